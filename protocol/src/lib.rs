@@ -1,0 +1,25 @@
+//! The wire of ipbroker: the Jupyter / IPython-parallel message protocol, packed with MessagePack (or JSON), over ZeroMQ.
+//!
+//! The controller, the engine and the client meet only here. `PROTOCOL.md` beside this crate is normative; the modules
+//! follow its chapters: [`envelope`] (frames), [`session`] (packing and signing), [`message`] (headers and contents),
+//! [`dependency`], [`connection`] and [`profile`] (files), [`socket`] and [`wake`] (I/O helpers), [`time`] (dates).
+
+pub mod array;
+pub mod connection;
+pub mod dependency;
+pub mod envelope;
+pub mod message;
+pub mod profile;
+pub mod session;
+pub mod socket;
+#[cfg(feature = "ssh")]
+pub mod ssh;
+pub mod time;
+pub mod value;
+pub mod wake;
+
+pub use zmq;
+
+// Only for the library it links: libzmq's CURVE needs libsodium.
+#[cfg(feature = "bundled")]
+extern crate libsodium_sys as _;

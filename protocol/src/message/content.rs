@@ -1,0 +1,280 @@
+//! Contents of task requests and replies.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use super::Require;
+use crate::value::Map;
+
+/// Content of `command_request`: one shell job. In an array, each member's map replaces keys of this template.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Command {
+    /// The command, run by `/bin/bash -o pipefail -c`.
+    pub cmd: String,
+    /// Working directory.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cd: Option<String>,
+    /// Variables set on top of the engine's environment.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub env: BTreeMap<String, String>,
+    /// Text for standard input (none: `/dev/null`).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub stdin: Option<String>,
+    /// File for standard input, on the engine's host.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub stdin_file: Option<String>,
+    /// File for standard output.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub out: Option<String>,
+    /// File for standard error.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub err: Option<String>,
+    /// The job's umask, octal digits.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub umask: Option<String>,
+    /// Bytes of standard output and of standard error to return; 0: dropped.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub capture: u64,
+    /// Also publish the output on IOPub as it comes.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub stream: bool,
+    /// Limits for the whole process group.
+    #[serde(skip_serializing_if = "Limit::is_empty")]
+    pub limit: Limit,
+    /// What the host must have.
+    #[serde(skip_serializing_if = "Require::is_empty")]
+    pub require: Require,
+    /// An exit code that means "this engine lacks what I need": the job goes to another one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub unmet_exit: Option<i32>,
+    /// Run in a scratch directory of its own, removed after.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub scratch: bool,
+    /// Files that are put into place before the start; their bytes are in the message's buffers or the engine's cache.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub put: Vec<Staged>,
+    /// Files that are returned after the end, as buffers of the reply in this order.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub get: Vec<String>,
+    /// Keys of later versions.
+    #[serde(flatten)]
+    pub extra: Map,
+}
+
+/// A file that goes with a job.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Staged {
+    /// Path on the engine's host, relative to the job's directory.
+    pub path: String,
+    /// SHA-256 of the bytes, hex.
+    pub sha256: String,
+    /// Permission bits.
+    pub mode: u32,
+    /// Index of the message's buffer with the bytes; none: the engine has them in its cache.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub buffer: Option<usize>,
+}
+
+/// Limits of a command's whole process group.
+#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Limit {
+    /// Seconds of wall-clock time.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub time: Option<f64>,
+    /// Bytes of resident memory.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub memory: Option<u64>,
+}
+
+impl Limit {
+    /// Whether there is none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.time.is_none() && self.memory.is_none()
+    }
+}
+
+/// Content of `command_reply`, and each member's value in an array reply.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct CommandResult {
+    /// `ok`: it ran, whatever its code; `error`: it could not be run; `aborted`.
+    pub status: String,
+    /// The shell's exit code; 128 + n after signal n.
+    pub code: Option<i32>,
+    /// When it began: ISO 8601 UTC, in the controller's clock.
+    pub started: Option<String>,
+    /// When it ended.
+    pub completed: Option<String>,
+    /// Run time in s, by a monotonic clock.
+    pub elapsed: Option<f64>,
+    /// The engine's host.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub host: Option<String>,
+    /// The engine's id.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub engine_id: Option<u32>,
+    /// Captured standard output (bytes that are no UTF-8 are replaced).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub stdout: Option<String>,
+    /// Captured standard error.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub stderr: Option<String>,
+    /// Bytes of output beyond what was captured.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub truncated: u64,
+    /// Which limit ended it: `time` or `memory`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub limit: Option<String>,
+    /// Error name, when status is not `ok`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ename: Option<String>,
+    /// What went wrong, in words.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub evalue: Option<String>,
+    /// The peer's key; always empty here.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub traceback: Vec<String>,
+}
+
+/// Content of `function_request`: which function; the argument is the first buffer, in MessagePack.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct FunctionCall {
+    /// The name under which the engine registered it.
+    pub name: String,
+}
+
+/// Content of an error reply, as the peer's.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct ErrorContent {
+    /// `error` or `aborted`.
+    pub status: String,
+    /// The error's name, e.g. `ImpossibleDependency`.
+    pub ename: String,
+    /// What went wrong, in words.
+    pub evalue: String,
+    /// Lines of a traceback; Python clients want the key.
+    pub traceback: Vec<String>,
+    /// Where it went wrong, as the peer has it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub engine_info: Option<Map>,
+}
+
+impl ErrorContent {
+    /// An error with its name and words.
+    #[must_use]
+    pub fn new(ename: &str, evalue: impl Into<String>) -> Self {
+        let status = if ename == "TaskAborted" {
+            "aborted"
+        } else {
+            "error"
+        };
+        Self {
+            status: status.into(),
+            ename: ename.into(),
+            evalue: evalue.into(),
+            ..Self::default()
+        }
+    }
+}
+
+/// Content of `submit_ack`.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct SubmitAck {
+    /// Tasks that the controller holds.
+    pub msg_ids: Vec<String>,
+    /// Those of them that it held already.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub duplicate: Vec<String>,
+}
+
+/// Content of `result_ack` and `reply_ack`: whole tasks, and ranges of arrays.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Acked {
+    /// Tasks whose reply was received.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub msg_ids: Vec<String>,
+    /// Ranges `(msg_id, lo, hi)` of arrays whose reply was received.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub ranges: Vec<(String, u64, u64)>,
+}
+
+/// Content of `resume_request`.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct ResumeRequest {
+    /// Tasks whose outcome the client still lacks.
+    pub pending: Vec<String>,
+    /// Ranges of arrays that it has already, so that they are not sent again.
+    pub received: Vec<(String, u64, u64)>,
+}
+
+/// Content of `resume_reply`.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct ResumeReply {
+    /// Tasks that the controller does not know: submit them again.
+    pub unknown: Vec<String>,
+    /// Tasks that wait or run.
+    pub pending: Vec<String>,
+}
+
+/// Content of `abort_request`.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct AbortRequest {
+    /// Tasks or members to abort.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub msg_ids: Option<Vec<String>>,
+    /// Every task there is.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub all: bool,
+    /// Every task of one client.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub session: Option<String>,
+    /// Running ones too.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub kill: bool,
+}
+
+/// Content of `abort_reply`.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct AbortReply {
+    /// `ok`, or `error` with `evalue`.
+    pub status: String,
+    /// Members that ended at once.
+    pub aborted: u64,
+    /// Members that run and are being stopped.
+    pub stopping: u64,
+    /// Ids that had ended before.
+    pub done: Vec<String>,
+    /// Ids that nobody knows.
+    pub unknown: Vec<String>,
+}
+
+/// Content of `give_back_request`.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct GiveBackRequest {
+    /// At most this many members, from the end of the queue.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub count: Option<u64>,
+    /// These tasks, or ranges of arrays.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tasks: Option<Vec<super::Held>>,
+    /// These tasks or members.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub msg_ids: Option<Vec<String>>,
+}
+
+fn is_zero(value: &u64) -> bool {
+    *value == 0
+}

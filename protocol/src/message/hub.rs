@@ -1,0 +1,216 @@
+//! Contents of what goes through the hub.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use crate::value::Map;
+
+/// Content of `registration_request`. Python engines send `uuid` and perhaps `id`; the rest is ours.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Registration {
+    /// The engine's uuid, its identity on every socket.
+    pub uuid: String,
+    /// The id it would like to have.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub id: Option<u32>,
+    /// What it can do; see [`capability`]. Absent: `apply`, `execute`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub capabilities: Option<Vec<String>>,
+    /// Names of its functions.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub functions: Vec<String>,
+    /// All names of its host: full, short, SSH alias, addresses.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub host: Vec<String>,
+    /// Its process.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pid: Option<u32>,
+    /// Cores of its host.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cores: Option<u32>,
+    /// Tags: racks, `gpu`, …
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub tags: Vec<String>,
+    /// Version of the program.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub version: Option<String>,
+    /// How limits of jobs are kept: `cgroup` or `sampling`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub limits: Option<String>,
+    /// What it holds, when it comes back to a controller.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub holds: Option<Holds>,
+    /// Keys of later versions.
+    #[serde(flatten)]
+    pub extra: Map,
+}
+
+/// What an engine holds when it comes back: task ids, with `[lo, hi)` for ranges of arrays.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Holds {
+    /// Running now.
+    pub running: Vec<Held>,
+    /// Finished; their replies come again.
+    pub finished: Vec<Held>,
+    /// Received and not started.
+    pub queued: Vec<Held>,
+}
+
+/// One task, or one range of an array, that an engine holds: `[msg_id, lo, hi]`; 0, 1 for an ordinary task.
+pub type Held = (String, u64, u64);
+
+/// Capabilities of engines.
+pub mod capability {
+    /// Runs `command_request`.
+    pub const COMMAND: &str = "command";
+    /// Runs `function_request`.
+    pub const FUNCTION: &str = "function";
+    /// Runs `apply_request`.
+    pub const APPLY: &str = "apply";
+    /// Runs `execute_request`.
+    pub const EXECUTE: &str = "execute";
+    /// Takes ranges of arrays.
+    pub const ARRAY: &str = "array";
+    /// Gives unstarted tasks back when asked.
+    pub const GIVE_BACK: &str = "give_back";
+    /// Keeps replies until they are acknowledged.
+    pub const ACK: &str = "ack";
+    /// Stops a running task when asked.
+    pub const KILL: &str = "kill";
+    /// Serves file operations.
+    pub const FS: &str = "fs";
+}
+
+/// Content of `registration_reply`.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct RegistrationReply {
+    /// `ok`, or `error` with `evalue`.
+    pub status: String,
+    /// The engine's id.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub id: Option<u32>,
+    /// Period of the heartbeat in ms.
+    pub hb_period: u64,
+    /// The engine's half of the connection file.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub connection_info: Option<Map>,
+    /// Replies are kept until `reply_ack`.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub durable: bool,
+    /// The task path is the pure one: announce what is received.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub pure: bool,
+    /// Which run of the controller answers.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub incarnation: String,
+    /// What went wrong.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub evalue: Option<String>,
+}
+
+/// Content of `lease_reply`.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct LeaseReply {
+    /// Which run of the controller answers.
+    pub incarnation: String,
+    /// Seconds without a sign of life until a client's tasks are dropped.
+    pub lease: f64,
+    /// Something is wrong with the controller that its clients should know: full disk, no descriptors.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub troubles: Vec<String>,
+}
+
+/// Content of `engine_died`: each uuid of the process with the ids it had started.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct EngineDied {
+    /// What each engine of the process had started.
+    pub uuids: BTreeMap<String, Vec<String>>,
+    /// How it ended, in words.
+    pub reason: String,
+}
+
+/// Content of `clock_notice`.
+#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct ClockNotice {
+    /// Seconds that the engine's clock is ahead of the controller's.
+    pub offset: f64,
+}
+
+/// Content of `received_notice`: `[client identity in hex, msg_id, msg_type]` each.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct ReceivedNotice {
+    /// The tasks.
+    pub tasks: Vec<(String, String, String)>,
+}
+
+/// One engine in `engines_reply`.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct EngineInfo {
+    /// Its id.
+    pub id: u32,
+    /// Its uuid.
+    pub uuid: String,
+    /// `ipengine` or `python`.
+    pub kind: String,
+    /// Names of its host.
+    pub host: Vec<String>,
+    /// Its process.
+    pub pid: Option<u32>,
+    /// Cores of its host.
+    pub cores: Option<u32>,
+    /// Its tags.
+    pub tags: Vec<String>,
+    /// Its capabilities.
+    pub capabilities: Vec<String>,
+    /// Members it has been given and not answered.
+    pub outstanding: u64,
+    /// Members it has completed.
+    pub completed: u64,
+    /// Seconds since it registered.
+    pub age: f64,
+    /// Round trip of its last heartbeat in ms.
+    pub ping: Option<f64>,
+    /// Seconds that its clock is ahead, where known.
+    pub clock: Option<f64>,
+    /// How limits of jobs are kept there.
+    pub limits: Option<String>,
+    /// Version of its program.
+    pub version: Option<String>,
+}
+
+/// Content of `stats_reply`: one row a node, as dispy prints it, and one row a job server, as Parallel Python does.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Stats {
+    /// A row for each host.
+    pub nodes: Vec<NodeStats>,
+    /// Jobs that named a preferred place.
+    pub preferred: u64,
+    /// Those of them that ran there.
+    pub preferred_met: u64,
+    /// Seconds since the controller began to count.
+    pub uptime: f64,
+}
+
+/// Statistics of one host.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct NodeStats {
+    /// The host.
+    pub node: String,
+    /// Engines (CPUs in dispy's table) it has had at once.
+    pub cpus: u32,
+    /// Jobs that ended there.
+    pub jobs: u64,
+    /// Their run time in s.
+    pub time: f64,
+}

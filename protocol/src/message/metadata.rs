@@ -1,0 +1,283 @@
+//! Metadata of task requests and replies.
+
+use std::borrow::Cow;
+
+use serde::{Deserialize, Deserializer, Serialize};
+
+use crate::{dependency::Dependency, value::Map};
+
+/// Scheduling metadata of a task request, as the scheduler reads it. Every key may be absent, null or empty.
+#[derive(Debug, Clone, PartialEq, Default, Deserialize)]
+#[serde(default)]
+pub struct TaskMetadata {
+    /// Engines (uuids) that may run it; empty: any.
+    #[serde(deserialize_with = "list_or_null")]
+    pub targets: Vec<String>,
+    /// When it may run.
+    pub after: Dependency,
+    /// Where it may run: on the engine that ran these.
+    pub follow: Dependency,
+    /// Seconds it may wait; `None` and values ≤ 0: for ever.
+    pub timeout: Option<f64>,
+    /// How often it is tried again.
+    pub retries: Option<u32>,
+    /// Hosts that may run it (any name of the host); empty: any.
+    #[serde(deserialize_with = "list_or_null")]
+    pub hosts: Vec<String>,
+    /// Hosts or tags where it would rather run.
+    #[serde(deserialize_with = "list_or_null")]
+    pub prefer: Vec<String>,
+    /// Seconds it waits for a preferred place before it goes anywhere.
+    pub prefer_wait: Option<f64>,
+    /// Tags its engine must have.
+    #[serde(deserialize_with = "list_or_null")]
+    pub tags: Vec<String>,
+    /// Higher runs first, among one client's tasks.
+    pub priority: Option<i32>,
+    /// It names what its engine must have; the engine checks, and reports an unmet dependency.
+    pub require: Option<serde::de::IgnoredAny>,
+    /// It outlives its client.
+    pub detach: Option<bool>,
+    /// Its client wants `submit_ack` and acknowledges results.
+    pub ack: Option<bool>,
+    /// Number of members, for an array.
+    pub array: Option<u64>,
+    /// Offsets of an array's arguments are 64-bit.
+    pub wide: Option<bool>,
+    /// Which try this is, from 0.
+    pub attempt: Option<u32>,
+    /// The members `lo..hi` of an array that this message is about.
+    pub range: Option<(u64, u64)>,
+    /// Fail at once, instead of waiting, when no registered engine could take it.
+    pub no_wait: Option<bool>,
+    /// A broadcast.
+    pub is_broadcast: Option<bool>,
+}
+
+/// Metadata that our client puts on a task request.
+#[derive(Debug, Clone, PartialEq, Default, Serialize)]
+pub struct TaskRequest {
+    /// Engines (uuids) that may run it.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub targets: Vec<String>,
+    /// When it may run.
+    #[serde(skip_serializing_if = "Dependency::is_empty")]
+    pub after: Dependency,
+    /// Where it may run.
+    #[serde(skip_serializing_if = "Dependency::is_empty")]
+    pub follow: Dependency,
+    /// Seconds it may wait.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub timeout: Option<f64>,
+    /// How often it is tried again.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub retries: u32,
+    /// Hosts that may run it.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub hosts: Vec<String>,
+    /// Where it would rather run.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub prefer: Vec<String>,
+    /// Seconds it waits for a preferred place.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub prefer_wait: Option<f64>,
+    /// Tags its engine must have.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub tags: Vec<String>,
+    /// Higher runs first.
+    #[serde(skip_serializing_if = "is_zero_i32")]
+    pub priority: i32,
+    /// What the engine checks before the start.
+    #[serde(skip_serializing_if = "Require::is_empty")]
+    pub require: Require,
+    /// It outlives its client.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub detach: bool,
+    /// Acknowledge it.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub ack: bool,
+    /// Number of members, for an array.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub array: Option<u64>,
+    /// Offsets of an array's arguments are 64-bit.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub wide: bool,
+    /// The job line as its user wrote it: kept with the record, so that results can be printed on it later.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub job: Option<String>,
+}
+
+/// What a command needs on its engine's host; anything lacking is an unmet dependency there.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Require {
+    /// Programs on the `PATH`.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub programs: Vec<String>,
+    /// Files or directories that exist.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub files: Vec<String>,
+    /// Environment variables that are set.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub variables: Vec<String>,
+}
+
+impl Require {
+    /// Whether nothing is required.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.programs.is_empty() && self.files.is_empty() && self.variables.is_empty()
+    }
+}
+
+/// Metadata of a reply, as the scheduler reads it.
+#[derive(Debug, Clone, PartialEq, Default, Deserialize)]
+#[serde(default)]
+pub struct ReplyMetadata<'a> {
+    /// `ok`, `error` or `aborted`.
+    #[serde(borrow)]
+    pub status: Cow<'a, str>,
+    /// False when the engine lacked what the task needs.
+    pub dependencies_met: Option<bool>,
+    /// The engine's uuid.
+    #[serde(borrow)]
+    pub engine: Option<Cow<'a, str>>,
+    /// Run time in s; of a range, the sum.
+    pub duration: Option<f64>,
+    /// When it began.
+    #[serde(borrow)]
+    pub started: Option<Cow<'a, str>>,
+    /// The members `lo..hi` that this reply is about.
+    pub range: Option<(u64, u64)>,
+    /// Members that did not end well: index and `error`, `aborted` or `unmet`.
+    #[serde(deserialize_with = "failed_list", borrow)]
+    pub failed: Vec<(u64, Cow<'a, str>)>,
+}
+
+/// Metadata that our engine puts on a reply.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+pub struct Reply {
+    /// `ok`, `error` or `aborted`.
+    pub status: String,
+    /// The engine's uuid.
+    pub engine: String,
+    /// The engine's id.
+    pub engine_id: u32,
+    /// The engine's host.
+    pub host: String,
+    /// When it began, ISO 8601 UTC, in the controller's clock.
+    pub started: String,
+    /// When it ended.
+    pub completed: String,
+    /// Run time in s; of a range, the sum.
+    pub duration: f64,
+    /// False when the engine lacked what the task needs.
+    pub dependencies_met: bool,
+    /// The members that this reply is about.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub range: Option<(u64, u64)>,
+    /// Members that did not end well.
+    #[serde(skip_serializing_if = "Vec::is_empty", default)]
+    pub failed: Vec<(u64, String)>,
+    /// The blob holds one value, the result of every member.
+    #[serde(skip_serializing_if = "std::ops::Not::not", default)]
+    pub same: bool,
+    /// Which try this was.
+    #[serde(skip_serializing_if = "is_zero", default)]
+    pub attempt: u32,
+}
+
+/// Metadata of any message, all keys.
+pub type Metadata = Map;
+
+fn is_zero(value: &u32) -> bool {
+    *value == 0
+}
+
+fn is_zero_i32(value: &i32) -> bool {
+    *value == 0
+}
+
+fn list_or_null<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<String>, D::Error> {
+    struct Shape;
+    impl<'de> serde::de::Visitor<'de> for Shape {
+        type Value = Vec<String>;
+        fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+            f.write_str("a list of names")
+        }
+        fn visit_unit<E>(self) -> Result<Self::Value, E> {
+            Ok(Vec::new())
+        }
+        fn visit_none<E>(self) -> Result<Self::Value, E> {
+            Ok(Vec::new())
+        }
+        fn visit_str<E>(self, name: &str) -> Result<Self::Value, E> {
+            Ok(vec![name.to_owned()])
+        }
+        fn visit_seq<A: serde::de::SeqAccess<'de>>(
+            self,
+            mut seq: A,
+        ) -> Result<Self::Value, A::Error> {
+            let mut names = Vec::new();
+            // Targets of a broadcast are [uuid, id] pairs: the scheduler has no use for them, so they do not fail here.
+            while let Some(crate::value::Value(name)) = seq.next_element()? {
+                if let serde_json::Value::String(name) = name {
+                    names.push(name);
+                }
+            }
+            Ok(names)
+        }
+    }
+    deserializer.deserialize_any(Shape)
+}
+
+fn failed_list<'de: 'a, 'a, D: Deserializer<'de>>(
+    deserializer: D,
+) -> Result<Vec<(u64, Cow<'a, str>)>, D::Error> {
+    Ok(Option::<Vec<(u64, Cow<'a, str>)>>::deserialize(deserializer)?.unwrap_or_default())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::session::Packer;
+
+    #[test]
+    fn the_peers_empty_keys_are_no_constraint() {
+        let text = br#"{"targets":[],"after":[],"follow":null,"timeout":null,"retries":0,"unknown":{"a":1}}"#;
+        let metadata: TaskMetadata = Packer::Json.unpack(text).unwrap();
+        assert_eq!(
+            metadata,
+            TaskMetadata {
+                retries: Some(0),
+                ..TaskMetadata::default()
+            }
+        );
+    }
+
+    #[test]
+    fn what_we_send_is_what_the_scheduler_reads() {
+        let request = TaskRequest {
+            hosts: vec!["a".into()],
+            array: Some(3),
+            ack: true,
+            ..TaskRequest::default()
+        };
+        for packer in [Packer::Msgpack, Packer::Json] {
+            let packed = packer.pack(&request);
+            let metadata: TaskMetadata = packer.unpack(&packed).unwrap();
+            assert_eq!(
+                (metadata.hosts.len(), metadata.array, metadata.ack),
+                (1, Some(3), Some(true))
+            );
+            let reply = Reply {
+                failed: vec![(3, "error".into())],
+                range: Some((2, 9)),
+                ..Reply::default()
+            };
+            let packed = packer.pack(&reply);
+            let read: ReplyMetadata<'_> = packer.unpack(&packed).unwrap();
+            assert_eq!((read.range, read.failed.len()), (Some((2, 9)), 1));
+        }
+    }
+}

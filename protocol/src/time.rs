@@ -1,0 +1,138 @@
+//! Dates as the wire and the result lines have them.
+
+use std::time::Duration;
+
+use jiff::{Timestamp, Unit, Zoned, tz::TimeZone};
+
+/// Now, as headers carry it: ISO 8601, UTC, microseconds, `Z`.
+#[must_use]
+pub fn now_utc() -> String {
+    utc(Timestamp::now())
+}
+
+/// A moment as headers carry it.
+#[must_use]
+pub fn utc(moment: Timestamp) -> String {
+    // Several times in each message of a busy cluster: by hand, an order faster than a format string.
+    let t = TimeZone::UTC.to_datetime(moment);
+    if !(0..=9999).contains(&t.year()) {
+        return moment.strftime("%Y-%m-%dT%H:%M:%S.%6fZ").to_string();
+    }
+    let mut text = *b"0000-00-00T00:00:00.000000Z";
+    let mut put = |at: usize, width: usize, mut value: u32| {
+        for place in (at..at + width).rev() {
+            text[place] = b'0' + (value % 10) as u8;
+            value /= 10;
+        }
+    };
+    put(0, 4, t.year().unsigned_abs().into());
+    put(5, 2, t.month().unsigned_abs().into());
+    put(8, 2, t.day().unsigned_abs().into());
+    put(11, 2, t.hour().unsigned_abs().into());
+    put(14, 2, t.minute().unsigned_abs().into());
+    put(17, 2, t.second().unsigned_abs().into());
+    put(20, 6, t.subsec_nanosecond().unsigned_abs() / 1000);
+    text.iter().map(|byte| char::from(*byte)).collect()
+}
+
+/// Reads an ISO 8601 date; without an offset it is taken as UTC.
+#[must_use]
+pub fn parse(text: &str) -> Option<Timestamp> {
+    if let Ok(moment) = text.parse::<Timestamp>() {
+        return Some(moment);
+    }
+    let civil: jiff::civil::DateTime = text.parse().ok()?;
+    civil
+        .to_zoned(TimeZone::UTC)
+        .ok()
+        .map(|zoned| zoned.timestamp())
+}
+
+/// A moment in local time without an offset, as Python's `isoformat()` writes it: no fraction when microseconds are 0.
+#[must_use]
+pub fn local_naive(moment: Timestamp) -> String {
+    let zoned = Zoned::new(moment, TimeZone::system());
+    let micros = zoned.subsec_nanosecond() / 1000;
+    let whole = zoned.strftime("%Y-%m-%dT%H:%M:%S").to_string();
+    if micros == 0 {
+        whole
+    } else {
+        format!("{whole}.{micros:06}")
+    }
+}
+
+/// A duration as Python prints a timedelta: `0:00:10.006281`, `1 day, 0:00:10`.
+#[must_use]
+pub fn timedelta(duration: Duration) -> String {
+    let micros = duration.subsec_micros();
+    let seconds = duration.as_secs();
+    let (days, rest) = (seconds / 86_400, seconds % 86_400);
+    let mut text = match days {
+        0 => String::new(),
+        1 => "1 day, ".to_owned(),
+        days => format!("{days} days, "),
+    };
+    text += &format!("{}:{:02}:{:02}", rest / 3600, rest % 3600 / 60, rest % 60);
+    if micros != 0 {
+        text += &format!(".{micros:06}");
+    }
+    text
+}
+
+/// The time between two moments, zero when the second is earlier.
+#[must_use]
+pub fn between(from: Timestamp, to: Timestamp) -> Duration {
+    let nanos = to.as_nanosecond() - from.as_nanosecond();
+    Duration::from_nanos(u64::try_from(nanos).unwrap_or(0))
+}
+
+/// `moment` moved by `seconds`, for clocks that are known to be off.
+#[must_use]
+pub fn shifted(moment: Timestamp, seconds: f64) -> Timestamp {
+    let nanos = moment.as_nanosecond() + (seconds * 1e9) as i128;
+    Timestamp::from_nanosecond(nanos).map_or(moment, |moved| {
+        moved.round(Unit::Microsecond).unwrap_or(moved)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn timedelta_as_python_prints_it() {
+        for (duration, text) in [
+            (Duration::from_micros(10_006_281), "0:00:10.006281"),
+            (Duration::from_secs(0), "0:00:00"),
+            (Duration::from_secs(86_410), "1 day, 0:00:10"),
+            (
+                Duration::new(2 * 86_400 + 3661, 5_000),
+                "2 days, 1:01:01.000005",
+            ),
+        ] {
+            assert_eq!(timedelta(duration), text);
+        }
+    }
+
+    #[test]
+    fn dates_round_trip() {
+        let moment = parse("2014-12-13T01:17:05.593718Z").unwrap();
+        assert_eq!(utc(moment), "2014-12-13T01:17:05.593718Z");
+        for text in [
+            "1970-01-01T00:00:00.000000Z",
+            "0001-02-03T04:05:06.000007Z",
+            "9999-12-30T21:59:59.999999Z",
+        ] {
+            let moment: Timestamp = text.parse().unwrap();
+            assert_eq!(utc(moment), text);
+            assert_eq!(
+                utc(moment),
+                moment.strftime("%Y-%m-%dT%H:%M:%S.%6fZ").to_string()
+            );
+        }
+        assert_eq!(parse("2014-12-13T01:17:05.593718"), Some(moment));
+        assert_eq!(parse("2014-12-13T02:17:05.593718+01:00"), Some(moment));
+        assert_eq!(parse("yesterday"), None);
+        assert_eq!(utc(shifted(moment, -47.0)), "2014-12-13T01:16:18.593718Z");
+    }
+}

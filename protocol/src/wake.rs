@@ -1,0 +1,126 @@
+//! A bell between threads: one side polls a descriptor beside its sockets, the other rings.
+
+use std::{
+    io,
+    os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use rustix::{
+    event::{PollFd, PollFlags, Timespec, poll},
+    pipe::{PipeFlags, pipe_with},
+};
+
+/// Rings the bell; clones ring the same one.
+#[derive(Debug, Clone)]
+pub struct Waker {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    write: OwnedFd,
+    rung: AtomicBool,
+}
+
+/// The side that is woken.
+#[derive(Debug)]
+pub struct Wake {
+    read: OwnedFd,
+    shared: Arc<Shared>,
+}
+
+/// A new bell.
+///
+/// # Errors
+/// When the process has no descriptors left.
+pub fn pair() -> io::Result<(Waker, Wake)> {
+    let (read, write) = pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK)?;
+    let shared = Arc::new(Shared {
+        write,
+        rung: AtomicBool::new(false),
+    });
+    Ok((
+        Waker {
+            shared: shared.clone(),
+        },
+        Wake { read, shared },
+    ))
+}
+
+impl Waker {
+    /// Wakes the other side at its next poll, or from the one it is in. Ringing twice costs nothing.
+    pub fn wake(&self) {
+        if !self.shared.rung.swap(true, Ordering::AcqRel) {
+            // The pipe can only be full when it is readable anyway.
+            let _ = rustix::io::write(&self.shared.write, &[1]);
+        }
+    }
+}
+
+impl Wake {
+    /// The descriptor to poll for reading.
+    #[must_use]
+    pub fn fd(&self) -> RawFd {
+        self.read.as_raw_fd()
+    }
+
+    /// Silences the bell. Call it *before* looking at the queue that the ringer fills: what comes later rings again.
+    pub fn clear(&self) {
+        if self.shared.rung.swap(false, Ordering::AcqRel) {
+            let mut sink = [0; 64];
+            while matches!(rustix::io::read(&self.read, &mut sink), Ok(n) if n == sink.len()) {}
+        }
+    }
+
+    /// Waits until the bell is rung, or for `timeout`; does not silence it.
+    pub fn wait(&self, timeout: Duration) {
+        let timeout = Timespec {
+            tv_sec: timeout.as_secs().cast_signed(),
+            tv_nsec: timeout.subsec_nanos().into(),
+        };
+        // An interrupted wait is a short one.
+        let _ = poll(&mut [PollFd::new(self, PollFlags::IN)], Some(&timeout));
+    }
+
+    /// A ringer for this bell.
+    #[must_use]
+    pub fn waker(&self) -> Waker {
+        Waker {
+            shared: self.shared.clone(),
+        }
+    }
+}
+
+impl AsFd for Wake {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.read.as_fd()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn readable(wake: &Wake) -> bool {
+        let mut items = [zmq::PollItem::from_fd(wake.fd(), zmq::POLLIN)];
+        zmq::poll(&mut items, 0).unwrap() == 1
+    }
+
+    #[test]
+    fn rings_once_until_cleared() {
+        let (waker, wake) = pair().unwrap();
+        assert!(!readable(&wake));
+        waker.wake();
+        waker.clone().wake();
+        assert!(readable(&wake));
+        wake.clear();
+        assert!(!readable(&wake));
+        waker.wake();
+        assert!(readable(&wake));
+    }
+}
