@@ -1,0 +1,186 @@
+//! Connection files, and the CURVE secret that a controller with `--reuse` needs again.
+
+use std::{env, fs, io, io::Write, net::UdpSocket, os::unix::fs::PermissionsExt, path::PathBuf};
+
+use ipbroker_protocol::{
+    connection::{self, ClientConnection, Common, EngineConnection},
+    profile::{Profile, Role},
+    socket::CurveServer,
+    value::Map,
+};
+use serde_json::Value;
+
+use super::{AppError, Settings, bind::Ports};
+
+fn common(settings: &Settings, curve: Option<&CurveServer>, ssh: &str, extra: Map) -> Common {
+    Common {
+        ssh: ssh.to_owned(),
+        interface: settings.interface.clone(),
+        key: settings.key.clone(),
+        curve_serverkey: curve.map(|curve| curve.public.clone()),
+        location: settings.location.clone(),
+        pack: settings.packer.name().into(),
+        unpack: settings.packer.name().into(),
+        signature_scheme: "hmac-sha256".into(),
+        extra,
+    }
+}
+
+fn client_connection(
+    settings: &Settings,
+    ports: &Ports,
+    curve: Option<&CurveServer>,
+) -> ClientConnection {
+    // The Python client closes its task socket over `pure` as soon as ids have a gap; the controller refuses instead.
+    let scheme = if settings.scheme == "pure" {
+        "pure-dealer"
+    } else {
+        &settings.scheme
+    };
+    ClientConnection {
+        task_scheme: scheme.to_owned(),
+        common: common(
+            settings,
+            curve,
+            &settings.ssh,
+            ports.client.common.extra.clone(),
+        ),
+        ..ports.client.clone()
+    }
+}
+
+/// The engines' connection file.
+pub(super) fn engine_connection(
+    settings: &Settings,
+    ports: &Ports,
+    curve: Option<&CurveServer>,
+) -> EngineConnection {
+    EngineConnection {
+        common: common(
+            settings,
+            curve,
+            &settings.engine_ssh,
+            ports.engine.common.extra.clone(),
+        ),
+        ..ports.engine.clone()
+    }
+}
+
+/// What `registration_reply` tells of the ports: no keys.
+pub(super) fn connection_info(settings: &Settings, ports: &Ports) -> Map {
+    let engine = EngineConnection {
+        common: Common::default(),
+        ..ports.engine.clone()
+    };
+    let Ok(Value::Object(mut map)) = serde_json::to_value(engine) else {
+        return Map::new();
+    };
+    map.retain(|_, value| value.is_number() || value.is_array());
+    map.insert("interface".into(), settings.interface.clone().into());
+    map
+}
+
+/// Writes both files.
+pub(super) fn write(
+    settings: &Settings,
+    ports: &Ports,
+    curve: Option<&CurveServer>,
+) -> Result<(), AppError> {
+    let profile = &settings.profile;
+    // Clients wait for either: the engines' first, since who waits for both finds the clients' file last.
+    connection::save(
+        &profile.connection_file(Role::Engine),
+        &engine_connection(settings, ports, curve),
+    )?;
+    connection::save(
+        &profile.connection_file(Role::Client),
+        &client_connection(settings, ports, curve),
+    )?;
+    Ok(())
+}
+
+/// Removes both files, unless they are for the next controller.
+pub(super) fn remove(settings: &Settings) {
+    if settings.reuse {
+        return;
+    }
+    for role in [Role::Client, Role::Engine] {
+        let path = settings.profile.connection_file(role);
+        match fs::remove_file(&path) {
+            Ok(()) => {}
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => tracing::warn!("cannot remove {}: {error}", path.display()),
+        }
+    }
+}
+
+fn secret_file(profile: &Profile) -> PathBuf {
+    let name = match profile.cluster_id() {
+        "" => "ipcontroller-curve.secret".to_owned(),
+        id => format!("ipcontroller-{id}-curve.secret"),
+    };
+    profile.security_dir().join(name)
+}
+
+/// The controller's key pair: of the environment, of the earlier controller, or a new one (kept when it is to be reused).
+pub(super) fn curve_keys(
+    profile: &Profile,
+    earlier: Option<&(ClientConnection, EngineConnection)>,
+    keep: bool,
+) -> Result<CurveServer, AppError> {
+    let variable = |name| {
+        env::var(name)
+            .ok()
+            .filter(|value: &String| !value.is_empty())
+    };
+    if let (Some(public), Some(secret)) = (
+        variable("IPP_CURVE_PUBLICKEY"),
+        variable("IPP_CURVE_SECRETKEY"),
+    ) {
+        return CurveServer::from_keys(&public, &secret).map_err(|error| {
+            AppError::Curve(format!(
+                "$IPP_CURVE_PUBLICKEY and $IPP_CURVE_SECRETKEY are no key pair: {error}"
+            ))
+        });
+    }
+    let path = secret_file(profile);
+    if let Some(public) = earlier.and_then(|(client, _)| client.common.curve_serverkey.as_ref()) {
+        let secret = fs::read_to_string(&path).map_err(|error| {
+            AppError::Curve(format!(
+                "the connection files use CURVE, and its secret key {} cannot be read ({error}): remove the connection \
+                 files, or set $IPP_CURVE_PUBLICKEY and $IPP_CURVE_SECRETKEY",
+                path.display()
+            ))
+        })?;
+        return CurveServer::from_keys(public, &secret)
+            .map_err(|error| AppError::Curve(format!("{}: {error}", path.display())));
+    }
+    let server = CurveServer::generate().map_err(|error| {
+        AppError::Curve(format!(
+            "this ipctl has no CURVE ({error}); --no-curve goes without"
+        ))
+    })?;
+    if keep {
+        let write = || -> io::Result<()> {
+            let mut file = tempfile::NamedTempFile::new_in(profile.security_dir())?;
+            file.as_file()
+                .set_permissions(fs::Permissions::from_mode(0o600))?;
+            writeln!(file, "{}", server.secret())?;
+            file.persist(&path)?;
+            Ok(())
+        };
+        write().map_err(|source| AppError::System {
+            what: format!("cannot write {}", path.display()),
+            source,
+        })?;
+    }
+    Ok(server)
+}
+
+/// The address of this host on its way out; nothing is sent.
+pub(super) fn outward_address() -> Option<String> {
+    let socket = UdpSocket::bind(("0.0.0.0", 0)).ok()?;
+    socket.connect(("192.0.2.1", 9)).ok()?;
+    let address = socket.local_addr().ok()?.ip();
+    (!address.is_loopback() && !address.is_unspecified()).then(|| address.to_string())
+}

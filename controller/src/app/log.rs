@@ -1,0 +1,73 @@
+//! Logging: to standard error, or to a file in the profile.
+
+use std::{
+    fs::{File, OpenOptions},
+    io::{self, IsTerminal},
+    path::PathBuf,
+    sync::Arc,
+};
+
+use ipbroker_protocol::profile::Profile;
+use tracing::Level;
+use tracing_subscriber::{fmt::time::UtcTime, util::SubscriberInitExt};
+
+use super::AppError;
+use crate::cli::LogArgs;
+
+/// Keeps the log open.
+#[derive(Debug)]
+pub struct Log {
+    /// The file, if there is one.
+    pub path: Option<PathBuf>,
+}
+
+/// Opens the log.
+///
+/// # Errors
+/// When the log file cannot be made.
+pub fn init(args: &LogArgs, profile: &Profile) -> Result<Log, AppError> {
+    let level = args.log_level.map_or(
+        if args.debug {
+            Level::DEBUG
+        } else {
+            Level::INFO
+        },
+        |level| level.0,
+    );
+    let format = tracing_subscriber::fmt()
+        // Who logs to a connection or terminal that is gone must live on: the default is to panic.
+        .log_internal_errors(false)
+        .with_max_level(level)
+        .with_target(false)
+        .with_timer(UtcTime::rfc_3339());
+    // A second initialisation (tests in one process) is no error.
+    if !args.log_to_file {
+        let ansi = io::stderr().is_terminal();
+        let _ = format
+            .with_ansi(ansi)
+            .with_writer(io::stderr)
+            .finish()
+            .try_init();
+        return Ok(Log { path: None });
+    }
+    let name = match profile.cluster_id() {
+        "" => format!("ipctl-{}.log", std::process::id()),
+        id => format!("ipctl-{id}-{}.log", std::process::id()),
+    };
+    let path = profile.log_dir().join(name);
+    let file: File = OpenOptions::new()
+        .create(true)
+        .append(true)
+        .open(&path)
+        .map_err(|source| AppError::System {
+            what: format!("cannot write the log file {}", path.display()),
+            source,
+        })?;
+    eprintln!("ipctl: logging to {}", path.display());
+    let _ = format
+        .with_ansi(false)
+        .with_writer(Arc::new(file))
+        .finish()
+        .try_init();
+    Ok(Log { path: Some(path) })
+}

@@ -1,0 +1,280 @@
+//! The program: from a command line to a controller that runs, and back to nothing.
+
+mod bind;
+mod files;
+pub mod log;
+mod settings;
+mod threads;
+
+use std::{
+    ffi::OsString,
+    io::{self, Read, Write},
+    thread,
+    time::{Duration, Instant},
+};
+
+use clap::{CommandFactory, Parser};
+use crossbeam_channel::{Receiver, Sender, unbounded};
+use ipbroker_protocol::{
+    connection::{self, ConnectionError, EngineConnection},
+    profile::{Profile, ProfileError, Role},
+    socket,
+};
+
+pub use self::settings::Settings;
+use crate::{
+    cli::{self, Action, Cli},
+    hub::Notice,
+    launch::local::{Local, LocalEvent},
+    store::StoreError,
+};
+
+/// How long engines may take to end when the controller does.
+const GRACE: Duration = Duration::from_secs(5);
+
+/// Descriptors for a few hundred engines and clients; more are asked of the system anyway.
+const DESCRIPTORS: u64 = 1024;
+
+/// Why the controller cannot run. Its text is one line for the user.
+#[derive(Debug, thiserror::Error)]
+pub enum AppError {
+    /// The command line.
+    #[error("{0}")]
+    Usage(String),
+    /// clap's own errors, help and version; already laid out.
+    #[error("{0}")]
+    Clap(#[from] clap::Error),
+    /// The profile directory.
+    #[error(transparent)]
+    Profile(#[from] ProfileError),
+    /// A connection file.
+    #[error(transparent)]
+    Connection(#[from] ConnectionError),
+    /// The store.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The CURVE keys.
+    #[error("{0}")]
+    Curve(String),
+    /// A port.
+    #[error("cannot listen on {url}: {reason}; choose other --ports, --port or --ip{hint}")]
+    Bind {
+        /// Which address.
+        url: String,
+        /// The system's word.
+        reason: String,
+        /// What else might be wrong.
+        hint: &'static str,
+    },
+    /// Sockets, threads, descriptors.
+    #[error("{what}: {source}")]
+    System {
+        /// What was tried.
+        what: String,
+        /// The system's word.
+        source: io::Error,
+    },
+    /// Engines cannot be started.
+    #[error("{0}")]
+    Launch(String),
+}
+
+/// What the main thread waits for.
+#[derive(Debug)]
+pub(crate) enum MainEvent {
+    /// A signal, standard input at its end, or a client's request.
+    Stop(String),
+    /// An engine came or went.
+    Engine(Notice),
+    /// A local engine process.
+    Local(LocalEvent),
+}
+
+/// Runs the program with these arguments (without its name).
+///
+/// # Errors
+/// [`AppError`], to be shown to the user.
+pub fn main(args: Vec<OsString>) -> Result<(), AppError> {
+    let args = cli::expand(args).map_err(AppError::Usage)?;
+    let parse = |args: &[OsString]| {
+        Cli::try_parse_from(std::iter::once(&OsString::from("ipctl")).chain(args))
+    };
+    let cli = parse(&args)?;
+    let cluster = &cli.cluster;
+    match &cli.command {
+        Some(Action::Completions { shell }) => {
+            clap_complete::generate(*shell, &mut Cli::command(), "ipctl", &mut io::stdout());
+            return Ok(());
+        }
+        Some(Action::ConnectionString) => {
+            let profile = find_profile(cluster)?;
+            return connection_string(&profile);
+        }
+        None => {}
+    }
+    let profile = find_profile(cluster)?;
+    profile.create()?;
+    let (cli, skipped) = settings::with_config(&profile, &args, cli)?;
+    let _log = log::init(&cli.logging, &profile)?;
+    for line in skipped {
+        tracing::warn!("{line}");
+    }
+    let settings = Settings::new(cli, profile)?;
+    run(settings)
+}
+
+fn find_profile(cluster: &cli::ClusterArgs) -> Result<Profile, ProfileError> {
+    Profile::find(
+        cluster.profile.as_deref(),
+        cluster.profile_dir.as_deref(),
+        cluster.cluster_id.as_deref(),
+    )
+}
+
+/// Runs a controller until it is told to stop.
+fn run(settings: Settings) -> Result<(), AppError> {
+    let begun = Instant::now();
+    match socket::raise_descriptors(DESCRIPTORS) {
+        Ok(limit) => tracing::debug!(limit, "open descriptors"),
+        Err(error) => tracing::warn!("{error}"),
+    }
+    let (events, waiting) = unbounded();
+    // Before anything is started, so that a signal always finds somebody who stops it.
+    catch_signals(&events)?;
+    if settings.exit_with_parent {
+        watch_stdin(&events)?;
+    }
+    let controller = threads::start(&settings, &events)?;
+    files::write(&settings, &controller.ports, controller.curve.as_ref())?;
+    tracing::info!(
+        scheme = settings.scheme,
+        packer = settings.packer.name(),
+        curve = controller.curve.is_some(),
+        ms = begun.elapsed().as_millis() as u64,
+        "controller running, connection files in {}",
+        settings.profile.security_dir().display()
+    );
+    let result = serve(&settings, &controller, &events, &waiting);
+    controller.stop(!settings.reuse);
+    files::remove(&settings);
+    tracing::info!("controller stopped");
+    result
+}
+
+/// Starts engines, then waits for the end.
+fn serve(
+    settings: &Settings,
+    controller: &threads::Controller,
+    events: &Sender<MainEvent>,
+    waiting: &Receiver<MainEvent>,
+) -> Result<(), AppError> {
+    let tell = events.clone();
+    let mut local = Local::new(&settings.local_plan(), move |event| {
+        let _ = tell.send(MainEvent::Local(event));
+    });
+    if settings.local_engines > 0 {
+        local
+            .start(settings.local_engines, settings.restore)
+            .map_err(AppError::Launch)?;
+    }
+    let mut remote = settings.start_remote(controller)?;
+    let why = loop {
+        match waiting.recv() {
+            Ok(MainEvent::Stop(why)) => break why,
+            Ok(MainEvent::Local(event)) => local.event(event),
+            Ok(MainEvent::Engine(notice)) => match notice {
+                Notice::Joined(engine) => {
+                    tracing::debug!(id = engine.id, pid = engine.pid, "joined");
+                    local.joined(engine.pid);
+                }
+                Notice::Left(engine) => tracing::debug!(id = engine.id, pid = engine.pid, "left"),
+                Notice::Shutdown => break "a client asked for it".to_owned(),
+            },
+            Err(_) => break "its own threads are gone".to_owned(),
+        }
+    };
+    tracing::info!("stopping: {why}");
+    if let Some(remote) = &mut remote {
+        remote.stop(GRACE);
+    }
+    local.stop(GRACE, || {
+        matches!(waiting.try_recv(), Ok(MainEvent::Stop(_)))
+    });
+    Ok(())
+}
+
+fn catch_signals(events: &Sender<MainEvent>) -> Result<(), AppError> {
+    use signal_hook::{
+        consts::{SIGHUP, SIGINT, SIGTERM},
+        iterator::Signals,
+    };
+    let system = |source| AppError::System {
+        what: "cannot catch signals".into(),
+        source,
+    };
+    let mut signals = Signals::new([SIGINT, SIGTERM, SIGHUP]).map_err(system)?;
+    let events = events.clone();
+    thread::Builder::new()
+        .name("signals".into())
+        .spawn(move || {
+            for (count, signal) in signals.forever().enumerate() {
+                let name = signal_hook::low_level::signal_name(signal).unwrap_or("a signal");
+                let _ = events.send(MainEvent::Stop(name.to_owned()));
+                // Whoever presses Ctrl-C over and over does not want to wait.
+                if count >= 3 {
+                    std::process::exit(130);
+                }
+            }
+        })
+        .map_err(system)?;
+    Ok(())
+}
+
+fn watch_stdin(events: &Sender<MainEvent>) -> Result<(), AppError> {
+    let events = events.clone();
+    thread::Builder::new()
+        .name("stdin".into())
+        .spawn(move || {
+            let mut sink = [0; 256];
+            let mut stdin = io::stdin().lock();
+            while matches!(stdin.read(&mut sink), Ok(1..)) {}
+            let _ = events.send(MainEvent::Stop("standard input was closed".into()));
+        })
+        .map_err(|source| AppError::System {
+            what: "cannot watch standard input".into(),
+            source,
+        })?;
+    Ok(())
+}
+
+/// Prints what starts an engine on a host that shares no files with this one.
+fn connection_string(profile: &Profile) -> Result<(), AppError> {
+    let mut engine: EngineConnection = connection::load(&profile.connection_file(Role::Engine))?;
+    let host = engine
+        .common
+        .interface
+        .strip_prefix("tcp://")
+        .unwrap_or_default()
+        .to_owned();
+    if settings::is_loopback(&host) && engine.common.ssh.is_empty() {
+        eprintln!(
+            "ipctl: this controller listens on {host} only: engines elsewhere need `ipctl --ip='*'`, or a tunnel \
+             (`ipengine --ssh user@this-host`)"
+        );
+    } else if matches!(host.as_str(), "*" | "0.0.0.0")
+        && socket::is_this_host(&engine.common.location)
+        && let Some(address) = files::outward_address()
+    {
+        // The host's name may not resolve elsewhere.
+        engine.common.location = address;
+    }
+    let json =
+        serde_json::to_string(&engine).map_err(|error| AppError::Usage(error.to_string()))?;
+    let quoted = json.replace('\'', r"'\''");
+    writeln!(io::stdout(), "IPP_CONNECTION_INFO='{quoted}' ipengine").map_err(|source| {
+        AppError::System {
+            what: "cannot write to standard output".into(),
+            source,
+        }
+    })
+}

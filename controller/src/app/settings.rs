@@ -1,0 +1,448 @@
+//! What command line, environment and configuration file come to.
+
+use std::{
+    env,
+    ffi::OsString,
+    net::{IpAddr, ToSocketAddrs},
+    path::PathBuf,
+    sync::Arc,
+    time::Duration,
+};
+
+use clap::Parser;
+use ipbroker_protocol::{
+    connection::{self, ClientConnection, EngineConnection},
+    profile::{Profile, Role},
+    session::Packer,
+    socket::CurveServer,
+};
+
+use super::{AppError, files, threads};
+use crate::{
+    cli::{Cli, Hwm, LogLevel},
+    config_py,
+    launch::{LaunchEvent, Launcher, args::HostArgs, batch, local, ssh},
+    scheduler::core,
+    store::{Backend, Keep, SyncMode},
+};
+
+/// Everything that a controller is told.
+#[derive(Debug)]
+pub struct Settings {
+    /// Where its files are.
+    pub profile: Profile,
+    /// `tcp://ADDRESS`, to bind and for the files.
+    pub interface: String,
+    /// This host as others see it.
+    pub location: String,
+    /// The user gave it.
+    pub location_given: bool,
+    /// SSH server for clients.
+    pub ssh: String,
+    /// SSH server for engines.
+    pub engine_ssh: String,
+    /// Port of the registration socket; 0: any.
+    pub port: u16,
+    /// Ports for the others, before any.
+    pub ports: Vec<u16>,
+    /// Connection files outlive the controller, and are used again.
+    pub reuse: bool,
+    /// Take up what an earlier controller left.
+    pub restore: bool,
+    /// The files that are there, when they are to be used again.
+    pub earlier: Option<(ClientConnection, EngineConnection)>,
+    /// Key that signs messages.
+    pub key: String,
+    /// CURVE keys, when it is on.
+    pub curve: Option<CurveServer>,
+    /// How messages are packed.
+    pub packer: Packer,
+    /// Period of the heartbeat.
+    pub ping: Duration,
+    /// Heartbeats in a row that an engine may miss.
+    pub misses: u32,
+    /// How long a client of ours may be silent.
+    pub lease: Duration,
+    /// Name of the scheme.
+    pub scheme: String,
+    /// Tasks ahead.
+    pub hwm: Hwm,
+    /// Where the history is kept.
+    pub backend: Backend,
+    /// How much of it.
+    pub keep: Keep,
+    /// What survives a power failure.
+    pub sync: SyncMode,
+    /// Local engines.
+    pub local_engines: u32,
+    /// Engines elsewhere.
+    pub hosts: HostArgs,
+    /// Engines in all.
+    pub engines: Option<u32>,
+    /// End when standard input does.
+    pub exit_with_parent: bool,
+    /// Passed on to local engines.
+    log_level: Option<LogLevel>,
+}
+
+/// Puts the assignments of `ipcontroller_config.py` before the command line; returns the lines that were not applied.
+pub(super) fn with_config(
+    profile: &Profile,
+    args: &[OsString],
+    cli: Cli,
+) -> Result<(Cli, Vec<String>), AppError> {
+    let path = profile.dir().join("ipcontroller_config.py");
+    let config = config_py::load(&path).map_err(|source| AppError::System {
+        what: format!("cannot read {}", path.display()),
+        source,
+    })?;
+    let mut notes: Vec<String> = config
+        .skipped
+        .iter()
+        .map(|skipped| {
+            format!(
+                "{}:{}: not applied: {} ({})",
+                path.display(),
+                skipped.line,
+                skipped.text,
+                skipped.why
+            )
+        })
+        .collect();
+    let parse = |options: &[OsString]| {
+        let program = OsString::from("ipctl");
+        Cli::try_parse_from(std::iter::once(&program).chain(options))
+    };
+    let mut options: Vec<OsString> = Vec::new();
+    for (line, option) in &config.options {
+        // Where the profile is has been decided: this file is in it.
+        if option.starts_with("--profile") || option.starts_with("--cluster-id") {
+            notes.push(format!(
+                "{}:{line}: not applied: {option} (say it on the command line)",
+                path.display()
+            ));
+            continue;
+        }
+        match parse(&[option.into()]) {
+            Ok(_) => options.push(option.into()),
+            Err(error) => {
+                let text = error.to_string();
+                let why = text
+                    .lines()
+                    .next()
+                    .unwrap_or_default()
+                    .trim_start_matches("error: ")
+                    .to_owned();
+                return Err(AppError::Usage(format!("{}:{line}: {why}", path.display())));
+            }
+        }
+    }
+    if options.is_empty() {
+        return Ok((cli, notes));
+    }
+    options.extend(args.iter().cloned());
+    Ok((parse(&options)?, notes))
+}
+
+/// Whether an address cannot be reached from other hosts.
+pub(super) fn is_loopback(ip: &str) -> bool {
+    ip == "localhost" || ip.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback())
+}
+
+fn variable(name: &str) -> Option<String> {
+    env::var(name).ok().filter(|value| !value.is_empty())
+}
+
+impl Settings {
+    pub(super) fn new(cli: Cli, profile: Profile) -> Result<Self, AppError> {
+        let network = cli.network;
+        let reuse = network.reuse || network.restore;
+        let earlier = if reuse { load_earlier(&profile) } else { None };
+        let ip = match &earlier {
+            Some((_, engine)) => engine
+                .common
+                .interface
+                .trim_start_matches("tcp://")
+                .to_owned(),
+            None => listening_address(&network.ip)?,
+        };
+        // ipp.Cluster says where to work through these; its clients need not have msgpack.
+        let by_cluster =
+            env::var_os("IPP_CLUSTER_ID").is_some() || env::var_os("IPP_PROFILE_DIR").is_some();
+        let packer = match (&earlier, network.packer.as_deref()) {
+            (Some((client, _)), _) => client.common.packer()?,
+            (None, Some("json")) => Packer::Json,
+            (None, Some(_)) => Packer::Msgpack,
+            (None, None) if by_cluster => Packer::Json,
+            (None, None) => Packer::Msgpack,
+        };
+        let wants_curve = match &earlier {
+            Some((client, _)) => client
+                .common
+                .curve_serverkey
+                .as_ref()
+                .is_some_and(|key| !key.is_empty()),
+            None if network.no_curve => false,
+            None => {
+                network.curve
+                    || variable("IPP_ENABLE_CURVE").as_deref() == Some("1")
+                    || !is_loopback(&ip)
+            }
+        };
+        let curve = if wants_curve {
+            Some(files::curve_keys(&profile, earlier.as_ref(), reuse)?)
+        } else {
+            None
+        };
+        let given_key = network
+            .session_key
+            .or_else(|| env::var("IPP_SESSION_KEY").ok());
+        let key = match (&earlier, given_key) {
+            (Some((client, _)), _) => client.common.key.clone(),
+            (None, Some(key)) => key,
+            // CURVE authenticates whoever connects: the peer signs nothing then.
+            (None, None) if curve.is_some() => String::new(),
+            (None, None) => uuid::Uuid::new_v4().to_string(),
+        };
+        if !is_loopback(&ip) && curve.is_none() {
+            tracing::warn!(
+                "listening on {ip} without CURVE: the key protects what is executed, but whoever can reach the ports can \
+                 read all output"
+            );
+        }
+        let location_given = network.location.is_some();
+        let location = match (&earlier, network.location) {
+            (_, Some(location)) => location,
+            (Some((_, engine)), None) => engine.common.location.clone(),
+            (None, None) => rustix::system::uname()
+                .nodename()
+                .to_string_lossy()
+                .into_owned(),
+        };
+        let tasks = cli.tasks;
+        let backend = if tasks.nodb {
+            Backend::None
+        } else if tasks.dictdb
+            || (!tasks.sqlitedb && !reuse && variable("IPP_CLUSTER_ID").is_some())
+        {
+            // A cluster with an id that ipp.Cluster made up is never started again: as with the peer, its history is in
+            // memory and leaves nothing behind.
+            Backend::memory()
+        } else {
+            Backend::Sqlite
+        };
+        let elsewhere = !cli.hosts.hosts.is_empty()
+            || cli.hosts.hosts_file.is_some()
+            || cli.hosts.batch_system.is_some();
+        if cli.hosts.batch_system.is_some() && cli.engines.is_none() {
+            return Err(AppError::Usage(
+                "--engines needs -n: how many engines to start".into(),
+            ));
+        }
+        let lease = Duration::try_from_secs_f64(network.lease)
+            .ok()
+            .filter(|lease| *lease >= Duration::from_secs(1))
+            .ok_or_else(|| AppError::Usage("--lease is a number of seconds, at least 1".into()))?;
+        let ssh = |given: String, earlier: Option<&str>| {
+            if given.is_empty() {
+                earlier.unwrap_or_default().to_owned()
+            } else {
+                given
+            }
+        };
+        Ok(Self {
+            interface: format!("tcp://{ip}"),
+            location,
+            location_given,
+            ssh: ssh(
+                network.ssh,
+                earlier
+                    .as_ref()
+                    .map(|(client, _)| client.common.ssh.as_str()),
+            ),
+            engine_ssh: ssh(
+                network.enginessh,
+                earlier
+                    .as_ref()
+                    .map(|(_, engine)| engine.common.ssh.as_str()),
+            ),
+            port: network.port.unwrap_or(0),
+            ports: network.ports.map(|ports| ports.0).unwrap_or_default(),
+            reuse,
+            restore: network.restore,
+            earlier,
+            key,
+            curve,
+            packer,
+            ping: Duration::from_millis(network.ping),
+            misses: network.misses,
+            lease,
+            scheme: tasks.scheme,
+            hwm: tasks.hwm,
+            backend,
+            keep: tasks.keep,
+            sync: tasks.sync,
+            local_engines: if elsewhere {
+                0
+            } else {
+                cli.engines.unwrap_or(0)
+            },
+            engines: cli.engines,
+            hosts: cli.hosts,
+            exit_with_parent: cli.exit_with_parent,
+            log_level: cli
+                .logging
+                .log_level
+                .or(cli.logging.debug.then_some(LogLevel(tracing::Level::DEBUG))),
+            profile,
+        })
+    }
+
+    /// Name of the store's files in the profile directory.
+    pub(super) fn store_name(&self) -> String {
+        match self.profile.cluster_id() {
+            "" => "ipbroker".into(),
+            id => format!("ipbroker-{id}"),
+        }
+    }
+
+    /// Where the hub keeps the ids of the engines: as the peer's.
+    pub(super) fn state_file(&self) -> PathBuf {
+        self.profile
+            .log_dir()
+            .join(format!("engines{}.json", self.profile.cluster_id()))
+    }
+
+    pub(super) fn core_hwm(&self) -> core::Hwm {
+        match self.hwm {
+            Hwm::Auto => core::Hwm::Auto,
+            Hwm::Fixed(0) => core::Hwm::Unlimited,
+            Hwm::Fixed(count) => core::Hwm::Fixed(count),
+        }
+    }
+
+    pub(super) fn local_plan(&self) -> local::Plan {
+        let mut arguments: Vec<OsString> = vec![
+            "--file".into(),
+            self.profile.connection_file(Role::Engine).into(),
+        ];
+        if let Some(LogLevel(level)) = self.log_level {
+            arguments.push(format!("--log-level={}", level.as_str().to_lowercase()).into());
+        }
+        local::Plan {
+            program: self.hosts.engine_program.clone(),
+            arguments,
+            record: self
+                .profile
+                .dir()
+                .join("pid")
+                .join(format!("ipctl-engines{}.json", self.profile.cluster_id())),
+        }
+    }
+
+    /// Starts the engines on other hosts, if any are asked for.
+    pub(super) fn start_remote(
+        &self,
+        controller: &threads::Controller,
+    ) -> Result<Option<Box<dyn Launcher>>, AppError> {
+        let sink = Arc::new(|event: LaunchEvent| {
+            if event.is_warning() {
+                tracing::warn!("{event}");
+            } else {
+                tracing::info!("{event}");
+            }
+        });
+        if let Some(system) = &self.hosts.batch_system {
+            let launch = |error: batch::BatchError| AppError::Launch(error.to_string());
+            let plan = batch::Plan {
+                system: batch::System::find(system).map_err(launch)?,
+                engines: self.engines.unwrap_or(1),
+                options: self.hosts.batch_options.clone(),
+                template: self.hosts.batch_template.clone(),
+                program: local::engine_program(self.hosts.engine_program.as_deref()),
+                connection_file: self.profile.connection_file(Role::Engine),
+                dir: self.profile.log_dir(),
+                engine_args: Vec::new(),
+            };
+            return Ok(Some(Box::new(
+                batch::BatchLauncher::start(&plan, sink).map_err(launch)?,
+            )));
+        }
+        let hosts = self
+            .hosts
+            .hosts()
+            .map_err(|error| AppError::Launch(error.to_string()))?;
+        if hosts.is_empty() {
+            return Ok(None);
+        }
+        let plan = ssh::Plan {
+            hosts,
+            total: self.engines,
+            tunnel: self.hosts.tunnel,
+            accept_new: self.hosts.accept_new,
+            ssh_config: self.hosts.ssh_config.clone(),
+            program: self.hosts.engine_program.clone(),
+            parallel: self.hosts.parallel,
+            engine_args: self
+                .log_level
+                .iter()
+                .map(|LogLevel(level)| format!("--log-level={level}"))
+                .collect(),
+            connection: files::engine_connection(
+                self,
+                &controller.ports,
+                controller.curve.as_ref(),
+            ),
+            location_given: self.location_given,
+        };
+        let launcher = ssh::SshLauncher::start(plan, sink)
+            .map_err(|error| AppError::Launch(error.to_string()))?;
+        Ok(Some(Box::new(launcher)))
+    }
+}
+
+/// The connection files that are there; a warning when they are of no use.
+fn load_earlier(profile: &Profile) -> Option<(ClientConnection, EngineConnection)> {
+    let (client, engine) = (
+        profile.connection_file(Role::Client),
+        profile.connection_file(Role::Engine),
+    );
+    if !client.exists() && !engine.exists() {
+        return None;
+    }
+    let load = || -> Result<(ClientConnection, EngineConnection), String> {
+        let client: ClientConnection =
+            connection::load(&client).map_err(|error| error.to_string())?;
+        let engine: EngineConnection =
+            connection::load(&engine).map_err(|error| error.to_string())?;
+        let agree = client.common.key == engine.common.key
+            && client.registration == engine.registration
+            && client.common.pack == engine.common.pack
+            && client.common.curve_serverkey == engine.common.curve_serverkey;
+        if agree {
+            Ok((client, engine))
+        } else {
+            Err("the two connection files do not belong together".into())
+        }
+    };
+    load()
+        .inspect_err(|error| tracing::warn!("connection files not used again: {error}"))
+        .ok()
+}
+
+/// The address to bind: `*`, an IP address, or that of a host name.
+fn listening_address(ip: &str) -> Result<String, AppError> {
+    if matches!(ip, "*" | "0.0.0.0") || ip.parse::<IpAddr>().is_ok() {
+        return Ok(ip.to_owned());
+    }
+    let addresses = (ip, 0).to_socket_addrs();
+    addresses
+        .ok()
+        .and_then(|mut all| all.find(|address| address.is_ipv4()))
+        .map(|address| address.ip().to_string())
+        .ok_or_else(|| {
+            AppError::Usage(format!(
+                "--ip={ip}: no IPv4 address of this name; give an address, or * for all"
+            ))
+        })
+}

@@ -1,0 +1,204 @@
+//! Starts the controller's threads, and ends them.
+
+use std::{
+    io,
+    sync::Arc,
+    thread::{self, JoinHandle},
+};
+
+use crossbeam_channel::Sender;
+use ipbroker_protocol::{session::Session, socket::CurveServer, zmq::Context};
+
+use super::{AppError, MainEvent, Settings, bind, bind::Ports, files};
+use crate::{
+    hub::{self, Event, Links},
+    junk::JunkTotal,
+    mailbox::{Post, mailbox},
+    relay::{control, iopub, mux},
+    scheduler::{
+        command::Command,
+        core::{Config, scheme},
+        pure::PureThread,
+        task::TaskThread,
+    },
+    store::{self, Backend, Packing, Store},
+};
+
+/// A controller that runs.
+pub(crate) struct Controller {
+    pub(crate) ports: Ports,
+    pub(crate) curve: Option<CurveServer>,
+    events: Post<Event>,
+    links: Links,
+    hub: JoinHandle<()>,
+    others: Vec<JoinHandle<()>>,
+    store: Store,
+    /// Lives as long as its sockets.
+    _context: Context,
+}
+
+/// Binds everything and starts all threads.
+pub(super) fn start(settings: &Settings, main: &Sender<MainEvent>) -> Result<Controller, AppError> {
+    let system = |what: &'static str| {
+        move |source: io::Error| AppError::System {
+            what: what.into(),
+            source,
+        }
+    };
+    let context = Context::new();
+    // Many engines and clients: two threads keep the sockets busy on two cores and more.
+    context
+        .set_io_threads(2)
+        .map_err(|error| system("cannot start ZeroMQ")(error.into()))?;
+    let mut options = store::Options::new(settings.profile.dir());
+    options.name = settings.store_name();
+    options.backend = settings.backend.clone();
+    options.keep = settings.keep;
+    options.sync = settings.sync;
+    options.restore = settings.restore;
+    options.packing = match settings.packer {
+        ipbroker_protocol::session::Packer::Msgpack => Packing::MsgPack,
+        ipbroker_protocol::session::Packer::Json => Packing::Json,
+    };
+    let (store, journal, handle, recovered) = store::open(&options)?;
+    let bound = bind::bind(settings, &context)?;
+    // Also with a history in memory: what is recorded there must be whole.
+    let durable = settings.backend != Backend::None;
+    let junk = JunkTotal::default();
+    let session = || Session::new(settings.key.as_bytes(), settings.packer);
+    let mut others = Vec::new();
+
+    let (tasks, commands) = mailbox::<Command>().map_err(system("cannot make a mailbox"))?;
+    let (clients, engines) = bound.task;
+    let stop = main.clone();
+    let spawn = |name: &str, run: Box<dyn FnOnce() -> io::Result<()> + Send>| {
+        thread::Builder::new().name(name.into()).spawn(move || {
+            if let Err(error) = run() {
+                tracing::error!(%error, "the task thread has failed");
+                let _ = stop.send(MainEvent::Stop("the task thread has failed".into()));
+            }
+        })
+    };
+    let session_of_tasks = Arc::new(session());
+    let thread = if settings.scheme == "pure" {
+        let pure = PureThread {
+            clients,
+            engines,
+            session: session_of_tasks,
+            commands,
+            junk: junk.clone(),
+        };
+        spawn("pure", Box::new(move || pure.run()))
+    } else {
+        let scheme = scheme(&settings.scheme).ok_or_else(|| {
+            AppError::Usage(format!("no scheme {:?}: see ipctl --help", settings.scheme))
+        })?;
+        let limit = settings.ping * (settings.misses + 1);
+        let config = Config {
+            hwm: settings.core_hwm(),
+            seed: rand::random(),
+            lookups: settings.backend != Backend::None,
+            restore_limit: u64::try_from(limit.as_nanos()).unwrap_or(u64::MAX),
+            ..Config::default()
+        };
+        let task = TaskThread {
+            clients,
+            engines,
+            session: session_of_tasks,
+            scheme,
+            config,
+            journal,
+            store: handle.clone(),
+            durable,
+            recovered,
+            commands,
+            junk: junk.clone(),
+        };
+        spawn("task", Box::new(move || task.run()))
+    };
+    others.push(thread.map_err(system("cannot start the task thread"))?);
+
+    let (mux, thread) = mux::spawn(bound.mux, session(), handle.clone(), &junk)
+        .map_err(system("cannot start the direct relay"))?;
+    others.push(thread);
+    let (clients, engines) = bound.control;
+    let (control, thread) = control::spawn(clients, engines, session(), tasks.clone(), &junk)
+        .map_err(system("cannot start the control relay"))?;
+    others.push(thread);
+    let (events, event_box) = mailbox::<Event>().map_err(system("cannot make a mailbox"))?;
+    let to_hub = events.clone();
+    let stopped = move |uuid| to_hub.send(Event::EngineStopped(uuid));
+    let (iopub, thread) = iopub::spawn(
+        bound.iopub,
+        session(),
+        handle.recorder(),
+        control.clone(),
+        stopped,
+        &junk,
+    )
+    .map_err(system("cannot start the output relay"))?;
+    others.push(thread);
+
+    let links = Links {
+        tasks,
+        mux,
+        control,
+        iopub,
+        store: handle,
+    };
+    let hub_settings = hub::Settings {
+        ping: settings.ping,
+        misses: settings.misses,
+        lease: settings.lease,
+        incarnation: uuid::Uuid::new_v4().to_string(),
+        durable,
+        scheme: settings.scheme.clone(),
+        connection_info: files::connection_info(settings, &bound.ports),
+        state_file: settings.state_file(),
+        restore: settings.restore,
+    };
+    let tell = main.clone();
+    let tell = move |notice| drop(tell.send(MainEvent::Engine(notice)));
+    let hub = hub::spawn(
+        hub_settings,
+        bound.hub,
+        links.clone(),
+        (events.clone(), event_box),
+        session(),
+        &junk,
+        tell,
+    )
+    .map_err(system("cannot start the hub"))?;
+    Ok(Controller {
+        ports: bound.ports,
+        curve: settings.curve.clone(),
+        events,
+        links,
+        hub,
+        others,
+        store,
+        _context: context,
+    })
+}
+
+impl Controller {
+    /// Ends all threads; what they have taken is written. `engines`: engines of ours that are still there end too.
+    pub(crate) fn stop(self, engines: bool) {
+        self.events.send(Event::Shutdown { engines });
+        let join = |thread: JoinHandle<()>| {
+            let name = thread.thread().name().unwrap_or("?").to_owned();
+            if thread.join().is_err() {
+                tracing::error!("the thread `{name}` has panicked");
+            }
+        };
+        join(self.hub);
+        self.links.tasks.send(Command::Shutdown);
+        self.links.mux.send(mux::Request::Shutdown);
+        self.links.iopub.send(iopub::Request::Shutdown);
+        self.links.control.shutdown();
+        for thread in self.others {
+            join(thread);
+        }
+        self.store.close();
+    }
+}

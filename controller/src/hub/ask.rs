@@ -1,0 +1,166 @@
+//! Asking others without waiting, and answering clients later.
+
+use ipbroker_protocol::{
+    envelope::Envelope,
+    message::{ErrorContent, HeaderRef},
+    session::Session,
+    zmq::Message,
+};
+use serde::Serialize;
+use serde_json::json;
+
+use super::{Event, run::Hub};
+use crate::{
+    scheduler::command::Answer,
+    store::{self, QueryError},
+};
+
+/// Who asked, for an answer now or later.
+#[derive(Debug, Clone)]
+pub(super) struct Asker {
+    identities: Vec<Vec<u8>>,
+    header: Vec<u8>,
+    pub(super) msg_type: String,
+    pub(super) session: String,
+}
+
+impl Asker {
+    pub(super) fn of(request: &Envelope, header: &HeaderRef<'_>) -> Self {
+        Self {
+            identities: request
+                .identities()
+                .iter()
+                .map(|identity| identity.to_vec())
+                .collect(),
+            header: request.header().to_vec(),
+            msg_type: header.msg_type.to_string(),
+            session: header.session.to_string(),
+        }
+    }
+
+    /// The identity of the socket that asked.
+    pub(super) fn identity(&self) -> &[u8] {
+        &self.identities[0]
+    }
+
+    /// The reply type of the request.
+    pub(super) fn reply_type(&self) -> String {
+        format!(
+            "{}_reply",
+            self.msg_type
+                .strip_suffix("_request")
+                .unwrap_or(&self.msg_type)
+        )
+    }
+
+    fn message(
+        &self,
+        session: &Session,
+        msg_type: &str,
+        content: &impl Serialize,
+        buffers: Vec<Message>,
+    ) -> Envelope {
+        let identities = self
+            .identities
+            .iter()
+            .map(|identity| Message::from(&identity[..]))
+            .collect();
+        session.message(
+            identities,
+            &session.header(msg_type),
+            Some(&self.header),
+            &json!({}),
+            content,
+            buffers,
+        )
+    }
+}
+
+/// An error as the peer names it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct HubError {
+    pub(super) ename: String,
+    pub(super) evalue: String,
+}
+
+impl HubError {
+    pub(super) fn new(ename: &str, evalue: impl Into<String>) -> Self {
+        Self {
+            ename: ename.to_owned(),
+            evalue: evalue.into(),
+        }
+    }
+
+    /// As reply content. Python's `RemoteError` wants all its keys.
+    pub(super) fn content(&self) -> serde_json::Value {
+        let error = ErrorContent::new(&self.ename, self.evalue.as_str());
+        json!({"status": "error", "ename": error.ename, "evalue": error.evalue, "engine_info": {},
+               "traceback": [format!("{}: {}", error.ename, error.evalue)]})
+    }
+}
+
+impl From<QueryError> for HubError {
+    fn from(error: QueryError) -> Self {
+        Self::new(error.ename, error.evalue)
+    }
+}
+
+impl Hub {
+    /// An answer that continues on the hub's thread.
+    pub(super) fn then<T: Send + 'static>(
+        &self,
+        rest: impl FnOnce(&mut Hub, T) + Send + 'static,
+    ) -> Answer<T> {
+        let post = self.post.clone();
+        Answer::new(move |value| post.send(Event::Continue(Box::new(move |hub| rest(hub, value)))))
+    }
+
+    /// The same for the store.
+    pub(super) fn stored<T: Send + 'static>(
+        &self,
+        rest: impl FnOnce(&mut Hub, Result<T, HubError>) + Send + 'static,
+    ) -> store::Answer<T> {
+        let post = self.post.clone();
+        Box::new(move |result| {
+            post.send(Event::Continue(Box::new(move |hub| {
+                rest(hub, result.map_err(HubError::from))
+            })));
+        })
+    }
+
+    /// Answers.
+    pub(super) fn reply(&mut self, asker: &Asker, content: &impl Serialize, buffers: Vec<Message>) {
+        let message = asker.message(&self.session, &asker.reply_type(), content, buffers);
+        self.query.send_or_drop(message.into_frames());
+    }
+
+    /// Answers with an error, as the request's own reply.
+    pub(super) fn reply_error(&mut self, asker: &Asker, error: &HubError) {
+        tracing::debug!(
+            request = asker.msg_type,
+            "{}: {}",
+            error.ename,
+            error.evalue
+        );
+        self.reply(asker, &error.content(), Vec::new());
+    }
+
+    /// Answers with `hub_error`, as the peer does for some requests.
+    pub(super) fn hub_error(&mut self, asker: &Asker, error: &HubError) {
+        tracing::debug!(
+            request = asker.msg_type,
+            "hub_error: {}: {}",
+            error.ename,
+            error.evalue
+        );
+        let message = asker.message(&self.session, "hub_error", &error.content(), Vec::new());
+        self.query.send_or_drop(message.into_frames());
+    }
+
+    /// Sends a message of its own to an engine's registration socket.
+    pub(super) fn tell_engine(&mut self, uuid: &str, msg_type: &str, content: &impl Serialize) {
+        let mut message = self.session.request(msg_type, content);
+        message.set_identities([Message::from(uuid)]);
+        self.query.send_or_drop(message.into_frames());
+    }
+}

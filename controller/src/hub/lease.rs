@@ -1,0 +1,76 @@
+//! Client leases: a ROUTER does not see a client vanish, so ours say now and then that they live.
+
+use std::time::{Duration, Instant};
+
+use foldhash::{HashMap, HashMapExt};
+
+/// The sessions that hold a lease.
+#[derive(Debug)]
+pub(crate) struct Leases {
+    length: Duration,
+    seen: HashMap<String, Instant>,
+}
+
+impl Leases {
+    pub(crate) fn new(length: Duration) -> Self {
+        Self {
+            length,
+            seen: HashMap::new(),
+        }
+    }
+
+    /// A session asks for a lease, or for its renewal.
+    pub(crate) fn renew(&mut self, session: &str, now: Instant) {
+        if let Some(seen) = self.seen.get_mut(session) {
+            *seen = now;
+        } else {
+            self.seen.insert(session.to_owned(), now);
+        }
+    }
+
+    /// Any other message of a session that holds a lease.
+    pub(crate) fn touch(&mut self, session: &str, now: Instant) {
+        if let Some(seen) = self.seen.get_mut(session) {
+            *seen = now;
+        }
+    }
+
+    /// Sessions whose lease has run out; they are forgotten.
+    pub(crate) fn expired(&mut self, now: Instant) -> Vec<String> {
+        let length = self.length;
+        self.seen
+            .extract_if(|_, seen| now.saturating_duration_since(*seen) >= length)
+            .map(|(session, _)| session)
+            .collect()
+    }
+
+    /// How many clients of ours there are.
+    pub(crate) fn len(&self) -> usize {
+        self.seen.len()
+    }
+
+    /// Seconds a lease lasts.
+    pub(crate) fn seconds(&self) -> f64 {
+        self.length.as_secs_f64()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_lease_lasts_from_its_last_renewal() {
+        let mut leases = Leases::new(Duration::from_secs(15));
+        let begin = Instant::now();
+        let at = |seconds| begin + Duration::from_secs(seconds);
+        leases.renew("a", at(0));
+        leases.renew("b", at(0));
+        leases.renew("a", at(10));
+        leases.touch("stranger", at(10));
+        assert!(leases.expired(at(14)).is_empty());
+        assert_eq!(leases.expired(at(15)), ["b"]);
+        assert_eq!(leases.len(), 1);
+        assert_eq!(leases.expired(at(25)), ["a"]);
+    }
+}

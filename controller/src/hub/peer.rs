@@ -1,0 +1,593 @@
+//! The peer's requests, answered as its hub does.
+
+use ipbroker_protocol::{
+    message::{Header, Registration, RegistrationReply, types},
+    time,
+    value::Map,
+    zmq::Message,
+};
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use super::{
+    ask::{Asker, HubError},
+    run::Hub,
+};
+use crate::{
+    relay::mux,
+    scheduler::command::{Command, EngineTasks, TaskState},
+    store::{Lookup, Purge, Record, StoredRequest},
+};
+
+/// The fields of a record, without the two of buffers.
+const FIELDS: [&str; 21] = [
+    "msg_id",
+    "header",
+    "metadata",
+    "content",
+    "submitted",
+    "client_uuid",
+    "engine_uuid",
+    "started",
+    "completed",
+    "resubmitted",
+    "received",
+    "result_header",
+    "result_metadata",
+    "result_content",
+    "queue",
+    "execute_input",
+    "execute_result",
+    "error",
+    "stdout",
+    "stderr",
+    "label",
+];
+
+impl Hub {
+    /// Serves a request of the peer's; `false`: it is none.
+    pub(super) fn peer_request(&mut self, asker: &Asker, content: &Value) -> bool {
+        match asker.msg_type.as_str() {
+            types::REGISTRATION_REQUEST => self.register(asker, content),
+            types::UNREGISTRATION_REQUEST => self.unregister(content),
+            types::CONNECTION_REQUEST => {
+                let engines: Map = self
+                    .registry
+                    .iter()
+                    .map(|(id, engine)| (id.to_string(), engine.profile.uuid.clone().into()))
+                    .collect();
+                self.reply(
+                    asker,
+                    &json!({"status": "ok", "engines": engines}),
+                    Vec::new(),
+                );
+            }
+            "queue_request" => self.queue_status(asker, content),
+            "load_request" => self.load(asker, content),
+            "result_request" => self.results(asker, content),
+            "history_request" => {
+                let to = asker.clone();
+                self.links
+                    .store
+                    .history(self.stored(move |hub, result| match result {
+                        Ok(ids) => {
+                            hub.reply(&to, &json!({"status": "ok", "history": ids}), Vec::new())
+                        }
+                        Err(error) => hub.reply_error(&to, &error),
+                    }));
+            }
+            "db_request" => self.db_query(asker, content),
+            "purge_request" => self.purge(asker, content),
+            "resubmit_request" => self.resubmit(asker, content),
+            types::SHUTDOWN_REQUEST => self.shutdown_requested(asker),
+            "become_dask_request" => self.become_dask(asker, content),
+            "stop_distributed_request" => {
+                self.dask.stop();
+                self.reply(asker, &json!({"status": "ok"}), Vec::new());
+            }
+            _ => return false,
+        }
+        true
+    }
+
+    fn register(&mut self, asker: &Asker, content: &Value) {
+        let registration = match Registration::deserialize(content) {
+            Ok(registration) => registration,
+            Err(error) => {
+                let error = HubError::new("ValueError", format!("bad registration: {error}"));
+                return self.reply_error(asker, &error);
+            }
+        };
+        let uuid = registration.uuid.clone();
+        let requested = registration.id;
+        match self.registry.begin(registration) {
+            Ok(id) => {
+                tracing::debug!(id, uuid, ?requested, "accepting registration");
+                let reply = RegistrationReply {
+                    status: "ok".into(),
+                    id: Some(id),
+                    hb_period: self.settings.ping.as_millis() as u64,
+                    connection_info: Some(self.settings.connection_info.clone()),
+                    durable: self.settings.durable,
+                    pure: self.settings.scheme == "pure",
+                    incarnation: self.settings.incarnation.clone(),
+                    evalue: None,
+                };
+                self.reply(asker, &reply, Vec::new());
+            }
+            Err(refusal) => {
+                tracing::error!(uuid, "registration refused: {refusal}");
+                self.reply_error(asker, &HubError::new("KeyError", refusal.to_string()));
+            }
+        }
+    }
+
+    fn unregister(&mut self, content: &Value) {
+        let id = content["id"].as_u64().and_then(|id| u32::try_from(id).ok());
+        let Some(id) = id else {
+            return self
+                .query
+                .refuse("bad unregistration", &"it names no engine");
+        };
+        match self.registry.uuid_of(id).map(str::to_owned) {
+            Some(uuid) => self.stopped(&uuid, "has ended"),
+            None => tracing::debug!(id, "already unregistered"),
+        }
+    }
+
+    /// The direct and scheduled tasks of all engines.
+    pub(super) fn engine_tasks(
+        &self,
+        verbose: bool,
+        rest: impl FnOnce(&mut Hub, Rows) + Send + 'static,
+    ) {
+        let answer = self.then(move |hub, tasks: crate::scheduler::command::TaskQueues| {
+            let answer = hub.then(move |hub, direct| {
+                rest(
+                    hub,
+                    Rows {
+                        direct,
+                        scheduled: tasks.engines,
+                        unassigned: tasks.unassigned,
+                        ids: tasks.unassigned_ids,
+                    },
+                );
+            });
+            hub.links.mux.send(mux::Request::Status { verbose, answer });
+        });
+        self.links
+            .tasks
+            .send(Command::QueueStatus { verbose, answer });
+    }
+
+    fn queue_status(&mut self, asker: &Asker, content: &Value) {
+        let targets = match self.targets(&content["targets"]) {
+            Ok(targets) => targets,
+            Err(error) => return self.hub_error(asker, &error),
+        };
+        let verbose = content["verbose"].as_bool().unwrap_or(false);
+        let to = asker.clone();
+        self.engine_tasks(verbose, move |hub, rows| {
+            let mut reply = Map::new();
+            reply.insert("status".into(), "ok".into());
+            for id in targets {
+                let uuid = hub.registry.by_id(id).map(|engine| engine.profile.uuid.clone()).unwrap_or_default();
+                let (direct, scheduled) = (rows.direct(&uuid), rows.scheduled(&uuid));
+                let row = if verbose {
+                    let completed: Vec<&String> = direct.completed_ids.iter().chain(&scheduled.completed_ids).collect();
+                    json!({"queue": direct.running_ids, "tasks": scheduled.running_ids, "completed": completed})
+                } else {
+                    let completed = direct.completed + scheduled.completed;
+                    json!({"queue": direct.running, "tasks": scheduled.running, "completed": completed})
+                };
+                reply.insert(id.to_string(), row);
+            }
+            let unassigned = if verbose { json!(rows.ids) } else { json!(rows.unassigned) };
+            reply.insert("unassigned".into(), unassigned);
+            hub.reply(&to, &reply, Vec::new());
+        });
+    }
+
+    fn load(&mut self, asker: &Asker, content: &Value) {
+        let targets = match self.targets(&content["targets"]) {
+            Ok(targets) => targets,
+            Err(error) => return self.hub_error(asker, &error),
+        };
+        let to = asker.clone();
+        self.engine_tasks(false, move |hub, rows| {
+            let mut reply = Map::new();
+            reply.insert("status".into(), "ok".into());
+            for id in targets {
+                let uuid = hub
+                    .registry
+                    .by_id(id)
+                    .map(|engine| engine.profile.uuid.clone())
+                    .unwrap_or_default();
+                reply.insert(
+                    id.to_string(),
+                    (rows.direct(&uuid).running + rows.scheduled(&uuid).running).into(),
+                );
+            }
+            hub.reply(&to, &reply, Vec::new());
+        });
+    }
+
+    /// Which of these tasks are unfinished, as far as task thread and direct relay know.
+    fn states(
+        &self,
+        ids: Vec<String>,
+        rest: impl FnOnce(&mut Hub, Vec<TaskState>) + Send + 'static,
+    ) {
+        let wanted = ids.clone();
+        let answer = self.then(move |hub, tasks: Vec<TaskState>| {
+            let answer = hub.then(move |hub, direct: Vec<TaskState>| {
+                let both = tasks.into_iter().zip(direct);
+                let states = both.map(|(task, direct)| {
+                    if direct == TaskState::Running {
+                        direct
+                    } else {
+                        task
+                    }
+                });
+                rest(hub, states.collect());
+            });
+            hub.links.mux.send(mux::Request::States {
+                ids: wanted,
+                answer,
+            });
+        });
+        self.links.tasks.send(Command::TaskStates { ids, answer });
+    }
+
+    fn results(&mut self, asker: &Asker, content: &Value) {
+        let mut ids = strings(&content["msg_ids"]);
+        ids.sort();
+        ids.dedup();
+        let flag = |key: &str| content[key].as_bool().unwrap_or(false);
+        let status_only = flag("status_only") || flag("statusonly");
+        let to = asker.clone();
+        self.states(ids.clone(), move |hub, states| {
+            let (pending, rest): (Vec<_>, Vec<_>) = ids
+                .into_iter()
+                .zip(states)
+                .partition(|(_, state)| matches!(state, TaskState::Waiting | TaskState::Running));
+            let pending: Vec<String> = pending.into_iter().map(|(id, _)| id).collect();
+            let ids: Vec<String> = rest.iter().map(|(id, _)| id.clone()).collect();
+            if status_only {
+                let unknown: Vec<String> = rest
+                    .iter()
+                    .filter(|(_, state)| *state == TaskState::Unknown)
+                    .map(|(id, _)| id.clone())
+                    .collect();
+                if unknown.is_empty() {
+                    return hub.reply(
+                        &to,
+                        &json!({"status": "ok", "pending": pending, "completed": ids}),
+                        Vec::new(),
+                    );
+                }
+                let answer =
+                    hub.stored(move |hub, found| hub.result_status(&to, pending, ids, found));
+                return hub.links.store.outcomes(unknown, answer);
+            }
+            if ids.is_empty() {
+                return hub.reply(
+                    &to,
+                    &json!({"status": "ok", "pending": pending, "completed": []}),
+                    Vec::new(),
+                );
+            }
+            let answer = hub.stored(move |hub, found| match found {
+                Ok(records) => hub.result_records(&to, pending, &ids, records),
+                Err(error) => hub.reply_error(&to, &error),
+            });
+            hub.links
+                .store
+                .records(rest.into_iter().map(|(id, _)| id).collect(), answer);
+        });
+    }
+
+    fn result_status(
+        &mut self,
+        to: &Asker,
+        mut pending: Vec<String>,
+        mut completed: Vec<String>,
+        found: Result<Vec<(String, Lookup)>, HubError>,
+    ) {
+        let found = match found {
+            Ok(found) => found,
+            Err(error) => return self.reply_error(to, &error),
+        };
+        for (id, lookup) in found {
+            match lookup {
+                Lookup::Done(_) => {}
+                Lookup::Pending => {
+                    completed.retain(|other| *other != id);
+                    pending.push(id);
+                }
+                Lookup::Unknown => return self.reply_error(to, &no_such(&id)),
+            }
+        }
+        self.reply(
+            to,
+            &json!({"status": "ok", "pending": pending, "completed": completed}),
+            Vec::new(),
+        );
+    }
+
+    fn result_records(
+        &mut self,
+        to: &Asker,
+        mut pending: Vec<String>,
+        ids: &[String],
+        records: Vec<Record>,
+    ) {
+        let mut reply = Map::new();
+        let mut completed = Vec::new();
+        let mut buffers = Vec::new();
+        let mut by_id: std::collections::HashMap<String, Record> = records
+            .into_iter()
+            .map(|record| {
+                (
+                    record
+                        .fields
+                        .get("msg_id")
+                        .and_then(Value::as_str)
+                        .unwrap_or_default()
+                        .to_owned(),
+                    record,
+                )
+            })
+            .collect();
+        for id in ids {
+            let Some(record) = by_id.remove(id) else {
+                return self.reply_error(to, &no_such(id));
+            };
+            let field = |key: &str| record.fields.get(key).cloned().unwrap_or(Value::Null);
+            if field("completed").is_null() {
+                pending.push(id.clone());
+                continue;
+            }
+            let io = json!({
+                "execute_input": field("execute_input"),
+                "execute_result": field("execute_result"),
+                "error": field("error"),
+                "stdout": field("stdout"),
+                "stderr": field("stderr"),
+            });
+            let entry = json!({
+                "header": field("header"),
+                "metadata": field("metadata"),
+                "result_metadata": field("result_metadata"),
+                "result_header": field("result_header"),
+                "result_content": field("result_content"),
+                "submitted": field("submitted"),
+                "received": field("received"),
+                "engine_uuid": field("engine_uuid"),
+                "buffers": record.result_buffers.len(),
+                "io": io,
+            });
+            buffers.extend(record.result_buffers.into_iter().map(Message::from));
+            completed.push(id.clone());
+            reply.insert(id.clone(), entry);
+        }
+        for (key, value) in [
+            ("status", json!("ok")),
+            ("pending", json!(pending)),
+            ("completed", json!(completed)),
+        ] {
+            reply.insert(key.into(), value);
+        }
+        self.reply(to, &reply, buffers);
+    }
+
+    fn db_query(&mut self, asker: &Asker, content: &Value) {
+        let query = match &content["query"] {
+            Value::Null => Map::new(),
+            Value::Object(query) => query.clone(),
+            _ => return self.reply_error(asker, &HubError::new("TypeError", "a query is a dict")),
+        };
+        let asked = match &content["keys"] {
+            Value::Null => None,
+            Value::String(key) => Some(vec![key.clone()]),
+            keys => Some(strings(keys)),
+        };
+        let has = |key: &str| {
+            asked
+                .as_ref()
+                .is_some_and(|keys| keys.iter().any(|asked| asked == key))
+        };
+        let (with_buffers, with_results) = (has("buffers"), has("result_buffers"));
+        let mut keys = asked
+            .clone()
+            .unwrap_or_else(|| FIELDS.iter().map(|field| (*field).to_owned()).collect());
+        if !keys.iter().any(|key| key == "msg_id") {
+            keys.push("msg_id".into());
+        }
+        let to = asker.clone();
+        let answer = self.stored(move |hub, found: Result<Vec<Record>, HubError>| {
+            let records = match found {
+                Ok(records) => records,
+                Err(error) => return hub.reply_error(&to, &error),
+            };
+            let mut buffers = Vec::new();
+            let (mut lens, mut result_lens, mut rows) = (Vec::new(), Vec::new(), Vec::new());
+            for record in records {
+                if with_buffers {
+                    lens.push(record.buffers.len());
+                    buffers.extend(record.buffers.into_iter().map(Message::from));
+                }
+                if with_results {
+                    result_lens.push(record.result_buffers.len());
+                    buffers.extend(record.result_buffers.into_iter().map(Message::from));
+                }
+                rows.push(Value::Object(record.fields));
+            }
+            let reply = json!({
+                "status": "ok",
+                "records": rows,
+                "buffer_lens": with_buffers.then_some(lens),
+                "result_buffer_lens": with_results.then_some(result_lens),
+            });
+            hub.reply(&to, &reply, buffers);
+        });
+        self.links.store.find(query, Some(keys), answer);
+    }
+
+    fn purge(&mut self, asker: &Asker, content: &Value) {
+        let mut purges = Vec::new();
+        let mut ids = Vec::new();
+        if content["msg_ids"] == "all" {
+            purges.push(Purge::All);
+        } else {
+            ids = strings(&content["msg_ids"]);
+            if !ids.is_empty() {
+                purges.push(Purge::Ids(ids.clone()));
+            }
+            for id in content["engine_ids"].as_array().into_iter().flatten() {
+                let engine = id
+                    .as_u64()
+                    .and_then(|id| self.registry.by_id(u32::try_from(id).ok()?));
+                match engine {
+                    Some(engine) => purges.push(Purge::Engine(engine.profile.uuid.clone())),
+                    None => {
+                        return self.reply_error(
+                            asker,
+                            &HubError::new("IndexError", format!("No such engine: {id}")),
+                        );
+                    }
+                }
+            }
+        }
+        let to = asker.clone();
+        self.states(ids.clone(), move |hub, states| {
+            let running =
+                |state: &TaskState| matches!(state, TaskState::Waiting | TaskState::Running);
+            if let Some(at) = states.iter().position(running) {
+                return hub.reply_error(
+                    &to,
+                    &HubError::new("IndexError", format!("msg pending: {:?}", ids[at])),
+                );
+            }
+            hub.purge_next(to, purges);
+        });
+    }
+
+    fn purge_next(&mut self, to: Asker, mut purges: Vec<Purge>) {
+        let Some(purge) = purges.pop() else {
+            return self.reply(&to, &json!({"status": "ok"}), Vec::new());
+        };
+        let answer = self.stored(move |hub, result| match result {
+            Ok(_) => hub.purge_next(to, purges),
+            Err(error) => hub.reply_error(&to, &error),
+        });
+        self.links.store.purge(purge, answer);
+    }
+
+    fn resubmit(&mut self, asker: &Asker, content: &Value) {
+        let ids = strings(&content["msg_ids"]);
+        let to = asker.clone();
+        let answer = self.stored(move |hub, found: Result<Vec<StoredRequest>, HubError>| {
+            let found = match found {
+                Ok(found) => found,
+                Err(error) => return hub.reply_error(&to, &error),
+            };
+            let missing: Vec<&String> = ids
+                .iter()
+                .filter(|id| !found.iter().any(|task| task.msg_id == **id))
+                .collect();
+            if !missing.is_empty() {
+                return hub.reply_error(
+                    &to,
+                    &HubError::new("KeyError", format!("No such msg(s): {missing:?}")),
+                );
+            }
+            hub.resubmit_next(to, found, Map::new());
+        });
+        self.links
+            .store
+            .requests(strings(&content["msg_ids"]), answer);
+    }
+
+    /// Submits the next of these tasks under a new id, then the others.
+    fn resubmit_next(&mut self, to: Asker, mut tasks: Vec<StoredRequest>, mut done: Map) {
+        let Some(task) = tasks.pop() else {
+            for (old, new) in &done {
+                self.recorder.update(
+                    old,
+                    &Map::from_iter([("resubmitted".to_owned(), new.clone())]),
+                );
+            }
+            return self.reply(
+                &to,
+                &json!({"status": "ok", "resubmitted": done}),
+                Vec::new(),
+            );
+        };
+        let (new, frames) = match super::own::renewed(&self.session, &task) {
+            Ok(renewed) => renewed,
+            Err(error) => return self.reply_error(&to, &HubError::new("ValueError", error)),
+        };
+        let old = task.msg_id;
+        let answer = self.then(move |hub, result: Result<String, String>| match result {
+            Ok(_) => {
+                done.insert(old, new.into());
+                hub.resubmit_next(to, tasks, done);
+            }
+            Err(error) => hub.reply_error(&to, &HubError::new("ValueError", error)),
+        });
+        self.links.tasks.send(Command::Inject { frames, answer });
+    }
+}
+
+/// What both relays say of the engines.
+pub(super) struct Rows {
+    direct: Vec<EngineTasks>,
+    scheduled: Vec<EngineTasks>,
+    unassigned: u64,
+    ids: Vec<String>,
+}
+
+impl Rows {
+    pub(super) fn direct(&self, uuid: &str) -> EngineTasks {
+        self.direct
+            .iter()
+            .find(|row| row.uuid == uuid)
+            .cloned()
+            .unwrap_or_default()
+    }
+
+    pub(super) fn scheduled(&self, uuid: &str) -> EngineTasks {
+        self.scheduled
+            .iter()
+            .find(|row| row.uuid == uuid)
+            .cloned()
+            .unwrap_or_default()
+    }
+}
+
+fn no_such(id: &str) -> HubError {
+    HubError::new("KeyError", format!("No such message: {id}"))
+}
+
+/// One string or a list of them.
+pub(super) fn strings(value: &Value) -> Vec<String> {
+    match value {
+        Value::String(one) => vec![one.clone()],
+        Value::Array(list) => list
+            .iter()
+            .filter_map(Value::as_str)
+            .map(str::to_owned)
+            .collect(),
+        _ => Vec::new(),
+    }
+}
+
+/// A header for the same request under a new id.
+pub(super) fn renewed_header(header: &Header, id: String) -> Header {
+    Header {
+        msg_id: id,
+        date: time::now_utc(),
+        ..header.clone()
+    }
+}

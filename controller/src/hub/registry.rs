@@ -1,0 +1,434 @@
+//! Which engines there are: ids, registrations under way, and the state file that `--restore` reads.
+
+use std::{
+    collections::{BTreeMap, VecDeque},
+    fs, io,
+    io::Write,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use foldhash::{HashMap, HashMapExt};
+use ipbroker_protocol::message::{Registration, capability};
+use serde::{Deserialize, Serialize};
+
+use crate::scheduler::command::EngineProfile;
+
+/// Engines that were given up, kept in case they come back.
+const REMEMBERED: usize = 4096;
+
+/// A registered engine.
+#[derive(Debug)]
+pub(crate) struct Engine {
+    pub(crate) profile: Arc<EngineProfile>,
+    pub(crate) registered: Instant,
+}
+
+/// A registration that waits for the first heartbeat.
+#[derive(Debug)]
+pub(crate) struct Incoming {
+    pub(crate) profile: EngineProfile,
+    pub(crate) since: Instant,
+}
+
+/// Why a registration is refused.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Refusal {
+    #[error("uuid {0:?} in use")]
+    InUse(String),
+    #[error("an engine must have a uuid of 1 to 255 bytes")]
+    NoUuid,
+}
+
+/// All engines.
+#[derive(Debug, Default)]
+pub(crate) struct Registry {
+    next_id: u32,
+    engines: BTreeMap<u32, Engine>,
+    by_uuid: HashMap<String, u32>,
+    incoming: HashMap<String, Incoming>,
+    /// Of an earlier controller: they keep their ids if they come back.
+    expected: HashMap<String, (u32, Registration)>,
+    given_up: VecDeque<Arc<EngineProfile>>,
+}
+
+/// The state file.
+#[derive(Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
+struct State {
+    engines: BTreeMap<u32, String>,
+    next_id: u32,
+    /// What ours told of themselves.
+    registrations: BTreeMap<String, Registration>,
+}
+
+impl Registry {
+    pub(crate) fn new() -> Self {
+        Self {
+            by_uuid: HashMap::new(),
+            incoming: HashMap::new(),
+            expected: HashMap::new(),
+            ..Self::default()
+        }
+    }
+
+    /// Begins a registration and returns the engine's id. An engine of ours may register again under its uuid: it keeps
+    /// its id, and says what it holds.
+    pub(crate) fn begin(&mut self, registration: Registration) -> Result<u32, Refusal> {
+        let uuid = registration.uuid.clone();
+        if uuid.is_empty() || uuid.len() > 255 {
+            return Err(Refusal::NoUuid);
+        }
+        let ours = registration.capabilities.is_some();
+        let known = self
+            .by_uuid
+            .get(&uuid)
+            .copied()
+            .or_else(|| self.incoming.get(&uuid).map(|entry| entry.profile.id));
+        if known.is_some() && !ours {
+            return Err(Refusal::InUse(uuid));
+        }
+        let id = match known {
+            Some(id) => id,
+            None => match self.expected.remove(&uuid) {
+                Some((id, _)) => id,
+                None => self.new_id(registration.id),
+            },
+        };
+        self.given_up.retain(|profile| profile.uuid != uuid);
+        self.incoming.insert(
+            uuid,
+            Incoming {
+                profile: profile(id, registration),
+                since: Instant::now(),
+            },
+        );
+        Ok(id)
+    }
+
+    fn new_id(&mut self, wish: Option<u32>) -> u32 {
+        let taken = |id: u32| {
+            self.engines.contains_key(&id)
+                || self.incoming.values().any(|entry| entry.profile.id == id)
+                || self.expected.values().any(|(expected, _)| *expected == id)
+        };
+        match wish {
+            Some(id) if !taken(id) => {
+                self.next_id = self.next_id.max(id.saturating_add(1));
+                id
+            }
+            wish => {
+                if let Some(id) = wish {
+                    tracing::warn!(id, "the id that an engine asked for is in use");
+                }
+                while taken(self.next_id) {
+                    self.next_id += 1;
+                }
+                self.next_id += 1;
+                self.next_id - 1
+            }
+        }
+    }
+
+    /// The first heartbeat completes a registration.
+    pub(crate) fn finish(&mut self, uuid: &str) -> Option<(Arc<EngineProfile>, Duration)> {
+        let Incoming { profile, since } = self.incoming.remove(uuid)?;
+        let profile = Arc::new(profile);
+        self.by_uuid.insert(uuid.to_owned(), profile.id);
+        self.engines.insert(
+            profile.id,
+            Engine {
+                profile: profile.clone(),
+                registered: Instant::now(),
+            },
+        );
+        Some((profile, since.elapsed()))
+    }
+
+    /// A heartbeat of an engine that was there before: a Python engine goes on as if nothing had happened. `Err`: one of
+    /// ours, which has to register again to say what it holds.
+    pub(crate) fn come_back(&mut self, uuid: &str) -> Option<Result<(), ()>> {
+        let (id, registration) = if let Some((id, registration)) = self.expected.get(uuid) {
+            (*id, registration.clone())
+        } else {
+            let profile = self.given_up.iter().find(|profile| profile.uuid == uuid)?;
+            if profile.is_ours() {
+                return Some(Err(()));
+            }
+            (
+                profile.id,
+                Registration {
+                    uuid: uuid.to_owned(),
+                    ..Registration::default()
+                },
+            )
+        };
+        if registration.capabilities.is_some() {
+            return Some(Err(()));
+        }
+        self.expected.remove(uuid);
+        self.given_up.retain(|profile| profile.uuid != uuid);
+        let id = if self.engines.contains_key(&id) {
+            self.new_id(None)
+        } else {
+            id
+        };
+        self.incoming.insert(
+            uuid.to_owned(),
+            Incoming {
+                profile: profile(id, registration),
+                since: Instant::now(),
+            },
+        );
+        Some(Ok(()))
+    }
+
+    /// Registrations whose heart has not beaten in time; they are dropped.
+    pub(crate) fn stalled(&mut self, timeout: Duration) -> Vec<(u32, String)> {
+        let stalled: Vec<(u32, String)> = self
+            .incoming
+            .iter()
+            .filter(|(_, entry)| entry.since.elapsed() >= timeout)
+            .map(|(uuid, entry)| (entry.profile.id, uuid.clone()))
+            .collect();
+        for (_, uuid) in &stalled {
+            self.incoming.remove(uuid);
+        }
+        stalled
+    }
+
+    pub(crate) fn is_incoming(&self, uuid: &str) -> bool {
+        self.incoming.contains_key(uuid)
+    }
+
+    /// Removes an engine, or its registration under way. `came_back`: it may come back.
+    pub(crate) fn remove(&mut self, uuid: &str, may_come_back: bool) -> Option<Engine> {
+        self.incoming.remove(uuid);
+        let id = self.by_uuid.remove(uuid)?;
+        let engine = self.engines.remove(&id)?;
+        if may_come_back {
+            self.given_up.push_back(engine.profile.clone());
+            if self.given_up.len() > REMEMBERED {
+                self.given_up.pop_front();
+            }
+        }
+        Some(engine)
+    }
+
+    /// The uuid of an engine, or of a registration under way.
+    pub(crate) fn uuid_of(&self, id: u32) -> Option<&str> {
+        self.engines
+            .get(&id)
+            .map(|engine| engine.profile.uuid.as_str())
+            .or_else(|| {
+                self.incoming
+                    .values()
+                    .find(|entry| entry.profile.id == id)
+                    .map(|entry| entry.profile.uuid.as_str())
+            })
+    }
+
+    pub(crate) fn by_id(&self, id: u32) -> Option<&Engine> {
+        self.engines.get(&id)
+    }
+
+    pub(crate) fn by_uuid(&self, uuid: &str) -> Option<&Engine> {
+        self.by_uuid.get(uuid).and_then(|id| self.engines.get(id))
+    }
+
+    /// By id.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (u32, &Engine)> {
+        self.engines.iter().map(|(id, engine)| (*id, engine))
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.engines.len()
+    }
+
+    /// Writes the state file.
+    pub(crate) fn save(&self, path: &Path) -> io::Result<()> {
+        let mut state = State {
+            next_id: self.next_id,
+            ..State::default()
+        };
+        for (id, engine) in &self.engines {
+            state.engines.insert(*id, engine.profile.uuid.clone());
+            if engine.profile.is_ours() {
+                state
+                    .registrations
+                    .insert(engine.profile.uuid.clone(), registration(&engine.profile));
+            }
+        }
+        for (uuid, (id, registration)) in &self.expected {
+            state.engines.insert(*id, uuid.clone());
+            if registration.capabilities.is_some() {
+                state
+                    .registrations
+                    .insert(uuid.clone(), registration.clone());
+            }
+        }
+        let dir = path.parent().unwrap_or(Path::new("."));
+        let mut file = tempfile::NamedTempFile::new_in(dir)?;
+        serde_json::to_writer(&mut file, &state)?;
+        file.flush()?;
+        file.persist(path)?;
+        Ok(())
+    }
+
+    /// Reads the state file: its engines keep their ids if they come back.
+    pub(crate) fn restore(&mut self, path: &PathBuf) -> io::Result<usize> {
+        let bytes = match fs::read(path) {
+            Ok(bytes) => bytes,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(0),
+            Err(error) => return Err(error),
+        };
+        let mut state: State = serde_json::from_slice(&bytes)?;
+        self.next_id = state.next_id;
+        for (id, uuid) in state.engines {
+            let registration = state
+                .registrations
+                .remove(&uuid)
+                .unwrap_or_else(|| Registration {
+                    uuid: uuid.clone(),
+                    ..Registration::default()
+                });
+            self.next_id = self.next_id.max(id + 1);
+            self.expected.insert(uuid, (id, registration));
+        }
+        Ok(self.expected.len())
+    }
+
+    /// Engines of an earlier controller that have not come back; they are forgotten.
+    pub(crate) fn missing(&mut self) -> Vec<(u32, String)> {
+        self.expected
+            .drain()
+            .map(|(uuid, (id, _))| (id, uuid))
+            .collect()
+    }
+}
+
+fn profile(id: u32, registration: Registration) -> EngineProfile {
+    let python = || vec![capability::APPLY.to_owned(), capability::EXECUTE.to_owned()];
+    EngineProfile {
+        id,
+        uuid: registration.uuid,
+        capabilities: registration.capabilities.unwrap_or_else(python),
+        functions: registration.functions,
+        hosts: registration.host,
+        tags: registration.tags,
+        pid: registration.pid,
+        cores: registration.cores,
+        version: registration.version,
+        limits: registration.limits,
+        holds: registration.holds.unwrap_or_default(),
+    }
+}
+
+fn registration(profile: &EngineProfile) -> Registration {
+    Registration {
+        uuid: profile.uuid.clone(),
+        id: Some(profile.id),
+        capabilities: Some(profile.capabilities.clone()),
+        functions: profile.functions.clone(),
+        host: profile.hosts.clone(),
+        pid: profile.pid,
+        cores: profile.cores,
+        tags: profile.tags.clone(),
+        version: profile.version.clone(),
+        limits: profile.limits.clone(),
+        ..Registration::default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn python(uuid: &str, id: Option<u32>) -> Registration {
+        Registration {
+            uuid: uuid.into(),
+            id,
+            ..Registration::default()
+        }
+    }
+
+    fn ours(uuid: &str) -> Registration {
+        Registration {
+            capabilities: Some(vec!["command".into()]),
+            ..python(uuid, None)
+        }
+    }
+
+    #[test]
+    fn ids_count_up_and_wishes_are_granted() {
+        let mut registry = Registry::new();
+        assert_eq!(registry.begin(python("a", None)).unwrap(), 0);
+        assert_eq!(registry.begin(python("b", Some(5))).unwrap(), 5);
+        assert_eq!(registry.begin(python("c", Some(5))).unwrap(), 6);
+        assert_eq!(registry.begin(python("d", None)).unwrap(), 7);
+        assert!(matches!(
+            registry.begin(python("a", None)),
+            Err(Refusal::InUse(_))
+        ));
+        assert!(registry.finish("a").is_some());
+        assert!(registry.finish("a").is_none());
+        assert!(matches!(
+            registry.begin(python("a", None)),
+            Err(Refusal::InUse(_))
+        ));
+        registry.remove("a", false);
+        assert_eq!(
+            registry.begin(python("a", None)).unwrap(),
+            8,
+            "ids are not used again"
+        );
+    }
+
+    #[test]
+    fn ours_may_register_again() {
+        let mut registry = Registry::new();
+        assert_eq!(registry.begin(ours("a")).unwrap(), 0);
+        registry.finish("a");
+        assert_eq!(registry.begin(ours("a")).unwrap(), 0);
+        assert!(registry.is_incoming("a") && registry.by_uuid("a").is_some());
+        assert_eq!(registry.finish("a").unwrap().0.id, 0);
+        assert_eq!(registry.len(), 1);
+    }
+
+    #[test]
+    fn who_was_given_up_may_come_back() {
+        let mut registry = Registry::new();
+        registry.begin(python("p", None)).unwrap();
+        registry.begin(ours("o")).unwrap();
+        registry.finish("p");
+        registry.finish("o");
+        registry.remove("p", true);
+        registry.remove("o", true);
+        assert_eq!(registry.come_back("p"), Some(Ok(())));
+        assert_eq!(registry.finish("p").unwrap().0.id, 0);
+        assert_eq!(registry.come_back("o"), Some(Err(())));
+        assert_eq!(registry.come_back("stranger"), None);
+    }
+
+    #[test]
+    fn the_state_file_keeps_ids() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("engines.json");
+        let mut registry = Registry::new();
+        for uuid in ["x", "y"] {
+            registry.begin(ours(uuid)).unwrap();
+            registry.finish(uuid);
+        }
+        registry.begin(python("p", None)).unwrap();
+        registry.finish("p");
+        registry.save(&path).unwrap();
+        let mut registry = Registry::new();
+        assert_eq!(registry.restore(&path).unwrap(), 3);
+        assert_eq!(registry.begin(ours("new")).unwrap(), 3);
+        assert_eq!(registry.begin(ours("y")).unwrap(), 1);
+        assert_eq!(registry.come_back("p"), Some(Ok(())));
+        assert_eq!(registry.finish("p").unwrap().0.id, 2);
+        assert_eq!(registry.missing(), [(0, "x".to_owned())]);
+    }
+}

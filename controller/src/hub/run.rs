@@ -1,0 +1,557 @@
+//! The hub's loop: sockets, beats, deadlines.
+
+use std::{
+    collections::BTreeMap,
+    io,
+    sync::Arc,
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+};
+
+use ipbroker_protocol::{
+    message::{ClockNotice, HeaderRef, types},
+    session::{Empty, Session},
+    socket,
+    zmq::{self, Message, Socket},
+};
+use serde::Serialize;
+use serde_json::{Value, json};
+
+use super::{
+    Event, Links, Notice, Settings, Sockets,
+    ask::{Asker, HubError},
+    dask::Dask,
+    heart::{Heart, Pong},
+    lease::Leases,
+    registry::Registry,
+};
+use crate::{
+    junk::{Junk, JunkTotal},
+    mailbox::{Mailbox, Post},
+    relay::{
+        iopub,
+        lane::{Lane, hex},
+        mux,
+    },
+    scheduler::command::{Command, Departure, EngineProfile},
+    store::Recorder,
+};
+
+/// Messages of one socket before the others get their turn.
+const BATCH: usize = 256;
+
+/// After this a client that asked for the end has its answer.
+const FAREWELL: Duration = Duration::from_millis(200);
+
+/// The least time between two pings that new engines call for.
+const EXTRA_PING: Duration = Duration::from_millis(10);
+
+/// The hub.
+pub struct Hub {
+    pub(super) settings: Settings,
+    pub(super) links: Links,
+    pub(super) post: Post<Event>,
+    pub(super) session: Session,
+    pub(super) junk_total: JunkTotal,
+    pub(super) query: Lane,
+    notify: Socket,
+    ping: Socket,
+    pong: Socket,
+    pong_junk: Junk,
+    pub(super) registry: Registry,
+    pub(super) heart: Heart,
+    pub(super) leases: Leases,
+    pub(super) recorder: Recorder,
+    pub(super) dask: Dask,
+    pub(super) started: Instant,
+    pub(super) troubles: BTreeMap<&'static str, String>,
+    tell: Box<dyn Fn(Notice) + Send>,
+    next_beat: Instant,
+    next_sweep: Instant,
+    /// A ping is due for engines that have just connected.
+    extra_ping: Option<Instant>,
+    last_ping: Instant,
+    /// Until when engines of an earlier controller are awaited.
+    awaited: Option<Instant>,
+    unsaved: bool,
+    pub(super) farewell: Option<Instant>,
+}
+
+impl Hub {
+    pub(super) fn new(
+        settings: Settings,
+        sockets: Sockets,
+        links: Links,
+        post: Post<Event>,
+        session: Session,
+        junk: &JunkTotal,
+        tell: Box<dyn Fn(Notice) + Send>,
+    ) -> io::Result<Self> {
+        let now = Instant::now();
+        let mut registry = Registry::new();
+        let mut awaited = None;
+        if settings.restore {
+            let expected = registry.restore(&settings.state_file).unwrap_or_else(|error| {
+                tracing::warn!(file = %settings.state_file.display(), %error, "the engines' ids are not restored");
+                0
+            });
+            tracing::info!(
+                engines = expected,
+                "awaiting the engines of the earlier controller"
+            );
+            awaited = Some(now + settings.heartbeat_limit().max(Duration::from_secs(5)));
+        }
+        Ok(Self {
+            heart: Heart::new(settings.misses),
+            leases: Leases::new(settings.lease),
+            recorder: links.store.recorder(),
+            query: Lane::new("registration", sockets.query, junk),
+            notify: sockets.notify,
+            ping: sockets.ping,
+            pong: sockets.pong,
+            pong_junk: Junk::new("hb_pong", junk),
+            junk_total: junk.clone(),
+            dask: Dask::default(),
+            started: now,
+            troubles: BTreeMap::new(),
+            next_beat: now + settings.ping,
+            next_sweep: now + Duration::from_secs(1),
+            extra_ping: None,
+            last_ping: now,
+            awaited,
+            unsaved: false,
+            farewell: None,
+            registry,
+            settings,
+            links,
+            post,
+            session,
+            tell,
+        })
+    }
+
+    pub(super) fn run(&mut self, events: &Mailbox<Event>) {
+        loop {
+            {
+                let mut items = [
+                    zmq::PollItem::from_fd(events.fd(), zmq::POLLIN),
+                    self.query.poll_item(),
+                    self.pong.as_poll_item(zmq::POLLIN),
+                    self.ping.as_poll_item(zmq::POLLIN),
+                ];
+                match zmq::poll(&mut items, self.timeout()) {
+                    Ok(_) | Err(zmq::Error::EINTR) => {}
+                    Err(error) => {
+                        tracing::error!(%error, "the hub cannot poll its sockets");
+                        return;
+                    }
+                }
+            }
+            self.query.flush();
+            self.subscriptions();
+            self.pongs(BATCH);
+            for _ in 0..BATCH {
+                let Some(request) = self.query.receive(1, &self.session) else {
+                    break;
+                };
+                self.requested(request);
+            }
+            let waiting: Vec<Event> = events.take().collect();
+            for event in waiting {
+                match event {
+                    Event::Continue(rest) => rest(self),
+                    Event::EngineStopped(uuid) => self.stopped(&uuid, "has shut down"),
+                    Event::Trouble {
+                        about,
+                        what: Some(what),
+                    } => {
+                        self.troubles.insert(about, what);
+                    }
+                    Event::Trouble { about, what: None } => {
+                        self.troubles.remove(about);
+                    }
+                    Event::Shutdown { engines } => {
+                        self.end(engines);
+                        return;
+                    }
+                }
+            }
+            self.deadlines();
+            self.recorder.flush();
+        }
+    }
+
+    fn timeout(&self) -> i64 {
+        let now = Instant::now();
+        let due = [
+            Some(self.next_beat),
+            Some(self.next_sweep),
+            self.extra_ping,
+            self.farewell,
+        ];
+        let pause = due
+            .into_iter()
+            .flatten()
+            .min()
+            .map(|due| due.saturating_duration_since(now));
+        let pause = pause.into_iter().chain(self.query.timeout()).min();
+        pause.map_or(-1, |pause| pause.as_micros().div_ceil(1000) as i64)
+    }
+
+    fn deadlines(&mut self) {
+        let now = Instant::now();
+        if self.next_beat <= now {
+            self.beat(now);
+        }
+        if self.extra_ping.is_some_and(|due| due <= now) {
+            self.extra_ping = None;
+            self.send_ping();
+        }
+        if self.next_sweep <= now {
+            self.next_sweep = now + Duration::from_millis(if self.unsaved { 100 } else { 500 });
+            self.sweep(now);
+        }
+        if self.farewell.is_some_and(|due| due <= now) {
+            self.farewell = None;
+            (self.tell)(Notice::Shutdown);
+        }
+    }
+
+    fn sweep(&mut self, now: Instant) {
+        for (id, uuid) in self.registry.stalled(self.settings.registration_timeout()) {
+            tracing::warn!(
+                id,
+                uuid,
+                "the engine registered but its heart never beat: registration dropped"
+            );
+        }
+        for session in self.leases.expired(now) {
+            self.client_gone(session);
+        }
+        if self.awaited.is_some_and(|until| until <= now) {
+            self.awaited = None;
+            for (id, uuid) in self.registry.missing() {
+                tracing::warn!(
+                    id,
+                    uuid,
+                    "an engine of the earlier controller has not come back"
+                );
+                self.links.tasks.send(Command::EngineLeft {
+                    uuid,
+                    departure: Departure::Silent,
+                });
+                self.unsaved = true;
+            }
+        }
+        if std::mem::take(&mut self.unsaved) {
+            match self.registry.save(&self.settings.state_file) {
+                Ok(()) => {
+                    self.troubles.remove("engine state");
+                }
+                Err(error) => {
+                    let what = format!(
+                        "cannot write {}: {error}",
+                        self.settings.state_file.display()
+                    );
+                    if self.troubles.insert("engine state", what.clone()).is_none() {
+                        tracing::error!("{what}");
+                    }
+                    self.unsaved = true;
+                }
+            }
+        }
+    }
+
+    // Heartbeats.
+
+    fn beat(&mut self, now: Instant) {
+        // What has arrived counts, however late this thread is.
+        self.pongs(usize::MAX);
+        self.next_beat = (self.next_beat + self.settings.ping).max(now + self.settings.ping / 2);
+        for (uuid, misses) in self.heart.beat() {
+            let why = format!(
+                "missed {misses} heartbeats ({} ms each)",
+                self.settings.ping.as_millis()
+            );
+            self.depart(&uuid, Departure::Silent, &why, true);
+        }
+        self.send_ping();
+    }
+
+    fn send_ping(&mut self) {
+        self.last_ping = Instant::now();
+        let ping = self.heart.ping(self.last_ping);
+        if let Err(error) = self.ping.send(&ping, zmq::DONTWAIT) {
+            tracing::warn!(%error, "the heartbeat could not be sent");
+        }
+    }
+
+    /// A new subscriber on the heartbeat is a new engine: it is pinged at once.
+    fn subscriptions(&mut self) {
+        while let Ok(frame) = self.ping.recv_bytes(zmq::DONTWAIT) {
+            if frame.first() == Some(&1) {
+                self.extra_ping
+                    .get_or_insert((self.last_ping + EXTRA_PING).max(Instant::now()));
+            }
+        }
+    }
+
+    fn pongs(&mut self, limit: usize) {
+        let mut frames: Vec<Message> = Vec::new();
+        for _ in 0..limit {
+            match socket::recv(&self.pong, &mut frames) {
+                Ok(true) => self.pong(&frames),
+                Ok(false) => return,
+                Err(error) => {
+                    tracing::error!(%error, "cannot receive heartbeats");
+                    return;
+                }
+            }
+        }
+    }
+
+    fn pong(&mut self, frames: &[Message]) {
+        let (Some(identity), Some(echo), 2..=3) = (frames.first(), frames.get(1), frames.len())
+        else {
+            return self
+                .pong_junk
+                .refuse("not a heartbeat", &format_args!("{} frames", frames.len()));
+        };
+        let Ok(uuid) = std::str::from_utf8(identity) else {
+            return self
+                .pong_junk
+                .refuse("not a heartbeat", &"its sender is no engine");
+        };
+        let clock = frames
+            .get(2)
+            .and_then(|frame| std::str::from_utf8(frame).ok()?.parse::<f64>().ok());
+        let clock = clock.filter(|clock| clock.is_finite());
+        let wall = SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .map_or(0.0, |since| since.as_secs_f64());
+        let now = Instant::now();
+        let mut meaning = self.heart.pong(uuid, echo, clock, now, wall);
+        if meaning == Pong::Stranger && self.registry.is_incoming(uuid) {
+            // The first heartbeat completes the registration, and is the first to tell the clock.
+            self.joined(uuid);
+            meaning = self.heart.pong(uuid, echo, clock, now, wall);
+        }
+        match meaning {
+            Pong::Beat { offset } => {
+                if let Some(offset) = offset {
+                    self.tell_engine(uuid, types::CLOCK_NOTICE, &ClockNotice { offset });
+                }
+                if self.registry.is_incoming(uuid) {
+                    // It registered again while its heart was beating.
+                    self.joined(uuid);
+                }
+            }
+            Pong::Stranger => match self.registry.come_back(uuid) {
+                Some(Ok(())) => self.joined(uuid),
+                // Whoever tells its clock is one of ours: it is asked to register again.
+                Some(Err(())) => self.tell_engine(uuid, types::REREGISTER_NOTICE, &Empty {}),
+                None if clock.is_some() => {
+                    self.tell_engine(uuid, types::REREGISTER_NOTICE, &Empty {})
+                }
+                None => self.pong_junk.refuse("unknown heart", &hex(identity)),
+            },
+            Pong::Stale => self.pong_junk.refuse("stale heartbeat", &hex(identity)),
+        }
+    }
+
+    // Engines.
+
+    /// An engine's first heartbeat: it is registered.
+    fn joined(&mut self, uuid: &str) {
+        let again = self.registry.by_uuid(uuid).is_some();
+        let Some((profile, took)) = self.registry.finish(uuid) else {
+            return;
+        };
+        self.heart.add(uuid);
+        self.links
+            .tasks
+            .send(Command::EngineJoined(profile.clone()));
+        self.links.mux.send(mux::Request::Joined(uuid.to_owned()));
+        self.unsaved = true;
+        let (id, kind) = (
+            profile.id,
+            if profile.is_ours() {
+                "ipengine"
+            } else {
+                "python"
+            },
+        );
+        tracing::info!(
+            id,
+            uuid,
+            kind,
+            ms = took.as_millis() as u64,
+            "engine registered"
+        );
+        if !again {
+            self.publish(
+                types::REGISTRATION_NOTIFICATION,
+                &json!({"id": id, "uuid": uuid}),
+            );
+        }
+        (self.tell)(Notice::Joined(profile));
+    }
+
+    /// An engine has ended in good order, or its nanny saw it end. Whether it told what it had not started depends on
+    /// its kind.
+    pub(super) fn stopped(&mut self, uuid: &str, why: &str) {
+        let ours = self
+            .registry
+            .by_uuid(uuid)
+            .is_some_and(|engine| engine.profile.is_ours());
+        let departure = if ours {
+            Departure::Clean
+        } else {
+            Departure::Silent
+        };
+        self.depart(uuid, departure, why, false);
+    }
+
+    /// Takes an engine off the books.
+    pub(super) fn depart(
+        &mut self,
+        uuid: &str,
+        departure: Departure,
+        why: &str,
+        may_come_back: bool,
+    ) {
+        let Some(engine) = self.registry.remove(uuid, may_come_back) else {
+            tracing::debug!(uuid, "not registered (any more)");
+            return;
+        };
+        let profile: Arc<EngineProfile> = engine.profile;
+        self.heart.remove(uuid);
+        let id = profile.id;
+        tracing::info!(id, uuid, "engine left: {why}");
+        self.links.tasks.send(Command::EngineLeft {
+            uuid: uuid.to_owned(),
+            departure,
+        });
+        self.links.mux.send(mux::Request::Left(
+            uuid.to_owned(),
+            format!("Engine {id} ({uuid}) {why}"),
+        ));
+        self.links.iopub.send(iopub::Request::Left(uuid.to_owned()));
+        self.unsaved = true;
+        self.publish(
+            types::UNREGISTRATION_NOTIFICATION,
+            &json!({"id": id, "uuid": uuid}),
+        );
+        (self.tell)(Notice::Left(profile));
+    }
+
+    pub(super) fn publish(&mut self, msg_type: &str, content: &impl Serialize) {
+        let mut message = self.session.request(msg_type, content);
+        message.set_identities([Message::from(msg_type)]);
+        if let Err(error) = socket::send(&self.notify, message.into_frames()) {
+            tracing::warn!(%error, "a notification could not be sent");
+        }
+    }
+
+    /// The controller ends.
+    fn end(&mut self, engines: bool) {
+        if engines {
+            for (_, engine) in self
+                .registry
+                .iter()
+                .filter(|(_, engine)| engine.profile.is_ours())
+            {
+                self.links.control.send(
+                    &engine.profile.uuid,
+                    types::SHUTDOWN_REQUEST,
+                    &json!({"restart": false}),
+                );
+            }
+        }
+        self.dask.stop();
+        if self.unsaved {
+            let _ = self.registry.save(&self.settings.state_file);
+        }
+        self.recorder.flush();
+    }
+
+    // Requests.
+
+    fn requested(&mut self, request: ipbroker_protocol::envelope::Envelope) {
+        let header: HeaderRef<'_> = match self.session.packer.unpack(request.header()) {
+            Ok(header) => header,
+            Err(error) => return self.query.refuse("bad header", &error),
+        };
+        let asker = Asker::of(&request, &header);
+        let content = match self
+            .session
+            .unpack::<ipbroker_protocol::value::Value>(request.content())
+        {
+            Ok(content) => content.0,
+            Err(error) => {
+                self.query.refuse("bad content", &error);
+                return self.hub_error(
+                    &asker,
+                    &HubError::new("ValueError", format!("bad content: {error}")),
+                );
+            }
+        };
+        tracing::debug!(msg_type = asker.msg_type, client = %hex(asker.identity()), "request");
+        self.leases.touch(&asker.session, Instant::now());
+        if !self.peer_request(&asker, &content) && !self.own_request(&asker, content) {
+            let error = HubError::new(
+                "KeyError",
+                format!("Bad Message Type: {:?}", asker.msg_type),
+            );
+            self.query.refuse("unknown request", &error.evalue);
+            self.hub_error(&asker, &error);
+        }
+    }
+
+    /// Sends a client its last answer, then ends the controller.
+    pub(super) fn shutdown_requested(&mut self, asker: &Asker) {
+        tracing::info!(client = %hex(asker.identity()), "shutdown requested");
+        self.reply(asker, &json!({"status": "ok"}), Vec::new());
+        self.publish(types::SHUTDOWN_NOTIFICATION, &json!({"status": "ok"}));
+        self.farewell = Some(Instant::now() + FAREWELL);
+    }
+
+    /// What is wrong with the controller, in words.
+    pub(super) fn all_troubles(&self) -> Vec<String> {
+        self.troubles
+            .values()
+            .cloned()
+            .chain(self.links.store.status().faults)
+            .collect()
+    }
+
+    /// Ids of registered engines that `targets` means: none for all, or ids and uuids, one or a list.
+    pub(super) fn targets(&self, targets: &Value) -> Result<Vec<u32>, HubError> {
+        let list = match targets {
+            Value::Null => return Ok(self.registry.iter().map(|(id, _)| id).collect()),
+            Value::Array(list) => list.clone(),
+            one => vec![one.clone()],
+        };
+        let id = |target: &Value| match target {
+            Value::String(uuid) => self.registry.by_uuid(uuid).map(|engine| engine.profile.id),
+            other => other
+                .as_u64()
+                .and_then(|id| u32::try_from(id).ok())
+                .filter(|id| self.registry.by_id(*id).is_some()),
+        };
+        let bad: Vec<String> = list
+            .iter()
+            .filter(|target| id(target).is_none())
+            .map(Value::to_string)
+            .collect();
+        if !bad.is_empty() {
+            return Err(HubError::new(
+                "IndexError",
+                format!("No Such Engine: [{}]", bad.join(", ")),
+            ));
+        }
+        if list.is_empty() {
+            return Err(HubError::new("IndexError", "No Engines Registered"));
+        }
+        Ok(list.iter().filter_map(id).collect())
+    }
+}

@@ -1,0 +1,63 @@
+//! The options of `ipctl` that say where its engines run.
+
+use std::path::PathBuf;
+
+use clap::Args;
+
+use super::hosts::{self, HostSpec, HostsError};
+
+/// Engines on other hosts.
+#[derive(Debug, Clone, Default, Args)]
+#[command(next_help_heading = "Engines on other hosts")]
+pub struct HostArgs {
+    /// Hosts to start engines on over SSH: `a:4,b:4`, or `a b c` with -n (shared out by cores)
+    #[arg(long, value_name = "HOST[:ENGINES]", num_args = 1.., conflicts_with = "hosts_file")]
+    pub hosts: Vec<String>,
+    /// File of hosts: one `host[:engines] [tags…]` a line, or an ipcluster_config.py
+    #[arg(long, value_name = "FILE")]
+    pub hosts_file: Option<PathBuf>,
+    /// Let engines on other hosts reach the controller through their SSH connection
+    #[arg(long)]
+    pub tunnel: bool,
+    /// Trust the keys of hosts seen for the first time (never a changed one)
+    #[arg(long)]
+    pub accept_new: bool,
+    /// SSH configuration instead of ~/.ssh/config
+    #[arg(long, value_name = "FILE")]
+    pub ssh_config: Option<PathBuf>,
+    /// The ipengine to send to hosts, instead of the one beside ipctl
+    #[arg(long, value_name = "FILE")]
+    pub engine_program: Option<PathBuf>,
+    /// Start the -n engines through a batch system; options for its submit command come after `--`
+    #[arg(
+        long = "engines",
+        id = "batch_system",
+        value_name = "SYSTEM",
+        conflicts_with_all = ["hosts", "hosts_file"],
+        value_parser = ["slurm", "pbs", "sge", "lsf", "htcondor"],
+        ignore_case = true
+    )]
+    pub batch_system: Option<String>,
+    /// Script for the batch system instead of the built-in one, with `n`, `program` and `args` in braces
+    #[arg(long, value_name = "FILE", requires = "batch_system")]
+    pub batch_template: Option<PathBuf>,
+    /// Options for the batch system's submit command
+    #[arg(last = true, value_name = "BATCH-OPTIONS", requires = "batch_system")]
+    pub batch_options: Vec<String>,
+    /// Hosts to start at the same time
+    #[arg(long, value_name = "N", default_value_t = 32)]
+    pub parallel: usize,
+}
+
+impl HostArgs {
+    /// The hosts asked for; empty: none.
+    ///
+    /// # Errors
+    /// When an entry or the file is of no use.
+    pub fn hosts(&self) -> Result<Vec<HostSpec>, HostsError> {
+        match &self.hosts_file {
+            Some(file) => hosts::read_file(file),
+            None => hosts::parse_list(&self.hosts),
+        }
+    }
+}

@@ -1,0 +1,316 @@
+//! The batch systems: their scripts, commands and answers.
+
+use ipbroker_protocol::ssh::quote;
+
+use super::{BatchError, Plan};
+
+/// One batch system.
+///
+/// In a template `{n}` is the number of engines, `{program}` the quoted ipengine, `{args}` its quoted options, `{dir}` the
+/// directory of the output files, `{array:…}` a line that is there only for more than one engine (the `…`).
+#[derive(Debug)]
+pub struct System {
+    /// Its name on the command line.
+    pub name: &'static str,
+    /// The command that takes a script.
+    pub submit: &'static str,
+    /// Whether it takes it on standard input.
+    pub script_on_stdin: bool,
+    /// The script.
+    pub template: &'static str,
+    /// The job's number in what the submit command prints.
+    pub number: fn(&str) -> Option<String>,
+    /// The command that tells the job's state.
+    pub query: fn(&str) -> (&'static str, Vec<String>),
+    /// What it says: success, standard output, standard error.
+    pub state: fn(bool, &str, &str) -> Option<JobState>,
+    /// The command that ends a job.
+    pub cancel: &'static str,
+}
+
+/// How a job is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum JobState {
+    /// In the queue, in the system's words.
+    Waiting(String),
+    /// At least a part of it runs.
+    Running,
+    /// It has ended, or was never there.
+    Gone,
+}
+
+/// All that are known.
+pub static SYSTEMS: [System; 5] = [
+    System {
+        name: "slurm",
+        submit: "sbatch",
+        script_on_stdin: false,
+        // One task an engine: Slurm says where, and counts its cores.
+        template: "#!/bin/sh\n#SBATCH --job-name=ipengine\n#SBATCH --ntasks={n}\n#SBATCH --output={dir}/ipengine-%j.log\n#SBATCH --open-mode=append\nexec srun --kill-on-bad-exit=0 {program} {args}\n",
+        number: |text| {
+            text.lines()
+                .find_map(|l| l.strip_prefix("Submitted batch job "))
+                .and_then(first_number)
+        },
+        query: |job| {
+            (
+                "squeue",
+                ["--noheader", "--format=%T %r", "--jobs", job]
+                    .map(str::to_owned)
+                    .to_vec(),
+            )
+        },
+        state: |ok, out, err| match out.lines().find(|l| !l.trim().is_empty()) {
+            Some(line) => Some(match line.split_once(' ').unwrap_or((line, "")) {
+                ("RUNNING" | "COMPLETING" | "STOPPED" | "SUSPENDED", _) => JobState::Running,
+                (
+                    "COMPLETED" | "FAILED" | "CANCELLED" | "TIMEOUT" | "NODE_FAIL"
+                    | "OUT_OF_MEMORY" | "BOOT_FAIL" | "DEADLINE",
+                    _,
+                ) => JobState::Gone,
+                (state, why) => JobState::Waiting(format!("{} ({why})", state.to_lowercase())),
+            }),
+            None if ok || err.contains("Invalid job id") => Some(JobState::Gone),
+            None => None,
+        },
+        cancel: "scancel",
+    },
+    System {
+        name: "pbs",
+        submit: "qsub",
+        script_on_stdin: false,
+        template: "#!/bin/sh\n#PBS -V\n#PBS -N ipengine\n#PBS -j oe\n#PBS -o {dir}/\n{array:#PBS -J 1-{n}}\ncd \"$PBS_O_WORKDIR\"\nexec {program} {args}\n",
+        number: |text| {
+            text.lines()
+                .map(str::trim)
+                .find(|l| l.starts_with(|c: char| c.is_ascii_digit()))
+                .map(str::to_owned)
+        },
+        query: |job| ("qstat", vec![job.to_owned()]),
+        state: |ok, out, err| match out
+            .lines()
+            .rev()
+            .find(|l| l.starts_with(|c: char| c.is_ascii_digit()))
+        {
+            // Job id, Name, User, Time Use, S, Queue; an array that has begun is B.
+            Some(line) => Some(match line.split_whitespace().rev().nth(1).unwrap_or("") {
+                "R" | "B" | "E" | "S" => JobState::Running,
+                "F" | "X" | "C" => JobState::Gone,
+                state => JobState::Waiting(format!("state {state}")),
+            }),
+            None if ok || gone_words(err) => Some(JobState::Gone),
+            None => None,
+        },
+        cancel: "qdel",
+    },
+    System {
+        name: "sge",
+        submit: "qsub",
+        script_on_stdin: false,
+        template: "#!/bin/sh\n#$ -S /bin/sh\n#$ -V\n#$ -cwd\n#$ -N ipengine\n#$ -j y\n#$ -o {dir}/\n{array:#$ -t 1-{n}}\nexec {program} {args}\n",
+        // Your job 4 ("ipengine") …, Your job-array 5.1-4:1 ("ipengine") …
+        number: |text| {
+            text.lines()
+                .find_map(|l| l.trim().strip_prefix("Your job"))
+                .and_then(first_number)
+        },
+        query: |_| ("qstat", Vec::new()),
+        // `qstat -j` knows no state: it is looked up in the list, whose columns are id, priority, name, user, state.
+        state: |ok, out, _| {
+            if !ok {
+                return None;
+            }
+            let states: Vec<&str> = out
+                .lines()
+                .filter(|l| {
+                    l.split_whitespace()
+                        .nth(2)
+                        .is_some_and(|n| n.starts_with("ipengine"))
+                })
+                .filter_map(|l| l.split_whitespace().nth(4))
+                .collect();
+            Some(
+                match states
+                    .iter()
+                    .find(|s| s.contains(['r', 't']))
+                    .or(states.first())
+                {
+                    Some(s) if s.contains(['r', 't', 'd']) => JobState::Running,
+                    Some(s) => JobState::Waiting(format!("state {s}")),
+                    None => JobState::Gone,
+                },
+            )
+        },
+        cancel: "qdel",
+    },
+    System {
+        name: "lsf",
+        submit: "bsub",
+        script_on_stdin: true,
+        template: "#!/bin/sh\n#BSUB -J \"ipengine[1-{n}]\"\n#BSUB -oo {dir}/ipengine-%J-%I.log\nexec {program} {args}\n",
+        number: |text| {
+            text.split_once("Job <")
+                .and_then(|(_, rest)| first_number(rest))
+        },
+        query: |job| {
+            (
+                "bjobs",
+                ["-noheader", "-o", "stat", job].map(str::to_owned).to_vec(),
+            )
+        },
+        state: |ok, out, err| {
+            let states: Vec<&str> = out
+                .lines()
+                .map(str::trim)
+                .filter(|l| !l.is_empty())
+                .collect();
+            if states.is_empty() {
+                return (ok || err.contains("is not found")).then_some(JobState::Gone);
+            }
+            let waiting = states
+                .iter()
+                .find(|s| matches!(**s, "PEND" | "PSUSP" | "WAIT"));
+            Some(
+                if states
+                    .iter()
+                    .any(|s| matches!(*s, "RUN" | "USUSP" | "SSUSP" | "UNKWN" | "PROV"))
+                {
+                    JobState::Running
+                } else if let Some(state) = waiting {
+                    JobState::Waiting(state.to_lowercase())
+                } else {
+                    JobState::Gone
+                },
+            )
+        },
+        cancel: "bkill",
+    },
+    System {
+        name: "htcondor",
+        submit: "condor_submit",
+        script_on_stdin: false,
+        // Arguments in Condor's own quoting: the whole in double quotes, each in single ones.
+        template: "universe = vanilla\nexecutable = {program:raw}\narguments = {args:condor}\nshould_transfer_files = YES\nwhen_to_transfer_output = ON_EXIT\ntransfer_executable = True\ntransfer_input_files = {connection:raw}\noutput = {dir:raw}/ipengine-$(Cluster)-$(Process).log\nerror = {dir:raw}/ipengine-$(Cluster)-$(Process).log\nlog = {dir:raw}/ipengine.condor\nqueue {n}\n",
+        number: |text| {
+            text.split_once("submitted to cluster ")
+                .and_then(|(_, rest)| first_number(rest))
+        },
+        query: |job| {
+            (
+                "condor_q",
+                [job, "-format", "%d\n", "JobStatus"]
+                    .map(str::to_owned)
+                    .to_vec(),
+            )
+        },
+        state: |ok, out, _| {
+            if !ok {
+                return None;
+            }
+            let states: Vec<&str> = out
+                .lines()
+                .map(str::trim)
+                .filter(|l| l.len() == 1)
+                .collect();
+            Some(if states.iter().any(|s| matches!(*s, "2" | "6" | "7")) {
+                JobState::Running
+            } else if states.contains(&"5") {
+                JobState::Waiting("held".to_owned())
+            } else if states.contains(&"1") {
+                JobState::Waiting("idle".to_owned())
+            } else {
+                JobState::Gone
+            })
+        },
+        cancel: "condor_rm",
+    },
+];
+
+fn first_number(text: &str) -> Option<String> {
+    let start = text.find(|c: char| c.is_ascii_digit())?;
+    Some(
+        text[start..]
+            .chars()
+            .take_while(char::is_ascii_digit)
+            .collect(),
+    )
+}
+
+fn gone_words(stderr: &str) -> bool {
+    ["Unknown Job", "has finished", "Job has finished"]
+        .iter()
+        .any(|w| stderr.contains(w))
+}
+
+impl System {
+    /// The system of that name.
+    ///
+    /// # Errors
+    /// When there is none, with the names that there are.
+    pub fn find(name: &str) -> Result<&'static Self, BatchError> {
+        let name = name.to_ascii_lowercase();
+        let known = || {
+            SYSTEMS
+                .iter()
+                .map(|s| s.name)
+                .collect::<Vec<_>>()
+                .join(", ")
+        };
+        SYSTEMS
+            .iter()
+            .find(|s| {
+                s.name == name
+                    || (name == "condor" && s.name == "htcondor")
+                    || (name == "torque" && s.name == "pbs")
+            })
+            .ok_or_else(|| BatchError::Unknown {
+                name,
+                known: known(),
+            })
+    }
+
+    pub(super) fn fill(&self, template: &str, plan: &Plan) -> String {
+        let condor = self.name == "htcondor";
+        // Condor brings the connection file along, into the job's own directory.
+        let file = if condor {
+            plan.connection_file
+                .file_name()
+                .unwrap_or_default()
+                .to_string_lossy()
+        } else {
+            plan.connection_file.to_string_lossy()
+        };
+        let mut args = vec!["--file".to_owned(), file.into_owned()];
+        args.extend(plan.engine_args.iter().cloned());
+        let program = plan.program.to_string_lossy();
+        let dir = plan.dir.to_string_lossy();
+        let quoted: Vec<String> = args.iter().map(|a| quote(a)).collect();
+        let condor_args: Vec<String> = args
+            .iter()
+            .map(|a| format!("'{}'", a.replace('\'', "''").replace('"', "\"\"")))
+            .collect();
+        let mut out = String::new();
+        for line in template.lines() {
+            let line = match line
+                .strip_prefix("{array:")
+                .and_then(|l| l.strip_suffix('}'))
+            {
+                Some(_) if plan.engines == 1 => continue,
+                Some(inner) => inner,
+                None => line,
+            };
+            let line = line
+                .replace("{n}", &plan.engines.to_string())
+                .replace("{program}", &quote(&program))
+                .replace("{program:raw}", &program)
+                .replace("{args}", &quoted.join(" "))
+                .replace("{args:condor}", &format!("\"{}\"", condor_args.join(" ")))
+                .replace("{connection:raw}", &plan.connection_file.to_string_lossy())
+                .replace("{dir:raw}", &dir)
+                .replace("{dir}", &dir);
+            out.push_str(&line);
+            out.push('\n');
+        }
+        out
+    }
+}

@@ -1,0 +1,167 @@
+//! Starting engines elsewhere, and stopping what was started.
+
+pub mod args;
+pub mod batch;
+pub mod hosts;
+pub mod local;
+pub mod program;
+pub mod ssh;
+
+use std::{fmt, sync::Arc, time::Duration};
+
+/// Something that runs engines for the controller.
+pub trait Launcher: Send {
+    /// Stops all that it started, and returns when nothing of it is left or `grace` is over.
+    fn stop(&mut self, grace: Duration);
+}
+
+/// Where a launcher's events go; called from its threads, so it must not block for long.
+pub type Sink = Arc<dyn Fn(LaunchEvent) + Send + Sync>;
+
+/// What a launcher has to tell. Its `Display` is the line for the user.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum LaunchEvent {
+    /// A step on the way.
+    Progress {
+        /// Where.
+        host: String,
+        /// What was done.
+        step: String,
+    },
+    /// The engines of one host were started.
+    Started {
+        /// Where.
+        host: String,
+        /// How many.
+        engines: u32,
+    },
+    /// No engines will come from there.
+    Failed {
+        /// Where.
+        host: String,
+        /// Why, in words for the user.
+        reason: String,
+    },
+    /// An engine wrote to its standard error.
+    Stderr {
+        /// Where.
+        host: String,
+        /// One line.
+        line: String,
+    },
+    /// The connection to a host broke; it is being made again.
+    Lost {
+        /// Where.
+        host: String,
+        /// How it shows.
+        reason: String,
+    },
+    /// It is back.
+    Back {
+        /// Where.
+        host: String,
+    },
+    /// The engines of one host have ended.
+    Ended {
+        /// Where.
+        host: String,
+        /// The exit status, where it is known.
+        status: Option<i32>,
+    },
+    /// Everything has been tried: what runs where.
+    Settled {
+        /// Engines started, by host, in the order given.
+        engines: Vec<(String, u32)>,
+        /// Hosts that have none, and why.
+        failed: Vec<(String, String)>,
+    },
+}
+
+impl LaunchEvent {
+    /// Whether the user should see it even when only warnings are shown.
+    #[must_use]
+    pub fn is_warning(&self) -> bool {
+        match self {
+            Self::Failed { .. } | Self::Lost { .. } | Self::Stderr { .. } => true,
+            Self::Ended { status, .. } => *status != Some(0),
+            Self::Settled { failed, .. } => !failed.is_empty(),
+            Self::Progress { .. } | Self::Started { .. } | Self::Back { .. } => false,
+        }
+    }
+}
+
+impl fmt::Display for LaunchEvent {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Progress { host, step } => write!(f, "{host}: {step}"),
+            Self::Started { host, engines } => write!(f, "{host}: started {engines} engine(s)"),
+            // The reasons name the host.
+            Self::Failed { host, reason } | Self::Lost { host, reason }
+                if reason.starts_with(host.as_str()) =>
+            {
+                f.write_str(reason)
+            }
+            Self::Failed { host, reason } => write!(f, "{host}: {reason}"),
+            Self::Lost { host, reason } => write!(f, "{host}: {reason}"),
+            Self::Stderr { host, line } => write!(f, "[{host}] {line}"),
+            Self::Back { host } => write!(f, "{host}: connected again"),
+            Self::Ended {
+                host,
+                status: Some(0),
+            } => write!(f, "{host}: the engines ended"),
+            Self::Ended {
+                host,
+                status: Some(status),
+            } => write!(f, "{host}: the engines ended with status {status}"),
+            Self::Ended { host, status: None } => write!(f, "{host}: the engines are gone"),
+            Self::Settled { engines, failed } => {
+                let total: u32 = engines.iter().map(|(_, n)| n).sum();
+                write!(
+                    f,
+                    "Deployed {total} engine(s) over {} host(s). Distribution:",
+                    engines.len()
+                )?;
+                let names = engines
+                    .iter()
+                    .map(|(h, _)| h)
+                    .chain(failed.iter().map(|(h, _)| h));
+                let width = names.map(String::len).max().unwrap_or(0) + 1;
+                for (host, n) in engines {
+                    write!(
+                        f,
+                        "\n   {:width$} {n:>4}",
+                        format!("{host}:"),
+                        width = width
+                    )?;
+                }
+                for (host, _) in failed {
+                    write!(
+                        f,
+                        "\n   {:width$} failed",
+                        format!("{host}:"),
+                        width = width
+                    )?;
+                }
+                Ok(())
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_summary_says_what_runs_where() {
+        let event = LaunchEvent::Settled {
+            engines: vec![("docker-host1".into(), 6), ("b".into(), 10)],
+            failed: vec![("c".into(), "c: no".into())],
+        };
+        assert_eq!(
+            event.to_string(),
+            "Deployed 16 engine(s) over 2 host(s). Distribution:\n   docker-host1:    6\n   b:              10\n   c:            failed"
+        );
+    }
+}

@@ -1,0 +1,100 @@
+//! A channel into a thread that polls sockets: posting rings the thread's bell.
+
+use std::{io, os::fd::RawFd};
+
+use crossbeam_channel::{Receiver, Sender, unbounded};
+use ipbroker_protocol::wake::{self, Wake, Waker};
+
+/// The posting side.
+#[derive(Debug)]
+pub struct Post<T> {
+    sender: Sender<T>,
+    waker: Waker,
+}
+
+impl<T> Clone for Post<T> {
+    fn clone(&self) -> Self {
+        Self {
+            sender: self.sender.clone(),
+            waker: self.waker.clone(),
+        }
+    }
+}
+
+impl<T> Post<T> {
+    /// Posts `letter` and wakes the thread. A thread that has ended drops it.
+    pub fn send(&self, letter: T) {
+        if self.sender.send(letter).is_ok() {
+            self.waker.wake();
+        }
+    }
+}
+
+/// The reading side.
+#[derive(Debug)]
+pub struct Mailbox<T> {
+    receiver: Receiver<T>,
+    wake: Wake,
+}
+
+impl<T> Mailbox<T> {
+    /// The descriptor to poll for reading.
+    #[must_use]
+    pub fn fd(&self) -> RawFd {
+        self.wake.fd()
+    }
+
+    /// Silences the bell and takes what is there; letters posted meanwhile ring again.
+    pub fn take(&self) -> impl Iterator<Item = T> + '_ {
+        self.wake.clear();
+        let waiting = self.receiver.len();
+        // What is posted while these are read rings for the next round, so that a flood of letters does not keep the
+        // thread from its sockets.
+        self.receiver.try_iter().take(waiting)
+    }
+
+    /// The channel and the bell, for a thread that waits in its own way.
+    #[must_use]
+    pub fn into_parts(self) -> (Receiver<T>, Wake) {
+        (self.receiver, self.wake)
+    }
+}
+
+/// A new channel.
+///
+/// # Errors
+/// When the process has no descriptors left.
+pub fn mailbox<T>() -> io::Result<(Post<T>, Mailbox<T>)> {
+    let (waker, wake) = wake::pair()?;
+    let (sender, receiver) = unbounded();
+    Ok((Post { sender, waker }, Mailbox { receiver, wake }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use ipbroker_protocol::zmq;
+
+    #[test]
+    fn letters_ring_until_taken() {
+        let (post, mailbox) = mailbox().unwrap();
+        let ready =
+            || zmq::poll(&mut [zmq::PollItem::from_fd(mailbox.fd(), zmq::POLLIN)], 0).unwrap() == 1;
+        assert!(!ready());
+        post.send(1);
+        post.clone().send(2);
+        assert!(ready());
+        let letters: Vec<i32> = mailbox
+            .take()
+            .inspect(|letter| {
+                if *letter == 1 {
+                    post.send(3)
+                }
+            })
+            .collect();
+        assert_eq!(letters, [1, 2]);
+        assert!(ready());
+        assert_eq!(mailbox.take().collect::<Vec<_>>(), [3]);
+        assert!(!ready());
+    }
+}

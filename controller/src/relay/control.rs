@@ -1,0 +1,234 @@
+//! The control relay: aborts, signals, shutdowns. Identities are swapped as on the direct path; abort requests are read
+//! in passing, and the controller sends requests of its own.
+
+use std::{io, thread};
+
+use ipbroker_protocol::{
+    envelope::Envelope,
+    message::{AbortRequest, ErrorContent, HeaderRef, types},
+    session::{Session, UnpackError},
+    value::Value,
+    zmq::{self, Message, Socket},
+};
+use serde::Serialize;
+
+use super::{
+    BATCH, failure,
+    lane::{Lane, hex, poll_timeout},
+    outbox::Refused,
+};
+use crate::{
+    junk::JunkTotal,
+    mailbox::{Mailbox, Post, mailbox},
+    scheduler::command::{Answer, Command, Selection},
+};
+
+/// The identity under which the controller's own requests travel, in place of a client's.
+const SELF: &[u8] = b"ipbroker.controller";
+
+/// What the rest of the controller asks of the relay.
+#[derive(Debug)]
+pub enum Request {
+    /// Send a message of the controller's own to an engine. Its reply is dropped.
+    Send {
+        /// The engine's uuid.
+        engine: String,
+        /// The type of the message.
+        msg_type: &'static str,
+        /// Its content.
+        content: serde_json::Value,
+    },
+    /// End the thread.
+    Shutdown,
+}
+
+/// Sends the controller's own messages to engines, on their control channel.
+#[derive(Debug, Clone)]
+pub struct ControlPost(Post<Request>);
+
+impl ControlPost {
+    /// Sends a message to an engine, e.g. `give_back_request`, `reply_ack`, `abort_request`. One that is not connected
+    /// does not get it.
+    ///
+    /// # Panics
+    /// Never for string-keyed contents.
+    pub fn send(&self, engine: &str, msg_type: &'static str, content: &impl Serialize) {
+        let content = serde_json::to_value(content).expect("contents are string-keyed maps");
+        self.0.send(Request::Send {
+            engine: engine.to_owned(),
+            msg_type,
+            content,
+        });
+    }
+
+    /// Ends the relay.
+    pub fn shutdown(&self) {
+        self.0.send(Request::Shutdown);
+    }
+}
+
+/// Starts the relay's thread. `tasks` is told of the aborts that pass.
+///
+/// # Errors
+/// When the process has no descriptors or threads left.
+pub fn spawn(
+    clients: Socket,
+    engines: Socket,
+    session: Session,
+    tasks: Post<Command>,
+    junk: &JunkTotal,
+) -> io::Result<(ControlPost, thread::JoinHandle<()>)> {
+    let (post, requests) = mailbox()?;
+    let mut control = Control {
+        clients: Lane::new("control", clients, junk),
+        engines: Lane::new("control engines", engines, junk),
+        session,
+        tasks,
+        requests,
+    };
+    let thread = thread::Builder::new()
+        .name("control".into())
+        .spawn(move || control.run())?;
+    Ok((ControlPost(post), thread))
+}
+
+struct Control {
+    clients: Lane,
+    engines: Lane,
+    session: Session,
+    tasks: Post<Command>,
+    requests: Mailbox<Request>,
+}
+
+impl Control {
+    fn run(&mut self) {
+        loop {
+            {
+                let mut items = [
+                    zmq::PollItem::from_fd(self.requests.fd(), zmq::POLLIN),
+                    self.clients.poll_item(),
+                    self.engines.poll_item(),
+                ];
+                match zmq::poll(&mut items, poll_timeout([&self.clients, &self.engines])) {
+                    Ok(_) | Err(zmq::Error::EINTR) => {}
+                    Err(error) => {
+                        tracing::error!(%error, "the control relay cannot poll its sockets");
+                        return;
+                    }
+                }
+            }
+            self.clients.flush();
+            self.engines.flush();
+            for _ in 0..BATCH {
+                let Some(mut reply) = self.engines.receive(2, &self.session) else {
+                    break;
+                };
+                if &reply.identities()[1][..] != SELF {
+                    reply.swap_identities(0, 1);
+                    self.clients.send_or_drop(reply.into_frames());
+                }
+            }
+            for _ in 0..BATCH {
+                let Some(request) = self.clients.receive(2, &self.session) else {
+                    break;
+                };
+                self.requested(request);
+            }
+            let letters: Vec<Request> = self.requests.take().collect();
+            for letter in letters {
+                match letter {
+                    Request::Send {
+                        engine,
+                        msg_type,
+                        content,
+                    } => self.send(&engine, msg_type, &content),
+                    Request::Shutdown => {
+                        self.engines.flush();
+                        return;
+                    }
+                }
+            }
+        }
+    }
+
+    fn requested(&mut self, mut request: Envelope) {
+        let header: HeaderRef<'_> = match self.session.packer.unpack(request.header()) {
+            Ok(header) => header,
+            Err(error) => return self.clients.refuse("bad header", &error),
+        };
+        if header.msg_type == types::ABORT_REQUEST {
+            match abort_ids(&self.session, request.content()) {
+                Ok(ids) if !ids.is_empty() => {
+                    // The engine only remembers the ids; those that wait here end here, and none is tried again.
+                    let answer = Answer::new(|_| ());
+                    self.tasks.send(Command::Abort {
+                        selection: Selection::Ids(ids),
+                        kill: false,
+                        answer,
+                    });
+                }
+                Ok(_) => {}
+                Err(error) => return self.clients.refuse("bad abort_request", &error),
+            }
+        }
+        request.swap_identities(0, 1);
+        let (frames, why) = match self.engines.send(request.into_frames()) {
+            Ok(()) => return,
+            Err(Refused::Unroutable(frames)) => (frames, "is not connected"),
+            Err(Refused::Full(frames)) => (frames, "does not take its messages: its queue is full"),
+        };
+        let Ok(request) = Envelope::parse(frames) else {
+            return;
+        };
+        let Ok(header) = self
+            .session
+            .packer
+            .unpack::<HeaderRef<'_>>(request.header())
+        else {
+            return;
+        };
+        let engine = hex(&request.identities()[0]);
+        let identities = vec![
+            Message::from(&request.identities()[1][..]),
+            Message::from(&request.identities()[0][..]),
+        ];
+        let error = ErrorContent::new("EngineError", format!("engine {engine} {why}"));
+        let reply = failure(
+            &self.session,
+            identities,
+            request.header(),
+            &header.msg_type,
+            &engine,
+            &error,
+        );
+        self.clients.send_or_drop(reply.into_frames());
+    }
+
+    fn send(&mut self, engine: &str, msg_type: &str, content: &serde_json::Value) {
+        let mut message = self.session.request(msg_type, content);
+        message.set_identities([Message::from(engine), Message::from(SELF)]);
+        match self.engines.send(message.into_frames()) {
+            Ok(()) => {}
+            Err(Refused::Unroutable(_)) => {
+                tracing::debug!(engine, msg_type, "not sent: the engine is not connected")
+            }
+            Err(Refused::Full(_)) => tracing::warn!(
+                engine,
+                msg_type,
+                "not sent: the engine does not take its messages"
+            ),
+        }
+    }
+}
+
+/// The ids of an abort request; Python may send one as a string, or none.
+fn abort_ids(session: &Session, content: &[u8]) -> Result<Vec<String>, UnpackError> {
+    let Value(value) = session.unpack(content)?;
+    Ok(match &value["msg_ids"] {
+        serde_json::Value::String(id) => vec![id.clone()],
+        _ => serde_json::from_value::<AbortRequest>(value)
+            .ok()
+            .and_then(|request| request.msg_ids)
+            .unwrap_or_default(),
+    })
+}

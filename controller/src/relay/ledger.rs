@@ -1,0 +1,178 @@
+//! Direct tasks that are on engines, as `queue_status` shows them.
+
+use std::{collections::VecDeque, sync::Arc};
+
+use foldhash::{HashMap, HashMapExt};
+
+use crate::scheduler::command::EngineTasks;
+
+/// Ids of completed tasks that are kept for each engine.
+const RECENT: usize = 1000;
+
+/// A direct task that has not been answered.
+#[derive(Debug)]
+pub(crate) struct Direct {
+    pub(crate) engine: Arc<str>,
+    pub(crate) client: Box<[u8]>,
+    /// Its packed header: the parent of a failure reply.
+    pub(crate) header: Box<[u8]>,
+    pub(crate) msg_type: Box<str>,
+}
+
+#[derive(Debug, Default)]
+struct Engine {
+    running: u64,
+    completed: u64,
+    recent: VecDeque<Box<str>>,
+}
+
+/// All direct tasks, and the registered engines.
+#[derive(Debug, Default)]
+pub(crate) struct Ledger {
+    engines: HashMap<Arc<str>, Engine>,
+    tasks: HashMap<Box<str>, Direct>,
+}
+
+impl Ledger {
+    pub(crate) fn new() -> Self {
+        Self {
+            engines: HashMap::new(),
+            tasks: HashMap::new(),
+        }
+    }
+
+    pub(crate) fn joined(&mut self, uuid: &str) {
+        self.engines.entry(uuid.into()).or_default();
+    }
+
+    /// Forgets an engine and returns what was on it.
+    pub(crate) fn left(&mut self, uuid: &str) -> Vec<(Box<str>, Direct)> {
+        self.engines.remove(uuid);
+        self.tasks
+            .extract_if(|_, task| &*task.engine == uuid)
+            .collect()
+    }
+
+    /// A task goes to an engine. `false`: it is there already (sent again after a reconnection).
+    pub(crate) fn sent(&mut self, msg_id: &str, task: Direct) -> bool {
+        if self.tasks.contains_key(msg_id) {
+            return false;
+        }
+        if let Some(engine) = self.engines.get_mut(&task.engine) {
+            engine.running += 1;
+        }
+        self.tasks.insert(msg_id.into(), task);
+        true
+    }
+
+    /// The shared name of an engine.
+    pub(crate) fn name(&self, uuid: &str) -> Arc<str> {
+        self.engines
+            .get_key_value(uuid)
+            .map_or_else(|| uuid.into(), |(name, _)| name.clone())
+    }
+
+    /// A task was answered (or never got there). `None`: it was not known.
+    pub(crate) fn answered(&mut self, msg_id: &str, completed: bool) -> Option<Direct> {
+        let task = self.tasks.remove(msg_id)?;
+        if let Some(engine) = self.engines.get_mut(&task.engine) {
+            engine.running = engine.running.saturating_sub(1);
+            if completed {
+                engine.completed += 1;
+                engine.recent.push_back(msg_id.into());
+                if engine.recent.len() > RECENT {
+                    engine.recent.pop_front();
+                }
+            }
+        }
+        Some(task)
+    }
+
+    pub(crate) fn is_pending(&self, msg_id: &str) -> bool {
+        self.tasks.contains_key(msg_id)
+    }
+
+    /// The engine that has this task.
+    pub(crate) fn engine_of(&self, msg_id: &str) -> Option<&str> {
+        self.tasks.get(msg_id).map(|task| &*task.engine)
+    }
+
+    /// Every pending task with its engine.
+    pub(crate) fn pending(&self) -> impl Iterator<Item = (&str, &Direct)> {
+        self.tasks.iter().map(|(msg_id, task)| (&**msg_id, task))
+    }
+
+    pub(crate) fn status(&self, verbose: bool) -> Vec<EngineTasks> {
+        let mut rows: Vec<EngineTasks> = self
+            .engines
+            .iter()
+            .map(|(uuid, engine)| EngineTasks {
+                uuid: uuid.to_string(),
+                running: engine.running,
+                completed: engine.completed,
+                running_ids: Vec::new(),
+                completed_ids: if verbose {
+                    engine.recent.iter().map(|id| id.to_string()).collect()
+                } else {
+                    Vec::new()
+                },
+            })
+            .collect();
+        if verbose {
+            let index: HashMap<String, usize> = rows
+                .iter()
+                .enumerate()
+                .map(|(at, row)| (row.uuid.clone(), at))
+                .collect();
+            for (msg_id, task) in &self.tasks {
+                if let Some(at) = index.get(&*task.engine) {
+                    rows[*at].running_ids.push(msg_id.to_string());
+                }
+            }
+        }
+        rows
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn direct(engine: &str) -> Direct {
+        Direct {
+            engine: engine.into(),
+            client: [1].into(),
+            header: [].into(),
+            msg_type: "apply_request".into(),
+        }
+    }
+
+    #[test]
+    fn counts_follow_the_tasks() {
+        let mut ledger = Ledger::new();
+        ledger.joined("a");
+        ledger.joined("b");
+        assert!(ledger.sent("1", direct("a")));
+        assert!(ledger.sent("2", direct("a")));
+        assert!(!ledger.sent("2", direct("a")));
+        assert!(ledger.sent("3", direct("b")));
+        assert!(ledger.answered("1", true).is_some());
+        assert!(ledger.answered("1", true).is_none());
+        let status = ledger.status(true);
+        let row = |uuid: &str| status.iter().find(|row| row.uuid == uuid).unwrap();
+        assert_eq!(
+            (row("a").running, row("a").completed, row("b").running),
+            (1, 1, 1)
+        );
+        assert_eq!(
+            (
+                row("a").running_ids[0].as_str(),
+                row("a").completed_ids[0].as_str()
+            ),
+            ("2", "1")
+        );
+        let lost = ledger.left("a");
+        assert_eq!(lost.len(), 1);
+        assert!(ledger.is_pending("3") && !ledger.is_pending("2"));
+    }
+}

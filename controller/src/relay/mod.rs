@@ -1,0 +1,58 @@
+//! What passes messages on: the direct (MUX) relay with the broadcast tree, the control relay and the output relay.
+//!
+//! Relays swap identities: a client sends `[engine, <IDS|MSG>, …]`, the ROUTER adds the client's identity, and the engine
+//! is sent `[engine, client, <IDS|MSG>, …]`, of which it sees the client. Frames are moved, never copied.
+
+pub(crate) mod broadcast;
+pub mod control;
+pub mod iopub;
+pub(crate) mod lane;
+mod ledger;
+pub mod mux;
+pub(crate) mod outbox;
+
+use ipbroker_protocol::{
+    envelope::Envelope,
+    message::{ErrorContent, Header},
+    session::Session,
+    zmq::Message,
+};
+use serde_json::json;
+
+/// How many messages of one socket are handled before the others get their turn.
+const BATCH: usize = 256;
+
+/// Whether a routing id was made up by the ROUTER: so with Python clients. They notice by themselves that an engine is
+/// gone, and complain about a reply that comes besides.
+fn is_anonymous(identity: &[u8]) -> bool {
+    identity.len() == 5 && identity[0] == 0
+}
+
+/// The type of the reply to a request of this type.
+fn reply_type(request: &str) -> String {
+    match request.strip_suffix("_request") {
+        Some(stem) => format!("{stem}_reply"),
+        None => format!("{request}_reply"),
+    }
+}
+
+/// The controller's own failure reply to a task: `request` is the packed header.
+fn failure(
+    session: &Session,
+    identities: Vec<Message>,
+    request: &[u8],
+    msg_type: &str,
+    engine: &str,
+    error: &ErrorContent,
+) -> Envelope {
+    let header: Header = session.header(&reply_type(msg_type));
+    let metadata = json!({"status": error.status, "engine": engine, "date": header.date, "dependencies_met": true});
+    session.message(
+        identities,
+        &header,
+        Some(request),
+        &metadata,
+        error,
+        Vec::new(),
+    )
+}

@@ -1,0 +1,270 @@
+//! What the rest of the controller asks of the task thread.
+//!
+//! The hub never waits: every question carries an [`Answer`], a closure that the task thread calls
+//! with the result and that puts an event on the hub's own channel and wakes it.
+
+use std::fmt;
+use std::sync::Arc;
+
+use ipbroker_protocol::message::{Holds, Stats};
+use ipbroker_protocol::zmq::Message;
+
+/// Where the answer to a question goes. It is called at most once; dropping it unanswered (the
+/// thread is on its way out) is allowed.
+pub struct Answer<T>(Box<dyn FnOnce(T) + Send>);
+
+impl<T> Answer<T> {
+    /// An answer that is handed to `f`, on the thread that answers.
+    pub fn new(f: impl FnOnce(T) + Send + 'static) -> Self {
+        Self(Box::new(f))
+    }
+
+    /// Gives the answer.
+    pub fn send(self, value: T) {
+        (self.0)(value);
+    }
+}
+
+impl<T> fmt::Debug for Answer<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Answer")
+    }
+}
+
+/// An engine as the hub knows it once its heart has beaten.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct EngineProfile {
+    /// The engine's number.
+    pub id: u32,
+    /// Its uuid; its bytes are the routing id of all its sockets.
+    pub uuid: String,
+    /// What it can run: `apply`, `execute`, `command`, `function`, and what it can do besides:
+    /// `array`, `give_back`, `ack`. Python engines: `apply` and `execute`.
+    pub capabilities: Vec<String>,
+    /// Names of its registered functions.
+    pub functions: Vec<String>,
+    /// All names and addresses of its host, the one to show first.
+    pub hosts: Vec<String>,
+    /// Tags given to it (racks, classes of machines).
+    pub tags: Vec<String>,
+    /// Process id, when it told.
+    pub pid: Option<u32>,
+    /// Cores of its host, when it told.
+    pub cores: Option<u32>,
+    /// Its version, when it told.
+    pub version: Option<String>,
+    /// How it keeps limits of jobs, when it told.
+    pub limits: Option<String>,
+    /// What it still holds from before this registration (it outlived a controller, or a pause).
+    pub holds: Holds,
+}
+
+impl EngineProfile {
+    /// Whether it announced `capability`.
+    pub fn can(&self, capability: &str) -> bool {
+        self.capabilities.iter().any(|name| name == capability)
+    }
+
+    /// Whether it is one of ours (a Python engine announces none of these).
+    pub fn is_ours(&self) -> bool {
+        self.can("command") || self.can("function")
+    }
+}
+
+/// How an engine left.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Departure {
+    /// It said goodbye; what it had not started, it gave back.
+    Clean,
+    /// Its heart stopped: it may have started anything it holds.
+    Silent,
+    /// Its process ended and its reaper knows what had been started.
+    Died {
+        /// What to tell the users of its tasks, e.g. `killed by signal 9`.
+        reason: String,
+        /// Ids it had started; what it held besides may run elsewhere.
+        started: Vec<String>,
+    },
+}
+
+/// Which tasks an abort is about.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Selection {
+    /// These, as message ids or as `MSGID:INDEX`.
+    Ids(Vec<String>),
+    /// Those of one client session.
+    Session(String),
+    /// Everything unfinished.
+    All,
+}
+
+/// What became of an abort.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Aborted {
+    /// Ended now: they were waiting. Their replies are on their way.
+    pub aborted: Vec<String>,
+    /// On an engine: `(engine uuid, ids)`. The hub tells those engines, if it is to stop them.
+    pub running: Vec<(String, Vec<String>)>,
+    /// Done already.
+    pub finished: Vec<String>,
+    /// Not known.
+    pub unknown: Vec<String>,
+}
+
+/// Where a task is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TaskState {
+    /// Waiting (for an engine, a dependency, a retry).
+    Waiting,
+    /// On an engine.
+    Running,
+    /// Done, whatever its outcome.
+    Done,
+    /// Not known to the task thread: the store may know it.
+    Unknown,
+}
+
+/// The tasks of one engine.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct EngineTasks {
+    /// The engine.
+    pub uuid: String,
+    /// How many are on it now.
+    pub running: u64,
+    /// How many it has completed.
+    pub completed: u64,
+    /// Ids of those on it (only if asked for).
+    pub running_ids: Vec<String>,
+    /// Ids of the last completed ones (only if asked for; bounded).
+    pub completed_ids: Vec<String>,
+}
+
+/// The state of the queue.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct TaskQueues {
+    /// Every engine that is registered.
+    pub engines: Vec<EngineTasks>,
+    /// How many tasks are on no engine.
+    pub unassigned: u64,
+    /// Their ids (only if asked for).
+    pub unassigned_ids: Vec<String>,
+}
+
+/// The tasks of one client session, or of all.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct TaskTotals {
+    /// Waiting for an engine.
+    pub ready: u64,
+    /// Waiting for other tasks.
+    pub blocked: u64,
+    /// On an engine.
+    pub running: u64,
+    /// Ended well since the controller started.
+    pub completed: u64,
+    /// Ended in an error.
+    pub failed: u64,
+    /// Aborted.
+    pub aborted: u64,
+}
+
+/// Why a task is where it is.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Explanation {
+    /// Its state.
+    pub state: TaskState,
+    /// A sentence or a few for a person.
+    pub text: String,
+    /// Engines it may not or cannot use, with the reason for each: `(uuid, reason)`.
+    pub engines: Vec<(String, String)>,
+}
+
+/// A request to the task thread (scheduler or pure; what the pure one cannot know it answers as
+/// unknown or zero).
+#[derive(Debug)]
+pub enum Command {
+    /// An engine's heart beats: it may be given work. Comes again, with a new profile, when an
+    /// engine registers anew under its uuid.
+    EngineJoined(Arc<EngineProfile>),
+    /// An engine is gone.
+    EngineLeft {
+        /// Which.
+        uuid: String,
+        /// How.
+        departure: Departure,
+    },
+    /// A client's lease ran out: its tasks that are not detached are to be aborted.
+    ClientGone {
+        /// Its session.
+        session: String,
+        /// What became of them; the hub tells the engines to stop the running ones.
+        answer: Answer<Aborted>,
+    },
+    /// How many tasks are where.
+    QueueStatus {
+        /// Whether ids are wanted too.
+        verbose: bool,
+        /// The counts.
+        answer: Answer<TaskQueues>,
+    },
+    /// Where these tasks are, in the order asked.
+    TaskStates {
+        /// Their ids.
+        ids: Vec<String>,
+        /// A state each.
+        answer: Answer<Vec<TaskState>>,
+    },
+    /// Counts, of one session or of all.
+    Totals {
+        /// The session, or all.
+        session: Option<String>,
+        /// The counts.
+        answer: Answer<TaskTotals>,
+    },
+    /// Ids of everything unfinished, of one session or of all.
+    Unfinished {
+        /// The session, or all.
+        session: Option<String>,
+        /// Their ids.
+        answer: Answer<Vec<String>>,
+    },
+    /// Ends tasks that wait, forbids retries of those that run, and tells which those are. The
+    /// hub then tells the engines.
+    Abort {
+        /// Which.
+        selection: Selection,
+        /// Whether the running ones are going to be stopped: their outcome is then `aborted`
+        /// whatever their engine says.
+        kill: bool,
+        /// What became of them.
+        answer: Answer<Aborted>,
+    },
+    /// Why a task is where it is.
+    Explain {
+        /// Its id.
+        id: String,
+        /// The reason.
+        answer: Answer<Explanation>,
+    },
+    /// The statistics tables.
+    Stats {
+        /// The tables.
+        answer: Answer<Stats>,
+    },
+    /// A submission by the controller itself (resubmit): signed frames from the signature on.
+    /// Nobody awaits the reply; it goes to the store only.
+    Inject {
+        /// `<IDS|MSG>`, signature, header, parent_header, metadata, content, buffers.
+        frames: Vec<Message>,
+        /// The new id, once the task is accepted, or what is wrong with it.
+        answer: Answer<Result<String, String>>,
+    },
+    /// An engine on the pure path took these off its socket: `(client id, msg_id, msg_type)`.
+    Received {
+        /// The engine's uuid.
+        uuid: String,
+        /// What it holds now.
+        tasks: Vec<(Vec<u8>, String, String)>,
+    },
+    /// Stop: send what can be sent, close the sockets, end the thread.
+    Shutdown,
+}

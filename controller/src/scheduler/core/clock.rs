@@ -1,0 +1,145 @@
+//! Timers: timeouts, preferences, aborts and engines that do not answer.
+
+use super::Core;
+use super::id::NONE;
+use super::types::{FailKind, Nanos};
+
+/// What is due. Removed when it is not wanted any more, so that there are never more than tasks and engines.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Timer {
+    /// A group has waited long enough.
+    Timeout(u32),
+    /// A group has waited long enough for a preferred engine.
+    Prefer(u32),
+    /// The engines of a killed group have had their time.
+    Abort(u32),
+    /// An engine from before the restart did not come back.
+    Absent(u32),
+}
+
+impl Core {
+    /// Time passes.
+    pub fn tick(&mut self, now: Nanos) {
+        while let Some(&(at, timer)) = self.timers.first()
+            && at <= now
+        {
+            self.timers.pop_first();
+            match timer {
+                Timer::Timeout(index) => {
+                    let extra = self.groups[index].extra_mut();
+                    extra.timeout_at = 0;
+                    let seconds = extra.timeout as f64 / 1e9;
+                    let text = format!("it waited longer than its timeout of {seconds} s");
+                    self.fail_waiting(now, index, FailKind::TaskTimeout, &text);
+                }
+                Timer::Prefer(index) => {
+                    self.groups[index].extra_mut().prefer_at = 0;
+                    self.drop_preference(index);
+                    self.decide(now, index);
+                }
+                Timer::Abort(index) => {
+                    self.groups[index].extra_mut().abort_at = 0;
+                    self.abort_overdue(now, index);
+                }
+                Timer::Absent(slot) => {
+                    self.engines[slot as usize].absent_at = 0;
+                    let reason = "it did not come back after the controller restarted";
+                    self.remove_engine(now, slot, None, reason);
+                }
+            }
+            self.settle(now);
+        }
+        if self.recall_at.is_some_and(|at| at <= now) {
+            self.recall(now);
+        }
+    }
+
+    /// When `tick` is due next.
+    pub fn next_wakeup(&self) -> Option<Nanos> {
+        let timer = self.timers.first().map(|(at, _)| *at);
+        match (timer, self.recall_at) {
+            (Some(a), Some(b)) => Some(a.min(b)),
+            (a, b) => a.or(b),
+        }
+    }
+
+    /// The group begins to wait.
+    pub(super) fn arm_timeout(&mut self, now: Nanos, index: u32) {
+        let Some(extra) = &mut self.groups[index].extra else {
+            return;
+        };
+        if extra.timeout > 0 && extra.timeout_at == 0 {
+            extra.timeout_at = now.saturating_add(extra.timeout);
+            self.timers
+                .insert((extra.timeout_at, Timer::Timeout(index)));
+        }
+    }
+
+    /// Nothing of the group waits any more.
+    pub(super) fn stop_waiting(&mut self, index: u32) {
+        let Some(extra) = &mut self.groups[index].extra else {
+            return;
+        };
+        if extra.timeout_at > 0 {
+            self.timers
+                .remove(&(extra.timeout_at, Timer::Timeout(index)));
+            extra.timeout_at = 0;
+        }
+        self.drop_preference(index);
+    }
+
+    /// The group waits for preferred engines no longer.
+    pub(super) fn drop_preference(&mut self, index: u32) {
+        let Some(extra) = &mut self.groups[index].extra else {
+            return;
+        };
+        if extra.prefer_at > 0 {
+            self.timers.remove(&(extra.prefer_at, Timer::Prefer(index)));
+            extra.prefer_at = 0;
+        }
+        let preferred = std::mem::replace(&mut extra.preferred, NONE);
+        if preferred != NONE {
+            self.release_class(preferred);
+        }
+    }
+
+    /// The class in which a group that may run waits: that of its preferred engines, for a while.
+    pub(super) fn preferred_class(&mut self, now: Nanos, index: u32, base: u32) -> u32 {
+        let Some(extra) = &self.groups[index].extra else {
+            return base;
+        };
+        let (preferred, wait, at) = (extra.preferred, extra.prefer_wait, extra.prefer_at);
+        if preferred == NONE {
+            return base;
+        }
+        if at > 0 {
+            return preferred;
+        }
+        let there = !self.pool_engines(preferred).is_empty();
+        if there && (wait > 0 || self.choose(preferred, None).is_some()) {
+            let at = now.saturating_add(wait).max(1);
+            self.groups[index].extra_mut().prefer_at = at;
+            self.timers.insert((at, Timer::Prefer(index)));
+            return preferred;
+        }
+        self.drop_preference(index);
+        base
+    }
+
+    pub(super) fn stop_abort_timer(&mut self, index: u32) {
+        let Some(extra) = &mut self.groups[index].extra else {
+            return;
+        };
+        if extra.abort_at > 0 {
+            self.timers.remove(&(extra.abort_at, Timer::Abort(index)));
+            extra.abort_at = 0;
+        }
+    }
+
+    pub(super) fn arm_abort(&mut self, now: Nanos, index: u32) {
+        let at = now.saturating_add(self.config.abort_limit).max(1);
+        self.stop_abort_timer(index);
+        self.groups[index].extra_mut().abort_at = at;
+        self.timers.insert((at, Timer::Abort(index)));
+    }
+}

@@ -1,0 +1,495 @@
+//! Engines that join, leave, come back, and give back.
+
+use std::collections::HashSet;
+use std::ops::Range;
+
+use super::Core;
+use super::clients::Bucket;
+use super::clock::Timer;
+use super::engine::Engine;
+use super::group::{ABORTED, KILLED, Stage};
+use super::id::{NONE, TaskId, split_member};
+use super::types::{EngineKey, EngineSpec, FailKind, GroupKey, Nanos};
+
+/// Something an engine holds: a group, its members, and since when.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Holding {
+    pub since: Nanos,
+    pub group: u32,
+    /// For a chunk: its first and the one past its last; for a single task `None`.
+    pub chunk: Option<(u32, u32)>,
+}
+
+impl Core {
+    /// An engine registered (again, if its uuid is known: it then holds only what it says, if it tells).
+    pub fn engine_joined(&mut self, now: Nanos, spec: &EngineSpec<'_>) -> EngineKey {
+        let uuid = self.hasher.id(spec.uuid.as_bytes());
+        self.departed.remove(&uuid);
+        let slot = match self.by_uuid.get(&uuid) {
+            Some(&slot) => slot,
+            None => self.new_engine(uuid, spec.uuid),
+        };
+        if self.engines[slot as usize].live {
+            self.detach(slot);
+            self.live.retain(|&s| s != slot);
+        }
+        let needs = spec
+            .capabilities
+            .iter()
+            .filter_map(|c| self.capabilities.iter().position(|k| **k == **c));
+        let needs = needs.fold(0, |mask, bit| mask | 1 << bit);
+        let boxed = |names: &[String]| names.iter().map(|n| n.as_str().into()).collect();
+        let hwm = spec.hwm.unwrap_or(self.config.hwm);
+        let engine = &mut self.engines[slot as usize];
+        if engine.can_give_back != spec.can_give_back {
+            let ahead = u64::from(engine.load.saturating_sub(1));
+            self.given_ahead = if spec.can_give_back {
+                self.given_ahead + ahead
+            } else {
+                self.given_ahead - ahead
+            };
+        }
+        if engine.absent_at > 0 {
+            self.timers.remove(&(engine.absent_at, Timer::Absent(slot)));
+            engine.absent_at = 0;
+        }
+        engine.live = true;
+        engine.id = spec.id;
+        engine.hosts = boxed(spec.hosts);
+        engine.tags = boxed(spec.tags);
+        engine.capabilities = boxed(spec.capabilities);
+        engine.needs = needs;
+        engine.can_give_back = spec.can_give_back;
+        engine.hwm = hwm;
+        engine.recalled = 0;
+        engine.progress = now;
+        let key = engine.key();
+        self.live.push(slot);
+        let in_vain = self.attach(slot);
+        if let Some(holds) = spec.holds {
+            let held: HashSet<(TaskId, u32)> = holds
+                .iter()
+                .flat_map(|h| {
+                    let id = self.hasher.id(h.msg_id.as_bytes());
+                    (h.range.0..h.range.1).map(move |i| (id, i))
+                })
+                .collect();
+            for holding in self.holdings(slot) {
+                self.release_holding(
+                    now,
+                    slot,
+                    holding,
+                    &|id, member| held.contains(&(id, member)),
+                    |core, index, range| {
+                        core.take_back(now, index, range);
+                    },
+                );
+            }
+        }
+        for class in in_vain {
+            if self.pools.classes.get(class as usize).is_some() && self.is_dead(class) {
+                self.decide_class(now, class);
+            }
+        }
+        self.refresh(slot);
+        self.went_idle |= self.engines[slot as usize].load == 0;
+        self.hungry.push_back(slot);
+        self.settle(now);
+        key
+    }
+
+    /// An engine is gone. `started`: ids of what it had started (`MSGID` or `MSGID:INDEX`); `None`: anything it
+    /// held may have been. What was not started is queued again.
+    pub fn engine_left(
+        &mut self,
+        now: Nanos,
+        engine: EngineKey,
+        started: Option<&[String]>,
+        reason: &str,
+    ) {
+        let known = self
+            .engines
+            .get(engine.slot())
+            .is_some_and(|e| e.used && e.generation == engine.generation);
+        if known {
+            self.remove_engine(now, engine.slot, started, reason);
+            self.settle(now);
+        }
+    }
+
+    pub(super) fn remove_engine(
+        &mut self,
+        now: Nanos,
+        slot: u32,
+        started: Option<&[String]>,
+        reason: &str,
+    ) {
+        let began: Option<HashSet<(TaskId, u32)>> = started.map(|ids| {
+            let whole = ids.iter().map(|id| (self.hasher.id(id.as_bytes()), NONE));
+            let members = ids.iter().filter_map(|id| split_member(id));
+            whole
+                .chain(members.map(|(base, i)| (self.hasher.id(base.as_bytes()), i)))
+                .collect()
+        });
+        let engine = &mut self.engines[slot as usize];
+        let what = engine.describe();
+        engine.live = false;
+        if engine.absent_at > 0 {
+            self.timers.remove(&(engine.absent_at, Timer::Absent(slot)));
+        }
+        let (uuid, key) = (engine.uuid, engine.key());
+        let classes = self.detach(slot);
+        self.live.retain(|&s| s != slot);
+        self.by_uuid.remove(&uuid);
+        self.departed.insert(uuid);
+        let text = if reason.is_empty() {
+            format!("{what} left while it ran the task")
+        } else {
+            format!("{what} was lost while it ran the task: {reason}")
+        };
+        let not_started = |id: TaskId, member: u32| match &began {
+            None => false,
+            Some(began) => !began.contains(&(id, NONE)) && !began.contains(&(id, member)),
+        };
+        for holding in self.holdings(slot) {
+            let had_begun = |id: TaskId, member: u32| !not_started(id, member);
+            self.release_holding(now, slot, holding, &had_begun, |core, index, range| {
+                core.take_back(now, index, range);
+            });
+        }
+        for holding in self.holdings(slot) {
+            self.release_holding(now, slot, holding, &|_, _| false, |core, index, range| {
+                core.lose(now, index, range, key, &text);
+            });
+        }
+        let engine = &mut self.engines[slot as usize];
+        engine.used = false;
+        let generation = engine.generation.wrapping_add(1);
+        *engine = Engine {
+            generation,
+            ..Engine::new(slot)
+        };
+        self.free_slots.push(slot);
+        for class in classes {
+            let gone = {
+                let Some(entry) = self.pools.classes.get(class as usize) else {
+                    continue;
+                };
+                let pool = &self.pools.pools[entry.pool as usize];
+                (pool.constraints.targets.is_some() || !pool.constraints.prefer.is_empty())
+                    && pool
+                        .engines
+                        .iter()
+                        .all(|&s| entry.refused.contains(&self.engines[s as usize].key()))
+            };
+            if gone {
+                self.decide_class(now, class);
+            }
+        }
+    }
+
+    /// Decides anew on everything that waits in a class that has lost its engines.
+    fn decide_class(&mut self, now: Nanos, class: u32) {
+        let keys: Vec<GroupKey> = self
+            .members_of_class(class)
+            .iter()
+            .map(|&g| self.groups.key(g))
+            .collect();
+        for key in keys {
+            if self.groups.get(key).is_some() {
+                self.drop_preference(key.index);
+                self.decide(now, key.index);
+            }
+        }
+    }
+
+    /// The engine gives these back unstarted.
+    pub fn given_back(
+        &mut self,
+        now: Nanos,
+        engine: EngineKey,
+        group: GroupKey,
+        range: Range<u32>,
+    ) {
+        if !self.is_registered(engine) || self.groups.get(group).is_none() {
+            return;
+        }
+        let (index, slot) = (group.index, engine.slot);
+        let before = self.engines[slot as usize].load;
+        if self.groups[index].array().is_none() {
+            if range.contains(&0) && self.groups[index].engine == slot {
+                self.free_single(now, index, |core, index, range| {
+                    core.take_back(now, index, range)
+                });
+            }
+        } else {
+            let children: Vec<u32> = self.groups[index]
+                .array()
+                .expect("checked")
+                .children
+                .range(range.clone())
+                .map(|(_, &c)| c)
+                .collect();
+            for child in children {
+                if self.groups[child].engine == slot {
+                    self.free_single(now, child, |core, index, range| {
+                        core.take_back(now, index, range)
+                    });
+                }
+            }
+            for (start, lo, hi, flight) in self.flights(index, range.start, range.end) {
+                if flight.engine == slot {
+                    self.land_chunk(index, start, lo, hi);
+                    self.free_members(index, lo, hi, |core, index, range| {
+                        core.take_back(now, index, range)
+                    });
+                }
+            }
+            self.drop_if_idle(index);
+        }
+        let engine = &mut self.engines[slot as usize];
+        engine.recalled = engine
+            .recalled
+            .saturating_sub(before.saturating_sub(engine.load));
+        self.refresh(slot);
+        self.hungry.push_back(slot);
+        self.settle(now);
+    }
+
+    /// What the engine holds, oldest first.
+    pub(super) fn holdings(&self, slot: u32) -> Vec<Holding> {
+        let engine = &self.engines[slot as usize];
+        let mut found = Vec::new();
+        let mut at = engine.head;
+        while at != NONE {
+            found.push(Holding {
+                since: self.groups[at].since,
+                group: at,
+                chunk: None,
+            });
+            at = self.groups[at].next;
+        }
+        for &group in engine.chunks.keys() {
+            let array = self.groups[group]
+                .array()
+                .expect("only arrays come in chunks");
+            for (&lo, flight) in array.flights.iter().filter(|(_, f)| f.engine == slot) {
+                found.push(Holding {
+                    since: flight.since,
+                    group,
+                    chunk: Some((lo, flight.hi)),
+                });
+            }
+        }
+        found.sort_by_key(|h| h.since);
+        found
+    }
+
+    /// Takes a holding off its engine, but for the members to `keep`; those that have no outcome yet go to `then`.
+    fn release_holding(
+        &mut self,
+        now: Nanos,
+        slot: u32,
+        holding: Holding,
+        keep: &dyn Fn(TaskId, u32) -> bool,
+        mut then: impl FnMut(&mut Core, u32, Range<u32>),
+    ) {
+        let index = holding.group;
+        let Some((lo, hi)) = holding.chunk else {
+            let group = &self.groups[index];
+            if group.engine == slot && !keep(group.id, group.index()) {
+                self.free_single(now, index, then);
+            }
+            return;
+        };
+        let id = self.groups[index].id;
+        let mut at = lo;
+        while at < hi {
+            let kept = keep(id, at);
+            let mut end = at + 1;
+            while end < hi && keep(id, end) == kept {
+                end += 1;
+            }
+            if !kept {
+                for (start, lo, hi, flight) in self.flights(index, at, end) {
+                    if flight.engine == slot {
+                        self.land_chunk(index, start, lo, hi);
+                        self.free_members(index, lo, hi, &mut then);
+                    }
+                }
+            }
+            at = end;
+        }
+        self.drop_if_idle(index);
+    }
+
+    fn free_single(
+        &mut self,
+        _now: Nanos,
+        index: u32,
+        mut then: impl FnMut(&mut Core, u32, Range<u32>),
+    ) {
+        let over = self.groups[index].stage == Stage::Over;
+        self.land(index);
+        if over {
+            self.drop_over(index);
+        } else {
+            then(self, index, 0..1);
+        }
+    }
+
+    fn free_members(
+        &mut self,
+        index: u32,
+        lo: u32,
+        hi: u32,
+        mut then: impl FnMut(&mut Core, u32, Range<u32>),
+    ) {
+        for (lo, hi) in self.groups[index]
+            .array()
+            .expect("checked")
+            .done
+            .gaps(lo, hi)
+        {
+            then(self, index, lo..hi);
+        }
+    }
+
+    /// Members that an engine had not started wait again; no retry is used up.
+    fn take_back(&mut self, now: Nanos, index: u32, range: Range<u32>) {
+        if self.groups[index].array().is_none() {
+            if self.groups[index].is(ABORTED) {
+                return self.fail_running(
+                    now,
+                    index,
+                    FailKind::TaskAborted,
+                    "aborted before it ran",
+                    None,
+                );
+            }
+            return self.again(now, index, None);
+        }
+        let array = self.groups[index].array().expect("checked");
+        let aborted = array.aborted.overlap(range.start, range.end);
+        let others = array.aborted.gaps(range.start, range.end);
+        for (lo, hi) in aborted {
+            self.fail_members(
+                now,
+                index,
+                lo,
+                hi,
+                FailKind::TaskAborted,
+                "aborted before it ran",
+                None,
+            );
+        }
+        let client = self.groups[index].client;
+        for (lo, hi) in others {
+            let group = &mut self.groups[index];
+            group.attempt += 1;
+            group.array_mut().expect("checked").waiting.insert(lo, hi);
+            let (stage, class) = (group.stage, group.class);
+            let bucket = if stage == Stage::Blocked {
+                Bucket::Blocked
+            } else {
+                Bucket::Ready
+            };
+            self.count(client, Some(Bucket::Running), bucket, hi - lo);
+            match stage {
+                Stage::Queued => self.fresh.push_back(class),
+                Stage::Resting => {
+                    self.arm_timeout(now, index);
+                    self.decide(now, index);
+                }
+                Stage::Blocked | Stage::Free | Stage::Flying | Stage::Over => {}
+            }
+        }
+    }
+
+    /// Members that were running went with their engine: a failure each.
+    fn lose(&mut self, now: Nanos, index: u32, range: Range<u32>, engine: EngineKey, text: &str) {
+        if self.groups[index].array().is_none() {
+            let group = &mut self.groups[index];
+            if group.is(KILLED) {
+                return self.fail_running(
+                    now,
+                    index,
+                    FailKind::TaskAborted,
+                    "aborted; its engine is gone",
+                    Some(engine),
+                );
+            }
+            if group.is(ABORTED) || group.retries == 0 {
+                return self.fail_running(now, index, FailKind::EngineError, text, Some(engine));
+            }
+            group.retries -= 1;
+            self.narrow(index, None);
+            return self.again(now, index, None);
+        }
+        let array = self.groups[index].array().expect("checked");
+        let killed = array.killed.overlap(range.start, range.end);
+        let mut rest = Vec::new();
+        for (lo, hi) in array.killed.gaps(range.start, range.end) {
+            rest.extend(array.aborted.overlap(lo, hi).into_iter().map(|r| (r, true)));
+            rest.extend(array.aborted.gaps(lo, hi).into_iter().map(|r| (r, false)));
+        }
+        for (lo, hi) in killed {
+            self.fail_members(
+                now,
+                index,
+                lo,
+                hi,
+                FailKind::TaskAborted,
+                "aborted; its engine is gone",
+                Some(engine),
+            );
+        }
+        let retries = self.groups[index].retries;
+        for ((lo, hi), aborted) in rest {
+            if aborted || retries == 0 {
+                self.fail_members(
+                    now,
+                    index,
+                    lo,
+                    hi,
+                    FailKind::EngineError,
+                    text,
+                    Some(engine),
+                );
+                continue;
+            }
+            for member in lo..hi {
+                let child = self.split_member(now, index, member, retries - 1);
+                self.narrow(child, None);
+                self.again(now, child, None);
+            }
+        }
+    }
+
+    fn new_engine(&mut self, uuid: TaskId, name: &str) -> u32 {
+        let slot = self.free_slots.pop().unwrap_or_else(|| {
+            let slot = self.engines.len() as u32;
+            self.engines.push(Engine::new(slot));
+            slot
+        });
+        let engine = &mut self.engines[slot as usize];
+        engine.used = true;
+        engine.uuid = uuid;
+        engine.name = name.into();
+        self.by_uuid.insert(uuid, slot);
+        slot
+    }
+
+    /// The engine of that uuid, awaited if it is not there.
+    pub(super) fn absent_engine(&mut self, now: Nanos, name: &str) -> u32 {
+        let uuid = self.hasher.id(name.as_bytes());
+        if let Some(&slot) = self.by_uuid.get(&uuid) {
+            return slot;
+        }
+        let slot = self.new_engine(uuid, name);
+        let at = now + self.config.restore_limit;
+        self.engines[slot as usize].absent_at = at;
+        self.timers.insert((at, Timer::Absent(slot)));
+        slot
+    }
+}

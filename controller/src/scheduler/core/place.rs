@@ -1,0 +1,322 @@
+//! Giving tasks to engines.
+
+use super::Core;
+use super::auto::UNKNOWN;
+use super::clients::Bucket;
+use super::graph::Ended;
+use super::group::{Array, EST_UNIT, FIRST, Flight, Stage};
+use super::id::NONE;
+use super::lanes::Pick;
+use super::types::{Action, Nanos};
+
+impl Core {
+    /// Follows up an event: outcomes reach those that depend on them, then whatever can be placed is placed.
+    pub(super) fn settle(&mut self, now: Nanos) {
+        loop {
+            while let Some(ended) = self.ended.pop_front() {
+                let ended: Ended = ended;
+                self.tell(now, &ended);
+            }
+            if let Some(slot) = self.hungry.pop_front() {
+                while let Some(pick) = self.pick(slot) {
+                    self.dispatch_pick(now, slot, pick);
+                }
+                continue;
+            }
+            let Some(class) = self.fresh.pop_front() else {
+                break;
+            };
+            while self
+                .pools
+                .classes
+                .get(class as usize)
+                .is_some_and(|c| c.queue.len > 0)
+            {
+                let Some(slot) = self.choose(class, None) else {
+                    break;
+                };
+                // Another class may have somebody before this one's turn.
+                let Some(pick) = self.pick(slot) else {
+                    break;
+                };
+                self.dispatch_pick(now, slot, pick);
+            }
+        }
+        while let Some(key) = self.spent.pop() {
+            let unused = |a: &Array| a.flights.is_empty() && a.children.is_empty();
+            if let Some(group) = self.groups.get(key)
+                && group.stage == Stage::Over
+                && group.array().is_some_and(unused)
+            {
+                self.late.remove(&group.id);
+                self.drop_group(key.index);
+            }
+        }
+        if self.went_idle {
+            self.went_idle = false;
+            self.plan_recall(now);
+        }
+    }
+
+    /// Dispatches what is next for an engine with room, to the engine that the scheme prefers for it. If that is
+    /// another one, what is next for that one goes there.
+    fn dispatch_pick(&mut self, now: Nanos, slot: u32, pick: Pick) {
+        match self.choose(pick.class, None) {
+            Some(target) if target != slot => {
+                let pick = self.pick(target).unwrap_or(pick);
+                self.dispatch(now, pick.group, target);
+            }
+            _ => self.dispatch(now, pick.group, slot),
+        }
+    }
+
+    /// A group enters the queue of its class.
+    pub(super) fn make_ready(&mut self, _now: Nanos, index: u32) {
+        self.enqueue(index);
+        let class = self.groups[index].class;
+        if self.fresh.back() != Some(&class) {
+            self.fresh.push_back(class);
+        }
+    }
+
+    /// A task without conditions, right after an event was settled: nobody waits for an engine that has room.
+    pub(super) fn place_new(&mut self, now: Nanos, index: u32) {
+        let class = self.groups[index].class;
+        if self.pools.classes[class as usize].queue.len == 0
+            && let Some(slot) = self.choose(class, None)
+        {
+            self.activate(self.groups[index].client);
+            self.next_seq += 1;
+            self.groups[index].seq = self.next_seq;
+            self.dispatch(now, index, slot);
+        } else {
+            self.enqueue(index);
+        }
+    }
+
+    /// Gives the group, or a chunk of it, to an engine that has room.
+    pub(super) fn dispatch(&mut self, now: Nanos, index: u32, slot: u32) {
+        if self.groups[index].array().is_some() {
+            return self.dispatch_chunk(now, index, slot);
+        }
+        self.unlink(index);
+        if self.groups[index].extra.is_some() {
+            self.stop_waiting(index);
+        }
+        let needs = self.constraints(self.groups[index].class).needs;
+        let client = self.groups[index].client;
+        let estimate = match self.groups[index].parent() {
+            Some(parent) => self.groups[parent].array().and_then(|a| a.estimate.get()),
+            None => None,
+        };
+        let estimate = estimate.or_else(|| self.estimate(client, needs));
+        let est = to_units(estimate);
+        let first = self.add_load(
+            slot,
+            1,
+            from_units(est) as i64,
+            self.groups[index].bytes as i64,
+        );
+        self.link_flying(index, slot);
+        let group = &mut self.groups[index];
+        group.since = now;
+        group.est = est;
+        group.set(FIRST, first);
+        let attempt = group.attempt;
+        let (key, member) = match group.parent() {
+            Some(parent) => (parent, self.groups[index].index()),
+            None => (index, 0),
+        };
+        self.charge(client, 1, estimate);
+        self.count(client, Some(Bucket::Ready), Bucket::Running, 1);
+        self.sent(now, slot, first);
+        self.actions.push_back(Action::Dispatch {
+            group: self.groups.key(key),
+            range: member..member + 1,
+            engine: self.engines[slot as usize].key(),
+            attempt,
+        });
+    }
+
+    fn dispatch_chunk(&mut self, now: Nanos, index: u32, slot: u32) {
+        let group = &self.groups[index];
+        let (client, class, count, bytes) = (group.client, group.class, group.count, group.bytes);
+        let array = group.array().expect("checked");
+        let left = array.waiting.len();
+        let known = array.estimate.get();
+        let needs = self.constraints(class).needs;
+        let estimate = known.or_else(|| self.estimate(client, needs));
+        let engines = self.pool_engines(class).len();
+        // The first chunks of an array tell how long its members take, whatever its client ran before.
+        let most = self.engines[slot as usize].chunk(left, engines, known);
+        let array = self.groups[index].array_mut().expect("checked");
+        let Some((lo, hi)) = array.waiting.take_first(most) else {
+            return;
+        };
+        let empty = array.waiting.is_empty();
+        let est = to_units(estimate);
+        let members = hi - lo;
+        let share = bytes / u64::from(count) * u64::from(members);
+        let first = self.add_load(
+            slot,
+            i64::from(members),
+            (from_units(est) * u64::from(members)) as i64,
+            share as i64,
+        );
+        let flight = Flight {
+            hi,
+            engine: slot,
+            since: now,
+            est,
+            first,
+        };
+        let group = &mut self.groups[index];
+        let attempt = group.attempt;
+        group
+            .array_mut()
+            .expect("checked")
+            .flights
+            .insert(lo, flight);
+        *self.engines[slot as usize].chunks.entry(index).or_default() += 1;
+        if empty {
+            self.unlink(index);
+            self.stop_waiting(index);
+        }
+        self.charge(client, members, estimate);
+        self.count(client, Some(Bucket::Ready), Bucket::Running, members);
+        self.sent(now, slot, first);
+        self.actions.push_back(Action::Dispatch {
+            group: self.groups.key(index),
+            range: lo..hi,
+            engine: self.engines[slot as usize].key(),
+            attempt,
+        });
+    }
+
+    fn sent(&mut self, now: Nanos, slot: u32, first: bool) {
+        self.uses += 1;
+        let engine = &mut self.engines[slot as usize];
+        engine.last_used = self.uses;
+        if first {
+            engine.progress = now;
+        }
+        self.refresh(slot);
+    }
+
+    /// Changes what an engine holds. True if it held nothing.
+    pub(super) fn add_load(&mut self, slot: u32, members: i64, ahead: i64, bytes: i64) -> bool {
+        let engine = &mut self.engines[slot as usize];
+        let before = engine.load;
+        engine.load = engine.load.saturating_add_signed(members as i32);
+        engine.ahead = engine.ahead.saturating_add_signed(ahead);
+        engine.bytes = engine.bytes.saturating_add_signed(bytes);
+        if engine.load == 0 {
+            engine.recalled = 0;
+            engine.ahead = 0;
+            engine.bytes = 0;
+            self.went_idle = true;
+        }
+        if engine.can_give_back {
+            let (was, is) = (before.saturating_sub(1), engine.load.saturating_sub(1));
+            self.given_ahead = self.given_ahead + u64::from(is) - u64::from(was);
+        }
+        before == 0
+    }
+
+    /// Puts a single task at the end of an engine's list.
+    pub(super) fn link_flying(&mut self, index: u32, slot: u32) {
+        let engine = &mut self.engines[slot as usize];
+        let tail = std::mem::replace(&mut engine.tail, index);
+        if tail == NONE {
+            engine.head = index;
+        } else {
+            self.groups[tail].next = index;
+        }
+        let group = &mut self.groups[index];
+        group.stage = Stage::Flying;
+        group.engine = slot;
+        group.prev = tail;
+        group.next = NONE;
+    }
+
+    /// Takes a single task off its engine.
+    pub(super) fn land(&mut self, index: u32) {
+        let group = &mut self.groups[index];
+        let (slot, next, prev) = (group.engine, group.next, group.prev);
+        let (ahead, bytes) = (from_units(group.est), group.bytes);
+        group.engine = NONE;
+        if group.stage == Stage::Flying {
+            group.stage = Stage::Resting;
+        }
+        let engine = &mut self.engines[slot as usize];
+        match prev {
+            NONE => engine.head = next,
+            _ => self.groups[prev].next = next,
+        }
+        match next {
+            NONE => engine.tail = prev,
+            _ => self.groups[next].prev = prev,
+        }
+        self.add_load(slot, -1, -(ahead as i64), -(bytes as i64));
+    }
+
+    /// Takes members off the flight that begins at `start`.
+    pub(super) fn land_chunk(&mut self, index: u32, start: u32, lo: u32, hi: u32) {
+        let group = &mut self.groups[index];
+        let share = group.bytes / u64::from(group.count) * u64::from(hi - lo);
+        let array = group.array_mut().expect("only arrays have flights");
+        let flight = array.flights.remove(&start).expect("the caller found it");
+        let mut change = -1i32;
+        if start < lo {
+            array.flights.insert(start, Flight { hi: lo, ..flight });
+            change += 1;
+        }
+        if hi < flight.hi {
+            array.flights.insert(
+                hi,
+                Flight {
+                    first: false,
+                    ..flight
+                },
+            );
+            change += 1;
+        }
+        let slot = flight.engine;
+        let engine = &mut self.engines[slot as usize];
+        let chunks = engine.chunks.entry(index).or_default();
+        *chunks = chunks.saturating_add_signed(change);
+        if *chunks == 0 {
+            engine.chunks.remove(&index);
+        }
+        let ahead = from_units(flight.est) * u64::from(hi - lo);
+        self.add_load(slot, -i64::from(hi - lo), -(ahead as i64), -(share as i64));
+    }
+
+    /// Flights of an array that overlap `lo..hi`: `(start, from, to, flight)`.
+    pub(super) fn flights(&self, index: u32, lo: u32, hi: u32) -> Vec<(u32, u32, u32, Flight)> {
+        let Some(array) = self.groups[index].array() else {
+            return Vec::new();
+        };
+        let start = array
+            .flights
+            .range(..=lo)
+            .next_back()
+            .map_or(lo, |(&s, _)| s);
+        let mut found = Vec::new();
+        for (&start, flight) in array.flights.range(start..hi.max(start)) {
+            let (from, to) = (start.max(lo), flight.hi.min(hi));
+            if from < to {
+                found.push((start, from, to, *flight));
+            }
+        }
+        found
+    }
+}
+
+pub(super) fn to_units(estimate: Option<Nanos>) -> u32 {
+    (estimate.unwrap_or(UNKNOWN) >> EST_UNIT).clamp(1, u64::from(u32::MAX)) as u32
+}
+
+pub(super) fn from_units(units: u32) -> Nanos {
+    u64::from(units) << EST_UNIT
+}

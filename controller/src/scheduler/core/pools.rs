@@ -1,0 +1,481 @@
+//! Pools and classes: interned constraints.
+//!
+//! A *pool* is what a specification asks of an engine, with the engines that have it. A *class* is a pool
+//! without the engines that a task was refused by; tasks of one class are alike for placement. Both live
+//! while groups use them, and some longer.
+
+use std::collections::VecDeque;
+
+use foldhash::fast::FixedState;
+use std::collections::HashMap;
+
+use super::Core;
+use super::engine::Engine;
+use super::id::{IdHasher, TaskId};
+use super::lanes::ClassQueue;
+use super::scheme::{Candidate, Index};
+use super::types::EngineKey;
+
+/// Uuids with their hashes.
+pub(super) type Targets = Box<[(TaskId, Box<str>)]>;
+
+/// What is asked of an engine.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Constraints {
+    pub needs: u64,
+    /// The task may be run again, so it may be given ahead to engines that cannot give back.
+    pub retryable: bool,
+    /// Uuids with their hashes, one of which it must have (`None`: any).
+    pub targets: Option<Targets>,
+    /// One of these it must have as a host name (empty: any).
+    pub hosts: Box<[Box<str>]>,
+    /// All of these it must have as tags.
+    pub tags: Box<[Box<str>]>,
+    /// One of these it must have as a host name or tag, while the task waits for its preference.
+    pub prefer: Box<[Box<str>]>,
+}
+
+impl Constraints {
+    fn hash(&self, hasher: &IdHasher) -> TaskId {
+        let head = [
+            self.needs.to_le_bytes(),
+            [
+                u8::from(self.retryable),
+                u8::from(self.targets.is_some()),
+                0,
+                0,
+                0,
+                0,
+                0,
+                0,
+            ],
+        ];
+        let section: &[u8] = &[0xff];
+        hasher.names(
+            head.iter()
+                .map(|h| &h[..])
+                .chain(self.targets.iter().flatten().map(|(_, n)| n.as_bytes()))
+                .chain([section])
+                .chain(self.hosts.iter().map(|n| n.as_bytes()))
+                .chain([section])
+                .chain(self.tags.iter().map(|n| n.as_bytes()))
+                .chain([section])
+                .chain(self.prefer.iter().map(|n| n.as_bytes())),
+        )
+    }
+
+    /// Whether the engine has what is asked, targets apart.
+    pub(super) fn suits(&self, engine: &Engine) -> bool {
+        let has = |list: &[Box<str>], name: &str| list.iter().any(|n| n.eq_ignore_ascii_case(name));
+        self.needs & !engine.needs == 0
+            && (self.hosts.is_empty() || self.hosts.iter().any(|h| has(&engine.hosts, h)))
+            && self.tags.iter().all(|t| engine.tags.contains(t))
+            && (self.prefer.is_empty()
+                || self
+                    .prefer
+                    .iter()
+                    .any(|p| has(&engine.hosts, p) || engine.tags.contains(p)))
+    }
+
+    pub(super) fn matches(&self, engine: &Engine) -> bool {
+        self.targets
+            .as_ref()
+            .is_none_or(|t| t.iter().any(|(uuid, _)| *uuid == engine.uuid))
+            && self.suits(engine)
+    }
+}
+
+/// Constraints and the engines that satisfy them.
+pub(super) struct Pool {
+    pub constraints: Constraints,
+    key: TaskId,
+    /// Slots of engines, in order of joining.
+    pub engines: Vec<u32>,
+    /// Those with room, as the scheme keeps them; small sets of explicit targets go without.
+    index: Option<Box<dyn Index>>,
+    pub classes: Vec<u32>,
+}
+
+/// A pool without the engines that refused.
+pub(super) struct Class {
+    pub pool: u32,
+    pub refused: Box<[EngineKey]>,
+    /// Groups that use it.
+    refs: u32,
+    cached: bool,
+    pub queue: ClassQueue,
+    /// Groups that wait for other tasks, oldest first.
+    pub blocked_head: u32,
+    pub blocked_tail: u32,
+}
+
+/// All pools and classes.
+#[derive(Default)]
+pub(super) struct Pools {
+    pub pools: slab::Slab<Pool>,
+    pub classes: slab::Slab<Class>,
+    by_key: HashMap<TaskId, u32, FixedState>,
+    by_refused: HashMap<(u32, Box<[EngineKey]>), u32, FixedState>,
+    /// Unused classes, oldest first, and how many engine entries they cost.
+    unused: VecDeque<u32>,
+    unused_weight: usize,
+    scratch: Option<Box<dyn Index>>,
+    /// The class of the last task without constraints.
+    last_plain: Option<(u64, bool, u32)>,
+}
+
+/// From so many engines on, explicit targets have an index too.
+const INDEXED: usize = 8;
+
+impl Core {
+    pub(super) fn constraints(&self, class: u32) -> &Constraints {
+        &self.pools.pools[self.pools.classes[class as usize].pool as usize].constraints
+    }
+
+    pub(super) fn pool_engines(&self, class: u32) -> &[u32] {
+        &self.pools.pools[self.pools.classes[class as usize].pool as usize].engines
+    }
+
+    /// The class of tasks that need only capabilities.
+    pub(super) fn plain_class(&mut self, needs: u64, retryable: bool) -> u32 {
+        if let Some((n, r, class)) = self.pools.last_plain
+            && (n, r) == (needs, retryable)
+        {
+            return class;
+        }
+        let class = self.class(
+            Constraints {
+                needs,
+                retryable,
+                ..Constraints::default()
+            },
+            &[],
+        );
+        self.pools.last_plain = Some((needs, retryable, class));
+        class
+    }
+
+    /// The class of these constraints without these engines.
+    pub(super) fn class(&mut self, constraints: Constraints, refused: &[EngineKey]) -> u32 {
+        let key = constraints.hash(&self.hasher);
+        let pool = match self.pools.by_key.get(&key) {
+            Some(&pool) => pool,
+            None => self.make_pool(key, constraints),
+        };
+        let entry = (pool, Box::<[EngineKey]>::from(refused));
+        if let Some(&class) = self.pools.by_refused.get(&entry) {
+            return class;
+        }
+        let class = self.pools.classes.insert(Class {
+            pool,
+            refused: entry.1.clone(),
+            refs: 0,
+            cached: false,
+            queue: ClassQueue::default(),
+            blocked_head: super::id::NONE,
+            blocked_tail: super::id::NONE,
+        }) as u32;
+        self.pools.by_refused.insert(entry, class);
+        let pool = &mut self.pools.pools[pool as usize];
+        pool.classes.push(class);
+        for &slot in &pool.engines {
+            let engine = &mut self.engines[slot as usize];
+            if !refused.contains(&engine.key()) {
+                engine.classes.push(class);
+            }
+        }
+        self.cache(class);
+        class
+    }
+
+    fn make_pool(&mut self, key: TaskId, constraints: Constraints) -> u32 {
+        let engines: Vec<u32> = match &constraints.targets {
+            Some(targets) => {
+                let mut slots: Vec<u32> = targets
+                    .iter()
+                    .filter_map(|(uuid, _)| self.by_uuid.get(uuid).copied())
+                    .filter(|&s| {
+                        self.engines[s as usize].live
+                            && constraints.suits(&self.engines[s as usize])
+                    })
+                    .collect();
+                slots.sort_unstable();
+                slots.dedup();
+                slots
+            }
+            None => {
+                let suits = |&s: &u32| constraints.suits(&self.engines[s as usize]);
+                self.live.iter().copied().filter(suits).collect()
+            }
+        };
+        let indexed = constraints.targets.is_none() || engines.len() > INDEXED;
+        let pool = self.pools.pools.insert(Pool {
+            constraints,
+            key,
+            engines: Vec::new(),
+            index: indexed.then(|| self.scheme.index()),
+            classes: Vec::new(),
+        }) as u32;
+        self.pools.by_key.insert(key, pool);
+        for slot in engines {
+            self.join_pool(pool, slot);
+        }
+        pool
+    }
+
+    /// Adds a live engine to a pool it matches.
+    fn join_pool(&mut self, pool_index: u32, slot: u32) {
+        let pool = &mut self.pools.pools[pool_index as usize];
+        pool.engines.push(slot);
+        let engine = &mut self.engines[slot as usize];
+        for &class in &pool.classes {
+            if !self.pools.classes[class as usize]
+                .refused
+                .contains(&engine.key())
+            {
+                engine.classes.push(class);
+            }
+        }
+        if pool.index.is_none() && pool.engines.len() > INDEXED {
+            pool.index = Some(self.scheme.index());
+            for &slot in &pool.engines {
+                let engine = &mut self.engines[slot as usize];
+                engine.pools.push(pool_index);
+                enter(
+                    pool.index.as_mut().expect("just made"),
+                    engine,
+                    pool.constraints.retryable,
+                );
+            }
+        } else if let Some(index) = &mut pool.index {
+            engine.pools.push(pool_index);
+            enter(index, engine, pool.constraints.retryable);
+        }
+    }
+
+    /// A live engine becomes eligible wherever it matches. Returns the classes that waited for just this engine in
+    /// vain, as it is not what they ask besides.
+    pub(super) fn attach(&mut self, slot: u32) -> Vec<u32> {
+        let mut pools: Vec<u32> = Vec::new();
+        let mut in_vain: Vec<u32> = Vec::new();
+        let engine = &self.engines[slot as usize];
+        for (index, pool) in &self.pools.pools {
+            if pool.constraints.matches(engine) {
+                pools.push(index as u32);
+            } else if pool
+                .constraints
+                .targets
+                .iter()
+                .flatten()
+                .any(|(uuid, _)| *uuid == engine.uuid)
+            {
+                in_vain.extend(&pool.classes);
+            }
+        }
+        for pool in pools {
+            self.join_pool(pool, slot);
+        }
+        in_vain
+    }
+
+    /// The engine is no longer eligible for anything. Returns the classes it was eligible for.
+    pub(super) fn detach(&mut self, slot: u32) -> Vec<u32> {
+        let engine = &mut self.engines[slot as usize];
+        let key = engine.key();
+        let classes = std::mem::take(&mut engine.classes);
+        engine.pools.clear();
+        for (_, pool) in &mut self.pools.pools {
+            if let Some(at) = pool.engines.iter().position(|&s| s == slot) {
+                pool.engines.remove(at);
+                if let Some(index) = &mut pool.index {
+                    index.remove(key);
+                }
+            }
+        }
+        classes
+    }
+
+    /// Tells the indexes how the engine stands. Returns whether it has room for anything.
+    pub(super) fn refresh(&mut self, slot: u32) -> bool {
+        let engine = &mut self.engines[slot as usize];
+        let (any, retry) = engine.room();
+        let standing = (any, retry, engine.load, engine.last_used);
+        if engine.standing != standing {
+            engine.standing = standing;
+            for &pool in &engine.pools {
+                let pool = &mut self.pools.pools[pool as usize];
+                if let Some(index) = &mut pool.index {
+                    enter(index, engine, pool.constraints.retryable);
+                }
+            }
+        }
+        any || retry
+    }
+
+    /// The engine that the scheme chooses for a task of this class.
+    pub(super) fn choose(&mut self, class: u32, besides: Option<EngineKey>) -> Option<u32> {
+        let class = &self.pools.classes[class as usize];
+        let pool = &mut self.pools.pools[class.pool as usize];
+        let widened: Vec<EngineKey>;
+        let refused = match besides {
+            None => &class.refused[..],
+            Some(key) => {
+                widened = class.refused.iter().copied().chain([key]).collect();
+                &widened
+            }
+        };
+        if let Some(index) = &mut pool.index {
+            return index.choose(&mut self.rng, refused).map(|key| key.slot);
+        }
+        let scratch = self
+            .pools
+            .scratch
+            .get_or_insert_with(|| self.scheme.index());
+        for &slot in &pool.engines {
+            enter(
+                scratch,
+                &self.engines[slot as usize],
+                pool.constraints.retryable,
+            );
+        }
+        let chosen = scratch.choose(&mut self.rng, refused).map(|key| key.slot);
+        for &slot in &pool.engines {
+            scratch.remove(self.engines[slot as usize].key());
+        }
+        chosen
+    }
+
+    /// No engine that can still come or is there may take tasks of this class.
+    pub(super) fn is_dead(&self, class: u32) -> bool {
+        let class = &self.pools.classes[class as usize];
+        let constraints = &self.pools.pools[class.pool as usize].constraints;
+        constraints.targets.as_ref().is_some_and(|targets| {
+            targets
+                .iter()
+                .all(|(uuid, _)| match self.by_uuid.get(uuid) {
+                    Some(&slot) => {
+                        let engine = &self.engines[slot as usize];
+                        engine.live
+                            && (class.refused.contains(&engine.key()) || !constraints.suits(engine))
+                    }
+                    None => self.departed.contains(uuid),
+                })
+        })
+    }
+
+    pub(super) fn with_refused(&mut self, class: u32, engine: EngineKey) -> u32 {
+        let old = &self.pools.classes[class as usize];
+        let mut refused: Vec<EngineKey> = old
+            .refused
+            .iter()
+            .copied()
+            .filter(|k| self.engines[k.slot()].key() == *k)
+            .collect();
+        if !refused.contains(&engine) {
+            refused.push(engine);
+        }
+        refused.sort_unstable();
+        let constraints = self.constraints(class).clone();
+        self.class(constraints, &refused)
+    }
+
+    /// The class that differs in its constraints only.
+    pub(super) fn with_constraints(
+        &mut self,
+        class: u32,
+        change: impl FnOnce(&mut Constraints),
+    ) -> u32 {
+        let mut constraints = self.constraints(class).clone();
+        change(&mut constraints);
+        if constraints == *self.constraints(class) {
+            return class;
+        }
+        let refused = self.pools.classes[class as usize].refused.clone();
+        self.class(constraints, &refused)
+    }
+
+    pub(super) fn hold_class(&mut self, class: u32) {
+        self.pools.classes[class as usize].refs += 1;
+    }
+
+    pub(super) fn release_class(&mut self, class: u32) {
+        let entry = &mut self.pools.classes[class as usize];
+        entry.refs -= 1;
+        if entry.refs == 0 {
+            self.cache(class);
+        }
+    }
+
+    /// Keeps an unused class for a while, within bounds.
+    fn cache(&mut self, class: u32) {
+        let entry = &mut self.pools.classes[class as usize];
+        if entry.cached {
+            return;
+        }
+        entry.cached = true;
+        self.pools.unused_weight += 1 + self.pools.pools[entry.pool as usize].engines.len();
+        self.pools.unused.push_back(class);
+        if self.pools.unused_weight > 1024 + 16 * self.live.len() && self.pools.unused.len() > 8 {
+            self.evict();
+        }
+    }
+
+    fn evict(&mut self) {
+        while self.pools.unused_weight > 512 + 8 * self.live.len() && self.pools.unused.len() > 1 {
+            // The newest was just made for somebody who has not taken hold of it yet.
+            let Some(class) = self.pools.unused.pop_front() else {
+                return;
+            };
+            let entry = &mut self.pools.classes[class as usize];
+            entry.cached = false;
+            let (refs, pool_index) = (entry.refs, entry.pool);
+            let pool = &mut self.pools.pools[pool_index as usize];
+            self.pools.unused_weight = self
+                .pools
+                .unused_weight
+                .saturating_sub(1 + pool.engines.len());
+            if refs > 0 {
+                continue;
+            }
+            for &slot in &pool.engines {
+                self.engines[slot as usize].classes.retain(|&c| c != class);
+            }
+            pool.classes.retain(|&c| c != class);
+            let unused_pool = pool.classes.is_empty();
+            let entry = self.pools.classes.remove(class as usize);
+            self.free_lanes_of(&entry);
+            self.pools.by_refused.remove(&(pool_index, entry.refused));
+            if self.pools.last_plain.is_some_and(|(_, _, c)| c == class) {
+                self.pools.last_plain = None;
+            }
+            if unused_pool {
+                let pool = self.pools.pools.remove(pool_index as usize);
+                self.pools.by_key.remove(&pool.key);
+                if pool.index.is_some() {
+                    for slot in pool.engines {
+                        self.engines[slot as usize]
+                            .pools
+                            .retain(|&p| p != pool_index);
+                    }
+                }
+            }
+        }
+        if self.pools.unused.len() <= 1 {
+            self.pools.unused_weight = 0;
+        }
+    }
+}
+
+/// Puts an engine into an index as it stands, or takes it out when it has no room.
+fn enter(index: &mut Box<dyn Index>, engine: &Engine, retryable: bool) {
+    let (any, retry) = engine.room();
+    if if retryable { retry } else { any } {
+        index.set(Candidate {
+            engine: engine.key(),
+            load: engine.load,
+            last_used: engine.last_used,
+        });
+    } else {
+        index.remove(engine.key());
+    }
+}

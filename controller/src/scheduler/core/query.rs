@@ -1,0 +1,562 @@
+//! What is asked of the core.
+
+use super::Core;
+use super::group::{Dep, Stage};
+use super::id::{NONE, split_member};
+use super::past::Found;
+use super::types::{
+    EngineKey, EngineTotals, Explanation, GroupKey, Nanos, Span, TaskState, Totals,
+};
+
+/// Names listed in an explanation.
+const NAMES: usize = 4;
+/// Engines listed in an explanation.
+const ENGINES: usize = 1000;
+
+pub(super) fn ended_state(ok: bool) -> TaskState {
+    if ok { TaskState::Ok } else { TaskState::Failed }
+}
+
+impl Core {
+    /// The group of this message id, while its key is valid.
+    pub fn find(&self, msg_id: &str) -> Option<GroupKey> {
+        let id = self.hasher.id(msg_id.as_bytes());
+        match self.ids.find(id, &self.groups)? {
+            Found::Live(index) => Some(self.groups.key(index)),
+            Found::Past(_) => self.late.get(&id).map(|&index| self.groups.key(index)),
+        }
+    }
+
+    /// Whether the group's key is valid.
+    pub fn is_known(&self, group: GroupKey) -> bool {
+        self.groups.get(group).is_some()
+    }
+
+    /// The engine of this uuid.
+    pub fn engine(&self, uuid: &str) -> Option<EngineKey> {
+        let slot = *self.by_uuid.get(&self.hasher.id(uuid.as_bytes()))?;
+        let engine = &self.engines[slot as usize];
+        engine.live.then(|| engine.key())
+    }
+
+    /// Registered engines, in the order in which they registered.
+    pub fn engines(&self) -> Vec<EngineKey> {
+        self.live
+            .iter()
+            .map(|&slot| self.engines[slot as usize].key())
+            .collect()
+    }
+
+    /// Groups in memory (members split from arrays included).
+    pub fn len(&self) -> usize {
+        self.groups.live()
+    }
+
+    /// Nothing is in memory but past outcomes.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Where a task (`MSGID` or `MSGID:INDEX`) stands.
+    pub fn state(&self, id: &str) -> TaskState {
+        match self.ids.find(self.hasher.id(id.as_bytes()), &self.groups) {
+            Some(Found::Live(index)) => return self.group_state(index),
+            Some(Found::Past(past)) => return ended_state(past.ok),
+            None => {}
+        }
+        let Some((base, member)) = split_member(id) else {
+            return TaskState::Unknown;
+        };
+        match self.ids.find(self.hasher.id(base.as_bytes()), &self.groups) {
+            Some(Found::Live(index)) => self.member_state(index, member),
+            Some(Found::Past(past)) => {
+                match past.members.as_ref().and_then(|m| m.outcome(member)) {
+                    Some((ok, _)) => ended_state(ok),
+                    None => TaskState::Unknown,
+                }
+            }
+            None => TaskState::Unknown,
+        }
+    }
+
+    fn member_state(&self, index: u32, member: u32) -> TaskState {
+        let group = &self.groups[index];
+        let Some(array) = group.array().filter(|_| member < group.count) else {
+            return TaskState::Unknown;
+        };
+        if array.done.contains(member) {
+            return ended_state(!array.failed.contains(member));
+        }
+        if let Some(&child) = array.children.get(&member) {
+            return self.group_state(child);
+        }
+        match (array.waiting.contains(member), group.stage) {
+            (false, _) => TaskState::Running,
+            (true, Stage::Blocked) => TaskState::Blocked,
+            (true, _) => TaskState::Waiting,
+        }
+    }
+
+    pub(super) fn group_state(&self, index: u32) -> TaskState {
+        let group = &self.groups[index];
+        match group.stage {
+            Stage::Free => TaskState::Unknown,
+            Stage::Blocked => TaskState::Blocked,
+            Stage::Flying => TaskState::Running,
+            Stage::Over => TaskState::Failed,
+            Stage::Queued | Stage::Resting => match group.array() {
+                Some(array) if !array.flights.is_empty() || !array.done.is_empty() => {
+                    TaskState::Running
+                }
+                _ => TaskState::Waiting,
+            },
+        }
+    }
+
+    /// Counts, of one client or of all.
+    pub fn totals(&self, client: Option<&[u8]>) -> Totals {
+        match client {
+            None => self.totals,
+            Some(name) => self
+                .client_index
+                .get(name)
+                .map_or(Totals::default(), |&c| self.clients[c as usize].totals),
+        }
+    }
+
+    /// How much work a client was given, on the scale by which clients take turns.
+    pub fn served(&self, client: &[u8]) -> u64 {
+        self.client_index
+            .get(client)
+            .map_or(0, |&c| self.clients[c as usize].served)
+    }
+
+    /// Counts of an engine.
+    pub fn engine_totals(&self, engine: EngineKey) -> EngineTotals {
+        match self
+            .engines
+            .get(engine.slot())
+            .filter(|e| e.generation == engine.generation)
+        {
+            Some(e) => EngineTotals {
+                outstanding: u64::from(e.load),
+                completed: e.completed,
+                run_time: e.run_time,
+            },
+            None => EngineTotals::default(),
+        }
+    }
+
+    /// What an engine holds, oldest first; aborted tasks that it has not answered are left out.
+    pub fn outstanding(&self, engine: EngineKey) -> Vec<Span> {
+        let Some(entry) = self
+            .engines
+            .get(engine.slot())
+            .filter(|e| e.used && e.generation == engine.generation)
+        else {
+            return Vec::new();
+        };
+        let mut spans = Vec::new();
+        for holding in self.holdings(entry.slot) {
+            let group = &self.groups[holding.group];
+            match holding.chunk {
+                Some((lo, hi)) => {
+                    for (lo, hi) in group.array().expect("has chunks").done.gaps(lo, hi) {
+                        spans.push(Span {
+                            group: self.groups.key(holding.group),
+                            range: lo..hi,
+                        });
+                    }
+                }
+                None if group.stage == Stage::Over => {}
+                None => {
+                    let key = self.groups.key(group.parent().unwrap_or(holding.group));
+                    spans.push(Span {
+                        group: key,
+                        range: group.index()..group.index() + 1,
+                    });
+                }
+            }
+        }
+        spans
+    }
+
+    /// What is on no engine, of one client or of all (costs in proportion to what is in memory).
+    pub fn unassigned(&self, client: Option<&[u8]>) -> Vec<Span> {
+        self.spans(client, |core, index, spans| {
+            let group = &core.groups[index];
+            match group.array() {
+                Some(array) => array
+                    .waiting
+                    .iter()
+                    .for_each(|(lo, hi)| spans.push((index, lo, hi))),
+                None if group.waiting() > 0 => {
+                    let parent = group.parent().unwrap_or(index);
+                    spans.push((parent, group.index(), group.index() + 1));
+                }
+                None => {}
+            }
+        })
+    }
+
+    /// Everything unfinished, of one client or of all (costs in proportion to what is in memory).
+    pub fn unfinished(&self, client: Option<&[u8]>) -> Vec<Span> {
+        self.spans(client, |core, index, spans| {
+            let group = &core.groups[index];
+            if group.parent().is_some() || group.stage == Stage::Over {
+                return;
+            }
+            match group.array() {
+                Some(array) => {
+                    array
+                        .done
+                        .gaps(0, group.count)
+                        .into_iter()
+                        .for_each(|(lo, hi)| spans.push((index, lo, hi)));
+                }
+                None => spans.push((index, 0, 1)),
+            }
+        })
+    }
+
+    fn spans(
+        &self,
+        client: Option<&[u8]>,
+        visit: impl Fn(&Core, u32, &mut Vec<(u32, u32, u32)>),
+    ) -> Vec<Span> {
+        let only = match client {
+            None => None,
+            Some(name) => match self.client_index.get(name) {
+                Some(&client) => Some(client),
+                None => return Vec::new(),
+            },
+        };
+        let mut found = Vec::new();
+        for (index, group) in self.groups.iter() {
+            if only.is_none_or(|c| c == group.client) {
+                visit(self, index, &mut found);
+            }
+        }
+        found
+            .into_iter()
+            .map(|(g, lo, hi)| Span {
+                group: self.groups.key(g),
+                range: lo..hi,
+            })
+            .collect()
+    }
+
+    /// Why a task is where it is.
+    pub fn explain(&self, now: Nanos, id: &str) -> Explanation {
+        let state = self.state(id);
+        let plain = |text: String| Explanation {
+            state,
+            text,
+            engines: Vec::new(),
+        };
+        let whole = self.ids.find(self.hasher.id(id.as_bytes()), &self.groups);
+        let (index, member) = match (whole, split_member(id)) {
+            (Some(Found::Live(index)), _) => (index, None),
+            (None, Some((base, member))) => {
+                match self.ids.find(self.hasher.id(base.as_bytes()), &self.groups) {
+                    Some(Found::Live(index)) => (index, Some(member)),
+                    _ => (NONE, None),
+                }
+            }
+            _ => (NONE, None),
+        };
+        match state {
+            TaskState::Unknown => return plain(format!("{id} is not known to the scheduler.")),
+            TaskState::Ok => return plain(format!("{id} ended well.")),
+            TaskState::Failed => return plain(format!("{id} failed or was aborted.")),
+            TaskState::Blocked | TaskState::Waiting | TaskState::Running => {}
+        }
+        if index == NONE {
+            return plain(format!("{id} is not known to the scheduler."));
+        }
+        let group = &self.groups[index];
+        let mut text = String::new();
+        let mut subject = index;
+        if let Some(array) = group.array() {
+            match member {
+                None => {
+                    let on_engines = array.flights.iter().map(|(lo, f)| f.hi - lo).sum::<u32>();
+                    text = format!(
+                        "Of its {} tasks {} are done, {} on engines, {} wait",
+                        group.count,
+                        array.done.len(),
+                        on_engines,
+                        array.waiting.len() + array.children.len() as u32
+                    );
+                    if array.waiting.is_empty() {
+                        return plain(text + ".");
+                    }
+                    text += ". ";
+                }
+                Some(member) => {
+                    if let Some(&child) = array.children.get(&member) {
+                        subject = child;
+                    } else if let Some((_, _, _, flight)) =
+                        self.flights(index, member, member + 1).first()
+                    {
+                        let engine = self.engines[flight.engine as usize].describe();
+                        return plain(format!(
+                            "{engine} has had it for {}.",
+                            seconds(now, flight.since)
+                        ));
+                    }
+                }
+            }
+        }
+        let group = &self.groups[subject];
+        if group.stage == Stage::Flying {
+            let engine = &self.engines[group.engine as usize];
+            let what = engine.describe();
+            if !engine.live {
+                let wait = seconds(engine.absent_at, now);
+                text += &format!(
+                    "{what} had it before the controller restarted; it is awaited for another {wait}."
+                );
+            } else if engine.head == subject || engine.load == 1 {
+                text += &format!("{what} has had it for {}.", seconds(now, group.since));
+            } else {
+                text += &format!("{what} has it, after other tasks that it was given before.");
+            }
+            return plain(text);
+        }
+        text += &self.why_waiting(now, subject);
+        Explanation {
+            state,
+            text,
+            engines: self.obstacles(subject),
+        }
+    }
+
+    fn why_waiting(&self, now: Nanos, index: u32) -> String {
+        let group = &self.groups[index];
+        let extra = group.extra.as_deref();
+        if group.stage == Stage::Blocked {
+            let mut parts = Vec::new();
+            for (dep, verb) in [
+                (extra.and_then(|e| e.after.as_deref()), "after"),
+                (extra.and_then(|e| e.follow.as_deref()), "where"),
+            ] {
+                if let Some(dep) = dep
+                    && (if dep.all {
+                        dep.pending > 0
+                    } else {
+                        dep.good == 0
+                    })
+                {
+                    parts.push(self.pending_text(dep, verb));
+                }
+            }
+            if parts.is_empty() {
+                return "It waits for the tasks that it depends on.".to_owned();
+            }
+            return parts.join(" ");
+        }
+        let class = group.class;
+        if let Some(extra) = extra
+            && extra.prefer_at > now
+        {
+            let names = self.constraints(class).prefer.join(", ");
+            let wait = seconds(extra.prefer_at, now);
+            return format!(
+                "It prefers {names}, which is busy; in {wait} it goes to any engine that can take it."
+            );
+        }
+        let refused = &self.pools.classes[class as usize].refused;
+        let able = self
+            .pool_engines(class)
+            .iter()
+            .filter(|&&s| !refused.contains(&self.engines[s as usize].key()))
+            .count();
+        if self.live.is_empty() {
+            return "No engine is registered.".to_owned();
+        }
+        if able == 0 {
+            let mut text = self.nowhere(class);
+            if !refused.is_empty() {
+                text += &format!(
+                    " It failed or lacked what it requires on {} of them.",
+                    refused.len()
+                );
+                if let Some(extra) = extra
+                    && !extra.require.is_empty()
+                {
+                    text += &format!(" It requires {}.", extra.require.join(", "));
+                }
+            }
+            return text + " It runs as soon as one registers that can.";
+        }
+        let ahead = self.pools.classes[class as usize]
+            .queue
+            .len
+            .saturating_sub(1);
+        match able {
+            1 => format!(
+                "The one engine that can take it is busy; {ahead} others wait for the same."
+            ),
+            _ => format!(
+                "All {able} engines that can take it are busy; {ahead} others wait for the same."
+            ),
+        }
+    }
+
+    fn pending_text(&self, dep: &Dep, verb: &str) -> String {
+        let open: Vec<&str> = dep
+            .ids
+            .iter()
+            .map(|id| &**id)
+            .filter(|id| {
+                matches!(
+                    self.state(id),
+                    TaskState::Blocked
+                        | TaskState::Waiting
+                        | TaskState::Running
+                        | TaskState::Unknown
+                )
+            })
+            .take(NAMES)
+            .collect();
+        let more = (dep.pending as usize).saturating_sub(open.len());
+        let names = open.join(", ")
+            + &if more > 0 {
+                format!(" and {more} more")
+            } else {
+                String::new()
+            };
+        let how = match (dep.success, dep.failure) {
+            (true, false) => "well",
+            (false, true) => "badly",
+            _ => "",
+        };
+        let quantity = if dep.all { "all" } else { "one" };
+        let end = format!("{quantity} of {} tasks to end {how}", dep.ids.len());
+        let end = end.trim_end();
+        match verb {
+            "where" => {
+                format!("It runs where they ran, so it waits for {end}; still to come: {names}.")
+            }
+            _ => format!("It waits for {end}; still to come: {names}."),
+        }
+    }
+
+    /// Why each registered engine does not take it now.
+    fn obstacles(&self, index: u32) -> Vec<(EngineKey, String)> {
+        let class = self.groups[index].class;
+        let constraints = self.constraints(class);
+        let refused = &self.pools.classes[class as usize].refused;
+        let mut found = Vec::new();
+        for &slot in self.live.iter().take(ENGINES) {
+            let engine = &self.engines[slot as usize];
+            let has =
+                |list: &[Box<str>], name: &str| list.iter().any(|n| n.eq_ignore_ascii_case(name));
+            let missing = constraints.needs & !engine.needs;
+            let (any, retry) = engine.room();
+            let reason = if missing != 0 {
+                format!(
+                    "cannot run this kind of task ({})",
+                    self.capability_names(missing)
+                )
+            } else if constraints
+                .targets
+                .as_ref()
+                .is_some_and(|t| t.iter().all(|(u, _)| *u != engine.uuid))
+            {
+                "is not one of the engines it is restricted to".to_owned()
+            } else if !constraints.hosts.is_empty()
+                && !constraints.hosts.iter().any(|h| has(&engine.hosts, h))
+            {
+                format!("is not on {}", constraints.hosts.join(" or "))
+            } else if let Some(tag) = constraints.tags.iter().find(|t| !engine.tags.contains(t)) {
+                format!("lacks the tag {tag}")
+            } else if refused.contains(&engine.key()) {
+                "it failed there or lacked what it requires".to_owned()
+            } else if !constraints.prefer.is_empty() && !constraints.matches(engine) {
+                "is not preferred".to_owned()
+            } else if !(if constraints.retryable { retry } else { any }) {
+                format!("is busy with {} tasks", engine.load)
+            } else {
+                continue;
+            };
+            found.push((engine.key(), reason));
+        }
+        found
+    }
+
+    fn capability_names(&self, mask: u64) -> String {
+        let names = self
+            .capabilities
+            .iter()
+            .enumerate()
+            .filter(|(bit, _)| mask & (1 << bit) != 0);
+        names
+            .map(|(_, name)| &**name)
+            .collect::<Vec<_>>()
+            .join(", ")
+    }
+
+    /// That no registered engine has what the class asks.
+    pub(super) fn nowhere(&self, class: u32) -> String {
+        let constraints = self.constraints(class);
+        let mut asks = Vec::new();
+        if constraints.needs != 0 {
+            asks.push(format!(
+                "can run {}",
+                self.capability_names(constraints.needs)
+            ));
+        }
+        if let Some(targets) = &constraints.targets {
+            let names: Vec<&str> = targets
+                .iter()
+                .take(NAMES)
+                .map(|(_, name)| &**name)
+                .collect();
+            asks.push(format!("is one of {}", names.join(", ")));
+        }
+        if !constraints.hosts.is_empty() {
+            asks.push(format!("is on {}", constraints.hosts.join(" or ")));
+        }
+        if !constraints.tags.is_empty() {
+            asks.push(format!("has the tags {}", constraints.tags.join(", ")));
+        }
+        match asks.is_empty() {
+            true => "No engine is registered that may take it.".to_owned(),
+            false => format!("No engine is registered that {}.", asks.join(" and ")),
+        }
+    }
+
+    /// Why nothing can ever run tasks of the class.
+    pub(super) fn why_dead(&self, class: u32, follows: bool) -> String {
+        let entry = &self.pools.classes[class as usize];
+        let constraints = self.constraints(class);
+        let Some(targets) = &constraints.targets else {
+            return "nothing can run it".to_owned();
+        };
+        if targets.is_empty() {
+            return "it must run where other tasks ran, and that is none of the engines it is restricted to".to_owned();
+        }
+        let gone = targets
+            .iter()
+            .filter(|(uuid, _)| !self.by_uuid.contains_key(uuid))
+            .count();
+        let what = if follows {
+            "it must run where other tasks ran"
+        } else {
+            "it is restricted to engines by name"
+        };
+        if gone == targets.len() {
+            format!("{what}, and there is no such engine any more")
+        } else if entry.refused.is_empty() {
+            format!("{what}, and they cannot take it")
+        } else {
+            format!("{what}, and it failed on each or they lack what it requires")
+        }
+    }
+}
+
+fn seconds(later: Nanos, earlier: Nanos) -> String {
+    format!("{:.1} s", later.saturating_sub(earlier) as f64 / 1e9)
+}

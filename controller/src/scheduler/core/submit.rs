@@ -1,0 +1,334 @@
+//! Submission: what a specification becomes.
+
+use super::Core;
+use super::auto::Estimate;
+use super::clients::{Bucket, End};
+use super::group::{Array, DETACHED, Extra, Flight, Group, MAY_RETURN, Stage};
+use super::id::{NONE, TaskId};
+use super::past::Found;
+use super::place::{from_units, to_units};
+use super::pools::Constraints;
+use super::ranges::RangeSet;
+use super::types::{FailKind, GroupKey, GroupSpec, Nanos, Refusal};
+
+impl Core {
+    /// A new group. Its actions (a failure too) follow by [`Core::poll`].
+    pub fn submit(&mut self, now: Nanos, spec: &GroupSpec<'_>) -> Result<GroupKey, Refusal> {
+        let group = self.admit(now, spec)?;
+        let key = self.groups.key(group);
+        self.start(now, group, spec);
+        self.settle(now);
+        Ok(key)
+    }
+
+    /// A group from before a controller restart: `done` members were answered (`true`: well), `given` were with
+    /// the engine of that uuid. To be called in the order of submission, before the first engine joins. What was
+    /// given waits for its engine, [`super::Config::restore_limit`] at most.
+    pub fn restore(
+        &mut self,
+        now: Nanos,
+        spec: &GroupSpec<'_>,
+        done: &[(u32, u32, bool)],
+        given: &[(&str, u32, u32)],
+    ) -> Result<GroupKey, Refusal> {
+        let group = self.admit(now, spec)?;
+        let key = self.groups.key(group);
+        let client = self.groups[group].client;
+        // Sent before: what is sent again to the same engine must differ.
+        self.groups[group].attempt = 1;
+        self.next_seq += 1;
+        self.groups[group].seq = self.next_seq;
+        for &(uuid, lo, hi) in given {
+            let slot = self.absent_engine(now, uuid);
+            self.give_restored(now, group, slot, lo, hi);
+        }
+        for &(lo, hi, ok) in done {
+            let parts = match self.groups[group].array_mut() {
+                Some(array) => {
+                    let parts = array.waiting.overlap(lo, hi.min(spec.count));
+                    array.waiting.remove(lo, hi);
+                    parts
+                }
+                None => vec![(0, 1)],
+            };
+            let end = if ok { End::Ok } else { End::Failed };
+            for (lo, hi) in parts {
+                self.count_end(client, Bucket::Ready, end, hi - lo);
+                if self.groups[group].array().is_some() {
+                    self.members_over(now, group, lo, hi, ok, None);
+                } else {
+                    self.conclude(now, group, ok, None);
+                }
+            }
+        }
+        let waits = match self.groups.get(key) {
+            None => false,
+            Some(g) => g
+                .array()
+                .map_or(g.stage == Stage::Resting, |a| !a.waiting.is_empty()),
+        };
+        if waits {
+            self.start(now, group, spec);
+        } else if self.groups.get(key).is_some() {
+            self.watch_dependencies(now, group, spec);
+        }
+        self.settle(now);
+        Ok(key)
+    }
+
+    /// Members are with an engine already.
+    fn give_restored(&mut self, now: Nanos, group: u32, slot: u32, lo: u32, hi: u32) {
+        // Nobody knows how long it will take: nothing is put behind it.
+        let est = to_units(None);
+        let entry = &mut self.groups[group];
+        let (client, count, bytes) = (entry.client, entry.count, entry.bytes);
+        let Some(array) = entry.array_mut() else {
+            if entry.stage == Stage::Resting {
+                entry.since = now;
+                entry.est = est;
+                self.link_flying(group, slot);
+                self.add_load(slot, 1, from_units(est) as i64, bytes as i64);
+                self.count(client, Some(Bucket::Ready), Bucket::Running, 1);
+            }
+            return;
+        };
+        let parts = array.waiting.overlap(lo, hi.min(count));
+        array.waiting.remove(lo, hi);
+        for &(lo, hi) in &parts {
+            array.flights.insert(
+                lo,
+                Flight {
+                    hi,
+                    engine: slot,
+                    since: now,
+                    est,
+                    first: false,
+                },
+            );
+        }
+        for (lo, hi) in parts {
+            let share = bytes / u64::from(count) * u64::from(hi - lo);
+            *self.engines[slot as usize].chunks.entry(group).or_default() += 1;
+            let ahead = from_units(est) * u64::from(hi - lo);
+            self.add_load(slot, i64::from(hi - lo), ahead as i64, share as i64);
+            self.count(client, Some(Bucket::Ready), Bucket::Running, hi - lo);
+        }
+    }
+
+    /// Takes a group in. It is in no list yet.
+    fn admit(&mut self, now: Nanos, spec: &GroupSpec<'_>) -> Result<u32, Refusal> {
+        if spec.count == 0 || spec.count == NONE {
+            return Err(Refusal::Empty);
+        }
+        let id = self.hasher.id(spec.msg_id.as_bytes());
+        if let Some(found) = self.ids.find(id, &self.groups) {
+            return Err(Refusal::Duplicate(match found {
+                Found::Live(group) => self.group_state(group),
+                Found::Past(past) => super::query::ended_state(past.ok),
+            }));
+        }
+        let client = self.client(spec.client);
+        self.clients[client as usize].groups += 1;
+        let class = self.class_of(spec);
+        self.hold_class(class);
+        let index = self.groups.insert(Group {
+            id,
+            seq: 0,
+            bytes: spec.bytes,
+            since: now,
+            extra: None,
+            generation: 0,
+            count: spec.count,
+            class,
+            client,
+            lane: NONE,
+            next: NONE,
+            prev: NONE,
+            retries: spec.retries,
+            attempt: 0,
+            priority: spec.priority,
+            engine: NONE,
+            est: 0,
+            stage: Stage::Resting,
+            flags: if spec.may_return { MAY_RETURN } else { 0 }
+                | if spec.detach { DETACHED } else { 0 },
+        });
+        self.ids.insert(index, &self.groups);
+        self.count_new(client, spec.count, spec.bytes);
+        if spec.count > 1 {
+            let estimate = Estimate::default();
+            let array = Array {
+                waiting: RangeSet::full(spec.count),
+                estimate,
+                ..Array::default()
+            };
+            self.groups[index].extra_mut().array = Some(Box::new(array));
+        }
+        if spec.timeout > 0 || !spec.require.is_empty() {
+            let extra = self.groups[index].extra_mut();
+            extra.timeout = spec.timeout;
+            extra.require = spec.require.iter().map(|n| n.as_str().into()).collect();
+        }
+        if !spec.prefer.is_empty() || spec.follow.is_some_and(|d| !d.ids.is_empty()) {
+            self.hold_class(class);
+            self.groups[index].extra_mut().base = class;
+        }
+        if !spec.prefer.is_empty() {
+            let mut prefer: Box<[Box<str>]> =
+                spec.prefer.iter().map(|n| n.as_str().into()).collect();
+            prefer.sort_unstable();
+            let preferred = self.with_constraints(class, |c| c.prefer = prefer);
+            self.hold_class(preferred);
+            let extra = self.groups[index].extra_mut();
+            extra.preferred = preferred;
+            extra.prefer_wait = spec.prefer_wait;
+        }
+        Ok(index)
+    }
+
+    fn class_of(&mut self, spec: &GroupSpec<'_>) -> u32 {
+        let retryable = spec.retries > 0;
+        if spec.targets.is_empty() && spec.hosts.is_empty() && spec.tags.is_empty() {
+            return self.plain_class(spec.needs.0, retryable);
+        }
+        let sorted = |names: &[String]| {
+            let mut names: Vec<Box<str>> = names.iter().map(|n| n.as_str().into()).collect();
+            names.sort_unstable();
+            names.dedup();
+            names.into_boxed_slice()
+        };
+        let targets = (!spec.targets.is_empty()).then(|| {
+            let with_hash = |name: Box<str>| (self.hasher.id(name.as_bytes()), name);
+            let mut targets: Vec<(TaskId, Box<str>)> =
+                sorted(spec.targets).into_iter().map(with_hash).collect();
+            targets.sort_unstable();
+            targets.into_boxed_slice()
+        });
+        let (hosts, tags) = (sorted(spec.hosts), sorted(spec.tags));
+        self.class(
+            Constraints {
+                needs: spec.needs.0,
+                retryable,
+                targets,
+                hosts,
+                tags,
+                prefer: Box::new([]),
+            },
+            &[],
+        )
+    }
+
+    /// Puts an admitted group where it belongs.
+    fn start(&mut self, now: Nanos, group: u32, spec: &GroupSpec<'_>) {
+        if !self.watch_dependencies(now, group, spec) {
+            return;
+        }
+        let base = self.base_class(group);
+        if spec.no_wait && self.pool_engines(base).is_empty() {
+            let text = self.nowhere(base);
+            return self.fail_waiting(now, group, FailKind::NoEngine, &text);
+        }
+        if self.groups[group].extra.is_none()
+            && self.constraints(base).targets.is_none()
+            && self.groups[group].seq == 0
+        {
+            return self.place_new(now, group);
+        }
+        self.arm_timeout(now, group);
+        self.decide(now, group);
+    }
+
+    /// Registers what the group waits for. False if that was invalid and the group has failed.
+    fn watch_dependencies(&mut self, now: Nanos, group: u32, spec: &GroupSpec<'_>) -> bool {
+        for (dependency, follow) in [(spec.after, false), (spec.follow, true)] {
+            let Some(dependency) = dependency.filter(|d| !d.ids.is_empty()) else {
+                continue;
+            };
+            if let Err(text) = self.watch(group, dependency, follow) {
+                self.fail_waiting(now, group, FailKind::InvalidDependency, &text);
+                return false;
+            }
+        }
+        true
+    }
+
+    /// The class without what follow and preference make of it.
+    pub(super) fn base_class(&self, group: u32) -> u32 {
+        let group = &self.groups[group];
+        match &group.extra {
+            Some(extra) if extra.base != NONE => extra.base,
+            _ => group.class,
+        }
+    }
+
+    /// A member leaves its array to be tried again under conditions of its own.
+    pub(super) fn split_member(
+        &mut self,
+        now: Nanos,
+        parent: u32,
+        index: u32,
+        retries: u32,
+    ) -> u32 {
+        let base = self.base_class(parent);
+        self.hold_class(base);
+        let class = self.placed_class(parent, base);
+        self.hold_class(class);
+        let group = &self.groups[parent];
+        let parent_extra = group.extra.as_deref().expect("an array has extras");
+        let follows = parent_extra.follow.is_some();
+        let extra = Extra {
+            base: if follows { base } else { NONE },
+            parent,
+            index,
+            timeout: parent_extra.timeout,
+            ..Extra::default()
+        };
+        let child = Group {
+            id: group.id,
+            seq: group.seq,
+            bytes: group.bytes / u64::from(group.count),
+            since: now,
+            extra: Some(Box::new(extra)),
+            generation: 0,
+            count: 1,
+            class,
+            client: group.client,
+            lane: NONE,
+            next: NONE,
+            prev: NONE,
+            retries,
+            attempt: group.attempt + 1,
+            priority: group.priority,
+            engine: NONE,
+            est: 0,
+            stage: Stage::Resting,
+            flags: group.flags & (MAY_RETURN | DETACHED),
+        };
+        if !follows {
+            self.release_class(base);
+        }
+        self.clients[child.client as usize].groups += 1;
+        let child = self.groups.insert(child);
+        self.groups[parent]
+            .array_mut()
+            .expect("an array")
+            .children
+            .insert(index, child);
+        child
+    }
+
+    /// Gives a group's classes, timers and slot back.
+    pub(super) fn drop_group(&mut self, group: u32) {
+        self.stop_waiting(group);
+        self.stop_abort_timer(group);
+        let (class, client) = (self.groups[group].class, self.groups[group].client);
+        if let Some(extra) = &self.groups[group].extra
+            && extra.base != NONE
+        {
+            self.release_class(extra.base);
+        }
+        self.release_class(class);
+        self.leave_client(client);
+        self.groups.free(group);
+    }
+}

@@ -1,0 +1,412 @@
+//! What goes into the core and what comes out of it.
+
+use std::ops::{BitOr, Range};
+
+/// Time since the start of the controller, in nanoseconds. The core never reads a clock.
+pub type Nanos = u64;
+
+/// One second in [`Nanos`].
+pub const SECOND: Nanos = 1_000_000_000;
+
+/// One millisecond in [`Nanos`].
+pub const MILLISECOND: Nanos = 1_000_000;
+
+/// A registered engine. Never reused: a key of an engine that left stays invalid for good.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct EngineKey {
+    pub(crate) slot: u32,
+    pub(crate) generation: u32,
+}
+
+impl EngineKey {
+    /// A small number that no other engine has while this one is registered: for tables beside the core.
+    pub fn slot(self) -> usize {
+        self.slot as usize
+    }
+}
+
+/// A task group. Never reused: a key of a released group stays invalid for good.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct GroupKey {
+    pub(crate) index: u32,
+    pub(crate) generation: u32,
+}
+
+impl GroupKey {
+    /// A small number that no other group has until this one is released: for tables beside the core.
+    pub fn index(self) -> usize {
+        self.index as usize
+    }
+}
+
+/// A set of capabilities (`apply`, `command`, `array`, …), from [`super::Core::needs`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Needs(pub(crate) u64);
+
+impl BitOr for Needs {
+    type Output = Needs;
+    fn bitor(self, other: Needs) -> Needs {
+        Needs(self.0 | other.0)
+    }
+}
+
+/// How many tasks an engine may hold that it has not answered.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Hwm {
+    /// Follows from how long tasks and messages take (`--hwm=auto`).
+    #[default]
+    Auto,
+    /// No limit (`--hwm=0`).
+    Unlimited,
+    /// At most this many.
+    Fixed(u32),
+}
+
+/// What a task waits for: ids, and how their outcomes are read.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Dependency {
+    /// Ids of groups (`MSGID`) or of members (`MSGID:INDEX`).
+    pub ids: Vec<String>,
+    /// Met when all are (else: when any is).
+    pub all: bool,
+    /// A success counts.
+    pub success: bool,
+    /// A failure counts.
+    pub failure: bool,
+}
+
+impl Default for Dependency {
+    fn default() -> Self {
+        Dependency {
+            ids: Vec::new(),
+            all: true,
+            success: true,
+            failure: false,
+        }
+    }
+}
+
+/// A submission: `count` members that share everything but their argument.
+#[derive(Clone, Copy, Debug)]
+pub struct GroupSpec<'a> {
+    /// The message id of the request.
+    pub msg_id: &'a str,
+    /// The client (its identity or session): the unit of fairness and of `abort` by client.
+    pub client: &'a [u8],
+    /// Members; 1 for an ordinary task.
+    pub count: u32,
+    /// Capabilities an engine must have.
+    pub needs: Needs,
+    /// Engine uuids; empty: any.
+    pub targets: &'a [String],
+    /// Host names, one of which an engine must have; empty: any.
+    pub hosts: &'a [String],
+    /// Tags, all of which an engine must have.
+    pub tags: &'a [String],
+    /// Names the engine checks itself and may report unmet; kept for explanations only.
+    pub require: &'a [String],
+    /// Host names or tags of which one is preferred.
+    pub prefer: &'a [String],
+    /// How long to wait for a preferred engine that is busy.
+    pub prefer_wait: Nanos,
+    /// Higher goes first, among the tasks of one client.
+    pub priority: i32,
+    /// When it may run.
+    pub after: Option<&'a Dependency>,
+    /// Where it may run.
+    pub follow: Option<&'a Dependency>,
+    /// How long it may wait each time it waits; 0: for ever.
+    pub timeout: Nanos,
+    /// How often it is run again after a failure.
+    pub retries: u32,
+    /// A failed member may go back to the engine it failed on (never after an unmet dependency).
+    pub may_return: bool,
+    /// Survives its client.
+    pub detach: bool,
+    /// Fail at once, instead of waiting, when no registered engine could ever take it.
+    pub no_wait: bool,
+    /// Size of its frames: accounted for as waiting until dispatched for good.
+    pub bytes: u64,
+}
+
+impl Default for GroupSpec<'_> {
+    fn default() -> Self {
+        GroupSpec {
+            msg_id: "",
+            client: b"",
+            count: 1,
+            needs: Needs(0),
+            targets: &[],
+            hosts: &[],
+            tags: &[],
+            require: &[],
+            prefer: &[],
+            prefer_wait: 0,
+            priority: 0,
+            after: None,
+            follow: None,
+            timeout: 0,
+            retries: 0,
+            may_return: false,
+            detach: false,
+            no_wait: false,
+            bytes: 0,
+        }
+    }
+}
+
+/// Why a submission was not accepted. Nothing else is said about such a submission.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Refusal {
+    /// The id is already in memory.
+    #[error("a task with this id was already submitted")]
+    Duplicate(TaskState),
+    /// An array without members.
+    #[error("an array needs at least one member")]
+    Empty,
+}
+
+/// An engine as it registers.
+#[derive(Clone, Debug, Default)]
+pub struct EngineSpec<'a> {
+    /// Its uuid, which `targets` name.
+    pub uuid: &'a str,
+    /// Its number, for explanations.
+    pub id: u32,
+    /// All names of its host.
+    pub hosts: &'a [String],
+    /// Its tags.
+    pub tags: &'a [String],
+    /// What it can run.
+    pub capabilities: &'a [String],
+    /// It gives unstarted tasks back when asked.
+    pub can_give_back: bool,
+    /// Instead of the controller's high-water mark.
+    pub hwm: Option<Hwm>,
+    /// All that it still holds from before this registration (running, queued, or finished and to be sent again);
+    /// what was given to it and is not among these it never received. `None`: it does not tell.
+    pub holds: Option<&'a [Held<'a>]>,
+}
+
+/// Members that an engine holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Held<'a> {
+    /// Message id of the group.
+    pub msg_id: &'a str,
+    /// First member and the one past the last; `0..1` for an ordinary task.
+    pub range: (u32, u32),
+}
+
+/// How a member ended on an engine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Outcome {
+    /// It ran.
+    Ok,
+    /// It failed.
+    Error,
+    /// The engine dropped or stopped it.
+    Aborted,
+    /// The engine lacks what it needs: to be tried elsewhere.
+    Unmet,
+}
+
+/// Which members of a reply the client gets.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Deliver {
+    /// All of it.
+    All,
+    /// Nothing: late, a duplicate, or everything in it is tried again.
+    Nothing,
+    /// These members; the others are tried again or were answered before.
+    Some(Vec<Range<u32>>),
+}
+
+/// An outcome that the store remembers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Known<'a> {
+    /// It succeeded.
+    pub ok: bool,
+    /// Uuids of the engines it ran on; empty: it never ran.
+    pub engines: &'a [String],
+}
+
+/// The names under which failures go to a client.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum FailKind {
+    /// Waited longer than its timeout.
+    TaskTimeout,
+    /// Can never run.
+    ImpossibleDependency,
+    /// Depends on itself or on an id nobody knows.
+    InvalidDependency,
+    /// The engine that ran it is gone.
+    EngineError,
+    /// Aborted before it ran, or its engine did not answer the abort in time.
+    TaskAborted,
+    /// `no_wait`, and no engine could take it.
+    NoEngine,
+}
+
+impl FailKind {
+    /// The exception name on the wire.
+    pub fn ename(self) -> &'static str {
+        match self {
+            FailKind::TaskTimeout => "TaskTimeout",
+            FailKind::ImpossibleDependency => "ImpossibleDependency",
+            FailKind::InvalidDependency => "InvalidDependency",
+            FailKind::EngineError => "EngineError",
+            FailKind::TaskAborted => "TaskAborted",
+            FailKind::NoEngine => "NoEnginesRegistered",
+        }
+    }
+}
+
+/// What the thread around the core has to do, in this order.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Action {
+    /// Send members `range` of the group to the engine.
+    Dispatch {
+        /// The group.
+        group: GroupKey,
+        /// Members; `0..1` for an ordinary task.
+        range: Range<u32>,
+        /// Where to.
+        engine: EngineKey,
+        /// 0 for the first time; never the same again for the same members and engine.
+        attempt: u32,
+    },
+    /// Answer the client: these members failed for good without (or instead of) a reply of an engine.
+    Fail {
+        /// The group.
+        group: GroupKey,
+        /// Members.
+        range: Range<u32>,
+        /// The error's name.
+        kind: FailKind,
+        /// A sentence for the user.
+        text: Box<str>,
+        /// The engine it was lost with, if any.
+        engine: Option<EngineKey>,
+    },
+    /// Ask the engine to give these back if it has not started them; it answers with `given_back` for those it gives.
+    Recall {
+        /// The engine.
+        engine: EngineKey,
+        /// Newest first.
+        items: Vec<(GroupKey, Range<u32>)>,
+    },
+    /// Stop these aborted members, running or not; the engine answers them `aborted`.
+    Stop {
+        /// The engine.
+        engine: EngineKey,
+        /// The group.
+        group: GroupKey,
+        /// Members.
+        range: Range<u32>,
+    },
+    /// Every member has its final outcome: the group's frames may be dropped. The key stays valid until its engines
+    /// have answered (late replies are then [`Deliver::Nothing`]).
+    Release {
+        /// The group.
+        group: GroupKey,
+    },
+    /// Ask the store how this id ended, and answer with `outcome_known`.
+    LookupOutcome {
+        /// The id as a client wrote it.
+        id: Box<str>,
+    },
+}
+
+/// Whose tasks to abort.
+#[derive(Clone, Copy, Debug)]
+pub enum Selector<'a> {
+    /// These ids (groups or members).
+    Ids(&'a [String]),
+    /// All of a client.
+    Client {
+        /// The client.
+        client: &'a [u8],
+        /// Leave detached tasks alone (a lease that ran out).
+        keep_detached: bool,
+    },
+    /// Everything.
+    All,
+}
+
+/// What became of an abort.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct AbortReport {
+    /// Members that waited: their `Fail` actions (kind `TaskAborted`) are queued.
+    pub aborted: Vec<(GroupKey, Range<u32>)>,
+    /// Members on an engine; with `kill`, a `Stop` action is queued for each entry.
+    pub running: Vec<(EngineKey, GroupKey, Range<u32>)>,
+    /// Per id (for [`Selector::Ids`]): what it was, in the order given.
+    pub ids: Vec<TaskState>,
+}
+
+/// Where a task stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum TaskState {
+    /// Not in memory (the store may know it).
+    Unknown,
+    /// Waits for other tasks.
+    Blocked,
+    /// Waits for an engine.
+    Waiting,
+    /// Given to an engine (some members, for a group).
+    Running,
+    /// Ended well (all members).
+    Ok,
+    /// Ended otherwise (at least one member).
+    Failed,
+}
+
+/// Members that are on an engine, or wait.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Span {
+    /// The group.
+    pub group: GroupKey,
+    /// Members.
+    pub range: Range<u32>,
+}
+
+/// Counts of members.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Totals {
+    /// Waiting for an engine.
+    pub ready: u64,
+    /// Waiting for other tasks.
+    pub blocked: u64,
+    /// On an engine.
+    pub running: u64,
+    /// Ended well.
+    pub completed: u64,
+    /// Ended in an error.
+    pub failed: u64,
+    /// Aborted.
+    pub aborted: u64,
+    /// Bytes of the frames of unfinished groups.
+    pub bytes: u64,
+}
+
+/// The counts of one engine.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct EngineTotals {
+    /// Members it holds.
+    pub outstanding: u64,
+    /// Members it has answered for good.
+    pub completed: u64,
+    /// Sum of the run times of these.
+    pub run_time: Nanos,
+}
+
+/// Why a task is where it is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Explanation {
+    /// Its state.
+    pub state: TaskState,
+    /// A sentence or a few for a person.
+    pub text: String,
+    /// Registered engines it may not or cannot use now, with the reason for each.
+    pub engines: Vec<(EngineKey, String)>,
+}

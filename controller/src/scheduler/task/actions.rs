@@ -1,0 +1,283 @@
+//! What the core decides, turned into messages.
+
+use ipbroker_protocol::{
+    array::member_id,
+    envelope::Envelope,
+    message::{AbortRequest, ErrorContent, GiveBackRequest, types},
+    value::Map,
+    zmq::Message,
+};
+use serde_json::json;
+
+use super::{
+    Answered, Outgoing, Scheduler,
+    frames::{Packed, chunk, with_metadata},
+    groups::Body,
+};
+use crate::{
+    scheduler::core::{Action, EngineKey, FailKind, GroupKey},
+    store::{Finish, Lookup, Outcome, TaskRef},
+};
+
+impl Scheduler {
+    /// Carries out everything that the core has decided.
+    pub(super) fn act(&mut self) {
+        while let Some(action) = self.core.poll() {
+            match action {
+                Action::Dispatch {
+                    group,
+                    range,
+                    engine,
+                    attempt,
+                } => self.dispatch(group, range, engine, attempt),
+                Action::Fail {
+                    group,
+                    range,
+                    kind,
+                    text,
+                    engine,
+                } => self.fail(group, range, kind, &text, engine),
+                Action::Release { group } => drop(self.groups.remove(group)),
+                Action::Recall { engine, items } => self.recall(engine, &items),
+                Action::Stop {
+                    engine,
+                    group,
+                    range,
+                } => self.stop(engine, group, range),
+                Action::LookupOutcome { id } => self.look_up(id),
+            }
+        }
+    }
+
+    fn dispatch(
+        &mut self,
+        key: GroupKey,
+        range: std::ops::Range<u32>,
+        engine: EngineKey,
+        attempt: u32,
+    ) {
+        let (Some(group), Some(engine)) = (self.groups.get_mut(key), self.engines.get(engine))
+        else {
+            tracing::error!("the scheduler dispatches what is not there");
+            return;
+        };
+        self.journal.dispatched(
+            group.key,
+            u64::from(range.start)..u64::from(range.end),
+            attempt + 1,
+            &engine.uuid,
+        );
+        let single = |frames: Vec<Message>| {
+            if attempt == 0 {
+                return frames;
+            }
+            with_metadata(&self.session, frames, |metadata| {
+                metadata.insert("attempt".into(), attempt.into());
+            })
+        };
+        let frames = match std::mem::replace(&mut group.body, Body::Gone) {
+            Body::Whole(frames) => {
+                if group.copy {
+                    group.body = Body::Copy(Packed::new(&frames));
+                }
+                single(frames)
+            }
+            Body::Copy(packed) => {
+                let frames = packed.frames();
+                group.body = Body::Copy(packed);
+                single(frames)
+            }
+            Body::Array(frames, metadata) => {
+                let chunk = chunk(
+                    &self.session,
+                    &frames,
+                    &metadata,
+                    range.start,
+                    range.end,
+                    attempt,
+                );
+                group.body = Body::Array(frames, metadata);
+                chunk
+            }
+            Body::Gone => {
+                tracing::error!(
+                    msg_id = &*group.msg_id,
+                    "a task is to run again but its message was not kept"
+                );
+                return;
+            }
+        };
+        self.out
+            .push(Outgoing::Engine(Message::from(&*engine.uuid), frames));
+    }
+
+    fn fail(
+        &mut self,
+        key: GroupKey,
+        range: std::ops::Range<u32>,
+        kind: FailKind,
+        text: &str,
+        engine: Option<EngineKey>,
+    ) {
+        let uuid = engine
+            .and_then(|engine| self.engines.get(engine))
+            .map_or(String::new(), |engine| engine.uuid.to_string());
+        let Some(group) = self.groups.get_mut(key) else {
+            return;
+        };
+        group.remaining = group.remaining.saturating_sub(range.end - range.start);
+        let (store_key, done, client, ack) = (
+            group.key,
+            group.remaining == 0,
+            group.client.clone(),
+            group.ack,
+        );
+        let is_array = matches!(group.body, Body::Array(..)) || group.count > 1;
+        let wire_range = is_array.then_some((range.start, range.end));
+        let content = ErrorContent::new(kind.ename(), text);
+        let (header, reply_type, msg_id) =
+            (group.header.clone(), group.reply_type, group.msg_id.clone());
+        let mut reply = self.failure(&header, reply_type, &content, wire_range, &uuid);
+        let range = u64::from(range.start)..u64::from(range.end);
+        if self.journal.keeps() {
+            let slices: Vec<&[u8]> = reply.frames()[2..].iter().map(|frame| &frame[..]).collect();
+            self.journal.finished(&Finish {
+                task: TaskRef::Key(store_key),
+                range: range.clone(),
+                outcome: if kind == FailKind::TaskAborted {
+                    Outcome::Aborted
+                } else {
+                    Outcome::Error
+                },
+                exceptions: &[],
+                engine: &uuid,
+                done,
+                late: false,
+                frames: &slices,
+            });
+        }
+        if client.is_empty() {
+            return;
+        }
+        reply.set_identities([Message::from(&*client)]);
+        let frames = reply.into_frames();
+        if ack && !self.durable {
+            self.kept
+                .keep(&client, &msg_id, (range.start, range.end), &frames);
+        }
+        self.out.push(Outgoing::Client(frames));
+    }
+
+    /// An error reply of the controller's own, without identities.
+    pub(super) fn failure(
+        &self,
+        header: &[u8],
+        reply_type: &str,
+        content: &ErrorContent,
+        range: Option<(u32, u32)>,
+        engine: &str,
+    ) -> Envelope {
+        let mut metadata = Map::new();
+        metadata.insert("status".into(), json!(content.status));
+        metadata.insert("dependencies_met".into(), json!(true));
+        metadata.insert("engine".into(), json!(engine));
+        if let Some(range) = range {
+            metadata.insert("range".into(), json!(range));
+        }
+        self.session.message(
+            Vec::new(),
+            &self.session.header(reply_type),
+            Some(header),
+            &metadata,
+            content,
+            Vec::new(),
+        )
+    }
+
+    fn recall(&mut self, engine: EngineKey, items: &[(GroupKey, std::ops::Range<u32>)]) {
+        let Some(uuid) = self
+            .engines
+            .get(engine)
+            .filter(|engine| engine.ours)
+            .map(|engine| engine.uuid.clone())
+        else {
+            return;
+        };
+        let tasks = items
+            .iter()
+            .filter_map(|(key, range)| {
+                Some((
+                    self.groups.get(*key)?.msg_id.to_string(),
+                    u64::from(range.start),
+                    u64::from(range.end),
+                ))
+            })
+            .collect();
+        self.tell_engine(
+            &uuid,
+            types::GIVE_BACK_REQUEST,
+            &GiveBackRequest {
+                tasks: Some(tasks),
+                ..GiveBackRequest::default()
+            },
+        );
+    }
+
+    fn stop(&mut self, engine: EngineKey, key: GroupKey, range: std::ops::Range<u32>) {
+        let (Some(group), Some(engine)) = (self.groups.get(key), self.engines.get(engine)) else {
+            return;
+        };
+        let ids: Vec<String> = if group.count == 1 && !matches!(group.body, Body::Array(..)) {
+            vec![group.msg_id.to_string()]
+        } else {
+            range
+                .map(|index| member_id(&group.msg_id, u64::from(index)))
+                .collect()
+        };
+        let (uuid, ours) = (engine.uuid.to_string(), engine.ours);
+        if ours {
+            self.tell_engine(
+                &uuid,
+                types::ABORT_REQUEST,
+                &AbortRequest {
+                    msg_ids: Some(ids),
+                    kill: true,
+                    ..AbortRequest::default()
+                },
+            );
+        }
+    }
+
+    /// Asks the store how a past task ended, and where it ran.
+    fn look_up(&mut self, id: Box<str>) {
+        let (post, store) = (self.post.clone(), self.store.clone());
+        self.store.outcomes(
+            vec![id.to_string()],
+            Box::new(move |found| {
+                let ok = match found.ok().and_then(|found| found.into_iter().next()) {
+                    Some((_, Lookup::Done(outcome))) => outcome == Outcome::Ok,
+                    _ => return post.send(Answered::Outcome { id, known: None }),
+                };
+                store.records(
+                    vec![id.to_string()],
+                    Box::new(move |records| {
+                        let engine = records
+                            .ok()
+                            .and_then(|records| records.into_iter().next())
+                            .and_then(|record| {
+                                record
+                                    .fields
+                                    .get("engine_uuid")
+                                    .and_then(|uuid| uuid.as_str().map(str::to_owned))
+                                    .filter(|uuid| !uuid.is_empty())
+                            });
+                        post.send(Answered::Outcome {
+                            id,
+                            known: Some((ok, engine.into_iter().collect())),
+                        });
+                    }),
+                );
+            }),
+        );
+    }
+}

@@ -1,0 +1,190 @@
+//! The engines as the task thread knows them.
+
+use std::time::Duration;
+
+use foldhash::HashMap;
+use ipbroker_protocol::{
+    message::{Acked, NodeStats, types},
+    session::Session,
+    zmq::Message,
+};
+
+use super::Outgoing;
+use crate::scheduler::core::EngineKey;
+
+/// An engine that keeps replies is told at least this often which ones are safe.
+const ACK_PERIOD: Duration = Duration::from_millis(100);
+
+/// … or as soon as there are this many.
+const ACK_COUNT: usize = 256;
+
+pub(super) struct Engine {
+    pub(super) key: EngineKey,
+    pub(super) uuid: Box<str>,
+    /// It is one of ours: it understands what only our programs say.
+    pub(super) ours: bool,
+    /// It keeps replies until they are acknowledged.
+    keeps: bool,
+    /// Index of its host in the statistics.
+    host: usize,
+    /// All names of its host and its tags, for `prefer`.
+    pub(super) places: Box<[String]>,
+    safe: Acked,
+    safe_since: Option<Duration>,
+}
+
+#[derive(Default)]
+pub(super) struct Engines {
+    slots: Vec<Option<Engine>>,
+    by_uuid: HashMap<Box<[u8]>, usize>,
+    hosts: Vec<NodeStats>,
+    live: Vec<u32>,
+    /// Slots of engines with replies to acknowledge.
+    unacked: Vec<usize>,
+}
+
+impl Engines {
+    pub(super) fn join(
+        &mut self,
+        key: EngineKey,
+        uuid: &str,
+        ours: bool,
+        keeps: bool,
+        host: &str,
+        places: Box<[String]>,
+    ) {
+        self.leave(uuid);
+        let host = self
+            .hosts
+            .iter()
+            .position(|row| row.node == host)
+            .unwrap_or_else(|| {
+                self.hosts.push(NodeStats {
+                    node: host.to_owned(),
+                    ..NodeStats::default()
+                });
+                self.live.push(0);
+                self.hosts.len() - 1
+            });
+        self.live[host] += 1;
+        self.hosts[host].cpus = self.hosts[host].cpus.max(self.live[host]);
+        let slot = key.slot();
+        if slot >= self.slots.len() {
+            self.slots.resize_with(slot + 1, || None);
+        }
+        self.by_uuid.insert(uuid.as_bytes().into(), slot);
+        self.slots[slot] = Some(Engine {
+            key,
+            uuid: uuid.into(),
+            ours,
+            keeps,
+            host,
+            places,
+            safe: Acked::default(),
+            safe_since: None,
+        });
+    }
+
+    pub(super) fn leave(&mut self, uuid: &str) -> Option<Engine> {
+        let slot = self.by_uuid.remove(uuid.as_bytes())?;
+        self.unacked.retain(|unacked| *unacked != slot);
+        let engine = self.slots[slot].take()?;
+        self.live[engine.host] -= 1;
+        Some(engine)
+    }
+
+    pub(super) fn get(&self, key: EngineKey) -> Option<&Engine> {
+        self.slots
+            .get(key.slot())?
+            .as_ref()
+            .filter(|engine| engine.key == key)
+    }
+
+    pub(super) fn find(&self, uuid: &[u8]) -> Option<&Engine> {
+        self.slots[*self.by_uuid.get(uuid)?].as_ref()
+    }
+
+    pub(super) fn iter(&self) -> impl Iterator<Item = &Engine> {
+        self.slots.iter().flatten()
+    }
+
+    /// Rows of the statistics.
+    pub(super) fn hosts(&self) -> Vec<NodeStats> {
+        self.hosts.clone()
+    }
+
+    /// Counts jobs that ended on an engine.
+    pub(super) fn count(&mut self, key: EngineKey, jobs: u64, seconds: f64) {
+        if let Some(host) = self.get(key).map(|engine| engine.host) {
+            self.hosts[host].jobs += jobs;
+            self.hosts[host].time += seconds;
+        }
+    }
+
+    /// The reply of an engine is in the journal once this batch is written.
+    pub(super) fn safe(
+        &mut self,
+        key: EngineKey,
+        msg_id: &str,
+        range: Option<(u64, u64)>,
+        now: Duration,
+    ) {
+        let Some(engine) = self
+            .slots
+            .get_mut(key.slot())
+            .and_then(Option::as_mut)
+            .filter(|engine| engine.keeps)
+        else {
+            return;
+        };
+        match range {
+            None => engine.safe.msg_ids.push(msg_id.to_owned()),
+            Some((lo, hi)) => engine.safe.ranges.push((msg_id.to_owned(), lo, hi)),
+        }
+        if engine.safe_since.is_none() {
+            engine.safe_since = Some(now);
+            self.unacked.push(key.slot());
+        }
+    }
+
+    /// Tells engines which replies they may forget.
+    pub(super) fn acknowledge(
+        &mut self,
+        session: &Session,
+        now: Duration,
+        out: &mut Vec<Outgoing>,
+    ) {
+        let slots = &mut self.slots;
+        self.unacked.retain(|slot| {
+            let Some(engine) = &mut slots[*slot] else {
+                return false;
+            };
+            let many = engine.safe.msg_ids.len() + engine.safe.ranges.len() >= ACK_COUNT;
+            if !many
+                && engine
+                    .safe_since
+                    .is_some_and(|since| now < since + ACK_PERIOD)
+            {
+                return true;
+            }
+            let acked = std::mem::take(&mut engine.safe);
+            engine.safe_since = None;
+            out.push(Outgoing::Engine(
+                Message::from(&*engine.uuid),
+                session.request(types::REPLY_ACK, &acked).into_frames(),
+            ));
+            false
+        });
+    }
+
+    /// When the next acknowledgement is due.
+    pub(super) fn next_acknowledgement(&self, now: Duration) -> Option<Duration> {
+        let due = |slot: &usize| {
+            self.slots[*slot]
+                .as_ref()?
+                .safe_since
+                .map(|since| (since + ACK_PERIOD).saturating_sub(now))
+        };
+        self.unacked.iter().filter_map(due).min()
+    }
+}

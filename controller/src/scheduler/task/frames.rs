@@ -1,0 +1,148 @@
+//! Frames in one allocation, and chunks of arrays.
+
+use ipbroker_protocol::{
+    array::View, envelope::DELIMITER, session::Session, value::Map, zmq::Message,
+};
+
+/// The frames of a message, copied into one piece of memory.
+pub(super) struct Packed {
+    lengths: Box<[u32]>,
+    bytes: Box<[u8]>,
+}
+
+impl Packed {
+    pub(super) fn new(frames: &[Message]) -> Self {
+        let mut bytes = Vec::with_capacity(frames.iter().map(|frame| frame.len()).sum());
+        let lengths = frames
+            .iter()
+            .map(|frame| {
+                bytes.extend_from_slice(frame);
+                frame.len() as u32
+            })
+            .collect();
+        Self {
+            lengths,
+            bytes: bytes.into_boxed_slice(),
+        }
+    }
+
+    pub(super) fn frames(&self) -> Vec<Message> {
+        let mut rest = &self.bytes[..];
+        self.lengths
+            .iter()
+            .map(|length| {
+                let (frame, tail) = rest.split_at(*length as usize);
+                rest = tail;
+                Message::from(frame)
+            })
+            .collect()
+    }
+
+    pub(super) fn bytes(&self) -> usize {
+        self.bytes.len()
+    }
+}
+
+/// Positions in a request as the task thread keeps it: the client's identity, then the message.
+pub(crate) mod at {
+    pub(crate) const SIGNATURE: usize = 2;
+    pub(crate) const HEADER: usize = 3;
+    pub(crate) const PARENT: usize = 4;
+    pub(crate) const METADATA: usize = 5;
+    pub(crate) const CONTENT: usize = 6;
+    pub(crate) const BUFFERS: usize = 7;
+}
+
+/// The message with other metadata, signed anew.
+pub(super) fn with_metadata(
+    session: &Session,
+    mut frames: Vec<Message>,
+    change: impl FnOnce(&mut Map),
+) -> Vec<Message> {
+    let mut metadata: Map = session
+        .unpack::<ipbroker_protocol::value::AnyMap>(&frames[at::METADATA])
+        .unwrap_or_default()
+        .0;
+    change(&mut metadata);
+    frames[at::METADATA] = Message::from(session.pack(&metadata));
+    sign(session, &mut frames);
+    frames
+}
+
+fn sign(session: &Session, frames: &mut [Message]) {
+    let maps = [
+        &frames[at::HEADER][..],
+        &frames[at::PARENT],
+        &frames[at::METADATA],
+        &frames[at::CONTENT],
+    ];
+    frames[at::SIGNATURE] = Message::from(session.signer().sign(maps).as_ref());
+}
+
+/// The message of members `lo..hi` of an array.
+pub(crate) fn chunk(
+    session: &Session,
+    frames: &[Message],
+    metadata: &Map,
+    lo: u32,
+    hi: u32,
+    attempt: u32,
+) -> Vec<Message> {
+    let copy = |index: usize| Message::from(&frames[index][..]);
+    let mut metadata = metadata.clone();
+    metadata.insert("range".into(), serde_json::json!([lo, hi]));
+    if attempt > 0 {
+        metadata.insert("attempt".into(), attempt.into());
+    }
+    let mut chunk = vec![
+        copy(0),
+        Message::from(DELIMITER),
+        Message::new(),
+        copy(at::HEADER),
+        copy(at::PARENT),
+    ];
+    chunk.push(Message::from(session.pack(&metadata)));
+    chunk.push(copy(at::CONTENT));
+    if let [offsets, blob, rest @ ..] = &frames[at::BUFFERS..] {
+        let (offsets, blob) = View::trusted(offsets, blob).slice(lo as usize, hi as usize);
+        chunk.push(Message::from(offsets));
+        chunk.push(Message::from(blob));
+        chunk.extend(rest.iter().map(|buffer| Message::from(&buffer[..])));
+    }
+    sign(session, &mut chunk);
+    chunk
+}
+
+/// The part of an array's reply that is about members `lo..hi`. `frames` are the reply from the client's identity on.
+pub(super) fn part(
+    session: &Session,
+    frames: &[Message],
+    of: (u32, u32),
+    lo: u32,
+    hi: u32,
+) -> Vec<Message> {
+    let part = frames
+        .iter()
+        .map(|frame| Message::from(&frame[..]))
+        .collect();
+    let mut part = with_metadata(session, part, |metadata| {
+        metadata.insert("range".into(), serde_json::json!([lo, hi]));
+        if let Some(serde_json::Value::Array(failed)) = metadata.get_mut("failed") {
+            failed.retain(|entry| {
+                entry[0]
+                    .as_u64()
+                    .is_some_and(|index| (u64::from(lo)..u64::from(hi)).contains(&index))
+            });
+        }
+    });
+    if part.len() >= at::BUFFERS + 2 {
+        let view = View::trusted(&part[at::BUFFERS], &part[at::BUFFERS + 1]);
+        // One value for all members is one value for some of them.
+        if view.len() as u32 == of.1 - of.0 {
+            let (offsets, blob) = view.slice((lo - of.0) as usize, (hi - of.0) as usize);
+            part[at::BUFFERS] = Message::from(offsets);
+            part[at::BUFFERS + 1] = Message::from(blob);
+        }
+    }
+    part
+}

@@ -1,0 +1,82 @@
+//! The frames of tasks that are not finished, beside the core, by its keys.
+
+use ipbroker_protocol::{value::Map, zmq::Message};
+
+use super::frames::Packed;
+use crate::scheduler::core::GroupKey;
+
+/// One submission.
+pub(super) struct Group {
+    /// Its key in the store.
+    pub(super) key: u64,
+    /// Its client's identity; empty: nobody waits for the reply.
+    pub(super) client: Box<[u8]>,
+    /// Its id.
+    pub(super) msg_id: Box<str>,
+    /// Type of the reply, for those that the controller makes.
+    pub(super) reply_type: &'static str,
+    /// Its members.
+    pub(super) count: u32,
+    /// Members without a final outcome.
+    pub(super) remaining: u32,
+    /// The client acknowledges results.
+    pub(super) ack: bool,
+    /// Keep a copy of what is dispatched: it may be needed again.
+    pub(super) copy: bool,
+    /// Where it would rather run.
+    pub(super) prefer: Box<[String]>,
+    /// The packed header, for replies of the controller's own.
+    pub(super) header: Box<[u8]>,
+    /// The message.
+    pub(super) body: Body,
+}
+
+/// Where the message is.
+pub(super) enum Body {
+    /// As it came, from the client's identity on.
+    Whole(Vec<Message>),
+    /// A copy of what an engine has.
+    Copy(Packed),
+    /// An array: the message, and its metadata unpacked.
+    Array(Vec<Message>, Map),
+    /// On an engine, without a copy.
+    Gone,
+}
+
+/// All of them.
+#[derive(Default)]
+pub(super) struct Groups {
+    slots: Vec<Option<Group>>,
+    count: usize,
+}
+
+impl Groups {
+    pub(super) fn insert(&mut self, key: GroupKey, group: Group) {
+        let index = key.index();
+        if index >= self.slots.len() {
+            self.slots.resize_with(index + 1, || None);
+        }
+        if self.slots[index].replace(group).is_none() {
+            self.count += 1;
+        }
+    }
+
+    /// How many there are.
+    pub(super) fn len(&self) -> usize {
+        self.count
+    }
+
+    pub(super) fn get(&self, key: GroupKey) -> Option<&Group> {
+        self.slots.get(key.index())?.as_ref()
+    }
+
+    pub(super) fn get_mut(&mut self, key: GroupKey) -> Option<&mut Group> {
+        self.slots.get_mut(key.index())?.as_mut()
+    }
+
+    pub(super) fn remove(&mut self, key: GroupKey) -> Option<Group> {
+        let group = self.slots.get_mut(key.index())?.take()?;
+        self.count -= 1;
+        Some(group)
+    }
+}

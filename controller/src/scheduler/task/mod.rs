@@ -1,0 +1,214 @@
+//! The task thread: moves frames between clients, engines, journal and the scheduler core.
+//!
+//! One turn of its loop: read a batch of messages and questions, hand their meaning to the core, turn the core's actions
+//! into messages, write the batch to the journal, and only then send what it caused. Nothing here waits for a disk, a
+//! query or a slow peer; a store that lags only stops the reading of new submissions.
+
+mod actions;
+mod engines;
+pub(crate) mod frames;
+mod groups;
+mod intake;
+mod questions;
+mod recovery;
+mod replies;
+mod results;
+mod turn;
+
+pub(crate) use intake::reply_type;
+
+use std::{
+    io,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use foldhash::{HashMap, HashMapExt};
+use ipbroker_protocol::{
+    envelope::Envelope,
+    session::Session,
+    zmq::{Message, Socket},
+};
+
+use self::{
+    engines::Engines,
+    groups::Groups,
+    intake::MetadataCache,
+    results::{Acks, Kept},
+};
+use super::{
+    command::Command,
+    core::{Config, Core, Nanos, Scheme},
+};
+use crate::{
+    junk::{Junk, JunkTotal},
+    mailbox::{Mailbox, Post, mailbox},
+    relay::outbox::Outbox,
+    store::{Journal, Recovered, StoreHandle, StoredReply},
+};
+
+/// Everything a task thread is made of.
+pub struct TaskThread {
+    /// ROUTER that clients connect to, bound.
+    pub clients: Socket,
+    /// ROUTER that engines connect to, bound, with the routing id [`ipbroker_protocol::socket::routing::TASK`].
+    pub engines: Socket,
+    /// Signs and packs.
+    pub session: Arc<Session>,
+    /// How engines are chosen.
+    pub scheme: Box<dyn Scheme>,
+    /// Settings of the core.
+    pub config: Config,
+    /// Where tasks are recorded.
+    pub journal: Journal,
+    /// Where history is asked for.
+    pub store: StoreHandle,
+    /// Whether there is a store that outlives this process: replies of engines are then acknowledged.
+    pub durable: bool,
+    /// What an earlier controller left.
+    pub recovered: Recovered,
+    /// Questions and events of the hub.
+    pub commands: Mailbox<Command>,
+    /// Where refused messages are counted.
+    pub junk: JunkTotal,
+}
+
+/// What other threads answer to this one.
+enum Answered {
+    /// Replies that a client asked for again: the client, the ids asked for, what the store has.
+    Replies {
+        client: Box<[u8]>,
+        asked: Vec<String>,
+        found: Vec<StoredReply>,
+    },
+    /// The outcome of a past task: whether it succeeded and where it ran; `None`: nobody knows it.
+    Outcome {
+        id: Box<str>,
+        known: Option<(bool, Vec<String>)>,
+    },
+    /// More of the journal is durable.
+    Durable,
+}
+
+/// The thread's state.
+struct Scheduler {
+    core: Core,
+    begun: Instant,
+    session: Arc<Session>,
+    client_socket: Socket,
+    engine_socket: Socket,
+    groups: Groups,
+    engines: Engines,
+    journal: Journal,
+    store: StoreHandle,
+    durable: bool,
+    /// Messages that the current batch causes; they leave when the journal has it.
+    out: Vec<Outgoing>,
+    outbox: Outbox,
+    /// The same towards engines.
+    engine_outbox: Outbox,
+    acks: Acks,
+    kept: Kept,
+    cache: MetadataCache,
+    junk_clients: Junk,
+    junk_engines: Junk,
+    post: Post<Answered>,
+    /// What engines said that are not known yet, oldest first.
+    early: Vec<(Duration, Envelope)>,
+    /// Set while the journal cannot be written.
+    stuck: bool,
+    /// Members a client preferred to run somewhere, and those that did.
+    preferred: (u64, u64),
+    needs: HashMap<Box<str>, super::core::Needs>,
+}
+
+enum Outgoing {
+    /// To an engine: its routing id, then the frames from the client's identity on.
+    Engine(Message, Vec<Message>),
+    /// To a client: frames with its identity first.
+    Client(Vec<Message>),
+}
+
+impl TaskThread {
+    /// Runs until [`Command::Shutdown`].
+    ///
+    /// # Errors
+    /// When sockets or descriptors fail in a way that no retry mends.
+    pub fn run(self) -> io::Result<()> {
+        let (post, answers) = mailbox()?;
+        let durable_post = post.clone();
+        self.store
+            .on_durable(move || durable_post.send(Answered::Durable));
+        let mut scheduler = Scheduler {
+            core: Core::new(self.config, self.scheme),
+            begun: Instant::now(),
+            session: self.session,
+            client_socket: self.clients,
+            engine_socket: self.engines,
+            groups: Groups::default(),
+            engines: Engines::default(),
+            journal: self.journal,
+            store: self.store,
+            durable: self.durable,
+            out: Vec::new(),
+            outbox: Outbox::new(),
+            engine_outbox: Outbox::new(),
+            acks: Acks::default(),
+            kept: Kept::default(),
+            cache: MetadataCache::default(),
+            junk_clients: Junk::new("task (clients)", &self.junk),
+            junk_engines: Junk::new("task (engines)", &self.junk),
+            post,
+            early: Vec::new(),
+            stuck: false,
+            preferred: (0, 0),
+            needs: HashMap::new(),
+        };
+        scheduler.restore(self.recovered);
+        scheduler.run(&self.commands, &answers)
+    }
+}
+
+impl Scheduler {
+    fn now(&self) -> Nanos {
+        u64::try_from(self.begun.elapsed().as_nanos()).unwrap_or(u64::MAX)
+    }
+
+    /// A message of the controller's own to a client.
+    fn tell_client(&mut self, client: &[u8], mut envelope: Envelope) {
+        if !client.is_empty() {
+            envelope.set_identities([Message::from(client)]);
+            self.out.push(Outgoing::Client(envelope.into_frames()));
+        }
+    }
+
+    /// A message of the controller's own to an engine of ours.
+    fn tell_engine(&mut self, uuid: &str, msg_type: &str, content: &impl serde::Serialize) {
+        let envelope = self.session.request(msg_type, content);
+        self.out.push(Outgoing::Engine(
+            Message::from(uuid),
+            envelope.into_frames(),
+        ));
+    }
+
+    /// Sends what the batch caused.
+    fn send_out(&mut self) {
+        for outgoing in self.out.drain(..) {
+            match outgoing {
+                Outgoing::Engine(uuid, mut frames) => {
+                    frames.insert(0, uuid);
+                    if let Err(refused) = self.engine_outbox.send(&self.engine_socket, frames) {
+                        // The heartbeat will tell; until then its tasks count as given.
+                        tracing::debug!(%refused, "an engine cannot be reached");
+                    }
+                }
+                Outgoing::Client(frames) => {
+                    // A client that is gone asks again when it comes back; one that does not read keeps what fits.
+                    if let Err(refused) = self.outbox.send(&self.client_socket, frames) {
+                        tracing::debug!(%refused, "a client cannot be reached");
+                    }
+                }
+            }
+        }
+    }
+}

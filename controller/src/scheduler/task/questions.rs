@@ -1,0 +1,324 @@
+//! What the hub asks and tells.
+
+use std::sync::Arc;
+
+use ipbroker_protocol::{
+    array::member_id,
+    message::{HeaderRef, Holds, Stats},
+    zmq::Message,
+};
+
+use super::Scheduler;
+use crate::scheduler::{
+    command::{
+        Aborted, Command, Departure, EngineProfile, EngineTasks, Explanation, Selection,
+        TaskQueues, TaskState, TaskTotals,
+    },
+    core::{self, EngineSpec, GroupKey, Held, Selector, Span, Totals},
+};
+
+impl Scheduler {
+    pub(super) fn command(&mut self, command: Command) {
+        match command {
+            Command::EngineJoined(profile) => self.engine_joined(&profile),
+            Command::EngineLeft { uuid, departure } => self.engine_left(&uuid, departure),
+            Command::ClientGone { session, answer } => {
+                self.kept.forget_client(session.as_bytes());
+                let selector = Selector::Client {
+                    client: session.as_bytes(),
+                    keep_detached: true,
+                };
+                answer.send(self.abort_selected(&selector, &[], true));
+            }
+            Command::QueueStatus { verbose, answer } => answer.send(self.queues(verbose)),
+            Command::TaskStates { ids, answer } => {
+                answer.send(ids.iter().map(|id| state(self.core.state(id))).collect())
+            }
+            Command::Totals { session, answer } => answer.send(totals(
+                self.core
+                    .totals(session.as_ref().map(|session| session.as_bytes())),
+            )),
+            Command::Unfinished { session, answer } => {
+                let spans = self
+                    .core
+                    .unfinished(session.as_ref().map(|session| session.as_bytes()));
+                answer.send(self.ids(&spans));
+            }
+            Command::Abort {
+                selection,
+                kill,
+                answer,
+            } => answer.send(self.abort(&selection, kill)),
+            Command::Explain { id, answer } => answer.send(self.explain(&id)),
+            Command::Stats { answer } => answer.send(self.stats()),
+            Command::Inject { frames, answer } => answer.send(self.inject(frames)),
+            // Only the pure path has engines that announce.
+            Command::Received { .. } | Command::Shutdown => {}
+        }
+    }
+
+    fn engine_joined(&mut self, profile: &Arc<EngineProfile>) {
+        let held: Vec<Held<'_>> = {
+            let Holds {
+                running,
+                finished,
+                queued,
+            } = &profile.holds;
+            let number = |value: u64| u32::try_from(value).unwrap_or(u32::MAX);
+            running
+                .iter()
+                .chain(finished)
+                .chain(queued)
+                .map(|(id, lo, hi)| Held {
+                    msg_id: id,
+                    range: (number(*lo), number(*hi)),
+                })
+                .collect()
+        };
+        let now = self.now();
+        let key = self.core.engine_joined(
+            now,
+            &EngineSpec {
+                uuid: &profile.uuid,
+                id: profile.id,
+                hosts: &profile.hosts,
+                tags: &profile.tags,
+                capabilities: &profile.capabilities,
+                can_give_back: profile.can("give_back"),
+                hwm: None,
+                holds: profile.is_ours().then_some(&held[..]),
+            },
+        );
+        let host = profile.hosts.first().map_or("unknown", String::as_str);
+        let places = profile.hosts.iter().chain(&profile.tags).cloned().collect();
+        self.engines.join(
+            key,
+            &profile.uuid,
+            profile.is_ours(),
+            self.durable && profile.can("ack"),
+            host,
+            places,
+        );
+        self.heed_early(&profile.uuid, key);
+    }
+
+    fn engine_left(&mut self, uuid: &str, departure: Departure) {
+        let Some(key) = self.core.engine(uuid) else {
+            return;
+        };
+        let (started, reason) = match departure {
+            Departure::Clean => (None, "the engine left".to_owned()),
+            Departure::Silent => (None, "its heartbeat stopped".to_owned()),
+            Departure::Died { reason, started } => (Some(started), reason),
+        };
+        // What was sent without a copy cannot be sent again, whether it was started or not.
+        let started = started.map(|mut started| {
+            for span in self.core.outstanding(key) {
+                if let Some(group) = self
+                    .groups
+                    .get(span.group)
+                    .filter(|group| matches!(group.body, super::groups::Body::Gone))
+                {
+                    started.push(group.msg_id.to_string());
+                }
+            }
+            started
+        });
+        let now = self.now();
+        self.core.engine_left(now, key, started.as_deref(), &reason);
+        self.act();
+        self.engines.leave(uuid);
+    }
+
+    fn queues(&self, verbose: bool) -> TaskQueues {
+        let engines = self
+            .engines
+            .iter()
+            .map(|engine| {
+                let counts = self.core.engine_totals(engine.key);
+                EngineTasks {
+                    uuid: engine.uuid.to_string(),
+                    running: counts.outstanding,
+                    completed: counts.completed,
+                    running_ids: if verbose {
+                        self.ids(&self.core.outstanding(engine.key))
+                    } else {
+                        Vec::new()
+                    },
+                    completed_ids: Vec::new(),
+                }
+            })
+            .collect();
+        let counts = self.core.totals(None);
+        let unassigned_ids = if verbose {
+            self.ids(&self.core.unassigned(None))
+        } else {
+            Vec::new()
+        };
+        TaskQueues {
+            engines,
+            unassigned: counts.ready + counts.blocked,
+            unassigned_ids,
+        }
+    }
+
+    fn abort(&mut self, selection: &Selection, kill: bool) -> Aborted {
+        let selector = match selection {
+            Selection::Ids(ids) => Selector::Ids(ids),
+            Selection::Session(session) => Selector::Client {
+                client: session.as_bytes(),
+                keep_detached: false,
+            },
+            Selection::All => Selector::All,
+        };
+        let ids: &[String] = match selection {
+            Selection::Ids(ids) => ids,
+            _ => &[],
+        };
+        self.abort_selected(&selector, ids, kill)
+    }
+
+    /// `ids` are those that the selector names.
+    fn abort_selected(&mut self, selector: &Selector<'_>, ids: &[String], kill: bool) -> Aborted {
+        let now = self.now();
+        let report = self.core.abort(now, selector, kill);
+        let mut aborted = Aborted::default();
+        for (id, state) in ids.iter().zip(report.ids) {
+            match state {
+                core::TaskState::Unknown => aborted.unknown.push(id.clone()),
+                core::TaskState::Ok | core::TaskState::Failed => aborted.finished.push(id.clone()),
+                core::TaskState::Blocked | core::TaskState::Waiting | core::TaskState::Running => {}
+            }
+        }
+        // The names go with the groups once the core's actions are carried out.
+        aborted.aborted = report
+            .aborted
+            .into_iter()
+            .flat_map(|(group, range)| self.ids(&[Span { group, range }]))
+            .collect();
+        for (engine, group, range) in report.running {
+            let Some(uuid) = self
+                .engines
+                .get(engine)
+                .map(|engine| engine.uuid.to_string())
+            else {
+                continue;
+            };
+            let ids = self.ids(&[Span { group, range }]);
+            match aborted
+                .running
+                .iter_mut()
+                .find(|(engine, _)| *engine == uuid)
+            {
+                Some((_, all)) => all.extend(ids),
+                None => aborted.running.push((uuid, ids)),
+            }
+        }
+        aborted
+    }
+
+    fn explain(&self, id: &str) -> Explanation {
+        let explanation = self.core.explain(self.now(), id);
+        let engines = explanation
+            .engines
+            .into_iter()
+            .map(|(key, why)| {
+                (
+                    self.engines
+                        .get(key)
+                        .map_or(String::new(), |engine| engine.uuid.to_string()),
+                    why,
+                )
+            })
+            .collect();
+        Explanation {
+            state: state(explanation.state),
+            text: explanation.text,
+            engines,
+        }
+    }
+
+    fn stats(&self) -> Stats {
+        Stats {
+            nodes: self.engines.hosts(),
+            preferred: self.preferred.0,
+            preferred_met: self.preferred.1,
+            uptime: self.begun.elapsed().as_secs_f64(),
+        }
+    }
+
+    /// A submission by the hub: nobody waits for its reply.
+    fn inject(&mut self, frames: Vec<Message>) -> Result<String, String> {
+        let mut all = vec![Message::new()];
+        all.extend(frames);
+        let Some(packed) = all
+            .get(super::frames::at::HEADER)
+            .filter(|_| all.len() >= super::frames::at::BUFFERS)
+        else {
+            return Err("not a message".into());
+        };
+        let header: HeaderRef<'_> = self
+            .session
+            .packer
+            .unpack(packed)
+            .map_err(|error| error.to_string())?;
+        let (msg_id, msg_type, from) = (
+            header.msg_id.to_string(),
+            header.msg_type.to_string(),
+            header.session.to_string(),
+        );
+        match self.submit(all, msg_id.clone(), &msg_type, &from) {
+            None => Ok(msg_id),
+            Some(why) => Err(why),
+        }
+    }
+
+    /// The ids of members, as users know them.
+    fn ids(&self, spans: &[Span]) -> Vec<String> {
+        let one = |key: GroupKey, index: u32| {
+            let group = self.groups.get(key)?;
+            Some(if group.count == 1 {
+                group.msg_id.to_string()
+            } else {
+                member_id(&group.msg_id, u64::from(index))
+            })
+        };
+        spans
+            .iter()
+            .flat_map(|span| {
+                span.range
+                    .clone()
+                    .filter_map(move |index| one(span.group, index))
+            })
+            .collect()
+    }
+}
+
+fn state(state: core::TaskState) -> TaskState {
+    match state {
+        core::TaskState::Unknown => TaskState::Unknown,
+        core::TaskState::Blocked | core::TaskState::Waiting => TaskState::Waiting,
+        core::TaskState::Running => TaskState::Running,
+        core::TaskState::Ok | core::TaskState::Failed => TaskState::Done,
+    }
+}
+
+fn totals(totals: Totals) -> TaskTotals {
+    let Totals {
+        ready,
+        blocked,
+        running,
+        completed,
+        failed,
+        aborted,
+        ..
+    } = totals;
+    TaskTotals {
+        ready,
+        blocked,
+        running,
+        completed,
+        failed,
+        aborted,
+    }
+}

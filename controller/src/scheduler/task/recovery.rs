@@ -1,0 +1,199 @@
+//! Taking up what an earlier controller left, and answers of the store.
+
+use ipbroker_protocol::{
+    dependency::Dependency,
+    envelope::{DELIMITER, FRAME_OVERHEAD},
+    message::{HeaderRef, TaskMetadata, types},
+    zmq::Message,
+};
+
+use super::{
+    Answered, Outgoing, Scheduler,
+    groups::{Body, Group},
+    intake::reply_type,
+};
+use crate::{
+    scheduler::core::{self, GroupSpec, Known, SECOND},
+    store::{Outcome, Recovered, RecoveredTask, StoredReply},
+};
+
+impl Scheduler {
+    pub(super) fn restore(&mut self, recovered: Recovered) {
+        let count = recovered.tasks.len();
+        for task in recovered.tasks {
+            let msg_id = task.msg_id.clone();
+            if let Err(why) = self.restore_task(task) {
+                tracing::error!(msg_id, why, "a stored task cannot be taken up again");
+            }
+        }
+        if count > 0 {
+            tracing::info!(count, "unfinished tasks were taken up again");
+        }
+        self.act();
+        self.end_batch();
+    }
+
+    fn restore_task(&mut self, task: RecoveredTask) -> Result<(), String> {
+        let [header, parent, metadata, content, ..] = &task.frames[..] else {
+            return Err("its frames are incomplete".into());
+        };
+        let session = self.session.clone();
+        let read: HeaderRef<'_> = session
+            .packer
+            .unpack(header)
+            .map_err(|error| error.to_string())?;
+        let wire: TaskMetadata = session
+            .packer
+            .unpack(metadata)
+            .map_err(|error| error.to_string())?;
+        let signature = session.signer().sign([header, parent, metadata, content]);
+        let msg_type = read.msg_type.to_string();
+        let from = read.session.to_string();
+        let mut frames = vec![
+            Message::from(&task.client),
+            Message::from(DELIMITER),
+            Message::from(signature.as_ref()),
+        ];
+        frames.extend(task.frames.iter().map(Message::from));
+        let capability = msg_type
+            .strip_suffix("_request")
+            .unwrap_or(&msg_type)
+            .to_owned();
+        let is_array = wire.array.is_some();
+        let needs = if is_array {
+            self.core.needs(&[&capability, "array"])
+        } else {
+            self.core.needs(&[&capability])
+        };
+        let ours = matches!(&*msg_type, types::COMMAND_REQUEST | types::FUNCTION_REQUEST);
+        let count = u32::try_from(task.count).map_err(|_| "too many members")?;
+        let seconds = |value: Option<f64>| {
+            value
+                .filter(|value| *value > 0.0)
+                .map_or(0, |value| (value.min(1e9) * SECOND as f64) as u64)
+        };
+        let convert = |wire: &Dependency| {
+            (!wire.is_empty()).then(|| core::Dependency {
+                ids: wire.ids.clone(),
+                all: wire.all,
+                success: wire.success,
+                failure: wire.failure,
+            })
+        };
+        let (after, follow) = (convert(&wire.after), convert(&wire.follow));
+        let bytes: usize = frames
+            .iter()
+            .map(|frame| frame.len() + FRAME_OVERHEAD)
+            .sum();
+        let spec = GroupSpec {
+            msg_id: &task.msg_id,
+            client: if from.is_empty() {
+                &task.client
+            } else {
+                from.as_bytes()
+            },
+            count,
+            needs,
+            targets: &wire.targets,
+            hosts: &wire.hosts,
+            tags: &wire.tags,
+            require: &[],
+            prefer: &wire.prefer,
+            prefer_wait: seconds(wire.prefer_wait),
+            priority: wire.priority.unwrap_or(0),
+            after: after.as_ref(),
+            follow: follow.as_ref(),
+            timeout: seconds(wire.timeout),
+            retries: wire.retries.unwrap_or(0),
+            may_return: ours,
+            detach: wire.detach.unwrap_or(!ours),
+            no_wait: false,
+            bytes: bytes as u64,
+        };
+        let done: Vec<(u32, u32, bool)> = task
+            .ended
+            .iter()
+            .map(|(range, outcome)| {
+                (
+                    range.start as u32,
+                    range.end as u32,
+                    *outcome == Outcome::Ok,
+                )
+            })
+            .collect();
+        let given: Vec<(&str, u32, u32)> = task
+            .dispatched
+            .iter()
+            .map(|given| {
+                (
+                    given.engine.as_str(),
+                    given.range.start as u32,
+                    given.range.end as u32,
+                )
+            })
+            .collect();
+        let ended: u32 = done.iter().map(|(lo, hi, _)| hi - lo).sum();
+        let now = self.now();
+        let key = self
+            .core
+            .restore(now, &spec, &done, &given)
+            .map_err(|refusal| refusal.to_string())?;
+        let group = Group {
+            key: task.key,
+            client: task.client.clone().into(),
+            msg_id: task.msg_id.as_str().into(),
+            reply_type: reply_type(&msg_type),
+            count,
+            remaining: count - ended,
+            ack: wire.ack.unwrap_or(false),
+            copy: true,
+            prefer: wire.prefer.clone().into(),
+            header: Box::default(),
+            body: Body::Gone,
+        };
+        self.place(key, group, frames, is_array);
+        Ok(())
+    }
+
+    pub(super) fn answered(&mut self, answered: Answered) {
+        match answered {
+            // The end of the batch releases what is durable by now.
+            Answered::Durable => {}
+            Answered::Outcome { id, known } => {
+                let now = self.now();
+                let known = known
+                    .as_ref()
+                    .map(|(ok, engines)| Known { ok: *ok, engines });
+                self.core.outcome_known(now, &id, known);
+            }
+            Answered::Replies {
+                client,
+                asked,
+                found,
+            } => {
+                let live = |scheduler: &Self, id: &str| scheduler.core.find(id).is_some();
+                let unknown: Vec<String> = asked
+                    .into_iter()
+                    .filter(|id| !found.iter().any(|reply| reply.msg_id == *id) && !live(self, id))
+                    .collect();
+                for reply in found {
+                    self.send_stored(&client, &reply);
+                }
+                self.resume_reply(&client, unknown, Vec::new());
+            }
+        }
+    }
+
+    /// Sends a stored reply once more, signed anew.
+    fn send_stored(&mut self, client: &[u8], reply: &StoredReply) {
+        let [header, parent, metadata, content, buffers @ ..] = &reply.frames[..] else {
+            return;
+        };
+        let envelope = self.session.packed(
+            vec![Message::from(client)],
+            [header, parent, metadata, content],
+            buffers.iter().map(Message::from).collect(),
+        );
+        self.out.push(Outgoing::Client(envelope.into_frames()));
+    }
+}

@@ -1,0 +1,474 @@
+//! What engines send: replies, and tasks that they give back.
+
+use std::time::Duration;
+
+use ipbroker_protocol::{
+    envelope::Envelope,
+    message::{HeaderRef, ParentRef, ReplyMetadata, types},
+    time,
+    zmq::Message,
+};
+
+use super::{
+    Outgoing, Scheduler,
+    frames::part,
+    groups::{Body, Group},
+};
+use crate::{
+    scheduler::core::{Deliver, EngineKey, GroupKey, Outcome, SECOND},
+    store::{self, Exception, Finish, TaskRef},
+};
+
+/// Where a reply's parts are once engine and client have changed places: client, engine, delimiter, signature, maps.
+const REPLY_HEADER: usize = 4;
+
+/// Messages of engines that are not known yet: how many are kept, and how long.
+const EARLY: usize = 10_000;
+const EARLY_TIME: Duration = Duration::from_secs(60);
+
+impl Scheduler {
+    /// Reads one message of an engine: its identity, then perhaps the client's, then the message.
+    pub(super) fn engine_message(&mut self, frames: Vec<Message>) {
+        let envelope = match Envelope::parse(frames) {
+            Ok(envelope) if matches!(envelope.identities().len(), 1 | 2) => envelope,
+            Ok(envelope) => {
+                return self.junk_engines.refuse(
+                    "identities",
+                    &format_args!("{} instead of 1 or 2", envelope.identities().len()),
+                );
+            }
+            Err(error) => return self.junk_engines.refuse("not a message", &error),
+        };
+        if let Err(error) = self.session.verify(&envelope) {
+            return self.junk_engines.refuse("signature", &error);
+        }
+        let Some(engine) = self
+            .engines
+            .find(&envelope.identities()[0])
+            .map(|engine| engine.key)
+        else {
+            return self.unknown_engine(envelope);
+        };
+        self.known_engine(engine, envelope);
+    }
+
+    fn known_engine(&mut self, engine: EngineKey, mut envelope: Envelope) {
+        if envelope.identities().len() == 2 {
+            envelope.swap_identities(0, 1);
+            return self.reply(engine, envelope);
+        }
+        let session = self.session.clone();
+        match session.packer.unpack::<HeaderRef<'_>>(envelope.header()) {
+            Ok(header) if header.msg_type == types::GIVEN_BACK => {
+                self.given_back(engine, &mut envelope)
+            }
+            Ok(header) => self.junk_engines.refuse("message type", &header.msg_type),
+            Err(error) => self.junk_engines.refuse("header", &error),
+        }
+    }
+
+    fn reply(&mut self, engine: EngineKey, envelope: Envelope) {
+        let session = self.session.clone();
+        let parent: ParentRef<'_> = match session.packer.unpack(envelope.parent_header()) {
+            Ok(parent) => parent,
+            Err(error) => return self.junk_engines.refuse("parent header", &error),
+        };
+        let metadata: ReplyMetadata<'_> = match session.packer.unpack(envelope.metadata()) {
+            Ok(metadata) => metadata,
+            Err(error) => return self.junk_engines.refuse("reply metadata", &error),
+        };
+        let Some(key) = self.core.find(&parent.msg_id) else {
+            return self.late(&parent.msg_id, metadata.range, &envelope);
+        };
+        let Some(count) = self.groups.get(key).map(|group| group.count) else {
+            return self.late(&parent.msg_id, metadata.range, &envelope);
+        };
+        let (lo, hi) = metadata.range.unwrap_or((0, 1));
+        let (Ok(lo), Ok(hi)) = (u32::try_from(lo), u32::try_from(hi)) else {
+            return self.junk_engines.refuse("range", &"larger than any array");
+        };
+        if lo >= hi || hi > count {
+            return self
+                .junk_engines
+                .refuse("range", &format_args!("{lo}..{hi} of {count} members"));
+        }
+        let default = outcome(&metadata);
+        let mut exceptions: Vec<(u32, Outcome)> = Vec::new();
+        for (index, kind) in &metadata.failed {
+            let kind = match &**kind {
+                "unmet" => Outcome::Unmet,
+                "aborted" => Outcome::Aborted,
+                _ => Outcome::Error,
+            };
+            match u32::try_from(*index) {
+                Ok(index) if (lo..hi).contains(&index) => exceptions.push((index, kind)),
+                _ => {
+                    return self.junk_engines.refuse(
+                        "failed members",
+                        &format_args!("{index} is not in {lo}..{hi}"),
+                    );
+                }
+            }
+        }
+        exceptions.sort_unstable_by_key(|(index, _)| *index);
+        exceptions.dedup_by_key(|(index, _)| *index);
+        // In an array's reply `status` speaks of the message; members that did not end well are listed.
+        let default = if metadata.range.is_some() && !exceptions.is_empty() {
+            Outcome::Ok
+        } else {
+            default
+        };
+        let seconds = metadata
+            .duration
+            .or_else(|| python_duration(&session, &metadata, &envelope))
+            .unwrap_or(0.0)
+            .clamp(0.0, 1e9);
+        let range = metadata.range;
+        let msg_id = parent.msg_id.into_owned();
+        let now = self.now();
+        let deliver = self.core.replied(
+            now,
+            engine,
+            key,
+            lo..hi,
+            default,
+            &exceptions,
+            (seconds * SECOND as f64) as u64,
+        );
+        if self.durable {
+            self.engines
+                .safe(engine, &msg_id, range, self.begun.elapsed());
+        }
+        let result = EngineResult {
+            engine,
+            key,
+            default,
+            exceptions: &exceptions,
+        };
+        match deliver {
+            Deliver::All => {
+                self.engines.count(engine, u64::from(hi - lo), seconds);
+                self.deliver(&result, lo, hi, envelope.into_frames());
+            }
+            Deliver::Nothing => self.late(&msg_id, range, &envelope),
+            Deliver::Some(ranges) => {
+                let members: u32 = ranges.iter().map(|range| range.end - range.start).sum();
+                self.engines.count(
+                    engine,
+                    u64::from(members),
+                    seconds * f64::from(members) / f64::from(hi - lo),
+                );
+                let frames = envelope.into_frames();
+                // `part` wants one identity before the delimiter.
+                let mut bare: Vec<Message> = frames
+                    .iter()
+                    .map(|frame| Message::from(&frame[..]))
+                    .collect();
+                let uuid = bare.remove(1);
+                for range in ranges {
+                    let mut frames = part(&session, &bare, (lo, hi), range.start, range.end);
+                    frames.insert(1, Message::from(&uuid[..]));
+                    self.deliver(&result, range.start, range.end, frames);
+                }
+            }
+        }
+    }
+
+    /// Members have ended: into the journal, and to the client.
+    fn deliver(&mut self, result: &EngineResult<'_>, lo: u32, hi: u32, mut frames: Vec<Message>) {
+        let preferred = self
+            .engines
+            .get(result.engine)
+            .map(|engine| engine.places.clone())
+            .unwrap_or_default();
+        let Some(group) = self.groups.get_mut(result.key) else {
+            return;
+        };
+        group.remaining = group.remaining.saturating_sub(hi - lo);
+        if !group.prefer.is_empty() {
+            self.preferred.0 += u64::from(hi - lo);
+            if group.prefer.iter().any(|place| preferred.contains(place)) {
+                self.preferred.1 += u64::from(hi - lo);
+            }
+        }
+        if self.journal.keeps() {
+            let exceptions: Vec<(u64, Exception)> = result
+                .exceptions
+                .iter()
+                .filter(|(index, _)| (lo..hi).contains(index))
+                .map(|(index, outcome)| (u64::from(*index), Exception::Ended(stored(*outcome))))
+                .collect();
+            let slices: Vec<&[u8]> = frames[REPLY_HEADER..]
+                .iter()
+                .map(|frame| &frame[..])
+                .collect();
+            self.journal.finished(&Finish {
+                task: TaskRef::Key(group.key),
+                range: u64::from(lo)..u64::from(hi),
+                outcome: stored(result.default),
+                exceptions: &exceptions,
+                engine: self
+                    .engines
+                    .get(result.engine)
+                    .map_or("", |engine| &engine.uuid),
+                done: group.remaining == 0,
+                late: false,
+                frames: &slices,
+            });
+        }
+        if group.client.is_empty() {
+            return;
+        }
+        if frames[0][..] != *group.client {
+            // The client came back under another identity.
+            frames[0] = Message::from(&*group.client);
+        }
+        if group.ack && !self.durable {
+            self.kept.keep(
+                &group.client,
+                &group.msg_id,
+                (u64::from(lo), u64::from(hi)),
+                &frames,
+            );
+        }
+        self.out.push(Outgoing::Client(frames));
+    }
+
+    /// A reply to something that was answered before: recorded, not delivered.
+    fn late(&mut self, msg_id: &str, range: Option<(u64, u64)>, envelope: &Envelope) {
+        tracing::debug!(msg_id, "a late reply is not delivered");
+        if !self.journal.keeps() || msg_id.is_empty() {
+            return;
+        }
+        let (lo, hi) = range.unwrap_or((0, 1));
+        let engine =
+            String::from_utf8_lossy(&envelope.identities()[envelope.identities().len() - 1])
+                .into_owned();
+        let frames = envelope.frames();
+        let begin = envelope.identities().len() + 2;
+        let slices: Vec<&[u8]> = frames[begin..].iter().map(|frame| &frame[..]).collect();
+        let metadata: ReplyMetadata<'_> = self
+            .session
+            .packer
+            .unpack(envelope.metadata())
+            .unwrap_or_default();
+        self.journal.finished(&Finish {
+            task: TaskRef::Id(msg_id),
+            range: lo..hi,
+            outcome: stored(outcome(&metadata)),
+            exceptions: &[],
+            engine: &engine,
+            done: false,
+            late: true,
+            frames: &slices,
+        });
+        if self.durable
+            && let Some(engine) = self
+                .engines
+                .find(engine.as_bytes())
+                .map(|engine| engine.key)
+        {
+            self.engines
+                .safe(engine, msg_id, range, self.begun.elapsed());
+        }
+    }
+
+    /// An engine that was given up, or that is not registered yet, still answers.
+    fn unknown_engine(&mut self, envelope: Envelope) {
+        let live = self
+            .session
+            .packer
+            .unpack::<ParentRef<'_>>(envelope.parent_header())
+            .is_ok_and(|parent| self.core.find(&parent.msg_id).is_some());
+        // An engine that comes back speaks before its first heartbeat has made it known.
+        if live && self.early.len() < EARLY {
+            self.early.push((self.begun.elapsed(), envelope));
+        } else {
+            self.departed_engine(&envelope);
+        }
+    }
+
+    /// An engine is known now: what it said before counts.
+    pub(super) fn heed_early(&mut self, uuid: &str, engine: EngineKey) {
+        if self.early.is_empty() {
+            return;
+        }
+        let (its, rest) = std::mem::take(&mut self.early)
+            .into_iter()
+            .partition::<Vec<_>, _>(|(_, envelope)| {
+                envelope.identities()[0][..] == *uuid.as_bytes()
+            });
+        self.early = rest;
+        for (_, envelope) in its {
+            self.known_engine(engine, envelope);
+        }
+    }
+
+    /// Strangers that never became known are engines that were given up.
+    pub(super) fn drop_early(&mut self) {
+        let now = self.begun.elapsed();
+        if self
+            .early
+            .first()
+            .is_none_or(|(since, _)| now < *since + EARLY_TIME)
+        {
+            return;
+        }
+        let (old, rest) = std::mem::take(&mut self.early)
+            .into_iter()
+            .partition::<Vec<_>, _>(|(since, _)| now >= *since + EARLY_TIME);
+        self.early = rest;
+        for (_, envelope) in old {
+            self.departed_engine(&envelope);
+        }
+    }
+
+    fn departed_engine(&mut self, envelope: &Envelope) {
+        let session = self.session.clone();
+        match session
+            .packer
+            .unpack::<ParentRef<'_>>(envelope.parent_header())
+        {
+            Ok(parent) if envelope.identities().len() == 2 => {
+                let range = session
+                    .packer
+                    .unpack::<ReplyMetadata<'_>>(envelope.metadata())
+                    .ok()
+                    .and_then(|metadata| metadata.range);
+                self.late_from(&parent.msg_id, range, envelope);
+            }
+            _ => self.junk_engines.refuse(
+                "unknown engine",
+                &String::from_utf8_lossy(&envelope.identities()[0]),
+            ),
+        }
+    }
+
+    fn late_from(&mut self, msg_id: &str, range: Option<(u64, u64)>, envelope: &Envelope) {
+        if self.journal.keeps() {
+            let (lo, hi) = range.unwrap_or((0, 1));
+            let metadata: ReplyMetadata<'_> = self
+                .session
+                .packer
+                .unpack(envelope.metadata())
+                .unwrap_or_default();
+            let engine = String::from_utf8_lossy(&envelope.identities()[0]);
+            let slices: Vec<&[u8]> = envelope.frames()[4..]
+                .iter()
+                .map(|frame| &frame[..])
+                .collect();
+            self.journal.finished(&Finish {
+                task: TaskRef::Id(msg_id),
+                range: lo..hi,
+                outcome: stored(outcome(&metadata)),
+                exceptions: &[],
+                engine: &engine,
+                done: false,
+                late: true,
+                frames: &slices,
+            });
+        }
+        tracing::debug!(
+            msg_id,
+            "a reply of an engine that was given up is not delivered"
+        );
+    }
+
+    /// An engine returns what it has not started.
+    fn given_back(&mut self, engine: EngineKey, envelope: &mut Envelope) {
+        let session = self.session.clone();
+        let (msg_id, range) = {
+            let parent = session
+                .packer
+                .unpack::<ParentRef<'_>>(envelope.parent_header());
+            let metadata = session
+                .packer
+                .unpack::<ReplyMetadata<'_>>(envelope.metadata());
+            match (parent, metadata) {
+                (Ok(parent), Ok(metadata)) => (parent.msg_id.into_owned(), metadata.range),
+                (Err(error), _) | (_, Err(error)) => {
+                    return self.junk_engines.refuse("given_back", &error);
+                }
+            }
+        };
+        let Some(key) = self.core.find(&msg_id) else {
+            return;
+        };
+        let Some(group) = self.groups.get_mut(key) else {
+            return;
+        };
+        let (lo, hi) = range.unwrap_or((0, 1));
+        let (Ok(lo), Ok(hi)) = (u32::try_from(lo), u32::try_from(hi)) else {
+            return;
+        };
+        if lo >= hi || hi > group.count {
+            return self.junk_engines.refuse(
+                "range",
+                &format_args!("{lo}..{hi} of {} members", group.count),
+            );
+        }
+        if matches!(group.body, Body::Gone) {
+            let frames = envelope.take_buffers();
+            match returned(group, &frames) {
+                true => group.body = Body::Whole(frames),
+                // Without its frames it cannot run again: that it was given back cannot be honoured.
+                false => {
+                    return self
+                        .junk_engines
+                        .refuse("given_back", &"without the task's frames");
+                }
+            }
+        }
+        self.journal
+            .requeued(group.key, u64::from(lo)..u64::from(hi));
+        let now = self.now();
+        self.core.given_back(now, engine, key, lo..hi);
+    }
+}
+
+/// Whether these are the frames of a group's request, from the client's identity on.
+fn returned(group: &Group, frames: &[Message]) -> bool {
+    frames.len() >= super::frames::at::BUFFERS
+        && frames[super::frames::at::HEADER][..] == *group.header
+}
+
+/// What an engine said of members.
+struct EngineResult<'a> {
+    engine: EngineKey,
+    key: GroupKey,
+    default: Outcome,
+    exceptions: &'a [(u32, Outcome)],
+}
+
+fn outcome(metadata: &ReplyMetadata<'_>) -> Outcome {
+    match &*metadata.status {
+        "aborted" => Outcome::Aborted,
+        "error" if metadata.dependencies_met == Some(false) => Outcome::Unmet,
+        "error" => Outcome::Error,
+        _ if metadata.dependencies_met == Some(false) => Outcome::Unmet,
+        _ => Outcome::Ok,
+    }
+}
+
+/// The outcome as the store has it.
+pub(super) fn stored(outcome: Outcome) -> store::Outcome {
+    match outcome {
+        Outcome::Ok => store::Outcome::Ok,
+        Outcome::Aborted => store::Outcome::Aborted,
+        Outcome::Error | Outcome::Unmet => store::Outcome::Error,
+    }
+}
+
+/// How long a Python engine's task took: from `started` in the metadata to the date of the reply.
+fn python_duration(
+    session: &ipbroker_protocol::session::Session,
+    metadata: &ReplyMetadata<'_>,
+    envelope: &Envelope,
+) -> Option<f64> {
+    let started = time::parse(metadata.started.as_ref()?)?;
+    let header = session
+        .packer
+        .unpack::<HeaderRef<'_>>(envelope.header())
+        .ok()?;
+    Some(time::between(started, time::parse(&header.date)?).as_secs_f64())
+}

@@ -1,0 +1,811 @@
+//! Turns records of the journal into rows: what happened to a task within one transaction is folded into one statement.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+
+use rusqlite::{Connection, OptionalExtension, params};
+
+use super::db;
+use super::event::{
+    Event, Exception, Finished, Frame, Frames, Outcome, Queue, Stream, TaskRef, exceptions,
+};
+use super::options::Packing;
+use super::ranges::RangeMap;
+use super::shared::Shared;
+use super::unpack::{Glance, is_empty_map, parse_time};
+use super::update;
+
+type Keyed<T> = HashMap<u64, T, foldhash::fast::RandomState>;
+
+/// A name column holds this much.
+const NAME_CHARS: usize = 200;
+
+/// What an engine holds of an array: `lo, hi, engine, attempt, at`.
+pub(crate) type HeldRange = (u64, u64, String, u32, i64);
+
+/// Applies records; remembers only which arrays are open.
+#[derive(Debug)]
+pub(crate) struct Applier {
+    packing: Packing,
+    shared: Arc<Shared>,
+    arrays: Keyed<Held>,
+    /// Spill files that no row names: to be removed after the commit.
+    pub(crate) garbage: Vec<u64>,
+    /// Since the last commit.
+    pub(crate) submissions: u64,
+    pub(crate) finishes: u64,
+}
+
+#[derive(Debug, Default)]
+struct Held {
+    ranges: Vec<HeldRange>,
+    changed: bool,
+}
+
+/// What happened to one task.
+#[derive(Debug)]
+struct Fold<'a> {
+    key: u64,
+    submitted: Option<Submitted<'a>>,
+    dispatched: Option<(&'a str, u32, i64)>,
+    requeued: bool,
+    finished: Option<Finished<'a>>,
+    /// An array has ended: like this, then.
+    ended: Option<(Outcome, i64)>,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Submitted<'a> {
+    msg_id: &'a str,
+    client: &'a [u8],
+    queue: Queue,
+    count: u64,
+    received: i64,
+    frames: Frames<'a>,
+}
+
+/// The frames of a message by column.
+#[derive(Debug, Default)]
+struct Parts<'a> {
+    header: Option<&'a [u8]>,
+    parent: Option<&'a [u8]>,
+    metadata: Option<&'a [u8]>,
+    content: Option<&'a [u8]>,
+    buffers: Option<&'a [u8]>,
+    file: Option<i64>,
+}
+
+impl<'a> Parts<'a> {
+    fn of(frames: &Frames<'a>) -> Self {
+        let mut iter = frames.iter();
+        let mut map = || match iter.next() {
+            Some(Frame::Inline(bytes)) => Some(bytes),
+            _ => None,
+        };
+        let mut parts = Parts {
+            header: map(),
+            parent: map(),
+            metadata: map(),
+            ..Parts::default()
+        };
+        parts.parent = parts.parent.filter(|p| !is_empty_map(p));
+        let mut rest = iter.rest();
+        if let Some(Frame::Inline(bytes)) = iter.next() {
+            parts.content = Some(bytes);
+            rest = iter.rest();
+        }
+        parts.buffers = (rest.0 > 0).then_some(rest.1);
+        parts.file = (frames.file != 0).then_some(frames.file.cast_signed());
+        parts
+    }
+
+    fn glance(part: Option<&'a [u8]>, packing: Packing) -> Glance<'a> {
+        part.map_or_else(Glance::default, |p| Glance::at(p, packing))
+    }
+}
+
+/// The folds of a transaction, in the order of their first record.
+#[derive(Debug, Default)]
+struct Folds<'a> {
+    list: Vec<Fold<'a>>,
+    by_key: Keyed<usize>,
+    by_id: Option<HashMap<&'a str, u64, foldhash::fast::RandomState>>,
+}
+
+impl<'a> Folds<'a> {
+    fn at(&mut self, key: u64) -> &mut Fold<'a> {
+        let list = &mut self.list;
+        let i = *self.by_key.entry(key).or_insert_with(|| {
+            list.push(Fold {
+                key,
+                submitted: None,
+                dispatched: None,
+                requeued: false,
+                finished: None,
+                ended: None,
+            });
+            list.len() - 1
+        });
+        &mut list[i]
+    }
+
+    fn submitted(&mut self, key: u64, submitted: Submitted<'a>) {
+        self.at(key).submitted = Some(submitted);
+        if let Some(by_id) = &mut self.by_id {
+            by_id.insert(submitted.msg_id, key);
+        }
+    }
+
+    fn key_of(&mut self, msg_id: &str) -> Option<u64> {
+        let list = &self.list;
+        let by_id = self.by_id.get_or_insert_with(|| {
+            list.iter()
+                .filter_map(|f| f.submitted.map(|s| (s.msg_id, f.key)))
+                .collect()
+        });
+        by_id.get(msg_id).copied()
+    }
+}
+
+impl Applier {
+    pub(crate) fn new(packing: Packing, shared: Arc<Shared>) -> Self {
+        Applier {
+            packing,
+            shared,
+            arrays: Keyed::default(),
+            garbage: Vec::new(),
+            submissions: 0,
+            finishes: 0,
+        }
+    }
+
+    /// Learns which arrays are open: at the start, and after a transaction that failed.
+    pub(crate) fn load(&mut self, conn: &Connection) -> rusqlite::Result<()> {
+        self.arrays.clear();
+        self.garbage.clear();
+        (self.submissions, self.finishes) = (0, 0);
+        let mut open = conn.prepare_cached(
+            "SELECT t.key, h.ranges FROM task t LEFT JOIN held h ON h.task = t.key WHERE t.completed IS NULL AND t.count > 1",
+        )?;
+        let mut rows = open.query([])?;
+        while let Some(row) = rows.next()? {
+            let ranges: Option<String> = row.get(1)?;
+            let ranges = ranges
+                .and_then(|r| serde_json::from_str(&r).ok())
+                .unwrap_or_default();
+            self.arrays.insert(
+                row.get::<_, i64>(0)?.cast_unsigned(),
+                Held {
+                    ranges,
+                    changed: false,
+                },
+            );
+        }
+        Ok(())
+    }
+
+    /// Tasks that are no more.
+    pub(crate) fn forget(&mut self, keys: &[u64]) {
+        for key in keys {
+            self.arrays.remove(key);
+        }
+    }
+
+    /// Applies records within the caller's transaction.
+    pub(crate) fn apply<'a>(
+        &mut self,
+        conn: &Connection,
+        records: impl Iterator<Item = &'a [u8]>,
+    ) -> rusqlite::Result<()> {
+        let mut folds = Folds::default();
+        for record in records {
+            let Some(event) = Event::decode(record) else {
+                tracing::error!(
+                    "store: a record of kind {:?} cannot be read",
+                    record.first()
+                );
+                continue;
+            };
+            self.event(conn, &mut folds, event)?;
+        }
+        self.write(conn, &mut folds)?;
+        self.write_held(conn)
+    }
+
+    fn event<'a>(
+        &mut self,
+        conn: &Connection,
+        folds: &mut Folds<'a>,
+        event: Event<'a>,
+    ) -> rusqlite::Result<()> {
+        match event {
+            Event::Submitted {
+                key,
+                msg_id,
+                client,
+                queue,
+                count,
+                received,
+                frames,
+            } => {
+                self.submissions += 1;
+                self.shared.next_key.fetch_max(key + 1, Relaxed);
+                if count > 1 {
+                    self.arrays.insert(key, Held::default());
+                }
+                folds.submitted(
+                    key,
+                    Submitted {
+                        msg_id,
+                        client,
+                        queue,
+                        count,
+                        received,
+                        frames,
+                    },
+                );
+            }
+            Event::Dispatched {
+                key,
+                lo,
+                hi,
+                attempt,
+                at,
+                engine,
+            } => match self.arrays.get_mut(&key) {
+                Some(held) => held.add((lo, hi, engine.to_owned(), attempt, at)),
+                None => {
+                    let fold = folds.at(key);
+                    fold.dispatched = Some((engine, attempt, at));
+                    fold.requeued = false;
+                }
+            },
+            Event::Requeued { key, lo, hi } => match self.arrays.get_mut(&key) {
+                Some(held) => held.remove(lo, hi),
+                None => folds.at(key).requeued = true,
+            },
+            Event::Finished(finished) => self.finished(conn, folds, finished)?,
+            Event::Output {
+                msg_id,
+                stream,
+                text,
+            } => {
+                self.write(conn, folds)?;
+                self.output(conn, msg_id, stream, text)?;
+            }
+            Event::Update { msg_id, fields } => {
+                self.write(conn, folds)?;
+                self.placeholder(conn, msg_id)?;
+                tolerate(
+                    update::apply(conn, msg_id, fields, self.packing),
+                    "a change of a record",
+                )?;
+            }
+            Event::Meta { name, value } => {
+                conn.prepare_cached("INSERT INTO meta VALUES (?1, ?2) ON CONFLICT (name) DO UPDATE SET value = excluded.value")?
+                    .execute((format!("user.{name}"), value))?;
+            }
+        }
+        Ok(())
+    }
+
+    fn finished<'a>(
+        &mut self,
+        conn: &Connection,
+        folds: &mut Folds<'a>,
+        finished: Finished<'a>,
+    ) -> rusqlite::Result<()> {
+        self.finishes += 1;
+        let key = match finished.task {
+            TaskRef::Key(key) => Some(key),
+            TaskRef::Id(id) => match folds.key_of(id) {
+                Some(key) => Some(key),
+                None => conn
+                    .prepare_cached("SELECT key FROM task WHERE msg_id = ?1")?
+                    .query_row([id], |row| row.get::<_, i64>(0))
+                    .optional()?
+                    .map(i64::cast_unsigned),
+            },
+        };
+        let Some(key) = key else {
+            self.garbage
+                .extend((finished.frames.file != 0).then_some(finished.frames.file));
+            return Ok(());
+        };
+        if finished.late {
+            self.write(conn, folds)?;
+            return self.late(conn, key, &finished);
+        }
+        if let Some(held) = self.arrays.get_mut(&key) {
+            held.remove(finished.lo, finished.hi);
+            self.piece(conn, key, &finished)?;
+            if finished.done {
+                self.arrays.remove(&key);
+                conn.prepare_cached("DELETE FROM held WHERE task = ?1")?
+                    .execute([key.cast_signed()])?;
+                let outcome = array_outcome(conn, key)?;
+                folds.at(key).ended = Some((outcome, finished.received));
+            }
+            return Ok(());
+        }
+        if folds.at(key).finished.is_some() {
+            return self.late(conn, key, &finished);
+        }
+        folds.at(key).finished = Some(finished);
+        Ok(())
+    }
+
+    /// Writes the folds.
+    fn write(&mut self, conn: &Connection, folds: &mut Folds<'_>) -> rusqlite::Result<()> {
+        let folds = std::mem::take(folds);
+        if folds.list.is_empty() {
+            return Ok(());
+        }
+        let mut insert = conn.prepare_cached(INSERT)?;
+        for fold in &folds.list {
+            match &fold.submitted {
+                Some(submitted) => {
+                    if let Err(e) = self.insert(&mut insert, fold, submitted) {
+                        if e.sqlite_error_code() != Some(rusqlite::ErrorCode::ConstraintViolation) {
+                            tolerate(Err(e), submitted.msg_id)?;
+                            continue;
+                        }
+                        self.insert_again(conn, &mut insert, fold, submitted)?;
+                    }
+                    self.file(conn, fold.key, &submitted.frames)?;
+                    if let Some(finished) = &fold.finished {
+                        self.file(conn, fold.key, &finished.frames)?;
+                    }
+                }
+                None => self.update(conn, fold)?,
+            }
+        }
+        Ok(())
+    }
+
+    fn insert(
+        &self,
+        insert: &mut rusqlite::CachedStatement<'_>,
+        fold: &Fold<'_>,
+        submitted: &Submitted<'_>,
+    ) -> rusqlite::Result<usize> {
+        let request = Parts::of(&submitted.frames);
+        let header = Parts::glance(request.header, self.packing);
+        let metadata = Parts::glance(request.metadata, self.packing);
+        let named = matches!(
+            header.msg_type.as_deref(),
+            Some("command_request" | "function_request")
+        );
+        let content = Parts::glance(request.content.filter(|_| named), self.packing);
+        let name = content
+            .cmd
+            .as_deref()
+            .or(content.name.as_deref())
+            .map(|n| head(n, NAME_CHARS));
+        let submitted_at = header
+            .date
+            .as_deref()
+            .and_then(parse_time)
+            .unwrap_or(submitted.received);
+        let result = ResultColumns::of(fold, self.packing);
+        insert.execute(params![
+            fold.key.cast_signed(),
+            submitted.msg_id,
+            submitted.queue.as_str(),
+            submitted.count.cast_signed(),
+            header.msg_type.as_deref(),
+            name,
+            metadata.label.as_deref(),
+            submitted.client,
+            header.session.as_deref(),
+            result.status(submitted.count > 1),
+            fold.dispatched.map_or(0, |d| d.1),
+            result.engine,
+            result.code,
+            submitted_at,
+            submitted.received,
+            fold.dispatched.map(|d| d.2),
+            result.started,
+            result.completed,
+            result.received,
+            request.header,
+            request.parent,
+            request.metadata,
+            request.content,
+            request.buffers,
+            request.file,
+            result.parts.header,
+            result.parts.metadata,
+            result.parts.content,
+            result.parts.buffers,
+            result.parts.file,
+        ])
+    }
+
+    /// The id is taken: by a row that was made for output that came first, which is filled in; or by an older task, which goes.
+    fn insert_again(
+        &mut self,
+        conn: &Connection,
+        insert: &mut rusqlite::CachedStatement<'_>,
+        fold: &Fold<'_>,
+        submitted: &Submitted<'_>,
+    ) -> rusqlite::Result<()> {
+        let old: Option<(i64, bool)> = conn
+            .prepare_cached("SELECT key, queue IS NULL FROM task WHERE msg_id = ?1")?
+            .query_row([submitted.msg_id], |row| Ok((row.get(0)?, row.get(1)?)))
+            .optional()?;
+        let Some((old, placeholder)) = old else {
+            tracing::error!("store: key {} of {} is taken", fold.key, submitted.msg_id);
+            return Ok(());
+        };
+        conn.execute_batch("DROP TABLE IF EXISTS temp.early; CREATE TEMP TABLE early AS SELECT * FROM task WHERE 0")?;
+        conn.execute(
+            "INSERT INTO temp.early SELECT * FROM task WHERE key = ?1",
+            [old],
+        )?;
+        let mut orphans = super::prune::Orphans::default();
+        super::prune::drop_task(conn, old.cast_unsigned(), &mut orphans)?;
+        self.garbage.extend(orphans.numbers);
+        if let Err(e) = self.insert(insert, fold, submitted) {
+            return tolerate(Err(e), submitted.msg_id);
+        }
+        if placeholder {
+            conn.execute(
+                "UPDATE task SET (execute_input, execute_result, error, stdout, stderr, extra) =
+                 (SELECT execute_input, execute_result, error, stdout, stderr, extra FROM temp.early) WHERE key = ?1",
+                [fold.key.cast_signed()],
+            )?;
+        }
+        conn.execute_batch("DROP TABLE temp.early")
+    }
+
+    /// A task that was in the database before this transaction.
+    fn update(&mut self, conn: &Connection, fold: &Fold<'_>) -> rusqlite::Result<()> {
+        let key = fold.key.cast_signed();
+        if let Some((outcome, at)) = fold.ended {
+            conn.prepare_cached(
+                "UPDATE task SET status = ?2, completed = ?3, received = ?3 WHERE key = ?1",
+            )?
+            .execute((key, outcome.as_str(), at))?;
+        }
+        if let Some(finished) = &fold.finished {
+            let result = ResultColumns::of(fold, self.packing);
+            let changed = conn.prepare_cached(FINISH)?.execute(params![
+                key,
+                result.status(false),
+                fold.dispatched.map(|d| d.1),
+                result.engine,
+                result.code,
+                fold.dispatched.map(|d| d.2),
+                result.started,
+                result.completed,
+                result.received,
+                result.parts.header,
+                result.parts.metadata,
+                result.parts.content,
+                result.parts.buffers,
+                result.parts.file,
+            ]);
+            match changed {
+                Ok(0) => self.late(conn, fold.key, finished)?,
+                Ok(_) => self.file(conn, fold.key, &finished.frames)?,
+                Err(e) => tolerate(Err(e), "a result")?,
+            }
+        } else if fold.requeued {
+            conn.prepare_cached(
+                "UPDATE task SET status = 'waiting', engine_uuid = NULL, attempt = MAX(attempt, ?2) WHERE key = ?1 AND completed IS NULL",
+            )?
+            .execute((key, fold.dispatched.map_or(0, |d| d.1)))?;
+        } else if let Some((engine, attempt, at)) = fold.dispatched {
+            conn.prepare_cached(
+                "UPDATE task SET status = 'dispatched', engine_uuid = ?2, attempt = ?3, dispatched = ?4 WHERE key = ?1 AND completed IS NULL",
+            )?
+            .execute((key, engine, attempt, at))?;
+        }
+        Ok(())
+    }
+
+    fn piece(
+        &mut self,
+        conn: &Connection,
+        key: u64,
+        finished: &Finished<'_>,
+    ) -> rusqlite::Result<()> {
+        let parts = Parts::of(&finished.frames);
+        let times = Times::of(&parts, finished.received, self.packing);
+        let inserted = conn.prepare_cached(PIECE)?.execute(params![
+            key.cast_signed(),
+            finished.lo.cast_signed(),
+            finished.hi.cast_signed(),
+            finished.outcome.as_str(),
+            (!finished.exceptions.is_empty()).then_some(finished.exceptions),
+            some(finished.engine),
+            times.started,
+            times.completed,
+            finished.received,
+            parts.header,
+            parts.metadata,
+            parts.content,
+            parts.buffers,
+            parts.file,
+        ]);
+        tolerate(inserted.map(drop), "a result of an array")?;
+        self.file(conn, key, &finished.frames)
+    }
+
+    /// A result that comes too late. One that is known already is only sent again, by an engine that saw no acknowledgement.
+    fn late(
+        &mut self,
+        conn: &Connection,
+        key: u64,
+        finished: &Finished<'_>,
+    ) -> rusqlite::Result<()> {
+        self.garbage
+            .extend((finished.frames.file != 0).then_some(finished.frames.file));
+        let parts = Parts::of(&finished.frames);
+        conn.prepare_cached(
+            "INSERT INTO late (task, lo, hi, status, engine_uuid, received, result_metadata, result_content)
+             SELECT ?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8 WHERE EXISTS (SELECT 1 FROM task WHERE key = ?1
+             AND (count > 1 OR completed IS NULL OR engine_uuid IS NOT ?5 OR status IS NOT ?4))
+             AND NOT EXISTS (SELECT 1 FROM piece WHERE task = ?1 AND lo = ?2 AND hi = ?3 AND engine_uuid IS ?5 AND status = ?4)
+             AND NOT EXISTS (SELECT 1 FROM late WHERE task = ?1 AND lo = ?2 AND hi = ?3 AND engine_uuid IS ?5)",
+        )?
+        .execute(params![
+            key.cast_signed(),
+            finished.lo.cast_signed(),
+            finished.hi.cast_signed(),
+            finished.outcome.as_str(),
+            some(finished.engine),
+            finished.received,
+            parts.metadata,
+            parts.content,
+        ])
+        .map(drop)
+    }
+
+    fn file(&self, conn: &Connection, key: u64, frames: &Frames<'_>) -> rusqlite::Result<()> {
+        if frames.file != 0 {
+            conn.prepare_cached("INSERT OR IGNORE INTO file VALUES (?1, ?2, ?3)")?
+                .execute((
+                    frames.file.cast_signed(),
+                    key.cast_signed(),
+                    frames.size.cast_signed(),
+                ))?;
+        }
+        Ok(())
+    }
+
+    fn output(
+        &self,
+        conn: &Connection,
+        msg_id: &str,
+        stream: Stream,
+        text: &str,
+    ) -> rusqlite::Result<()> {
+        self.placeholder(conn, msg_id)?;
+        let sql = match stream {
+            Stream::Stdout => {
+                "UPDATE task SET stdout = COALESCE(stdout, '') || ?2 WHERE msg_id = ?1"
+            }
+            Stream::Stderr => {
+                "UPDATE task SET stderr = COALESCE(stderr, '') || ?2 WHERE msg_id = ?1"
+            }
+        };
+        tolerate(
+            conn.prepare_cached(sql)?.execute((msg_id, text)).map(drop),
+            "output",
+        )
+    }
+
+    /// Makes a row for what came before its task.
+    fn placeholder(&self, conn: &Connection, msg_id: &str) -> rusqlite::Result<()> {
+        let known = conn
+            .prepare_cached("SELECT 1 FROM task WHERE msg_id = ?1")?
+            .exists([msg_id])?;
+        if !known {
+            let key = self.shared.next_key.fetch_add(1, Relaxed);
+            conn.prepare_cached(
+                "INSERT INTO task (key, msg_id, status) VALUES (?1, ?2, 'waiting')",
+            )?
+            .execute((key.cast_signed(), msg_id))?;
+        }
+        Ok(())
+    }
+
+    fn write_held(&mut self, conn: &Connection) -> rusqlite::Result<()> {
+        for (key, held) in self.arrays.iter_mut().filter(|(_, held)| held.changed) {
+            held.changed = false;
+            let ranges = serde_json::to_string(&held.ranges).unwrap_or_default();
+            conn.prepare_cached("INSERT INTO held VALUES (?1, ?2) ON CONFLICT (task) DO UPDATE SET ranges = excluded.ranges")?
+                .execute((key.cast_signed(), ranges))?;
+        }
+        Ok(())
+    }
+}
+
+impl Held {
+    fn add(&mut self, range: HeldRange) {
+        self.ranges.push(range);
+        self.changed = true;
+    }
+
+    fn remove(&mut self, lo: u64, hi: u64) {
+        self.changed = true;
+        let mut cut = Vec::new();
+        self.ranges.retain_mut(|held| {
+            if held.0 >= hi || held.1 <= lo {
+                return true;
+            }
+            if held.1 > hi {
+                cut.push((hi, held.1, held.2.clone(), held.3, held.4));
+            }
+            held.1 = lo;
+            held.0 < held.1
+        });
+        self.ranges.extend(cut);
+    }
+}
+
+/// What a result says when.
+struct Times {
+    started: Option<i64>,
+    completed: i64,
+}
+
+impl Times {
+    fn of(parts: &Parts<'_>, received: i64, packing: Packing) -> Self {
+        let metadata = Parts::glance(parts.metadata, packing);
+        let completed = metadata
+            .completed
+            .as_deref()
+            .and_then(parse_time)
+            .or_else(|| {
+                let header = Parts::glance(parts.header, packing);
+                header.date.as_deref().and_then(parse_time)
+            });
+        Times {
+            started: metadata.started.as_deref().and_then(parse_time),
+            completed: completed.unwrap_or(received),
+        }
+    }
+}
+
+/// The columns of a result, empty if there is none.
+struct ResultColumns<'a> {
+    outcome: Option<Outcome>,
+    engine: Option<&'a str>,
+    dispatched: bool,
+    code: Option<i64>,
+    started: Option<i64>,
+    completed: Option<i64>,
+    received: Option<i64>,
+    parts: Parts<'a>,
+}
+
+impl<'a> ResultColumns<'a> {
+    fn of(fold: &Fold<'a>, packing: Packing) -> Self {
+        let waits = fold.requeued && fold.finished.is_none();
+        let dispatched = fold.dispatched.filter(|_| !waits);
+        let mut columns = ResultColumns {
+            outcome: None,
+            engine: dispatched.and_then(|d| some(d.0)),
+            dispatched: dispatched.is_some(),
+            code: None,
+            started: None,
+            completed: None,
+            received: None,
+            parts: Parts::default(),
+        };
+        if let Some((outcome, at)) = fold.ended {
+            columns.outcome = Some(outcome);
+            columns.completed = Some(at);
+            columns.received = Some(at);
+        }
+        if let Some(finished) = &fold.finished {
+            columns.parts = Parts::of(&finished.frames);
+            let times = Times::of(&columns.parts, finished.received, packing);
+            columns.outcome = Some(finished.outcome);
+            columns.engine = some(finished.engine).or(columns.engine);
+            columns.started = times.started;
+            columns.completed = Some(times.completed);
+            columns.received = Some(finished.received);
+            // Only replies to commands have a small content with a code in it.
+            let content = columns.parts.content.filter(|c| c.len() < 4096);
+            columns.code = Parts::glance(content, packing).code;
+        }
+        columns
+    }
+
+    fn status(&self, array: bool) -> &'static str {
+        match self.outcome {
+            Some(outcome) => outcome.as_str(),
+            None if array => "running",
+            None if self.dispatched => "dispatched",
+            None => "waiting",
+        }
+    }
+}
+
+fn some(text: &str) -> Option<&str> {
+    (!text.is_empty()).then_some(text)
+}
+
+fn head(text: &str, chars: usize) -> &str {
+    text.char_indices()
+        .nth(chars)
+        .map_or(text, |(i, _)| &text[..i])
+}
+
+/// Passes on what trying again may cure; says and skips what it will not.
+fn tolerate(result: rusqlite::Result<()>, what: &str) -> rusqlite::Result<()> {
+    match result {
+        Err(e) if !db::may_pass(&e) => {
+            tracing::error!("store: {what} cannot be kept in the history: {e}");
+            Ok(())
+        }
+        other => other,
+    }
+}
+
+/// The outcomes of an array's members, `None` where a member has ended and is tried again.
+pub(crate) fn array_outcomes(conn: &Connection, key: u64) -> rusqlite::Result<RangeMap<Outcome>> {
+    let mut map = RangeMap::new();
+    let mut pieces = conn.prepare_cached(
+        "SELECT lo, hi, status, exceptions FROM piece WHERE task = ?1 ORDER BY id",
+    )?;
+    let mut rows = pieces.query([key.cast_signed()])?;
+    while let Some(row) = rows.next()? {
+        let (lo, hi): (i64, i64) = (row.get(0)?, row.get(1)?);
+        if let Some(outcome) = outcome_of(row.get_ref(2)?.as_str()?) {
+            map.insert(lo.cast_unsigned()..hi.cast_unsigned(), outcome);
+        }
+        if let Some(packed) = row.get_ref(3)?.as_blob_or_null()? {
+            for (member, exception) in exceptions(packed) {
+                match exception {
+                    Exception::Ended(outcome) => map.insert(member..member + 1, outcome),
+                    Exception::Retry => map.remove(member..member + 1),
+                }
+            }
+        }
+    }
+    Ok(map)
+}
+
+/// How an array ended whose members have: ok if all are, else error if one is, else aborted.
+fn array_outcome(conn: &Connection, key: u64) -> rusqlite::Result<Outcome> {
+    let mut whole = Outcome::Ok;
+    for (_, outcome) in array_outcomes(conn, key)?.iter() {
+        match (whole, outcome) {
+            (_, Outcome::Error) => whole = Outcome::Error,
+            (Outcome::Ok, Outcome::Aborted) => whole = Outcome::Aborted,
+            _ => {}
+        }
+    }
+    Ok(whole)
+}
+
+/// The outcome a status stands for, if it is one.
+pub(crate) fn outcome_of(status: &str) -> Option<Outcome> {
+    Some(match status {
+        "ok" => Outcome::Ok,
+        "error" => Outcome::Error,
+        "aborted" => Outcome::Aborted,
+        _ => return None,
+    })
+}
+
+const INSERT: &str = "INSERT INTO task (key, msg_id, queue, count, msg_type, name, label, client, client_uuid, status, attempt,
+    engine_uuid, code, submitted, arrived, dispatched, started, completed, received, header, parent_header, metadata, content,
+    buffers, request_file, result_header, result_metadata, result_content, result_buffers, result_file)
+    VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18, ?19, ?20, ?21, ?22, ?23, ?24, ?25,
+    ?26, ?27, ?28, ?29, ?30)";
+
+const FINISH: &str = "UPDATE task SET status = ?2, attempt = MAX(attempt, COALESCE(?3, 0)), engine_uuid = COALESCE(?4, engine_uuid),
+    code = ?5, dispatched = COALESCE(?6, dispatched), started = ?7, completed = ?8, received = ?9, result_header = ?10,
+    result_metadata = ?11, result_content = ?12, result_buffers = ?13, result_file = ?14
+    WHERE key = ?1 AND completed IS NULL";
+
+const PIECE: &str = "INSERT INTO piece (task, lo, hi, status, exceptions, engine_uuid, started, completed, received, result_header,
+    result_metadata, result_content, result_buffers, result_file)
+    VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14)";

@@ -1,0 +1,253 @@
+//! Opens a store: recovers, then starts its threads.
+
+use std::collections::VecDeque;
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::thread::{self, JoinHandle};
+use std::time::Instant;
+
+use crossbeam_channel::{Sender, bounded, unbounded};
+
+use super::apply::Applier;
+use super::handle::{Request, StoreHandle};
+use super::journal::{DiskConfig, Journal};
+use super::options::{Backend, Options};
+use super::prune::Limits;
+use super::query::Reader;
+use super::recover::{self, Lock};
+use super::shared::Shared;
+use super::spill::Spill;
+use super::tail::Tail;
+use super::writer::{Queries, Writer};
+use super::{Recovered, StoreError, db, sync};
+
+/// A store that runs. Closing or dropping it writes what is left; the journal may go first or after.
+#[derive(Debug)]
+pub struct Store {
+    requests: Option<Sender<Request>>,
+    sync: Option<(Arc<Shared>, Sender<()>)>,
+    threads: Vec<JoinHandle<()>>,
+    _lock: Option<Lock>,
+}
+
+/// What opening a store gives.
+pub type Opened = (Store, Journal, StoreHandle, Recovered);
+
+impl Store {
+    /// Commits all that was flushed, and ends the threads.
+    pub fn close(self) {
+        drop(self);
+    }
+}
+
+impl Drop for Store {
+    fn drop(&mut self) {
+        if let Some(requests) = self.requests.take() {
+            drop(requests.send(Request::Stop));
+        }
+        if let Some((shared, bell)) = self.sync.take() {
+            shared.stopping.store(true, Relaxed);
+            let _ = bell.try_send(());
+        }
+        for thread in self.threads.drain(..) {
+            if thread.join().is_err() {
+                tracing::error!("a thread of the store panicked");
+            }
+        }
+    }
+}
+
+fn spawn(name: &str, run: impl FnOnce() + Send + 'static) -> Result<JoinHandle<()>, StoreError> {
+    thread::Builder::new()
+        .name(name.into())
+        .spawn(run)
+        .map_err(|source| StoreError::Io {
+            action: "cannot start the thread",
+            path: name.into(),
+            source,
+        })
+}
+
+/// Opens the store of a profile, taking up what an earlier controller left, and starts its threads.
+///
+/// # Errors
+/// Another controller has it, or its files cannot be used.
+pub fn open(options: &Options) -> Result<Opened, StoreError> {
+    match options.backend {
+        Backend::None => {
+            let shared = Shared::new("none", u64::MAX);
+            let store = Store {
+                requests: None,
+                sync: None,
+                threads: Vec::new(),
+                _lock: None,
+            };
+            let handle = StoreHandle {
+                shared: Arc::clone(&shared),
+                requests: None,
+                spill: None,
+            };
+            Ok((store, Journal::off(shared), handle, Recovered::default()))
+        }
+        Backend::Memory { records, bytes } => open_memory(options, records, bytes),
+        Backend::Sqlite => open_sqlite(options),
+    }
+}
+
+fn open_memory(options: &Options, records: usize, bytes: u64) -> Result<Opened, StoreError> {
+    let shared = Shared::new("memory", options.lag_bound);
+    let spill = Spill::memory(Arc::clone(&shared));
+    let (requests, inbox) = unbounded();
+    let (bell, rings) = bounded(1);
+    let writer = Writer {
+        conn: db::open(None)?,
+        applier: Applier::new(options.packing, Arc::clone(&shared)),
+        shared: Arc::clone(&shared),
+        spill: spill.clone(),
+        limits: Limits {
+            bytes: Some(bytes),
+            records: Some(records as u64),
+            ..options.keep.into()
+        },
+        tail: None,
+        queries: Queries::Here(Reader {
+            packing: options.packing,
+            spill: spill.clone(),
+        }),
+        own: requests.clone(),
+        batches: VecDeque::new(),
+        drops: VecDeque::new(),
+        unchecked: false,
+        checked: 0,
+        last_tick: Instant::now(),
+    };
+    let thread = spawn("store", move || {
+        // There is no journal to ring; the bell must not count as hung up.
+        let _bell = bell;
+        writer.run(&inbox, &rings);
+    })?;
+    let journal = Journal::memory(Arc::clone(&shared), requests.clone(), spill.clone());
+    let handle = StoreHandle {
+        shared,
+        requests: Some(requests.clone()),
+        spill: Some(spill),
+    };
+    let store = Store {
+        requests: Some(requests),
+        sync: None,
+        threads: vec![thread],
+        _lock: None,
+    };
+    Ok((store, journal, handle, Recovered::default()))
+}
+
+fn open_sqlite(options: &Options) -> Result<Opened, StoreError> {
+    let path = |suffix: &str| options.dir.join(format!("{}.{suffix}", options.name));
+    let (db_path, journal_dir, buffers) = (path("db"), path("journal"), path("buffers"));
+    recover::private_dir(&journal_dir)?;
+    let lock = Lock::take(&journal_dir.join("lock"))?;
+    let shared = Shared::new("sqlite", options.lag_bound);
+    recover::private_dir(&buffers)?;
+    let spill = Spill::dir(&buffers, Arc::clone(&shared))
+        .map_err(|source| io_error("cannot make", &buffers, source))?;
+    let conn = db::open(Some(&db_path))?;
+    private_file(&db_path)?;
+    let mut applier = Applier::new(options.packing, Arc::clone(&shared));
+    recover::replay(&conn, &mut applier, &journal_dir, &shared)?;
+    recover::tidy(&conn, &spill, &shared)?;
+    let recovered = recover::recover(&conn, &spill, options.packing, options.restore)?;
+    let sql = |source| StoreError::Sqlite {
+        path: db_path.clone(),
+        source,
+    };
+    applier.load(&conn).map_err(sql)?;
+    shared
+        .db_bytes
+        .store(db::bytes(&conn).map_err(sql)?, Relaxed);
+
+    let (requests, inbox) = unbounded();
+    let (bell, rings) = bounded(1);
+    let (sync_bell, sync_rings) = bounded(1);
+    let position = shared.written.load(Relaxed);
+    let mut writer = Writer {
+        conn,
+        applier,
+        shared: Arc::clone(&shared),
+        spill: spill.clone(),
+        limits: options.keep.into(),
+        tail: Some((Tail::new(&journal_dir, position), journal_dir.clone())),
+        // Replaced below, once nothing can fail any more.
+        queries: Queries::Here(Reader {
+            packing: options.packing,
+            spill: spill.clone(),
+        }),
+        own: requests.clone(),
+        batches: VecDeque::new(),
+        drops: VecDeque::new(),
+        unchecked: true,
+        checked: position,
+        last_tick: Instant::now(),
+    };
+    // What was replayed is durable from here on, and its segments go.
+    writer.checkpoint("TRUNCATE");
+    let config = DiskConfig {
+        dir: journal_dir.clone(),
+        segment_bytes: options.segment_bytes,
+        sync: options.sync,
+        spill: spill.clone(),
+        bell: bell.clone(),
+        sync_bell: sync_bell.clone(),
+    };
+    let journal = Journal::disk(config, Arc::clone(&shared))?;
+    let (queries, asked) = unbounded();
+    writer.queries = Queries::Thread(queries);
+    let reader_conn = db::open_reader(&db_path)?;
+    let reader = Reader {
+        packing: options.packing,
+        spill: spill.clone(),
+    };
+    let own = requests.clone();
+    let syncer = (Arc::clone(&shared), spill.clone(), journal_dir);
+    let threads = vec![
+        spawn("store", move || {
+            // When the journal is dropped first, the bell must not count as hung up.
+            let _bell = bell;
+            writer.run(&inbox, &rings);
+        })?,
+        spawn("store-read", move || {
+            reader.serve(&reader_conn, &asked, &own)
+        })?,
+        spawn("store-sync", move || {
+            sync::run(&sync_rings, &syncer.0, &syncer.1, &syncer.2)
+        })?,
+    ];
+    let handle = StoreHandle {
+        shared,
+        requests: Some(requests.clone()),
+        spill: Some(spill),
+    };
+    let store = Store {
+        requests: Some(requests),
+        sync: Some((Arc::clone(&handle.shared), sync_bell)),
+        threads,
+        _lock: Some(lock),
+    };
+    Ok((store, journal, handle, recovered))
+}
+
+fn io_error(action: &'static str, path: &Path, source: io::Error) -> StoreError {
+    StoreError::Io {
+        action,
+        path: path.to_owned(),
+        source,
+    }
+}
+
+/// Tasks may be secret: as the connection files, only for their owner.
+fn private_file(path: &Path) -> Result<(), StoreError> {
+    use std::os::unix::fs::PermissionsExt;
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))
+        .map_err(|e| io_error("cannot protect", path, e))
+}

@@ -1,0 +1,391 @@
+//! The start: replays what the journal has and the database has not, and reads what an earlier controller left unfinished.
+
+use std::collections::HashSet;
+use std::fs::{self, File};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+use std::sync::atomic::Ordering::Relaxed;
+
+use rusqlite::Connection;
+use serde_json::json;
+
+use super::apply::{Applier, HeldRange, array_outcomes};
+use super::event::Outcome;
+use super::options::Packing;
+use super::prune;
+use super::ranges::RangeMap;
+use super::row::{FULL, Task};
+use super::shared::Shared;
+use super::spill::Spill;
+use super::tail::{self, Found, Tail};
+use super::unpack::{Glance, format_time, pack};
+use super::writer::transaction;
+use super::{Recovered, RecoveredDispatch, RecoveredTask, StoreError, db, now_us};
+
+/// So many of the latest outcomes are handed over.
+const OUTCOMES: i64 = 100_000;
+
+/// Held while a controller uses a store.
+#[derive(Debug)]
+pub(crate) struct Lock(#[allow(dead_code, reason = "held for its lock")] File);
+
+impl Lock {
+    pub(crate) fn take(path: &Path) -> Result<Lock, StoreError> {
+        let io = |source| StoreError::Io {
+            action: "cannot open",
+            path: path.to_owned(),
+            source,
+        };
+        let file = File::options()
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(0o600)
+            .open(path)
+            .map_err(io)?;
+        match rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => Ok(Lock(file)),
+            Err(rustix::io::Errno::WOULDBLOCK) => Err(StoreError::Locked {
+                path: path.to_owned(),
+            }),
+            // A file system without locks: better unlocked than not at all.
+            Err(e) => {
+                tracing::warn!(
+                    "cannot lock {}: {e}; do not start a second ipctl on it",
+                    path.display()
+                );
+                Ok(Lock(file))
+            }
+        }
+    }
+}
+
+/// Replays the journal into the database; `shared` then says where the journal goes on.
+pub(crate) fn replay(
+    conn: &Connection,
+    applier: &mut Applier,
+    dir: &Path,
+    shared: &Shared,
+) -> Result<(), StoreError> {
+    let io = |action, source| StoreError::Io {
+        action,
+        path: dir.to_owned(),
+        source,
+    };
+    let sql = |source| StoreError::Sqlite {
+        path: dir.to_owned(),
+        source,
+    };
+    let committed = db::meta_number(conn, "position").map_err(sql)?.unwrap_or(0);
+    let next_key: i64 = conn
+        .query_row("SELECT COALESCE(MAX(key), 0) + 1 FROM task", [], |row| {
+            row.get(0)
+        })
+        .map_err(sql)?;
+    let kept_key = db::meta_number(conn, "next_key").map_err(sql)?.unwrap_or(1);
+    shared
+        .next_key
+        .fetch_max(next_key.cast_unsigned().max(kept_key), Relaxed);
+    applier.load(conn).map_err(sql)?;
+
+    let mut tail = Tail::new(dir, committed);
+    let segments = tail::segments(dir).map_err(|e| io("cannot list", e))?;
+    if let Some(first) = segments.first()
+        && *first > committed
+    {
+        tracing::warn!(
+            "the history ends at {committed}, the journal begins at {first}: what was between is lost"
+        );
+        tail.position = *first;
+    }
+    loop {
+        match tail
+            .read(u64::MAX)
+            .map_err(|e| io("cannot read the journal in", e))?
+        {
+            Found::End => break,
+            Found::Records => {
+                let mut records = tail.records();
+                let position = tail.position;
+                let mut consumed = 0;
+                transaction(conn, applier, None, |conn, applier| {
+                    applier.apply(conn, &mut records)?;
+                    consumed = records.consumed;
+                    db::set_meta_number(conn, "position", position + consumed as u64)
+                })
+                .map_err(sql)?;
+                tail.advance(consumed);
+            }
+            Found::Broken => match tail.skip().map_err(|e| io("cannot list", e))? {
+                Some(skipped) => tracing::error!(
+                    "{skipped} bytes of the journal in {} cannot be read",
+                    dir.display()
+                ),
+                // A tail that was being written when the controller died.
+                None => break,
+            },
+        }
+    }
+    tail::cut(dir, tail.position).map_err(|e| io("cannot cut the journal in", e))?;
+    for at in [&shared.written, &shared.applied] {
+        at.store(tail.position, Relaxed);
+    }
+    db::set_meta_number(conn, "position", tail.position).map_err(sql)?;
+    db::set_meta_number(conn, "next_key", shared.next_key.load(Relaxed)).map_err(sql)?;
+    Ok(())
+}
+
+/// Removes spill files that nothing names, and rows that nothing will ever finish.
+pub(crate) fn tidy(conn: &Connection, spill: &Spill, shared: &Shared) -> Result<(), StoreError> {
+    let sql = |source| StoreError::Sqlite {
+        path: "history".into(),
+        source,
+    };
+    let named = || -> rusqlite::Result<HashSet<u64>> {
+        let mut select = conn.prepare("SELECT number FROM file")?;
+        select
+            .query_map([], |row| row.get::<_, i64>(0).map(i64::cast_unsigned))?
+            .collect()
+    };
+    let named = named().map_err(sql)?;
+    let mut last = 0;
+    let files = spill.list().map_err(|source| StoreError::Io {
+        action: "cannot list",
+        path: "buffers".into(),
+        source,
+    })?;
+    for (number, bytes) in files {
+        last = last.max(number);
+        if named.contains(&number) {
+            shared.file_bytes.fetch_add(bytes, Relaxed);
+        } else {
+            spill.remove(number);
+        }
+    }
+    last = last.max(named.into_iter().max().unwrap_or(0));
+    shared.next_file.store(last + 1, Relaxed);
+    // Output whose task never came.
+    let mut orphans = prune::Orphans::default();
+    let mut early = || -> rusqlite::Result<()> {
+        conn.execute_batch("BEGIN IMMEDIATE")?;
+        let keys: Vec<i64> = conn
+            .prepare("SELECT key FROM task WHERE completed IS NULL AND queue IS NULL")?
+            .query_map([], |row| row.get(0))?
+            .collect::<Result<_, _>>()?;
+        for key in keys {
+            prune::drop_task(conn, key.cast_unsigned(), &mut orphans)?;
+        }
+        conn.execute_batch("COMMIT")
+    };
+    early().map_err(sql)?;
+    let stray = orphans.numbers.into_iter();
+    stray.for_each(|number| spill.remove(number));
+    Ok(())
+}
+
+/// What an earlier controller left. Without `restore`, and for direct requests always, what is unfinished is closed.
+pub(crate) fn recover(
+    conn: &Connection,
+    spill: &Spill,
+    packing: Packing,
+    restore: bool,
+) -> Result<Recovered, StoreError> {
+    let sql = |source| StoreError::Sqlite {
+        path: "history".into(),
+        source,
+    };
+    abandon(conn, packing, restore).map_err(sql)?;
+    let mut recovered = Recovered::default();
+    let mut read = || -> rusqlite::Result<()> {
+        let mut meta =
+            conn.prepare("SELECT substr(name, 6), value FROM meta WHERE name LIKE 'user.%'")?;
+        let mut rows = meta.query([])?;
+        while let Some(row) = rows.next()? {
+            recovered.meta.insert(row.get(0)?, row.get(1)?);
+        }
+        let mut latest = conn.prepare(
+            "SELECT msg_id, status FROM task WHERE completed IS NOT NULL ORDER BY completed DESC LIMIT ?1",
+        )?;
+        let mut rows = latest.query([OUTCOMES])?;
+        while let Some(row) = rows.next()? {
+            if let Some(outcome) = super::apply::outcome_of(row.get_ref(1)?.as_str()?) {
+                recovered.outcomes.push((row.get(0)?, outcome));
+            }
+        }
+        recovered.outcomes.reverse();
+        let mut open =
+            conn.prepare(&format!("SELECT {FULL}, attempt, arrived, dispatched FROM task WHERE completed IS NULL ORDER BY key"))?;
+        let columns = open.column_count();
+        let mut rows = open.query([])?;
+        while let Some(row) = rows.next()? {
+            let task = Task::full(row)?;
+            let attempt: u32 = row.get(columns - 3)?;
+            let arrived: Option<i64> = row.get(columns - 2)?;
+            let dispatched: Option<i64> = row.get(columns - 1)?;
+            let engine: Option<String> = row.get(7)?;
+            let frames = match task.request.frames(spill, packing) {
+                Ok(frames) => frames,
+                Err(e) => {
+                    tracing::error!(
+                        "task {} cannot be taken up again, its buffers cannot be read: {e}",
+                        task.msg_id
+                    );
+                    continue;
+                }
+            };
+            let mut found = RecoveredTask {
+                key: task.key,
+                msg_id: task.msg_id,
+                client: task.client,
+                received: arrived.unwrap_or_else(now_us),
+                count: task.count,
+                frames,
+                attempt,
+                waiting: Vec::new(),
+                dispatched: Vec::new(),
+                ended: Vec::new(),
+            };
+            if task.count > 1 {
+                members(conn, &mut found)?;
+            } else if task.status == "dispatched" {
+                found.dispatched.push(RecoveredDispatch {
+                    range: 0..1,
+                    engine: engine.unwrap_or_default(),
+                    attempt,
+                    at: dispatched.unwrap_or(0),
+                });
+            } else {
+                found.waiting.push(0..1);
+            }
+            recovered.tasks.push(found);
+        }
+        Ok(())
+    };
+    read().map_err(sql)?;
+    Ok(recovered)
+}
+
+/// Which members of an array wait, are held, have ended.
+fn members(conn: &Connection, task: &mut RecoveredTask) -> rusqlite::Result<()> {
+    let ended = array_outcomes(conn, task.key)?;
+    let held: Option<String> = conn
+        .query_row(
+            "SELECT ranges FROM held WHERE task = ?1",
+            [task.key.cast_signed()],
+            |row| row.get(0),
+        )
+        .map(Some)
+        .or_else(|e| {
+            if e == rusqlite::Error::QueryReturnedNoRows {
+                Ok(None)
+            } else {
+                Err(e)
+            }
+        })?;
+    let held: Vec<HeldRange> = held
+        .and_then(|h| serde_json::from_str(&h).ok())
+        .unwrap_or_default();
+    let mut waiting = RangeMap::new();
+    waiting.insert(0..task.count, ());
+    for (range, outcome) in ended.iter() {
+        waiting.remove(range.clone());
+        task.ended.push((range, *outcome));
+    }
+    for (lo, hi, engine, attempt, at) in held {
+        waiting.remove(lo..hi);
+        task.attempt = task.attempt.max(attempt);
+        task.dispatched.push(RecoveredDispatch {
+            range: lo..hi,
+            engine,
+            attempt,
+            at,
+        });
+    }
+    task.dispatched.sort_by_key(|d| d.range.start);
+    task.waiting = waiting.iter().map(|(range, ())| range).collect();
+    Ok(())
+}
+
+/// Closes what no controller will finish any more: aborted, with a reply that says why.
+fn abandon(conn: &Connection, packing: Packing, restore: bool) -> rusqlite::Result<()> {
+    let which = if restore {
+        "completed IS NULL AND queue IS NOT 'task'"
+    } else {
+        "completed IS NULL"
+    };
+    let open: i64 = conn.query_row(
+        &format!("SELECT COUNT(*) FROM task WHERE {which}"),
+        [],
+        |row| row.get(0),
+    )?;
+    if open == 0 {
+        return Ok(());
+    }
+    let now = now_us();
+    let why =
+        "the controller ended before this task did, and was started again without taking it up";
+    let content = pack(
+        &json!({"status": "aborted", "ename": "TaskAborted", "evalue": why, "traceback": []}),
+        packing,
+    );
+    let metadata = pack(
+        &json!({"status": "aborted", "completed": format_time(now)}),
+        packing,
+    );
+    conn.execute_batch("BEGIN IMMEDIATE")?;
+    let mut closed = 0;
+    {
+        let mut select = conn.prepare(&format!(
+            "SELECT key, header, msg_id FROM task WHERE {which}"
+        ))?;
+        let mut update = conn.prepare(
+            "UPDATE task SET status = ?2, completed = ?3, received = ?3, result_header = ?4, result_metadata = ?5,
+             result_content = ?6 WHERE key = ?1",
+        )?;
+        let mut rows = select.query([])?;
+        let mut found: Vec<(i64, Vec<u8>)> = Vec::new();
+        while let Some(row) = rows.next()? {
+            let request: Vec<u8> = row.get::<_, Option<Vec<u8>>>(1)?.unwrap_or_default();
+            let glance = Glance::at(&request, packing);
+            let kind = glance
+                .msg_type
+                .as_deref()
+                .unwrap_or("apply_request")
+                .replace("_request", "_reply");
+            let header = json!({"msg_id": format!("{}-abandoned", row.get::<_, String>(2)?), "msg_type": kind, "username": "ipctl",
+                "session": "", "date": format_time(now), "version": "5.3"});
+            found.push((row.get(0)?, pack(&header, packing)));
+        }
+        for (key, header) in found {
+            update.execute((
+                key,
+                Outcome::Aborted.as_str(),
+                now,
+                header,
+                &metadata,
+                &content,
+            ))?;
+            closed += 1;
+        }
+    }
+    conn.execute_batch(
+        "DELETE FROM held WHERE task NOT IN (SELECT key FROM task WHERE completed IS NULL)",
+    )?;
+    conn.execute_batch("COMMIT")?;
+    tracing::info!("{closed} unfinished tasks of an earlier controller were closed as aborted");
+    Ok(())
+}
+
+/// Makes a directory that only its owner may look into.
+pub(crate) fn private_dir(path: &Path) -> Result<(), StoreError> {
+    use std::os::unix::fs::DirBuilderExt;
+    fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(path)
+        .map_err(|source| StoreError::Io {
+            action: "cannot make",
+            path: path.to_owned(),
+            source,
+        })
+}

@@ -1,0 +1,523 @@
+//! A task as it is read back from the history, and as a record of the peer's kind.
+
+use std::io;
+
+use rusqlite::{Connection, OptionalExtension, Row as SqlRow};
+use serde_json::{Map, Value, json};
+
+use super::apply::{array_outcomes, outcome_of};
+use super::event::{Exception, Frame, Outcome, exceptions, frames_in};
+use super::filter::{FIELDS, is_time};
+use super::handle::{QueryError, Record};
+use super::options::Packing;
+use super::spill::Spill;
+use super::unpack::{Glance, format_time, unpack};
+
+/// Columns without frames; cheap to scan.
+pub(crate) const LIGHT: &str = "key, msg_id, queue, count, client, client_uuid, status, engine_uuid, submitted, started, completed,
+    received, resubmitted, label, execute_input";
+/// All columns.
+pub(crate) const FULL: &str = "key, msg_id, queue, count, client, client_uuid, status, engine_uuid, submitted, started, completed,
+    received, resubmitted, label, execute_input, execute_result, error, stdout, stderr, extra, header, parent_header, metadata,
+    content, buffers, request_file, result_header, result_metadata, result_content, result_buffers, result_file";
+
+/// Fields that [`LIGHT`] has.
+pub(crate) fn is_light(field: &str) -> bool {
+    matches!(
+        field,
+        "msg_id"
+            | "queue"
+            | "client_uuid"
+            | "engine_uuid"
+            | "submitted"
+            | "started"
+            | "completed"
+            | "received"
+            | "resubmitted"
+            | "label"
+            | "execute_input"
+    )
+}
+
+/// A message as columns.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Message {
+    pub(crate) header: Option<Vec<u8>>,
+    pub(crate) parent: Option<Vec<u8>>,
+    pub(crate) metadata: Option<Vec<u8>>,
+    pub(crate) content: Option<Vec<u8>>,
+    pub(crate) buffers: Option<Vec<u8>>,
+    pub(crate) file: u64,
+}
+
+impl Message {
+    fn empty_map(packing: Packing) -> Vec<u8> {
+        match packing {
+            Packing::MsgPack => vec![0x80],
+            Packing::Json => b"{}".to_vec(),
+        }
+    }
+
+    /// The content, if it is not in the row the first of the frames, and the buffers.
+    pub(crate) fn content_and_buffers(&self, spill: &Spill) -> io::Result<(Vec<u8>, Vec<Vec<u8>>)> {
+        let mut frames = Vec::new();
+        for frame in frames_in(self.buffers.as_deref().unwrap_or_default()) {
+            frames.push(match frame {
+                Frame::Inline(bytes) => bytes.to_vec(),
+                Frame::Spilled { offset, len } => spill.read(self.file, offset, len)?,
+            });
+        }
+        match &self.content {
+            Some(content) => Ok((content.clone(), frames)),
+            None if frames.is_empty() => Ok((Vec::new(), frames)),
+            None => Ok((frames.remove(0), frames)),
+        }
+    }
+
+    /// `[header, parent_header, metadata, content, buffers…]`.
+    pub(crate) fn frames(&self, spill: &Spill, packing: Packing) -> io::Result<Vec<Vec<u8>>> {
+        let map = |part: &Option<Vec<u8>>| part.clone().unwrap_or_else(|| Self::empty_map(packing));
+        let (content, buffers) = self.content_and_buffers(spill)?;
+        let content = if content.is_empty() {
+            Self::empty_map(packing)
+        } else {
+            content
+        };
+        let mut frames = vec![
+            map(&self.header),
+            map(&self.parent),
+            map(&self.metadata),
+            content,
+        ];
+        frames.extend(buffers);
+        Ok(frames)
+    }
+}
+
+/// A row of `task`, or a member of one.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Task {
+    pub(crate) key: u64,
+    pub(crate) msg_id: String,
+    pub(crate) queue: Option<String>,
+    pub(crate) count: u64,
+    pub(crate) client: Vec<u8>,
+    client_uuid: Option<String>,
+    pub(crate) status: String,
+    engine_uuid: Option<String>,
+    submitted: Option<i64>,
+    started: Option<i64>,
+    pub(crate) completed: Option<i64>,
+    received: Option<i64>,
+    resubmitted: Option<String>,
+    label: Option<String>,
+    execute_input: Option<String>,
+    execute_result: Option<String>,
+    error: Option<String>,
+    stdout: Option<String>,
+    stderr: Option<String>,
+    extra: Option<String>,
+    pub(crate) request: Message,
+    pub(crate) result: Message,
+    /// The member of the array this is about.
+    pub(crate) member: Option<u64>,
+    /// Of a whole array that has ended: members that ended well, failed, were aborted.
+    counts: Option<[u64; 3]>,
+    /// The member's own result, cut out of its range's.
+    member_result: Option<Vec<u8>>,
+}
+
+impl Task {
+    pub(crate) fn light(row: &SqlRow<'_>) -> rusqlite::Result<Task> {
+        Ok(Task {
+            key: row.get::<_, i64>(0)?.cast_unsigned(),
+            msg_id: row.get(1)?,
+            queue: row.get(2)?,
+            count: row.get::<_, i64>(3)?.cast_unsigned(),
+            client: row.get::<_, Option<Vec<u8>>>(4)?.unwrap_or_default(),
+            client_uuid: row.get(5)?,
+            status: row.get(6)?,
+            engine_uuid: row.get(7)?,
+            submitted: row.get(8)?,
+            started: row.get(9)?,
+            completed: row.get(10)?,
+            received: row.get(11)?,
+            resubmitted: row.get(12)?,
+            label: row.get(13)?,
+            execute_input: row.get(14)?,
+            ..Task::default()
+        })
+    }
+
+    pub(crate) fn full(row: &SqlRow<'_>) -> rusqlite::Result<Task> {
+        let mut task = Task::light(row)?;
+        task.execute_result = row.get(15)?;
+        task.error = row.get(16)?;
+        task.stdout = row.get(17)?;
+        task.stderr = row.get(18)?;
+        task.extra = row.get(19)?;
+        task.request = Message {
+            header: row.get(20)?,
+            parent: row.get(21)?,
+            metadata: row.get(22)?,
+            content: row.get(23)?,
+            buffers: row.get(24)?,
+            file: row.get::<_, Option<i64>>(25)?.unwrap_or(0).cast_unsigned(),
+        };
+        task.result = Message {
+            header: row.get(26)?,
+            parent: None,
+            metadata: row.get(27)?,
+            content: row.get(28)?,
+            buffers: row.get(29)?,
+            file: row.get::<_, Option<i64>>(30)?.unwrap_or(0).cast_unsigned(),
+        };
+        Ok(task)
+    }
+
+    /// Loads a task, or a member as a task of its own, by its id.
+    pub(crate) fn load(
+        conn: &Connection,
+        msg_id: &str,
+        spill: &Spill,
+        packing: Packing,
+    ) -> Result<Option<Task>, QueryError> {
+        let Some((key, member)) = find_key(conn, msg_id).map_err(QueryError::failed)? else {
+            return Ok(None);
+        };
+        let Some(mut task) = Task::by_key(conn, key).map_err(QueryError::failed)? else {
+            return Ok(None);
+        };
+        match member {
+            Some(member) => task.narrow(conn, member, spill, packing)?,
+            None => {
+                // The only member of an array of one is asked for by its own id.
+                msg_id.clone_into(&mut task.msg_id);
+                task.count_members(conn).map_err(QueryError::failed)?;
+            }
+        }
+        Ok(Some(task))
+    }
+
+    pub(crate) fn by_key(conn: &Connection, key: u64) -> rusqlite::Result<Option<Task>> {
+        conn.prepare_cached(&format!("SELECT {FULL} FROM task WHERE key = ?1"))?
+            .query_row([key.cast_signed()], Task::full)
+            .optional()
+    }
+
+    pub(crate) fn count_members(&mut self, conn: &Connection) -> rusqlite::Result<()> {
+        if self.count > 1 && self.completed.is_some() {
+            let mut counts = [0; 3];
+            for (range, outcome) in array_outcomes(conn, self.key)?.iter() {
+                counts[*outcome as usize] += range.end - range.start;
+            }
+            self.counts = Some(counts);
+        }
+        Ok(())
+    }
+
+    /// Makes the row of an array that of one member.
+    fn narrow(
+        &mut self,
+        conn: &Connection,
+        member: u64,
+        spill: &Spill,
+        packing: Packing,
+    ) -> Result<(), QueryError> {
+        self.member = Some(member);
+        self.msg_id = format!("{}:{member}", self.msg_id);
+        (self.completed, self.received, self.started) = (None, None, None);
+        "waiting".clone_into(&mut self.status);
+        let (_, buffers) = self.request.content_and_buffers(spill)?;
+        let argument = slice(&buffers, member, is_wide(&self.request, packing));
+        self.request.buffers = None;
+        if let Some(argument) = argument {
+            self.member_argument(argument);
+        }
+        let Some(piece) = Piece::of(conn, self.key, member).map_err(QueryError::failed)? else {
+            return Ok(());
+        };
+        let Some(outcome) = piece.outcome(member) else {
+            return Ok(());
+        };
+        outcome.as_str().clone_into(&mut self.status);
+        self.engine_uuid = piece.engine;
+        self.started = piece.started;
+        self.completed = piece.completed;
+        self.received = piece.received;
+        let (_, buffers) = piece.result.content_and_buffers(spill)?;
+        let metadata = piece
+            .result
+            .metadata
+            .as_deref()
+            .map_or_else(Glance::default, |m| Glance::at(m, packing));
+        let index = if metadata.same == Some(true) {
+            0
+        } else {
+            member - piece.lo
+        };
+        self.member_result =
+            slice(&buffers, index, metadata.wide == Some(true)).map(<[u8]>::to_vec);
+        self.result = piece.result;
+        self.result.buffers = None;
+        Ok(())
+    }
+
+    fn member_argument(&mut self, argument: &[u8]) {
+        let mut packed = vec![0];
+        packed.extend_from_slice(&(argument.len() as u32).to_le_bytes());
+        packed.extend_from_slice(argument);
+        self.request.buffers = Some(packed);
+    }
+
+    /// A field as its record has it, but times are integers.
+    pub(crate) fn field(&self, name: &str, packing: Packing) -> Value {
+        let text = |t: &Option<String>| t.as_deref().map_or(Value::Null, Value::from);
+        let json = |t: &Option<String>| {
+            t.as_deref()
+                .and_then(|t| serde_json::from_str(t).ok())
+                .unwrap_or(Value::Null)
+        };
+        let packed = |p: &Option<Vec<u8>>| p.as_deref().map_or(Value::Null, |p| unpack(p, packing));
+        let time = |t: Option<i64>| t.map_or(Value::Null, Value::from);
+        match name {
+            "msg_id" => Value::from(self.msg_id.as_str()),
+            "queue" => text(&self.queue),
+            "client_uuid" => text(&self.client_uuid),
+            "engine_uuid" => text(&self.engine_uuid),
+            "submitted" => time(self.submitted),
+            "started" => time(self.started),
+            "completed" => time(self.completed),
+            "received" => time(self.received),
+            "resubmitted" => text(&self.resubmitted),
+            "label" => text(&self.label),
+            "execute_input" => text(&self.execute_input),
+            "execute_result" => json(&self.execute_result),
+            "error" => json(&self.error),
+            // Never null: the peer's records begin with ''.
+            "stdout" => Value::from(self.stdout.as_deref().unwrap_or_default()),
+            "stderr" => Value::from(self.stderr.as_deref().unwrap_or_default()),
+            "header" => {
+                let mut header = packed(&self.request.header);
+                if self.member.is_some()
+                    && let Some(id) = header.get_mut("msg_id")
+                {
+                    *id = Value::from(self.msg_id.as_str());
+                }
+                header
+            }
+            "metadata" => packed(&self.request.metadata),
+            "content" => packed(&self.request.content),
+            "result_header" => packed(&self.result.header),
+            "result_metadata" => packed(&self.result.metadata),
+            "result_content" => match (
+                self.counts,
+                self.member.is_some() && self.completed.is_some(),
+            ) {
+                (Some([ok, error, aborted]), _) => {
+                    json!({"status": self.status, "count": self.count, "ok": ok, "error": error, "aborted": aborted})
+                }
+                (None, true) => json!({"status": self.status}),
+                (None, false) => packed(&self.result.content),
+            },
+            _ => Value::Null,
+        }
+    }
+
+    /// The record with these fields; all of them if `None`.
+    pub(crate) fn record(
+        &self,
+        keys: Option<&[String]>,
+        spill: &Spill,
+        packing: Packing,
+    ) -> Result<Record, QueryError> {
+        let mut record = Record::default();
+        let mut put = |name: &str| {
+            let value = match self.field(name, packing) {
+                Value::Number(us) if is_time(name) => {
+                    us.as_i64().map_or(Value::Null, |us| format_time(us).into())
+                }
+                value => value,
+            };
+            record.fields.insert(name.to_owned(), value);
+        };
+        put("msg_id");
+        let wanted = |name: &str| keys.is_none_or(|keys| keys.iter().any(|k| k == name));
+        for name in FIELDS
+            .iter()
+            .skip(1)
+            .filter(|name| wanted(name) && !name.ends_with("buffers"))
+        {
+            put(name);
+        }
+        if keys.is_none()
+            && let Some(Ok(extra)) = self
+                .extra
+                .as_deref()
+                .map(serde_json::from_str::<Map<String, Value>>)
+        {
+            record.fields.extend(extra);
+        }
+        // Both buffers and contents may be in files.
+        if wanted("buffers") || (self.request.content.is_none() && wanted("content")) {
+            let (content, buffers) = self.request.content_and_buffers(spill)?;
+            if self.request.content.is_none() && wanted("content") {
+                record
+                    .fields
+                    .insert("content".into(), unpack(&content, packing));
+            }
+            record.buffers = if wanted("buffers") {
+                buffers
+            } else {
+                Vec::new()
+            };
+        }
+        if let Some(result) = &self.member_result {
+            record.result_buffers = if wanted("result_buffers") {
+                vec![result.clone()]
+            } else {
+                Vec::new()
+            };
+        } else if wanted("result_buffers")
+            || (self.result.content.is_none() && wanted("result_content"))
+        {
+            let (content, buffers) = self.result.content_and_buffers(spill)?;
+            if !content.is_empty() && self.result.content.is_none() && wanted("result_content") {
+                record
+                    .fields
+                    .insert("result_content".into(), unpack(&content, packing));
+            }
+            record.result_buffers = if wanted("result_buffers") {
+                buffers
+            } else {
+                Vec::new()
+            };
+        }
+        Ok(record)
+    }
+}
+
+fn is_wide(message: &Message, packing: Packing) -> bool {
+    message
+        .metadata
+        .as_deref()
+        .is_some_and(|m| Glance::at(m, packing).wide == Some(true))
+}
+
+/// The member's part of `[offsets, blob]`.
+fn slice(buffers: &[Vec<u8>], index: u64, wide: bool) -> Option<&[u8]> {
+    let [offsets, blob] = buffers else {
+        return None;
+    };
+    let at = |i: u64| -> Option<usize> {
+        let width = if wide { 8 } else { 4 };
+        let start = usize::try_from(i).ok()?.checked_mul(width)?;
+        let bytes = offsets.get(start..start + width)?;
+        if wide {
+            usize::try_from(u64::from_le_bytes(bytes.try_into().ok()?)).ok()
+        } else {
+            usize::try_from(u32::from_le_bytes(bytes.try_into().ok()?)).ok()
+        }
+    };
+    blob.get(at(index)?..at(index + 1)?)
+}
+
+/// The task of an id, and the member if it is one's.
+pub(crate) fn find_key(
+    conn: &Connection,
+    msg_id: &str,
+) -> rusqlite::Result<Option<(u64, Option<u64>)>> {
+    let mut select = conn.prepare_cached("SELECT key, count FROM task WHERE msg_id = ?1")?;
+    let mut find = |id: &str| {
+        select
+            .query_row([id], |row| {
+                Ok((
+                    row.get::<_, i64>(0)?.cast_unsigned(),
+                    row.get::<_, i64>(1)?.cast_unsigned(),
+                ))
+            })
+            .optional()
+    };
+    if let Some((key, _)) = find(msg_id)? {
+        return Ok(Some((key, None)));
+    }
+    if let Some((array, index)) = msg_id.rsplit_once(':')
+        && let Ok(index) = index.parse::<u64>()
+        && let Some((key, count)) = find(array)?
+        && index < count
+    {
+        return Ok(Some((key, (count > 1).then_some(index))));
+    }
+    Ok(None)
+}
+
+/// A row of `piece`.
+pub(crate) struct Piece {
+    pub(crate) lo: u64,
+    pub(crate) hi: u64,
+    pub(crate) status: String,
+    exceptions: Vec<u8>,
+    engine: Option<String>,
+    started: Option<i64>,
+    completed: Option<i64>,
+    received: Option<i64>,
+    pub(crate) result: Message,
+}
+
+const PIECE: &str = "SELECT lo, hi, status, exceptions, engine_uuid, started, completed, received, result_header, result_metadata,
+    result_content, result_buffers, result_file FROM piece";
+
+impl Piece {
+    fn read(row: &SqlRow<'_>) -> rusqlite::Result<Piece> {
+        Ok(Piece {
+            lo: row.get::<_, i64>(0)?.cast_unsigned(),
+            hi: row.get::<_, i64>(1)?.cast_unsigned(),
+            status: row.get(2)?,
+            exceptions: row.get::<_, Option<Vec<u8>>>(3)?.unwrap_or_default(),
+            engine: row.get(4)?,
+            started: row.get(5)?,
+            completed: row.get(6)?,
+            received: row.get(7)?,
+            result: Message {
+                header: row.get(8)?,
+                parent: None,
+                metadata: row.get(9)?,
+                content: row.get(10)?,
+                buffers: row.get(11)?,
+                file: row.get::<_, Option<i64>>(12)?.unwrap_or(0).cast_unsigned(),
+            },
+        })
+    }
+
+    /// The last word on a member.
+    pub(crate) fn of(conn: &Connection, key: u64, member: u64) -> rusqlite::Result<Option<Piece>> {
+        conn.prepare_cached(&format!(
+            "{PIECE} WHERE task = ?1 AND lo <= ?2 AND hi > ?2 ORDER BY id DESC LIMIT 1"
+        ))?
+        .query_row((key.cast_signed(), member.cast_signed()), Piece::read)
+        .optional()
+    }
+
+    /// All of an array, in the order they came.
+    pub(crate) fn all(
+        conn: &Connection,
+        key: u64,
+        mut each: impl FnMut(Piece),
+    ) -> rusqlite::Result<()> {
+        let mut select = conn.prepare_cached(&format!("{PIECE} WHERE task = ?1 ORDER BY id"))?;
+        let mut rows = select.query([key.cast_signed()])?;
+        while let Some(row) = rows.next()? {
+            each(Piece::read(row)?);
+        }
+        Ok(())
+    }
+
+    /// How a member of it ended, if it has.
+    pub(crate) fn outcome(&self, member: u64) -> Option<Outcome> {
+        match exceptions(&self.exceptions).find(|(index, _)| *index == member) {
+            Some((_, Exception::Ended(outcome))) => Some(outcome),
+            Some((_, Exception::Retry)) => None,
+            None => outcome_of(&self.status),
+        }
+    }
+}

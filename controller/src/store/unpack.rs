@@ -1,0 +1,279 @@
+//! Just enough reading of headers, metadata and contents: a few fields quickly while writing, all of them when asked.
+
+use std::borrow::Cow;
+use std::fmt;
+
+use serde::Deserialize;
+use serde::de::{Deserializer, MapAccess, SeqAccess, Visitor};
+use serde_json::{Map, Number, Value};
+
+use super::options::Packing;
+
+/// The fields of headers, metadata and contents that have columns. What has another type than expected is not there.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub(crate) struct Glance<'a> {
+    #[serde(borrow, deserialize_with = "text")]
+    pub(crate) date: Option<Cow<'a, str>>,
+    #[serde(borrow, deserialize_with = "text")]
+    pub(crate) session: Option<Cow<'a, str>>,
+    #[serde(borrow, deserialize_with = "text")]
+    pub(crate) msg_type: Option<Cow<'a, str>>,
+    #[serde(borrow, deserialize_with = "text")]
+    pub(crate) label: Option<Cow<'a, str>>,
+    #[serde(borrow, deserialize_with = "text")]
+    pub(crate) started: Option<Cow<'a, str>>,
+    #[serde(borrow, deserialize_with = "text")]
+    pub(crate) completed: Option<Cow<'a, str>>,
+    #[serde(borrow, deserialize_with = "text")]
+    pub(crate) cmd: Option<Cow<'a, str>>,
+    #[serde(borrow, deserialize_with = "text")]
+    pub(crate) name: Option<Cow<'a, str>>,
+    #[serde(deserialize_with = "integer")]
+    pub(crate) code: Option<i64>,
+    pub(crate) wide: Option<bool>,
+    pub(crate) same: Option<bool>,
+}
+
+impl<'a> Glance<'a> {
+    pub(crate) fn at(packed: &'a [u8], packing: Packing) -> Self {
+        match packing {
+            Packing::MsgPack => rmp_serde::from_slice(packed).unwrap_or_default(),
+            Packing::Json => serde_json::from_slice(packed).unwrap_or_default(),
+        }
+    }
+}
+
+fn text<'de, D: Deserializer<'de>>(d: D) -> Result<Option<Cow<'de, str>>, D::Error> {
+    Ok(match Scalar::deserialize(d)? {
+        Scalar::Text(text) => Some(text),
+        _ => None,
+    })
+}
+
+fn integer<'de, D: Deserializer<'de>>(d: D) -> Result<Option<i64>, D::Error> {
+    Ok(match Scalar::deserialize(d)? {
+        Scalar::Integer(value) => Some(value),
+        _ => None,
+    })
+}
+
+enum Scalar<'a> {
+    Text(Cow<'a, str>),
+    Integer(i64),
+    Other,
+}
+
+impl<'de> Deserialize<'de> for Scalar<'de> {
+    fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
+        struct V;
+        impl<'de> Visitor<'de> for V {
+            type Value = Scalar<'de>;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("anything")
+            }
+            fn visit_borrowed_str<E>(self, v: &'de str) -> Result<Self::Value, E> {
+                Ok(Scalar::Text(Cow::Borrowed(v)))
+            }
+            fn visit_str<E>(self, v: &str) -> Result<Self::Value, E> {
+                Ok(Scalar::Text(Cow::Owned(v.to_owned())))
+            }
+            fn visit_i64<E>(self, v: i64) -> Result<Self::Value, E> {
+                Ok(Scalar::Integer(v))
+            }
+            fn visit_u64<E>(self, v: u64) -> Result<Self::Value, E> {
+                Ok(i64::try_from(v).map_or(Scalar::Other, Scalar::Integer))
+            }
+            fn visit_f64<E>(self, _: f64) -> Result<Self::Value, E> {
+                Ok(Scalar::Other)
+            }
+            fn visit_bool<E>(self, _: bool) -> Result<Self::Value, E> {
+                Ok(Scalar::Other)
+            }
+            fn visit_unit<E>(self) -> Result<Self::Value, E> {
+                Ok(Scalar::Other)
+            }
+            fn visit_bytes<E>(self, _: &[u8]) -> Result<Self::Value, E> {
+                Ok(Scalar::Other)
+            }
+            fn visit_seq<A: SeqAccess<'de>>(self, mut a: A) -> Result<Self::Value, A::Error> {
+                while a.next_element::<serde::de::IgnoredAny>()?.is_some() {}
+                Ok(Scalar::Other)
+            }
+            fn visit_map<A: MapAccess<'de>>(self, mut a: A) -> Result<Self::Value, A::Error> {
+                while a
+                    .next_entry::<serde::de::IgnoredAny, serde::de::IgnoredAny>()?
+                    .is_some()
+                {}
+                Ok(Scalar::Other)
+            }
+        }
+        d.deserialize_any(V)
+    }
+}
+
+/// Anything, as JSON: bytes become text if they are, else lists of numbers; numbers JSON has not become null.
+struct Loose(Value);
+
+impl<'de> Deserialize<'de> for Loose {
+    fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
+        struct V;
+        impl<'de> Visitor<'de> for V {
+            type Value = Value;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("anything")
+            }
+            fn visit_bool<E>(self, v: bool) -> Result<Value, E> {
+                Ok(v.into())
+            }
+            fn visit_i64<E>(self, v: i64) -> Result<Value, E> {
+                Ok(v.into())
+            }
+            fn visit_u64<E>(self, v: u64) -> Result<Value, E> {
+                Ok(v.into())
+            }
+            fn visit_f64<E>(self, v: f64) -> Result<Value, E> {
+                Ok(Number::from_f64(v).map_or(Value::Null, Value::Number))
+            }
+            fn visit_str<E>(self, v: &str) -> Result<Value, E> {
+                Ok(v.into())
+            }
+            fn visit_bytes<E>(self, v: &[u8]) -> Result<Value, E> {
+                Ok(std::str::from_utf8(v).map_or_else(|_| v.to_vec().into(), Value::from))
+            }
+            fn visit_unit<E>(self) -> Result<Value, E> {
+                Ok(Value::Null)
+            }
+            fn visit_none<E>(self) -> Result<Value, E> {
+                Ok(Value::Null)
+            }
+            fn visit_newtype_struct<D: Deserializer<'de>>(self, d: D) -> Result<Value, D::Error> {
+                // A MessagePack extension: a tag and bytes.
+                d.deserialize_any(V)
+            }
+            fn visit_seq<A: SeqAccess<'de>>(self, mut a: A) -> Result<Value, A::Error> {
+                let mut list = Vec::new();
+                while let Some(Loose(item)) = a.next_element()? {
+                    list.push(item);
+                }
+                Ok(Value::Array(list))
+            }
+            fn visit_map<A: MapAccess<'de>>(self, mut a: A) -> Result<Value, A::Error> {
+                let mut map = Map::new();
+                while let Some((Loose(key), Loose(value))) = a.next_entry()? {
+                    let key = match key {
+                        Value::String(key) => key,
+                        other => other.to_string(),
+                    };
+                    map.insert(key, value);
+                }
+                Ok(Value::Object(map))
+            }
+        }
+        d.deserialize_any(V).map(Loose)
+    }
+}
+
+/// Unpacks whatever this is; what cannot be unpacked is null.
+pub(crate) fn unpack(packed: &[u8], packing: Packing) -> Value {
+    if packed.is_empty() {
+        return Value::Null;
+    }
+    let loose = match packing {
+        Packing::MsgPack => rmp_serde::from_slice::<Loose>(packed).ok(),
+        Packing::Json => serde_json::from_slice::<Loose>(packed).ok(),
+    };
+    loose.map_or(Value::Null, |l| l.0)
+}
+
+/// Packs a value as the cluster does.
+pub(crate) fn pack(value: &Value, packing: Packing) -> Vec<u8> {
+    match packing {
+        Packing::MsgPack => rmp_serde::to_vec_named(value).unwrap_or_default(),
+        Packing::Json => serde_json::to_vec(value).unwrap_or_default(),
+    }
+}
+
+/// Whether this is an empty map.
+pub(crate) fn is_empty_map(packed: &[u8]) -> bool {
+    matches!(packed, [] | [0x80] | b"{}")
+}
+
+/// An ISO 8601 time as microseconds since 1970; without an offset it is local, as with the peer.
+pub(crate) fn parse_time(text: &str) -> Option<i64> {
+    if text.len() < 19 || text.as_bytes()[4] != b'-' {
+        return None;
+    }
+    if let Ok(at) = text.parse::<jiff::Timestamp>() {
+        return Some(at.as_microsecond());
+    }
+    let local: jiff::civil::DateTime = text.parse().ok()?;
+    local
+        .to_zoned(jiff::tz::TimeZone::system())
+        .ok()
+        .map(|z| z.timestamp().as_microsecond())
+}
+
+/// A time as everybody writes it on the wire.
+pub(crate) fn format_time(us: i64) -> String {
+    jiff::Timestamp::from_microsecond(us).map_or_else(
+        |_| String::new(),
+        |at| at.strftime("%Y-%m-%dT%H:%M:%S.%6fZ").to_string(),
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn times_go_round() {
+        let us = 1_700_000_000_123_456;
+        assert_eq!(format_time(us), "2023-11-14T22:13:20.123456Z");
+        assert_eq!(parse_time(&format_time(us)), Some(us));
+        assert_eq!(parse_time("2023-11-14T23:13:20.123456+01:00"), Some(us));
+        assert_eq!(
+            parse_time("2023-11-14T22:13:20Z"),
+            Some(1_700_000_000_000_000)
+        );
+        assert_eq!(parse_time("not a time, surely"), None);
+        assert!(
+            parse_time("2023-11-14T22:13:20.5").is_some(),
+            "local times are read"
+        );
+    }
+
+    #[test]
+    fn glances_survive_odd_types() {
+        let odd = json!({"date": 5, "session": "s", "msg_type": ["x", {"y": 1}], "code": 127, "label": null, "name": {"a": [1]}});
+        for packing in [Packing::MsgPack, Packing::Json] {
+            let packed = pack(&odd, packing);
+            let glance = Glance::at(&packed, packing);
+            assert_eq!(glance.session.as_deref(), Some("s"));
+            assert_eq!(glance.code, Some(127));
+            assert!(
+                glance.date.is_none()
+                    && glance.msg_type.is_none()
+                    && glance.label.is_none()
+                    && glance.name.is_none()
+            );
+        }
+        assert!(Glance::at(b"\xff\xff", Packing::MsgPack).date.is_none());
+    }
+
+    #[test]
+    fn anything_unpacks() {
+        // {"b": bin "hi", 1: bin ff, "f": NaN}
+        let packed = b"\x83\xa1b\xc4\x02hi\x01\xc4\x01\xff\xa1f\xcb\x7f\xf8\0\0\0\0\0\0";
+        assert_eq!(
+            unpack(packed, Packing::MsgPack),
+            json!({"b": "hi", "1": [255], "f": null})
+        );
+        assert_eq!(unpack(b"\x81", Packing::MsgPack), Value::Null);
+        let value = json!({"a": [1, -2, 3.5, "x", null, true], "m": {"n": {}}});
+        for packing in [Packing::MsgPack, Packing::Json] {
+            assert_eq!(unpack(&pack(&value, packing), packing), value);
+        }
+    }
+}

@@ -1,0 +1,438 @@
+//! The store thread: applies the journal to the history in group commits, prunes, checkpoints, and lets queries in behind.
+
+use std::collections::VecDeque;
+use std::io;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::{Acquire, Relaxed};
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, after, select};
+use rusqlite::Connection;
+
+use super::apply::Applier;
+use super::db;
+use super::event::Records;
+use super::handle::{Answer, Query, QueryError, Request};
+use super::prune::{self, Limits};
+use super::query::Reader;
+use super::shared::{Part, Shared};
+use super::spill::Spill;
+use super::tail::{self, Found, Tail};
+
+/// A commit waits this long for company.
+const GROUP: Duration = Duration::from_millis(40);
+/// Unless this much waits.
+const GROUP_BYTES: u64 = 2 << 20;
+/// Housekeeping happens at least this often.
+const TICK: Duration = Duration::from_secs(1);
+/// The write-ahead log is moved to the database when this much of the journal has been applied since.
+const CHECKPOINT_BYTES: u64 = 32 << 20;
+/// After an error the history is tried again this often.
+const RETRY: Duration = Duration::from_millis(500);
+
+/// Where queries are answered.
+pub(crate) enum Queries {
+    /// By a thread with a connection of its own.
+    Thread(Sender<Query>),
+    /// Here: a database in memory has one connection.
+    Here(Reader),
+}
+
+/// The store thread.
+pub(crate) struct Writer {
+    pub(crate) conn: Connection,
+    pub(crate) applier: Applier,
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) spill: Spill,
+    pub(crate) limits: Limits,
+    /// The journal, unless the history is in memory.
+    pub(crate) tail: Option<(Tail, PathBuf)>,
+    pub(crate) queries: Queries,
+    /// For the reader's answers to purges.
+    pub(crate) own: Sender<Request>,
+    /// What came by channel and is not committed.
+    pub(crate) batches: VecDeque<Vec<u8>>,
+    pub(crate) drops: VecDeque<Drops>,
+    /// Commits since the last checkpoint.
+    pub(crate) unchecked: bool,
+    /// The journal's position then.
+    pub(crate) checked: u64,
+    pub(crate) last_tick: Instant,
+}
+
+/// A purge that is under way.
+pub(crate) struct Drops {
+    keys: Vec<u64>,
+    found: u64,
+    answer: Answer<u64>,
+}
+
+/// What waits until everything written is committed.
+enum After {
+    Query(Query),
+    Settle(Box<dyn FnOnce() + Send>),
+}
+
+impl Writer {
+    /// Runs until told to stop.
+    pub(crate) fn run(mut self, requests: &Receiver<Request>, bell: &Receiver<()>) {
+        let mut last_commit = Instant::now();
+        loop {
+            let mut afters = Vec::new();
+            let mut stop = self.wait(requests, bell, last_commit, &mut afters);
+            while let Ok(request) = requests.try_recv() {
+                stop |= self.take(request, &mut afters);
+            }
+            let worked = self.catch_up();
+            if worked.is_err() && !stop {
+                // Do not spin on a disk that is full; queries see what there is.
+                self.answer(afters);
+                if let Ok(request) = requests.recv_timeout(RETRY) {
+                    let mut afters = Vec::new();
+                    let stopped = self.take(request, &mut afters);
+                    self.answer(afters);
+                    if stopped {
+                        return;
+                    }
+                }
+                continue;
+            }
+            last_commit = Instant::now();
+            self.answer(afters);
+            self.housekeeping();
+            if stop {
+                while !self.drops.is_empty() {
+                    self.drop_some();
+                }
+                self.checkpoint("TRUNCATE");
+                return;
+            }
+        }
+    }
+
+    /// Waits for something to do, and then a little for more of it.
+    fn wait(
+        &mut self,
+        requests: &Receiver<Request>,
+        bell: &Receiver<()>,
+        last_commit: Instant,
+        afters: &mut Vec<After>,
+    ) -> bool {
+        let busy = !self.drops.is_empty();
+        let patience = if busy { Duration::ZERO } else { TICK };
+        let mut stop = false;
+        let timeout = after(patience);
+        select! {
+            recv(bell) -> _ => {}
+            recv(requests) -> request => match request {
+                Ok(request) => stop = self.take(request, afters),
+                Err(_) => return true,
+            },
+            recv(timeout) -> _ => return false,
+        }
+        let deadline = last_commit + GROUP;
+        while !stop && afters.is_empty() && self.shared.lag() < GROUP_BYTES {
+            match requests.recv_deadline(deadline) {
+                Ok(request) => stop = self.take(request, afters),
+                Err(RecvTimeoutError::Timeout) => break,
+                Err(RecvTimeoutError::Disconnected) => return true,
+            }
+        }
+        stop
+    }
+
+    fn take(&mut self, request: Request, afters: &mut Vec<After>) -> bool {
+        match request {
+            Request::Batch(bytes) => self.batches.push_back(bytes),
+            Request::Query(query) => afters.push(After::Query(query)),
+            Request::Purge { what, answer } => {
+                afters.push(After::Query(Query::PurgeKeys { what, answer }))
+            }
+            Request::Drop { keys, answer } => {
+                let found = keys.len() as u64;
+                self.drops.push_back(Drops {
+                    keys,
+                    found,
+                    answer,
+                });
+            }
+            Request::Settle(then) => afters.push(After::Settle(then)),
+            Request::Stop => return true,
+        }
+        false
+    }
+
+    fn answer(&mut self, afters: Vec<After>) {
+        for after in afters {
+            match (after, &mut self.queries) {
+                (After::Settle(then), _) => then(),
+                (After::Query(query), Queries::Thread(thread)) => {
+                    if let Err(e) = thread.send(query) {
+                        e.into_inner()
+                            .refuse(QueryError::failed("the reader has ended"));
+                    }
+                }
+                (After::Query(query), Queries::Here(reader)) => {
+                    reader.run(&self.conn, query, &self.own)
+                }
+            }
+        }
+    }
+
+    /// Applies everything written so far.
+    fn catch_up(&mut self) -> Result<(), ()> {
+        // What came by channel was caused by what had been written to the journal before.
+        let channel = self.batches.len();
+        if let Err(what) = self.read_journal() {
+            self.shared.fault(Part::History, what);
+            return Err(());
+        }
+        if channel == 0 {
+            return Ok(());
+        }
+        let taken = self.batches.iter().take(channel);
+        let bytes: usize = taken.clone().map(Vec::len).sum();
+        let records = taken.flat_map(|batch| Records::new(batch));
+        let done = transaction(&self.conn, &mut self.applier, None, |conn, applier| {
+            applier.apply(conn, records)
+        });
+        if let Err(e) = done {
+            self.shared
+                .fault(Part::History, format!("cannot write the history: {e}"));
+            return Err(());
+        }
+        self.batches.drain(..channel);
+        self.shared.queued.fetch_sub(bytes as u64, Relaxed);
+        self.committed();
+        Ok(())
+    }
+
+    fn read_journal(&mut self) -> Result<(), String> {
+        loop {
+            let limit = self.shared.written.load(Acquire);
+            let Some((tail, dir)) = &mut self.tail else {
+                return Ok(());
+            };
+            let found = tail
+                .read(limit)
+                .map_err(|e| format!("cannot read the journal in {}: {e}", dir.display()))?;
+            match found {
+                Found::End => {
+                    tail.rest();
+                    return Ok(());
+                }
+                Found::Records => {
+                    let mut records = tail.records();
+                    let position = tail.position;
+                    let mut consumed = 0;
+                    transaction(&self.conn, &mut self.applier, None, |conn, applier| {
+                        applier.apply(conn, &mut records)?;
+                        consumed = records.consumed;
+                        db::set_meta_number(conn, "position", position + consumed as u64)
+                    })
+                    .map_err(|e| format!("cannot write the history: {e}"))?;
+                    tail.advance(consumed);
+                    self.shared.applied.store(tail.position, Relaxed);
+                    self.committed();
+                    self.maybe_checkpoint();
+                }
+                Found::Broken => {
+                    tracing::error!(
+                        "store: the journal in {} cannot be read at {}",
+                        dir.display(),
+                        tail.position
+                    );
+                    match tail.skip().map_err(|e| e.to_string())? {
+                        Some(skipped) => {
+                            tracing::error!("store: {skipped} bytes of the journal are lost")
+                        }
+                        None => tail.position = limit,
+                    }
+                    self.shared.applied.store(tail.position, Relaxed);
+                }
+            }
+        }
+    }
+
+    /// After each commit.
+    fn committed(&mut self) {
+        self.shared.heal(Part::History);
+        self.unchecked = true;
+        self.shared
+            .submissions
+            .fetch_add(std::mem::take(&mut self.applier.submissions), Relaxed);
+        self.shared
+            .finishes
+            .fetch_add(std::mem::take(&mut self.applier.finishes), Relaxed);
+        for number in self.applier.garbage.drain(..) {
+            self.spill.remove(number);
+        }
+    }
+
+    fn housekeeping(&mut self) {
+        let tick = self.last_tick.elapsed() >= TICK;
+        if tick || self.limits.bytes.is_some() || self.limits.records.is_some() {
+            if let Ok(bytes) = db::bytes(&self.conn) {
+                self.shared.db_bytes.store(bytes, Relaxed);
+            }
+            self.prune();
+        }
+        self.drop_some();
+        if tick {
+            self.last_tick = Instant::now();
+            if let Err(e) = prune::shrink(&self.conn) {
+                tracing::debug!("store: cannot shrink the history: {e}");
+            }
+            if self.unchecked {
+                self.checkpoint("PASSIVE");
+            }
+        }
+    }
+
+    /// One step; more of them follow each other only while nothing else waits.
+    fn prune(&mut self) {
+        let until = Instant::now() + Duration::from_millis(20);
+        while Instant::now() < until {
+            match self.prune_some() {
+                Ok(0) => break,
+                Ok(dropped) => {
+                    self.shared.pruned.fetch_add(dropped, Relaxed);
+                }
+                Err(e) => {
+                    let what = format!("cannot prune the history: {e}");
+                    self.shared.fault(Part::History, what);
+                    break;
+                }
+            }
+        }
+    }
+
+    fn prune_some(&mut self) -> rusqlite::Result<u64> {
+        let due = prune::due(&self.conn, &self.limits, self.shared.history_bytes())?;
+        if due.keys.is_empty() {
+            return Ok(0);
+        }
+        let dropped = self.drop_tasks(&due.keys, due.down_to)?;
+        self.shared.db_bytes.store(db::bytes(&self.conn)?, Relaxed);
+        Ok(dropped)
+    }
+
+    /// A step of the first purge.
+    fn drop_some(&mut self) {
+        let Some(drops) = self.drops.front_mut() else {
+            return;
+        };
+        let at = drops.keys.len().saturating_sub(prune::STEP);
+        let step = drops.keys.split_off(at);
+        let result = self.drop_tasks(&step, None);
+        let finished = self.drops.front().is_some_and(|d| d.keys.is_empty());
+        if (finished || result.is_err())
+            && let Some(drops) = self.drops.pop_front()
+        {
+            (drops.answer)(result.map(|_| drops.found).map_err(QueryError::failed));
+        }
+    }
+
+    /// Drops these tasks; with `bound`, only until the history is within it.
+    fn drop_tasks(&mut self, keys: &[u64], bound: Option<u64>) -> rusqlite::Result<u64> {
+        let mut orphans = prune::Orphans::default();
+        let mut dropped = 0;
+        let shared = Arc::clone(&self.shared);
+        transaction(&self.conn, &mut self.applier, Some(keys), |conn, _| {
+            for key in keys {
+                if let Some(bound) = bound {
+                    let files = shared
+                        .file_bytes
+                        .load(Relaxed)
+                        .saturating_sub(orphans.bytes);
+                    if db::bytes(conn)? + files <= bound {
+                        break;
+                    }
+                }
+                dropped += u64::from(prune::drop_task(conn, *key, &mut orphans)?);
+            }
+            Ok(())
+        })?;
+        self.unchecked = true;
+        for number in orphans.numbers {
+            self.spill.remove(number);
+        }
+        Ok(dropped)
+    }
+
+    fn maybe_checkpoint(&mut self) {
+        if self
+            .tail
+            .as_ref()
+            .is_some_and(|(tail, _)| tail.position >= self.checked + CHECKPOINT_BYTES)
+        {
+            self.checkpoint("PASSIVE");
+        }
+    }
+
+    /// Moves the write-ahead log to the database; if all of it could be, the journal's segments up to here may go.
+    pub(crate) fn checkpoint(&mut self, mode: &str) {
+        let Some((tail, dir)) = &self.tail else {
+            return;
+        };
+        let position = tail.position;
+        self.checked = position;
+        let result = self
+            .conn
+            .query_row(&format!("PRAGMA wal_checkpoint({mode})"), [], |row| {
+                Ok((
+                    row.get::<_, i64>(0)?,
+                    row.get::<_, i64>(1)?,
+                    row.get::<_, i64>(2)?,
+                ))
+            });
+        match result {
+            Ok((0, log, moved)) if log == moved => {
+                self.unchecked = false;
+                self.shared.made_durable(position);
+                if let Err(e) = tail::remove_before(dir, position) {
+                    tracing::warn!(
+                        "store: cannot remove old journal segments in {}: {e}",
+                        dir.display()
+                    );
+                }
+            }
+            Ok(_) => tracing::debug!("store: a reader holds up the checkpoint"),
+            Err(e) => self
+                .shared
+                .fault(Part::History, format!("cannot write the history: {e}")),
+        }
+    }
+}
+
+/// Does something in a transaction. When it fails, the applier's memory of it is forgotten too.
+pub(crate) fn transaction(
+    conn: &Connection,
+    applier: &mut Applier,
+    dropped: Option<&[u64]>,
+    work: impl FnOnce(&Connection, &mut Applier) -> rusqlite::Result<()>,
+) -> rusqlite::Result<()> {
+    let done = conn
+        .execute_batch("BEGIN IMMEDIATE")
+        .and_then(|()| work(conn, applier))
+        .and_then(|()| conn.execute_batch("COMMIT"));
+    match &done {
+        Ok(()) => applier.forget(dropped.unwrap_or_default()),
+        Err(_) => {
+            if !conn.is_autocommit() {
+                drop(conn.execute_batch("ROLLBACK"));
+            }
+            if let Err(e) = applier.load(conn) {
+                tracing::error!("store: cannot read the history: {e}");
+            }
+        }
+    }
+    done
+}
+
+impl From<io::Error> for QueryError {
+    fn from(error: io::Error) -> Self {
+        QueryError::failed(error)
+    }
+}

@@ -1,0 +1,8 @@
+//! The scheduler core against models, exhaustively, and in virtual time.
+
+mod cases;
+mod exhaustive;
+mod model;
+mod random;
+mod script;
+mod simulation;

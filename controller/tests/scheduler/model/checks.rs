@@ -1,0 +1,300 @@
+//! Whether what the core does is right.
+
+use super::*;
+
+impl World {
+    pub(super) fn act(&mut self, action: Action) -> Check {
+        match action {
+            Action::Dispatch {
+                group,
+                range,
+                engine,
+                attempt,
+            } => {
+                let n = self
+                    .nodes
+                    .iter()
+                    .position(|n| n.key == engine)
+                    .ok_or("a dispatch to nobody")?;
+                let t = self.task(group)?;
+                ensure!(!range.is_empty(), "an empty dispatch");
+                for m in range {
+                    self.check_dispatch(t, m, n, attempt)?;
+                }
+                Ok(())
+            }
+            Action::Fail {
+                group,
+                range,
+                kind,
+                text,
+                ..
+            } => {
+                let t = self.task(group)?;
+                ensure!(!text.is_empty(), "a failure without words");
+                for m in range {
+                    self.check_failure(t, m as usize, kind)?;
+                }
+                Ok(())
+            }
+            Action::Recall { engine, items } => {
+                let n = self
+                    .nodes
+                    .iter()
+                    .position(|n| n.key == engine)
+                    .ok_or("a recall from nobody")?;
+                ensure!(
+                    !items.is_empty() && self.hwm == Hwm::Auto,
+                    "a recall of nothing, or without auto"
+                );
+                for (group, range) in items {
+                    let t = self.task(group)?;
+                    for m in range {
+                        ensure!(
+                            self.nodes[n].holds.contains(&(t, m)),
+                            "{}:{m} is recalled from e{n}",
+                            self.tasks[t].id
+                        );
+                    }
+                }
+                Ok(())
+            }
+            Action::Stop {
+                engine,
+                group,
+                range,
+            } => {
+                let n = self
+                    .nodes
+                    .iter()
+                    .position(|n| n.key == engine)
+                    .ok_or("a stop at nobody")?;
+                let t = self.task(group)?;
+                for m in range {
+                    let member = &self.tasks[t].members[m as usize];
+                    ensure!(
+                        member.at == At::On(n) && member.killed,
+                        "{}:{m} is stopped",
+                        self.tasks[t].id
+                    );
+                }
+                Ok(())
+            }
+            Action::Release { group } => {
+                let t = self.task(group)?;
+                let task = &mut self.tasks[t];
+                ensure!(!task.released, "{} is released twice", task.id);
+                let open = task
+                    .members
+                    .iter()
+                    .filter(|m| !matches!(m.at, At::Done(..)))
+                    .count();
+                ensure!(open == 0, "{} is released with {open} open", task.id);
+                task.released = true;
+                Ok(())
+            }
+            Action::LookupOutcome { id } => {
+                Err(format!("{id} is asked for long after it was named"))
+            }
+        }
+    }
+
+    pub(super) fn task(&self, key: GroupKey) -> Result<usize, String> {
+        self.tasks
+            .iter()
+            .rposition(|t| t.key == key)
+            .ok_or_else(|| "an action for an unknown group".to_owned())
+    }
+
+    pub(super) fn check_dispatch(&mut self, t: usize, m: u32, n: usize, attempt: u32) -> Check {
+        let id = format!("{}:{m}", self.tasks[t].id);
+        let member = &self.tasks[t].members[m as usize];
+        ensure!(
+            member.at == At::Waiting,
+            "{id} is given to e{n} while it is {:?}",
+            member.at
+        );
+        ensure!(
+            !member.aborted && member.owed.is_none(),
+            "{id} is given out although aborted"
+        );
+        ensure!(
+            self.may_run(t, m as usize, n),
+            "{id} is given to e{n}, where it may not run"
+        );
+        if let Hwm::Fixed(most) = self.hwm {
+            ensure!(
+                self.nodes[n].holds.len() < most as usize,
+                "e{n} is given more than {most}"
+            );
+        }
+        let mine = (
+            self.tasks[t].client,
+            self.tasks[t].priority,
+            self.tasks[t].runnable.unwrap_or(self.event),
+        );
+        for (other, task) in self.tasks.iter().enumerate() {
+            if other == t || task.client != mine.0 || task.prefer || self.tasks[t].prefer {
+                continue;
+            }
+            let earlier = task.priority > mine.1
+                || (task.priority == mine.1 && task.runnable.is_some_and(|event| event < mine.2));
+            if earlier && self.hwm != Hwm::Auto {
+                for (o, member) in task.members.iter().enumerate() {
+                    ensure!(
+                        member.at != At::Waiting
+                            || member.owed.is_some()
+                            || task.runnable.is_none()
+                            || !self.may_run(other, o, n),
+                        "{id} is given to e{n} before {}:{o}",
+                        task.id
+                    );
+                }
+            }
+        }
+        let now_runnable = self.event;
+        let task = &mut self.tasks[t];
+        task.runnable.get_or_insert(now_runnable);
+        let member = &mut task.members[m as usize];
+        ensure!(
+            member.attempts.insert((n, attempt)),
+            "{id} is given to e{n} again as attempt {attempt}"
+        );
+        member.at = At::On(n);
+        self.nodes[n].holds.push((t, m));
+        Ok(())
+    }
+
+    pub(super) fn check_failure(&mut self, t: usize, m: usize, kind: FailKind) -> Check {
+        let id = format!("{}:{m}", self.tasks[t].id);
+        let task = &self.tasks[t];
+        let member = &task.members[m];
+        let legal = match kind {
+            FailKind::ImpossibleDependency => member.at == At::Waiting && !self.possible(t, m),
+            FailKind::InvalidDependency => member.at == At::Waiting && task.invalid,
+            FailKind::TaskTimeout => member.at == At::Waiting && self.overdue(t, m),
+            FailKind::EngineError => member.owed == Some(kind),
+            FailKind::TaskAborted => member.owed == Some(kind) || self.abort_overdue(t, m),
+            FailKind::NoEngine => false,
+        };
+        ensure!(
+            legal,
+            "{id} fails with {kind:?} while it is {:?}, owed {:?}",
+            member.at,
+            member.owed
+        );
+        let place = match member.at {
+            At::On(n) => Some(n),
+            _ => None,
+        };
+        let unstarted = member.unstarted;
+        let member = &mut self.tasks[t].members[m];
+        member.owed = None;
+        // Where it ran counts for what follows it; what was taken back unstarted ran nowhere.
+        member.at = At::Done(false, if unstarted { None } else { place });
+        self.finals += 1;
+        Ok(())
+    }
+
+    pub(super) fn overdue(&self, t: usize, m: usize) -> bool {
+        let task = &self.tasks[t];
+        let own = task.members[m].apart || task.members.len() == 1;
+        let since = if own {
+            task.members[m].since
+        } else {
+            task.since
+        };
+        task.timeout > 0 && self.now >= since + task.timeout
+    }
+
+    pub(super) fn abort_overdue(&self, t: usize, m: usize) -> bool {
+        let task = &self.tasks[t];
+        let member = &task.members[m];
+        let key = if task.members.len() > 1 && !member.apart {
+            usize::MAX
+        } else {
+            m
+        };
+        matches!(member.at, At::On(_))
+            && member.killed
+            && task.abort_at.get(&key).is_some_and(|at| self.now >= *at)
+    }
+
+    pub(super) fn after_event(&mut self) -> Check {
+        while let Some(action) = self.core.poll() {
+            self.act(action)?;
+        }
+        let event = self.event;
+        for t in 0..self.tasks.len() {
+            if self.tasks[t].released {
+                continue;
+            }
+            let runnable = self.runnable(t);
+            let task = &mut self.tasks[t];
+            if runnable && task.members.iter().any(|m| m.at == At::Waiting) {
+                task.runnable.get_or_insert(event);
+            }
+            let task = &self.tasks[t];
+            let mut seen = HashSet::new();
+            for (m, member) in task.members.iter().enumerate() {
+                ensure!(
+                    member.owed.is_none(),
+                    "{}:{m} ought to have failed with {:?}",
+                    task.id,
+                    member.owed
+                );
+                ensure!(
+                    !self.abort_overdue(t, m),
+                    "{}:{m} ought to have been answered as aborted",
+                    task.id
+                );
+                if member.at != At::Waiting
+                    || !seen.insert((member.apart, member.refused.clone(), member.since))
+                {
+                    continue;
+                }
+                ensure!(
+                    !task.invalid,
+                    "{}:{m} depends on what is invalid and still waits",
+                    task.id
+                );
+                ensure!(
+                    self.possible(t, m),
+                    "{}:{m} is impossible and still waits",
+                    task.id
+                );
+                ensure!(
+                    !self.overdue(t, m),
+                    "{}:{m} has timed out and still waits",
+                    task.id
+                );
+                if task.prefer {
+                    continue;
+                }
+                for n in 0..self.nodes.len() {
+                    ensure!(
+                        !(self.nodes[n].alive && self.has_room(n) && self.may_run(t, m, n)),
+                        "{}:{m} waits although e{n} has room",
+                        task.id
+                    );
+                }
+            }
+        }
+        let totals = self.core.totals(None);
+        let held: usize = self.nodes.iter().map(|n| n.holds.len()).sum();
+        ensure!(
+            totals.running <= held as u64,
+            "{held} are held, but it counts {totals:?}"
+        );
+        for node in self.nodes.iter().filter(|n| n.alive) {
+            let counted = self.core.engine_totals(node.key).outstanding;
+            ensure!(
+                counted == node.holds.len() as u64,
+                "{} holds {}, not {counted}",
+                node.uuid,
+                node.holds.len()
+            );
+        }
+        Ok(())
+    }
+}

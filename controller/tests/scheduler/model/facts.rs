@@ -1,0 +1,180 @@
+//! What follows from the facts, computed anew each time.
+
+use super::*;
+
+impl World {
+    /// The outcome of an id: unknown, not yet there, or how and where.
+    pub(super) fn truth(&self, id: &str) -> Option<Option<(bool, BTreeSet<usize>)>> {
+        let (base, member) = match id.split_once(':') {
+            Some((base, m)) => (base, Some(m.parse::<usize>().ok()?)),
+            None => (id, None),
+        };
+        let task = self.tasks.iter().find(|t| t.id == base)?;
+        let range = match member {
+            Some(m) if task.members.len() > 1 && m < task.members.len() => m..m + 1,
+            Some(_) => return None,
+            None => 0..task.members.len(),
+        };
+        let (mut ok, mut engines) = (true, BTreeSet::new());
+        for member in &task.members[range] {
+            let At::Done(well, place) = member.at else {
+                return Some(None);
+            };
+            ok &= well;
+            engines.extend(place);
+        }
+        Some(Some((ok, engines)))
+    }
+
+    /// It has members that failed: it cannot succeed any more.
+    pub(super) fn doomed(&self, id: &str) -> bool {
+        let task = self.tasks.iter().find(|t| t.id == id);
+        task.is_some_and(|t| {
+            t.members.len() > 1 && t.members.iter().any(|m| matches!(m.at, At::Done(false, _)))
+        })
+    }
+
+    pub(super) fn outcome(&self, t: usize, id: &str) -> Option<(bool, BTreeSet<usize>)> {
+        if self.tasks[t].asked.contains(id) {
+            return None;
+        }
+        self.truth(id).flatten()
+    }
+
+    pub(super) fn deps(&self, t: usize) -> (DepState, Place) {
+        let task = &self.tasks[t];
+        let after = task.after.as_ref().map_or(DepState::Met, |dep| {
+            let (mut good, mut bad, mut pending) = (0, 0, 0);
+            for id in &dep.ids {
+                match self.outcome(t, id) {
+                    Some((ok, _)) if (ok && dep.success) || (!ok && dep.failure) => good += 1,
+                    Some(_) => bad += 1,
+                    None if !task.asked.contains(id) && self.doomed(id) && !dep.failure => bad += 1,
+                    None => pending += 1,
+                }
+            }
+            resolve(dep, good, bad, pending)
+        });
+        let Some(dep) = task.follow.as_ref().filter(|d| !d.ids.is_empty()) else {
+            return (
+                after,
+                Place {
+                    state: DepState::Met,
+                    known: None,
+                    open: true,
+                },
+            );
+        };
+        let (mut good, mut bad, mut pending) = (0, 0, 0);
+        let mut known: BTreeSet<usize> = BTreeSet::new();
+        for id in &dep.ids {
+            match self.outcome(t, id) {
+                Some((ok, places)) if (ok && dep.success) || (!ok && dep.failure) => {
+                    let alive: Vec<usize> = places
+                        .iter()
+                        .copied()
+                        .filter(|&n| self.nodes[n].alive)
+                        .collect();
+                    if dep.all {
+                        if places.len() == 1
+                            && alive.len() == 1
+                            && (known.is_empty() || known.contains(&alive[0]))
+                        {
+                            known.insert(alive[0]);
+                            good += 1;
+                        } else {
+                            bad += 1;
+                        }
+                    } else if alive.is_empty() {
+                        bad += 1;
+                    } else {
+                        known.extend(alive);
+                        good += 1;
+                    }
+                }
+                Some(_) => bad += 1,
+                None if !task.asked.contains(id) && self.doomed(id) && !dep.failure => bad += 1,
+                None => pending += 1,
+            }
+        }
+        let state = resolve(dep, good, bad, pending);
+        let known = (!known.is_empty()).then_some(known);
+        (
+            after,
+            Place {
+                state,
+                known,
+                open: !dep.all && pending > 0,
+            },
+        )
+    }
+
+    /// The engine is of the kind the member asks for.
+    pub(super) fn suits(&self, t: usize, m: usize, n: usize) -> bool {
+        let (task, node) = (&self.tasks[t], &self.nodes[n]);
+        node.alive
+            && task.needs.is_subset(&node.caps)
+            && (task.targets.is_empty() || task.targets.contains(&node.uuid))
+            && (task.hosts.is_empty() || task.hosts.contains(&node.host))
+            && task.tags.iter().all(|tag| node.tags.contains(tag))
+            && !task.members[m].refused.contains(&n)
+    }
+
+    /// Some engine that is there or may come can take it, as far as names go.
+    pub(super) fn has_engines(&self, t: usize, m: usize) -> bool {
+        let task = &self.tasks[t];
+        if task.invalid {
+            return false;
+        }
+        let base = task.targets.is_empty()
+            || task.targets.iter().any(|uuid| {
+                match self.nodes.iter().position(|n| n.uuid == *uuid) {
+                    Some(n) => self.suits(t, m, n),
+                    None => true,
+                }
+            });
+        let place = self.deps(t).1;
+        base && (place.open
+            || place
+                .known
+                .is_none_or(|known| known.iter().any(|&n| self.suits(t, m, n))))
+    }
+
+    pub(super) fn possible(&self, t: usize, m: usize) -> bool {
+        let (after, place) = self.deps(t);
+        !matches!(after, DepState::Impossible)
+            && !matches!(place.state, DepState::Impossible)
+            && self.has_engines(t, m)
+    }
+
+    /// It may run on this engine now, if that has room.
+    pub(super) fn may_run(&self, t: usize, m: usize, n: usize) -> bool {
+        let (after, place) = self.deps(t);
+        matches!(after, DepState::Met)
+            && matches!(place.state, DepState::Met)
+            && place.known.is_none_or(|known| known.contains(&n))
+            && self.suits(t, m, n)
+    }
+
+    /// It may run somewhere, as far as dependencies go, and follows to an engine that is what it asks for.
+    pub(super) fn runnable(&self, t: usize) -> bool {
+        let (after, place) = self.deps(t);
+        let members = 0..self.tasks[t].members.len();
+        matches!(after, DepState::Met)
+            && matches!(place.state, DepState::Met)
+            && place.known.is_none_or(|known| {
+                known
+                    .iter()
+                    .any(|&n| members.clone().any(|m| self.suits(t, m, n)))
+            })
+    }
+
+    pub(super) fn has_room(&self, n: usize) -> bool {
+        let held = self.nodes[n].holds.len();
+        match self.hwm {
+            Hwm::Fixed(most) => held < most as usize,
+            Hwm::Unlimited => true,
+            Hwm::Auto => held == 0,
+        }
+    }
+}
