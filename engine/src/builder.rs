@@ -1,0 +1,424 @@
+//! How a program becomes an engine.
+
+use std::{
+    fmt::Display,
+    os::unix::net::UnixStream,
+    path::PathBuf,
+    sync::{Arc, PoisonError},
+    time::Duration,
+};
+
+use ipbroker_protocol::{
+    connection::EngineConnection,
+    profile::{Profile, ProfileError, Role},
+    socket, wake,
+};
+use serde::{Serialize, de::DeserializeOwned};
+
+use crate::{
+    connect::{self, ConnectError, Controller, Source},
+    files::{Cache, FileHost},
+    function::{Context, Registry},
+    host,
+    io::{Left, ServeError, Server},
+    job::{Limits, Warden},
+    process::Process,
+    reaper::{self, Reaper, Slate},
+    seat::Seat,
+    settings::Settings,
+};
+
+/// Descriptors of one logical engine: its sockets' own and their connections.
+const DESCRIPTORS_EACH: u64 = 14;
+
+/// Why an engine could not start, or ended by itself.
+#[derive(Debug, thiserror::Error)]
+pub enum EngineError {
+    /// There is no connection to a controller to be had.
+    #[error(transparent)]
+    Connect(#[from] ConnectError),
+    /// There is no profile directory.
+    #[error(transparent)]
+    Profile(#[from] ProfileError),
+    /// A directory cannot be used.
+    #[error("working directory {path}: {source}; name another one with --work-dir", path = path.display())]
+    WorkDir {
+        /// Which one.
+        path: PathBuf,
+        /// The system's word.
+        source: std::io::Error,
+    },
+    /// The system has no more of something.
+    #[error("cannot start: {what}: {source}")]
+    System {
+        /// Of what.
+        what: &'static str,
+        /// The system's word.
+        source: std::io::Error,
+    },
+    /// Too few descriptors for so many engines.
+    #[error("{0}")]
+    Descriptors(String),
+    /// It ended because it could not go on.
+    #[error("{0}")]
+    Serve(String),
+}
+
+impl From<ServeError> for EngineError {
+    fn from(error: ServeError) -> Self {
+        Self::Serve(error.to_string())
+    }
+}
+
+fn system(what: &'static str) -> impl FnOnce(std::io::Error) -> EngineError {
+    move |source| EngineError::System { what, source }
+}
+
+/// One engine process: one or several logical engines, each with an id and a uuid of its own.
+///
+/// ```no_run
+/// use ipbroker_engine::Engine;
+///
+/// // First of all: this program may have been started again as its own reaper.
+/// ipbroker_engine::init();
+/// Engine::builder()
+///     .engines(4)
+///     .function("add", |_, (a, b): (i64, i64)| Ok::<_, String>(a + b))
+///     .function("wait", |context, seconds: f64| {
+///         // Cooperative: an aborted call returns early.
+///         let aborted = context.token().wait(std::time::Duration::from_secs_f64(seconds));
+///         Ok::<_, String>(!aborted)
+///     })
+///     .run()?;
+/// # Ok::<(), ipbroker_engine::EngineError>(())
+/// ```
+pub struct Engine {
+    server: Server,
+    process: Arc<Process>,
+    stop: Handle,
+}
+
+impl std::fmt::Debug for Engine {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Engine")
+            .field("process", &self.process)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Asks a running [`Engine`] to leave, from another thread.
+#[derive(Debug, Clone)]
+pub struct Handle(Arc<UnixStream>);
+
+impl Handle {
+    /// The engine gives back what it has not started, stops what runs, unregisters and returns from
+    /// [`Engine::run`] within two seconds. Asked a second time, it returns at once.
+    pub fn stop(&self) {
+        use std::io::Write;
+        // When the other end is gone, so is the engine.
+        let _ = (&*self.0).write_all(&[1]);
+    }
+}
+
+impl Engine {
+    /// An engine with the built-in functions, one logical engine, and the default profile's controller.
+    #[must_use]
+    pub fn builder() -> Builder {
+        Builder::default()
+    }
+
+    /// A handle by which to stop it.
+    #[must_use]
+    pub fn handle(&self) -> Handle {
+        self.stop.clone()
+    }
+
+    /// Serves until it is told to leave: by a signal, by [`Handle::stop`], by the controller, or because there was no
+    /// controller for the grace period (that is an error).
+    ///
+    /// # Errors
+    /// [`EngineError::Serve`] when it could not go on.
+    pub fn run(self) -> Result<(), EngineError> {
+        let served = self.server.run();
+        let reaper = self
+            .process
+            .reaper
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take();
+        match reaper {
+            Some(_) if matches!(served, Ok(Left::AtOnce)) => {}
+            Some(reaper) => reaper.finish(),
+            None => {}
+        }
+        served?;
+        Ok(())
+    }
+}
+
+/// Sets an [`Engine`] up.
+#[derive(Debug)]
+pub struct Builder {
+    engines: usize,
+    functions: Registry,
+    settings: Settings,
+    work_dir: Option<PathBuf>,
+    connection: Option<EngineConnection>,
+    file: Option<PathBuf>,
+    profile: Option<Profile>,
+    wait: Duration,
+    kill_grace: Duration,
+    signals: bool,
+}
+
+impl Default for Builder {
+    fn default() -> Self {
+        Self {
+            engines: 1,
+            functions: Registry::new(),
+            settings: Settings {
+                grace: Duration::from_secs(60),
+                tags: Vec::new(),
+                aliases: Vec::new(),
+                first_id: None,
+            },
+            work_dir: None,
+            connection: None,
+            file: None,
+            profile: None,
+            wait: Duration::from_secs(10),
+            kill_grace: Duration::from_millis(500),
+            signals: true,
+        }
+    }
+}
+
+impl Builder {
+    /// How many logical engines there are; each runs one task at a time.
+    #[must_use]
+    pub fn engines(mut self, count: usize) -> Self {
+        self.engines = count.max(1);
+        self
+    }
+
+    /// Adds a function that tasks call by `name`. Argument and result are anything that serde knows. The call fails with
+    /// the error that is returned, under its type's name, or under the one that a
+    /// [`FunctionError`](crate::function::FunctionError) gives it; a panic is an error too.
+    #[must_use]
+    pub fn function<T, R, E, F>(mut self, name: &str, function: F) -> Self
+    where
+        T: DeserializeOwned,
+        R: Serialize,
+        E: Display + 'static,
+        F: Fn(&Context<'_>, T) -> Result<R, E> + Send + Sync + 'static,
+    {
+        self.functions.add(name, function);
+        self
+    }
+
+    /// Tags by which tasks choose engines: racks, `gpu`, …
+    #[must_use]
+    pub fn tags(mut self, tags: impl IntoIterator<Item = impl Into<String>>) -> Self {
+        self.settings.tags = tags.into_iter().map(Into::into).collect();
+        self
+    }
+
+    /// Further names of this host, by which jobs may name it; the first is the one to show.
+    #[must_use]
+    pub fn host_aliases(mut self, names: impl IntoIterator<Item = impl Into<String>>) -> Self {
+        self.settings.aliases = names.into_iter().map(Into::into).collect();
+        self
+    }
+
+    /// The id that the first engine would like to have; the others follow it.
+    #[must_use]
+    pub fn first_id(mut self, id: Option<u32>) -> Self {
+        self.settings.first_id = id;
+        self
+    }
+
+    /// How long the engine waits for a controller that is gone, running on meanwhile. Default: 60 s.
+    #[must_use]
+    pub fn grace(mut self, grace: Duration) -> Self {
+        self.settings.grace = grace;
+        self
+    }
+
+    /// How long a job may take to obey TERM before KILL. Default: 0.5 s.
+    #[must_use]
+    pub fn kill_grace(mut self, grace: Duration) -> Self {
+        self.kill_grace = grace;
+        self
+    }
+
+    /// Where jobs without `cd` run and relative paths begin. Default: the current directory.
+    #[must_use]
+    pub fn work_dir(mut self, dir: impl Into<PathBuf>) -> Self {
+        self.work_dir = Some(dir.into());
+        self
+    }
+
+    /// The controller, as its engine connection file has it.
+    #[must_use]
+    pub fn connection(mut self, connection: EngineConnection) -> Self {
+        self.connection = Some(connection);
+        self
+    }
+
+    /// The controller's engine connection file.
+    #[must_use]
+    pub fn connection_file(mut self, path: impl Into<PathBuf>) -> Self {
+        self.file = Some(path.into());
+        self
+    }
+
+    /// The profile where the connection file is. Default: as `ipengine` without options finds it.
+    #[must_use]
+    pub fn profile(mut self, profile: Profile) -> Self {
+        self.profile = Some(profile);
+        self
+    }
+
+    /// How long to wait for the connection file to appear. Default: 10 s.
+    #[must_use]
+    pub fn wait(mut self, wait: Duration) -> Self {
+        self.wait = wait;
+        self
+    }
+
+    /// Whether SIGINT and SIGTERM make the engine leave (a second one: at once). Default: yes.
+    #[must_use]
+    pub fn handle_signals(mut self, yes: bool) -> Self {
+        self.signals = yes;
+        self
+    }
+
+    fn controller(&self) -> Result<Controller, EngineError> {
+        if let Some(connection) = &self.connection {
+            return Ok(Controller::new(connection.clone(), Source::Given)?);
+        }
+        if let Some(file) = &self.file {
+            return Ok(connect::from_file(file, self.wait)?);
+        }
+        if self.profile.is_none()
+            && let Some(controller) = connect::from_environment()?
+        {
+            return Ok(controller);
+        }
+        let profile = match &self.profile {
+            Some(profile) => profile.clone(),
+            None => Profile::find(None, None, None)?,
+        };
+        profile.create()?;
+        Ok(connect::from_file(
+            &profile.connection_file(Role::Engine),
+            self.wait,
+        )?)
+    }
+
+    /// Finds the controller and gets everything ready; nothing is served yet.
+    ///
+    /// # Errors
+    /// [`EngineError`] saying what is missing.
+    pub fn build(self) -> Result<Engine, EngineError> {
+        let count = self.engines;
+        socket::raise_descriptors(count as u64 * DESCRIPTORS_EACH + 64).map_err(|error| {
+            EngineError::Descriptors(format!("{count} engines in one process: {error}"))
+        })?;
+        let work_dir = match &self.work_dir {
+            Some(dir) => dir.canonicalize(),
+            None => std::env::current_dir(),
+        }
+        .map_err(|source| EngineError::WorkDir {
+            path: self.work_dir.clone().unwrap_or_else(|| ".".into()),
+            source,
+        })?;
+        let controller = self.controller()?;
+
+        // Before any thread and any other process: who ends the jobs, whatever becomes of us.
+        let limits = Limits::detect();
+        let slate =
+            Slate::new(count).map_err(|error| system("memory for the slate")(error.into()))?;
+        let id = uuid::Uuid::new_v4().to_string();
+        let uuids: Vec<String> = (0..count)
+            .map(|_| uuid::Uuid::new_v4().to_string())
+            .collect();
+        let mut reaper = Reaper::start(&slate, &id, uuids.clone(), self.kill_grace)
+            .map_err(system("the reaper"))?;
+        reaper.tell(&controller.for_reaper());
+
+        let (write, read) = UnixStream::pair().map_err(system("descriptors"))?;
+        if self.signals {
+            take_signals(&write).map_err(system("signal handlers"))?;
+        }
+        let (waker, wake) = wake::pair().map_err(system("descriptors"))?;
+        let files = FileHost {
+            host: host::node(),
+            work_dir,
+            cache: Cache::find(),
+        };
+        let process = Process::new(
+            self.functions,
+            files,
+            std::env::temp_dir(),
+            Warden::new(self.kill_grace),
+            limits,
+            slate,
+            reaper::mark(&id),
+            waker,
+        );
+        *process
+            .reaper
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner) = Some(reaper);
+        let process = Arc::new(process);
+        let mut seats = Vec::with_capacity(count);
+        for (index, uuid) in uuids.into_iter().enumerate() {
+            let session = controller.session(&uuid)?;
+            seats.push(Arc::new(Seat::new(index, uuid, session)));
+        }
+        tracing::info!(
+            "{count} engine(s) on {}, controller {} ({})",
+            process.files.host,
+            controller.address(),
+            controller.source
+        );
+        let server = Server::new(
+            self.settings,
+            process.clone(),
+            seats,
+            controller,
+            wake,
+            read,
+        )?;
+        Ok(Engine {
+            server,
+            process,
+            stop: Handle(Arc::new(write)),
+        })
+    }
+
+    /// [`build`](Self::build), then [`Engine::run`].
+    ///
+    /// # Errors
+    /// As both.
+    pub fn run(self) -> Result<(), EngineError> {
+        self.build()?.run()
+    }
+}
+
+/// Signals become bytes on a socket that the server polls.
+fn take_signals(write: &UnixStream) -> std::io::Result<()> {
+    use signal_hook::{consts, low_level::pipe};
+    use std::io::IsTerminal;
+    for signal in [consts::SIGINT, consts::SIGTERM] {
+        pipe::register(signal, write.try_clone()?)?;
+    }
+    if std::io::stdin().is_terminal() {
+        pipe::register(consts::SIGHUP, write.try_clone()?)?;
+    } else {
+        // Started over a connection that may break and come back: the grace period decides.
+        signal_hook::flag::register(consts::SIGHUP, Arc::default())?;
+    }
+    Ok(())
+}

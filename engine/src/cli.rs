@@ -1,0 +1,175 @@
+//! The command line of `ipengine`.
+
+use std::{io::Write, path::PathBuf, process::ExitCode, time::Duration};
+
+use clap::{CommandFactory, Parser};
+use clap_complete::Shell;
+use ipbroker_engine::{Engine, EngineError, protocol::profile::Profile};
+use tracing::level_filters::LevelFilter;
+
+use crate::gateway::{self, Wanted, WayError};
+
+const EXAMPLES: &str = "\
+Examples:
+  ipengine                                  one engine for the controller of the default profile
+  ipengine -n 8 --tags rack7,gpu            eight engines that tasks may choose by tag
+  ipengine --file ipcontroller-engine.json  the controller that this file describes";
+
+/// Runs tasks of ipbroker's controller: N engines in one process.
+#[derive(Debug, Parser)]
+#[command(name = "ipengine", version, about, after_help = EXAMPLES)]
+struct Options {
+    /// How many engines; each runs one task at a time
+    #[arg(short = 'n', long = "engines", value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..))]
+    engines: u16,
+    /// Name of the profile: $IPYTHONDIR/profile_NAME
+    #[arg(long, value_name = "NAME")]
+    profile: Option<String>,
+    /// The profile directory itself
+    #[arg(long, value_name = "DIR")]
+    profile_dir: Option<PathBuf>,
+    /// Which of several clusters in the profile
+    #[arg(long, value_name = "ID")]
+    cluster_id: Option<String>,
+    /// The controller's connection file, ipcontroller-engine.json (`-`: standard input); else $IPP_CONNECTION_INFO may hold
+    /// its text
+    #[arg(long, value_name = "FILE")]
+    file: Option<PathBuf>,
+    /// Reach the controller through this SSH server, and read the connection file there
+    #[arg(long, value_name = "[USER@]HOST")]
+    ssh: Option<String>,
+    /// Trust the key of an SSH server seen for the first time
+    #[arg(long)]
+    accept_new: bool,
+    /// Seconds to wait for the connection file to appear
+    #[arg(long, value_name = "S", default_value_t = 10.0, value_parser = seconds)]
+    wait: f64,
+    /// Seconds that the controller may be away before the engines leave
+    #[arg(long, value_name = "S", default_value_t = 60.0, value_parser = seconds)]
+    grace: f64,
+    /// Tags by which tasks choose engines
+    #[arg(long, value_name = "TAG,…", value_delimiter = ',')]
+    tags: Vec<String>,
+    /// Further names by which jobs may name this host
+    #[arg(long, value_name = "NAME,…", value_delimiter = ',')]
+    alias: Vec<String>,
+    /// The id that the first engine asks for
+    #[arg(long, value_name = "ID")]
+    id: Option<u32>,
+    /// Where jobs without a directory run
+    #[arg(long, value_name = "DIR")]
+    work_dir: Option<PathBuf>,
+    /// How much to log: DEBUG, INFO, WARN, ERROR, CRITICAL, or 10 to 50
+    #[arg(long, value_name = "LEVEL", default_value = "INFO", value_parser = level)]
+    log_level: LevelFilter,
+    /// Print completions for a shell and end
+    #[arg(long, value_name = "SHELL")]
+    completions: Option<Shell>,
+}
+
+fn seconds(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(seconds) if (0.0..1e9).contains(&seconds) => Ok(seconds),
+        _ => Err("a number of seconds, 0 or more".into()),
+    }
+}
+
+fn level(text: &str) -> Result<LevelFilter, String> {
+    Ok(match text.to_ascii_uppercase().as_str() {
+        "TRACE" | "5" => LevelFilter::TRACE,
+        "DEBUG" | "10" => LevelFilter::DEBUG,
+        "INFO" | "20" => LevelFilter::INFO,
+        "WARN" | "WARNING" | "30" => LevelFilter::WARN,
+        "ERROR" | "40" | "CRITICAL" | "50" => LevelFilter::ERROR,
+        _ => return Err("DEBUG, INFO, WARN, ERROR, CRITICAL, or 10, 20, 30, 40, 50".into()),
+    })
+}
+
+pub(crate) fn main() -> ExitCode {
+    let options = Options::parse();
+    if let Some(shell) = options.completions {
+        clap_complete::generate(
+            shell,
+            &mut Options::command(),
+            "ipengine",
+            &mut std::io::stdout(),
+        );
+        return ExitCode::SUCCESS;
+    }
+    tracing_subscriber::fmt()
+        // Who logs to a connection or terminal that is gone must live on: the default is to panic.
+        .log_internal_errors(false)
+        .with_max_level(options.log_level)
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))
+        .with_target(false)
+        .init();
+    match run(options) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            let _ = writeln!(std::io::stderr(), "ipengine: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Why the program ended.
+#[derive(Debug, thiserror::Error)]
+enum RunError {
+    #[error(transparent)]
+    Engine(#[from] EngineError),
+    #[error(transparent)]
+    Way(#[from] WayError),
+}
+
+fn run(mut options: Options) -> Result<(), RunError> {
+    let way = gateway::find(&Wanted {
+        file: options.file.as_deref(),
+        profile: options.profile.as_deref(),
+        profile_dir: options.profile_dir.as_deref(),
+        cluster_id: options.cluster_id.as_deref(),
+        ssh: options.ssh.as_deref(),
+        accept_new: options.accept_new,
+    })?;
+    if matches!(way, Some((_, Some(_)))) && options.alias.is_empty() {
+        // Through a tunnel the controller is on loopback, but this host is not `localhost` to its clients.
+        options.alias.push(host_name());
+    }
+    let mut builder = Engine::builder()
+        .engines(options.engines.into())
+        .tags(options.tags)
+        .host_aliases(options.alias)
+        .first_id(options.id)
+        .grace(Duration::from_secs_f64(options.grace))
+        .wait(Duration::from_secs_f64(options.wait));
+    if let Some(dir) = options.work_dir {
+        builder = builder.work_dir(dir);
+    }
+    // Open for as long as the engines run.
+    let mut _tunnel = None;
+    if let Some((connection, forwards)) = way {
+        builder = builder.connection(connection);
+        _tunnel = forwards;
+    } else if let Some(file) = options.file {
+        builder = builder.connection_file(file);
+    } else if options.profile.is_some()
+        || options.profile_dir.is_some()
+        || options.cluster_id.is_some()
+    {
+        let profile = Profile::find(
+            options.profile.as_deref(),
+            options.profile_dir.as_deref(),
+            options.cluster_id.as_deref(),
+        )
+        .map_err(EngineError::from)?;
+        builder = builder.profile(profile);
+    }
+    Ok(builder.run()?)
+}
+
+fn host_name() -> String {
+    rustix::system::uname()
+        .nodename()
+        .to_string_lossy()
+        .into_owned()
+}

@@ -1,0 +1,132 @@
+//! What runs tasks: one executor a kind, behind one small trait.
+
+mod array;
+mod command;
+mod function;
+mod require;
+mod worker;
+
+use ipbroker_protocol::{message::ErrorContent, session::Packer, zmq::Message};
+
+pub(crate) use worker::{execute, start_worker};
+
+use crate::{
+    job::Stop,
+    process::Process,
+    seat::Seat,
+    task::{Kind, Task},
+};
+
+/// How one member ended, as the scheduler sees it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Verdict {
+    /// Well.
+    Ok,
+    /// It failed: an error, or a command that ended with a code other than 0.
+    Failed,
+    /// It was aborted.
+    Aborted,
+    /// This engine lacks what it needs.
+    Unmet,
+}
+
+impl Verdict {
+    /// As in the metadata of a reply.
+    pub(crate) fn status(self) -> &'static str {
+        match self {
+            Self::Ok => "ok",
+            Self::Failed | Self::Unmet => "error",
+            Self::Aborted => "aborted",
+        }
+    }
+
+    /// As in the list of an array reply's failed members.
+    pub(crate) fn word(self) -> &'static str {
+        match self {
+            Self::Ok => "ok",
+            Self::Failed => "error",
+            Self::Aborted => "aborted",
+            Self::Unmet => "unmet",
+        }
+    }
+}
+
+/// Runs the members of one task.
+pub(crate) trait Executor {
+    /// Runs one member and appends its packed outcome to `out`: an error map, or [what this kind returns](Self::content).
+    fn run(&mut self, index: u64, out: &mut Vec<u8>) -> Verdict;
+
+    /// Appends the outcome of a member that was never run.
+    fn refuse(&self, error: &ErrorContent, out: &mut Vec<u8>);
+
+    /// Whether what [`run`](Self::run) appends on [`Verdict::Ok`] is a reply's content; else it is its first buffer.
+    fn content(&self) -> bool;
+
+    /// Buffers beside the content.
+    fn buffers(&mut self) -> Vec<Message> {
+        Vec::new()
+    }
+
+    /// How many members may be claimed at once while they take no time.
+    fn stride(&self) -> u64 {
+        1
+    }
+}
+
+/// The executor of a task, or why it cannot be run. Single outcomes are packed by `packer`, those of arrays always as
+/// MessagePack.
+pub(crate) fn executor<'a>(
+    process: &'a Process,
+    seat: &'a Seat,
+    task: &'a Task,
+    packer: Packer,
+) -> Result<Box<dyn Executor + 'a>, Box<ErrorContent>> {
+    let packer = if task.wants.range.is_some() {
+        Packer::Msgpack
+    } else {
+        packer
+    };
+    let session = seat.session();
+    match task.kind {
+        Kind::Function => Ok(Box::new(function::Functions::new(
+            process, seat, task, &session, packer,
+        )?)),
+        Kind::Command => Ok(Box::new(command::Commands::new(
+            process, seat, task, &session, packer,
+        )?)),
+    }
+}
+
+/// The error of a task that was stopped, or never run, for this reason.
+pub(crate) fn stopped(stop: &Stop, seat: &Seat, host: &str) -> (Verdict, ErrorContent) {
+    match stop {
+        Stop::Aborted => (
+            Verdict::Aborted,
+            ErrorContent::new("TaskAborted", "the task was aborted"),
+        ),
+        Stop::TimeLimit(seconds) => (
+            Verdict::Failed,
+            ErrorContent::new(
+                "TimeLimit",
+                format!("{host}: stopped after its time limit of {seconds} s"),
+            ),
+        ),
+        Stop::MemoryLimit { limit, used } => (
+            Verdict::Failed,
+            ErrorContent::new(
+                "MemoryLimit",
+                format!("{host}: killed: it used {used} bytes, its limit is {limit}"),
+            ),
+        ),
+        Stop::EngineLeaves(why) => (
+            Verdict::Failed,
+            ErrorContent::new(
+                "EngineError",
+                format!(
+                    "engine {} on {host} left while it ran this task: {why}",
+                    seat.id()
+                ),
+            ),
+        ),
+    }
+}

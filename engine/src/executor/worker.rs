@@ -1,0 +1,336 @@
+//! The thread that works for one logical engine.
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use ipbroker_protocol::{
+    array::member_id, message::ErrorContent, session::Session, time, zmq::Message,
+};
+use jiff::Timestamp;
+use serde::Serialize;
+use serde_json::json;
+
+use super::{Executor, Verdict, array::Outcomes, executor, stopped};
+use crate::{
+    job::Stop,
+    process::{Channel, Outgoing, Process},
+    seat::{Claim, Seat},
+    task::{Kind, Task, Via},
+};
+
+/// How long outcomes of an array wait for more of them.
+const FLUSH: Duration = Duration::from_millis(10);
+
+/// Bytes of outcomes that do not wait.
+const FLUSH_BYTES: usize = 4 << 20;
+
+/// Starts the thread of a logical engine; it ends when the engine leaves.
+pub(crate) fn start_worker(process: Arc<Process>, seat: Arc<Seat>) -> std::io::Result<()> {
+    std::thread::Builder::new()
+        .name(format!("engine-{}", seat.index))
+        .spawn(move || {
+            while let Some(task) = seat.next() {
+                execute(&process, &seat, task, &mut |message| {
+                    process.outbox.push(message)
+                });
+                seat.done();
+            }
+            // Whoever waits for us to end looks again.
+            process.outbox.wake();
+        })?;
+    Ok(())
+}
+
+/// Runs the task at work and hands over its replies.
+pub(crate) fn execute(process: &Process, seat: &Seat, task: Task, send: &mut dyn FnMut(Outgoing)) {
+    let session = seat.session();
+    let clock = Clock {
+        from: Instant::now(),
+        started: process.now(),
+    };
+    let reply = Reply {
+        process,
+        seat,
+        session: &session,
+        task: &task,
+    };
+    let mut own = executor(process, seat, &task, session.packer);
+    if task.wants.range.is_some() {
+        array(&reply, own.as_deref_mut().map_err(|error| &**error), send);
+        return;
+    }
+    let mut out = Vec::new();
+    let (verdict, content, buffers) = match (seat.claim(1), &mut own) {
+        (Claim::Run(..), Ok(executor)) => {
+            process.slate.started(seat.index, [task.msg_id.as_str()]);
+            let verdict = executor.run(0, &mut out);
+            if executor.content() || verdict != Verdict::Ok {
+                (verdict, out, executor.buffers())
+            } else {
+                (
+                    verdict,
+                    session.pack(&json!({"status": "ok"})),
+                    vec![Message::from(out)],
+                )
+            }
+        }
+        (Claim::Run(..), Err(error)) => (Verdict::Failed, session.pack(&**error), Vec::new()),
+        (Claim::Aborted(..), Ok(executor)) => {
+            executor.refuse(
+                &stopped(&Stop::Aborted, seat, &process.files.host).1,
+                &mut out,
+            );
+            (Verdict::Aborted, out, Vec::new())
+        }
+        (Claim::Aborted(..), Err(_)) => {
+            let error = stopped(&Stop::Aborted, seat, &process.files.host).1;
+            (Verdict::Aborted, session.pack(&error), Vec::new())
+        }
+        // Given back in the meantime.
+        (Claim::Done, _) => return,
+    };
+    let elapsed = clock.from.elapsed();
+    send(reply.message(
+        &Outcome {
+            verdict,
+            clock,
+            elapsed,
+            range: None,
+            failed: &[],
+            same: false,
+        },
+        &content,
+        buffers,
+    ));
+}
+
+/// Runs the members of an array.
+fn array(
+    reply: &Reply<'_>,
+    executor: Result<&mut (dyn Executor + '_), &ErrorContent>,
+    send: &mut dyn FnMut(Outgoing),
+) {
+    let Reply {
+        process,
+        seat,
+        task,
+        session,
+    } = reply;
+    let (lo, _) = task.wants.range.unwrap_or_default();
+    let mut outcomes = Outcomes::new(lo);
+    let mut clock = Clock {
+        from: Instant::now(),
+        started: process.now(),
+    };
+    let mut out = Vec::new();
+    let mut stride = 1;
+    let refused = executor.as_ref().err().map(|error| (*error).clone());
+    let mut executor = executor.ok();
+    loop {
+        let claim = seat.claim(stride);
+        let due = clock.from.elapsed() >= FLUSH
+            || outcomes.bytes() >= FLUSH_BYTES
+            || claim == Claim::Done;
+        if due && outcomes.count > 0 {
+            let hi = outcomes.lo + outcomes.count;
+            seat.answered(hi);
+            send(reply.range(&mut outcomes, clock));
+            outcomes = Outcomes::new(hi);
+            clock = Clock {
+                from: Instant::now(),
+                started: process.now(),
+            };
+        }
+        let from = Instant::now();
+        let mut add = |value: &[u8], verdict| {
+            // A value too large for the table of offsets is told as an error in its place.
+            if let Err(error) = outcomes.push(value, verdict) {
+                let error = ErrorContent::new("ValueError", error.to_string());
+                let _ = outcomes.push(
+                    &rmp_serde::to_vec_named(&error).unwrap_or_default(),
+                    Verdict::Failed,
+                );
+            }
+        };
+        match (claim, &mut executor, &refused) {
+            (Claim::Done, ..) => return,
+            (Claim::Run(lo, hi), Some(executor), _) => {
+                process
+                    .slate
+                    .started(seat.index, [slate_id(&task.msg_id, lo, hi).as_str()]);
+                for index in lo..hi {
+                    out.clear();
+                    let verdict = executor.run(index, &mut out);
+                    add(&out, verdict);
+                }
+                stride = if from.elapsed() < FLUSH / 10 {
+                    (stride * 4).min(executor.stride())
+                } else {
+                    (stride / 4).max(1)
+                };
+            }
+            (Claim::Run(lo, hi), None, error) => {
+                let error = error.clone().unwrap_or_default();
+                for _ in lo..hi {
+                    add(
+                        &rmp_serde::to_vec_named(&error).unwrap_or_default(),
+                        Verdict::Failed,
+                    );
+                }
+                stride = u64::MAX;
+            }
+            (Claim::Aborted(lo, hi), executor, _) => {
+                out.clear();
+                let error = stopped(&Stop::Aborted, seat, &process.files.host).1;
+                match executor {
+                    Some(executor) => executor.refuse(&error, &mut out),
+                    None => out.extend_from_slice(&session.pack(&error)),
+                }
+                for _ in lo..hi {
+                    add(&out, Verdict::Aborted);
+                }
+            }
+        }
+    }
+}
+
+/// How the slate names members: `MSGID:INDEX`, or `MSGID:LO-HI` for several.
+fn slate_id(msg_id: &str, lo: u64, hi: u64) -> String {
+    if hi == lo + 1 {
+        member_id(msg_id, lo)
+    } else {
+        format!("{msg_id}:{lo}-{hi}")
+    }
+}
+
+/// When something began.
+#[derive(Debug, Clone, Copy)]
+struct Clock {
+    from: Instant,
+    started: Timestamp,
+}
+
+struct Outcome<'a> {
+    verdict: Verdict,
+    clock: Clock,
+    elapsed: Duration,
+    range: Option<(u64, u64)>,
+    failed: &'a [(u64, String)],
+    same: bool,
+}
+
+/// Metadata of a reply; the keys are those of [`ipbroker_protocol::message::Reply`], and the peer's for broadcasts.
+#[derive(Serialize)]
+struct Metadata<'a> {
+    status: &'a str,
+    engine: &'a str,
+    engine_id: u32,
+    host: &'a str,
+    started: String,
+    completed: String,
+    duration: f64,
+    dependencies_met: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    range: Option<(u64, u64)>,
+    #[serde(skip_serializing_if = "<[_]>::is_empty")]
+    failed: &'a [(u64, String)],
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    same: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    attempt: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    is_broadcast: Option<bool>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    is_coalescing: Option<bool>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    original_msg_id: Option<&'a str>,
+}
+
+/// Puts replies to one task together.
+struct Reply<'a> {
+    process: &'a Process,
+    seat: &'a Seat,
+    session: &'a Session,
+    task: &'a Task,
+}
+
+impl Reply<'_> {
+    fn range(&self, outcomes: &mut Outcomes, clock: Clock) -> Outgoing {
+        let outcomes = std::mem::replace(outcomes, Outcomes::new(0));
+        let range = Some((outcomes.lo, outcomes.lo + outcomes.count));
+        let failed = outcomes.failed.clone();
+        let verdict = if failed.is_empty() {
+            Verdict::Ok
+        } else {
+            Verdict::Failed
+        };
+        let (buffers, same) = outcomes.into_buffers();
+        let content = self.session.pack(&json!({"status": verdict.status()}));
+        let elapsed = clock.from.elapsed();
+        self.message(
+            &Outcome {
+                verdict,
+                clock,
+                elapsed,
+                range,
+                failed: &failed,
+                same,
+            },
+            &content,
+            buffers,
+        )
+    }
+
+    fn message(&self, outcome: &Outcome<'_>, content: &[u8], buffers: Vec<Message>) -> Outgoing {
+        let Self {
+            process,
+            seat,
+            session,
+            task,
+        } = self;
+        let completed = time::shifted(outcome.clock.started, outcome.elapsed.as_secs_f64());
+        let metadata = Metadata {
+            status: outcome.verdict.status(),
+            engine: &seat.uuid,
+            engine_id: seat.id(),
+            host: &process.files.host,
+            started: time::utc(outcome.clock.started),
+            completed: time::utc(completed),
+            duration: outcome.elapsed.as_secs_f64(),
+            dependencies_met: outcome.verdict != Verdict::Unmet,
+            range: outcome.range,
+            failed: outcome.failed,
+            same: outcome.same,
+            attempt: task.wants.attempt,
+            is_broadcast: task.wants.is_broadcast,
+            is_coalescing: task.wants.is_coalescing,
+            original_msg_id: task.wants.original_msg_id.as_deref(),
+        };
+        let msg_type = match task.kind {
+            Kind::Command => "command_reply",
+            Kind::Function => "function_reply",
+        };
+        let header = session.pack(&session.header(msg_type));
+        let metadata = session.pack(&metadata);
+        let identities = task
+            .envelope
+            .identities()
+            .iter()
+            .map(|identity| Message::from(&identity[..]))
+            .collect();
+        let message = session.packed(
+            identities,
+            [&header, task.envelope.header(), &metadata, content],
+            buffers,
+        );
+        let (lo, hi) = outcome.range.unwrap_or((0, 1));
+        Outgoing {
+            seat: seat.index,
+            channel: Channel::Shell,
+            frames: message.into_frames(),
+            answers: (task.via == Via::Task).then(|| (task.msg_id.clone(), lo, hi)),
+        }
+    }
+}

@@ -1,0 +1,93 @@
+//! Inputs put into place before a job, outputs fetched after it, and its scratch directory.
+
+use std::{
+    fs,
+    os::unix::fs::PermissionsExt,
+    path::{Path, PathBuf},
+};
+
+use ipbroker_protocol::{message::Staged, zmq::Message};
+
+use super::{Cache, FileError};
+
+/// A directory of a job's own; it goes with the job.
+#[derive(Debug)]
+pub(crate) struct Scratch(tempfile::TempDir);
+
+impl Scratch {
+    /// Makes one in `parent`.
+    pub(crate) fn new(parent: &Path) -> Result<Self, FileError> {
+        tempfile::Builder::new()
+            .prefix("ipbroker-job-")
+            .tempdir_in(parent)
+            .map(Self)
+            .map_err(FileError::io("make a scratch directory in", parent))
+    }
+
+    /// Where it is.
+    pub(crate) fn path(&self) -> &Path {
+        self.0.path()
+    }
+}
+
+/// Puts a job's inputs into `dir`: from the message's buffers, which the cache keeps, or from the cache.
+pub(crate) fn place(
+    cache: &Cache,
+    dir: &Path,
+    put: &[Staged],
+    buffers: &[Message],
+) -> Result<(), FileError> {
+    for input in put {
+        let path = dir.join(&input.path);
+        if let Some(parent) = path.parent() {
+            fs::create_dir_all(parent).map_err(FileError::io("make", parent))?;
+        }
+        if let Some(index) = input.buffer {
+            let bytes = buffers.get(index).ok_or_else(|| {
+                FileError::Request(format!(
+                    "input {}: the message has no buffer {index}",
+                    input.path
+                ))
+            })?;
+            // Without a hash nobody can ask for it again.
+            if !input.sha256.is_empty() {
+                cache.store(&input.sha256, 0, bytes, true)?;
+            }
+            fs::write(&path, &bytes[..]).map_err(FileError::io("write", &path))?;
+        } else {
+            cache.copy(&input.sha256, &path)?;
+        }
+        let mode = if input.mode == 0 {
+            0o644
+        } else {
+            input.mode & 0o7777
+        };
+        fs::set_permissions(&path, fs::Permissions::from_mode(mode))
+            .map_err(FileError::io("change", &path))?;
+    }
+    Ok(())
+}
+
+/// Reads a job's outputs in `dir`, in their order; a missing one is an empty buffer, and the first error is returned
+/// beside.
+pub(crate) fn collect(dir: Option<&Path>, get: &[String]) -> (Vec<Message>, Option<FileError>) {
+    let mut failed = None;
+    let buffers = get
+        .iter()
+        .map(|path| {
+            let path = dir.map_or_else(|| PathBuf::from(path), |dir| dir.join(path));
+            match fs::read(&path) {
+                Ok(bytes) => Message::from(bytes),
+                Err(source) => {
+                    failed.get_or_insert(FileError::Io {
+                        what: "fetch",
+                        path,
+                        source,
+                    });
+                    Message::new()
+                }
+            }
+        })
+        .collect();
+    (buffers, failed)
+}

@@ -1,0 +1,156 @@
+//! A controller that is described on standard input, or reached through an SSH server.
+
+use std::{
+    io::{self, Read},
+    path::Path,
+};
+
+use ipbroker_engine::{
+    CONNECTION_INFO,
+    protocol::{
+        connection::{self, ConnectionError, EngineConnection},
+        profile::{Profile, ProfileError, Role},
+        ssh::{Forwards, Gateway, Settings, SshError},
+    },
+};
+
+/// Why there is no way to the controller.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum WayError {
+    /// A connection file is none.
+    #[error(transparent)]
+    Connection(#[from] ConnectionError),
+    /// There is no profile directory.
+    #[error(transparent)]
+    Profile(#[from] ProfileError),
+    /// The way through the server fails.
+    #[error(transparent)]
+    Ssh(#[from] SshError),
+    /// Standard input cannot be read.
+    #[error("standard input: {0}")]
+    Input(io::Error),
+    /// What was given as text is no connection file.
+    #[error("{origin} is not a controller's connection file: {source}")]
+    Text {
+        /// Where it was.
+        origin: String,
+        /// What is wrong.
+        source: serde_json::Error,
+    },
+    /// Neither here nor there.
+    #[error(
+        "{server} has no connection file {file}: is a controller running there? Or name a local one with --file"
+    )]
+    Missing {
+        /// The server.
+        server: String,
+        /// The file looked for.
+        file: String,
+    },
+}
+
+/// What the command line says.
+pub(crate) struct Wanted<'a> {
+    pub(crate) file: Option<&'a Path>,
+    pub(crate) profile: Option<&'a str>,
+    pub(crate) profile_dir: Option<&'a Path>,
+    pub(crate) cluster_id: Option<&'a str>,
+    pub(crate) ssh: Option<&'a str>,
+    pub(crate) accept_new: bool,
+}
+
+/// A connection that must not be looked up as usual, and the open tunnel that it leads through.
+pub(crate) type Way = (EngineConnection, Option<Forwards>);
+
+/// Finds the way; none: the connection file alone is enough.
+pub(crate) fn find(wanted: &Wanted<'_>) -> Result<Option<Way>, WayError> {
+    let stdin = wanted.file == Some(Path::new("-"));
+    let here = here(wanted, stdin)?;
+    let server = wanted
+        .ssh
+        .or(here.as_ref().and_then(|c| c.common.gateway()))
+        .map(str::to_owned);
+    let Some(server) = server else {
+        return Ok(here.filter(|_| stdin).map(|connection| (connection, None)));
+    };
+    let gateway = Gateway::connect(Settings::load(None)?.accept_new(wanted.accept_new), &server)?;
+    let mut connection = match here {
+        Some(connection) => connection,
+        None => there(wanted, &gateway, &server)?,
+    };
+    let forwards = gateway.engine(&mut connection)?;
+    Ok(Some((connection, Some(forwards))))
+}
+
+/// The connection as far as this host knows it. With --ssh only what was named counts: a profile's file may be an old copy.
+fn here(wanted: &Wanted<'_>, stdin: bool) -> Result<Option<EngineConnection>, WayError> {
+    let parse = |text: &str, origin: &str| {
+        serde_json::from_str(text).map_err(|source| WayError::Text {
+            origin: origin.to_owned(),
+            source,
+        })
+    };
+    if stdin {
+        let mut text = String::new();
+        io::stdin()
+            .read_to_string(&mut text)
+            .map_err(WayError::Input)?;
+        return parse(&text, "standard input").map(Some);
+    }
+    if let Some(file) = wanted.file {
+        return if file.exists() {
+            Ok(Some(connection::load(file)?))
+        } else {
+            Ok(None)
+        };
+    }
+    let named =
+        wanted.profile.is_some() || wanted.profile_dir.is_some() || wanted.cluster_id.is_some();
+    match std::env::var(CONNECTION_INFO) {
+        Ok(text) if !text.is_empty() && !named => return parse(&text, CONNECTION_INFO).map(Some),
+        _ => {}
+    }
+    if wanted.ssh.is_some() {
+        return Ok(None);
+    }
+    let file = Profile::find(wanted.profile, wanted.profile_dir, wanted.cluster_id)?
+        .connection_file(Role::Engine);
+    // One that is not there yet is waited for later; one that is broken is told of there.
+    Ok(connection::load(&file).ok())
+}
+
+/// The connection file on the server.
+fn there(
+    wanted: &Wanted<'_>,
+    gateway: &Gateway,
+    server: &str,
+) -> Result<EngineConnection, WayError> {
+    let local = Profile::find(wanted.profile, wanted.profile_dir, wanted.cluster_id)?
+        .connection_file(Role::Engine);
+    let name = wanted
+        .file
+        .unwrap_or(&local)
+        .file_name()
+        .map(|n| n.to_string_lossy().into_owned())
+        .unwrap_or_default();
+    let dir = match wanted.file {
+        Some(file) => Some(file.parent().unwrap_or(Path::new(".")).to_owned()),
+        None => wanted.profile_dir.map(|dir| dir.join("security")),
+    };
+    let file = if dir.is_some() {
+        name
+    } else {
+        format!("security/{name}")
+    };
+    match gateway.fetch(dir.as_deref(), wanted.profile.unwrap_or("default"), &file)? {
+        Some(bytes) => serde_json::from_slice(&bytes).map_err(|source| WayError::Text {
+            origin: format!("{server}:{file}"),
+            source,
+        }),
+        None if wanted.file.is_none() && local.exists() => Ok(connection::load(&local)?),
+        None => Err(WayError::Missing {
+            server: server.to_owned(),
+            file,
+        }),
+    }
+}

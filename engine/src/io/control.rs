@@ -1,0 +1,168 @@
+//! What comes by the control socket: it is answered while a task runs.
+
+use ipbroker_protocol::{
+    envelope::Envelope,
+    message::{AbortRequest, types},
+    session::Session,
+    value::AnyMap,
+    zmq::Message,
+};
+use rustix::process::Signal;
+use serde_json::{Value, json};
+
+use super::{Server, shell::copy};
+use crate::process::{Channel, Outgoing};
+
+impl Server {
+    /// Takes a control message.
+    pub(super) fn control(&mut self, seat: usize, frames: Vec<Message>) {
+        let Some((session, envelope, msg_type, _)) = self.open("control channel", seat, frames)
+        else {
+            return;
+        };
+        match msg_type.as_str() {
+            types::ABORT_REQUEST => self.abort(seat, &session, &envelope),
+            types::GIVE_BACK_REQUEST => self.give_back(seat, &session, &envelope),
+            types::REPLY_ACK => self.acknowledge(seat, &session, &envelope),
+            types::SIGNAL_REQUEST => self.deliver(seat, &session, &envelope),
+            "clear_request" => {
+                self.seats[seat].values.clear();
+                self.answer(
+                    seat,
+                    &session,
+                    &envelope,
+                    "clear_reply",
+                    &json!({"status": "ok"}),
+                );
+            }
+            types::SHUTDOWN_REQUEST => {
+                let AnyMap(content) = session.unpack(envelope.content()).unwrap_or_default();
+                let restart = content
+                    .get("restart")
+                    .cloned()
+                    .unwrap_or(Value::Bool(false));
+                let reply = json!({"status": "ok", "restart": restart});
+                self.answer(seat, &session, &envelope, types::SHUTDOWN_REPLY, &reply);
+                self.publish(
+                    seat,
+                    "shutdown",
+                    types::SHUTDOWN_REPLY,
+                    Some(envelope.header()),
+                    &reply,
+                );
+                self.leave_one(seat, "it was told to shut down");
+            }
+            other => self.refuse(Channel::Control, seat, &session, &envelope, other),
+        }
+    }
+
+    /// Aborts tasks. The scheduler sends this by the shell socket and needs no answer; clients do.
+    pub(super) fn abort(&mut self, seat: usize, session: &Session, envelope: &Envelope) {
+        // The peer allows a single id for a list of them.
+        let AnyMap(mut content) = session.unpack(envelope.content()).unwrap_or_default();
+        if let Some(id @ Value::String(_)) = content.get("msg_ids").cloned() {
+            content.insert("msg_ids".into(), Value::Array(vec![id]));
+        }
+        let request: AbortRequest = match serde_json::from_value(content.into()) {
+            Ok(request) => request,
+            Err(error) => return self.junk.refuse("abort_request", &error),
+        };
+        let ids = request
+            .msg_ids
+            .as_deref()
+            .filter(|ids| !ids.is_empty() && !request.all);
+        self.seats[seat].abort(&self.process.warden, ids, request.kill);
+        self.answer(
+            seat,
+            session,
+            envelope,
+            types::ABORT_REPLY,
+            &json!({"status": "ok"}),
+        );
+    }
+
+    /// Sends a signal to the running task's process group.
+    fn deliver(&mut self, seat: usize, session: &Session, envelope: &Envelope) {
+        let AnyMap(content) = session.unpack(envelope.content()).unwrap_or_default();
+        let wanted = content.get("sig").cloned().unwrap_or_default();
+        let reply = match signal(&wanted) {
+            Some(signal) => {
+                let delivered = self.seats[seat].signal(signal);
+                json!({"status": "ok", "delivered": delivered})
+            }
+            None => json!({
+                "status": "error", "ename": "ValueError", "traceback": [],
+                "evalue": format!("{wanted} is no signal: take a number, or a name such as \"SIGINT\""),
+            }),
+        };
+        self.answer(seat, session, envelope, types::SIGNAL_REPLY, &reply);
+    }
+
+    fn answer(
+        &mut self,
+        seat: usize,
+        session: &Session,
+        request: &Envelope,
+        msg_type: &str,
+        content: &Value,
+    ) {
+        if request.identities().len() < 2 {
+            // From the controller itself.
+            return;
+        }
+        let metadata = json!({"engine": self.seats[seat].uuid});
+        let identities = copy(request.identities());
+        let header = session.header(msg_type);
+        let reply = session.message(
+            identities,
+            &header,
+            Some(request.header()),
+            &metadata,
+            content,
+            Vec::new(),
+        );
+        self.send(Outgoing {
+            seat,
+            channel: Channel::Control,
+            frames: reply.into_frames(),
+            answers: None,
+        });
+    }
+}
+
+/// A signal by number or by name.
+fn signal(value: &Value) -> Option<Signal> {
+    match value {
+        Value::Number(number) => Signal::from_named_raw(i32::try_from(number.as_i64()?).ok()?),
+        Value::String(name) => Some(match name.strip_prefix("SIG").unwrap_or(name) {
+            "INT" => Signal::INT,
+            "TERM" => Signal::TERM,
+            "KILL" => Signal::KILL,
+            "HUP" => Signal::HUP,
+            "QUIT" => Signal::QUIT,
+            "STOP" => Signal::STOP,
+            "CONT" => Signal::CONT,
+            "TSTP" => Signal::TSTP,
+            "USR1" => Signal::USR1,
+            "USR2" => Signal::USR2,
+            "ALRM" => Signal::ALARM,
+            _ => return None,
+        }),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn signals_by_name_and_number() {
+        assert_eq!(signal(&json!("SIGINT")), Some(Signal::INT));
+        assert_eq!(signal(&json!("TERM")), Some(Signal::TERM));
+        assert_eq!(signal(&json!(9)), Some(Signal::KILL));
+        assert_eq!(signal(&json!("SIGNONSENSE")), None);
+        assert_eq!(signal(&json!(-3)), None);
+        assert_eq!(signal(&json!(null)), None);
+    }
+}

@@ -1,0 +1,205 @@
+//! File operations beside the tasks: one thread for all that reads and writes, one for each command.
+
+use std::sync::{
+    Arc, OnceLock,
+    atomic::{AtomicUsize, Ordering},
+};
+
+use crossbeam_channel::{Sender, unbounded};
+use ipbroker_protocol::{
+    envelope::Envelope,
+    message::{Command, CommandResult, FsOp, FsReply, FsRequest, types},
+    session::Session,
+    zmq::Message,
+};
+use serde_json::json;
+
+use crate::{
+    executor::executor,
+    files::FileError,
+    process::{Channel, Outgoing, Process},
+    seat::Seat,
+    task::{Kind, Task},
+};
+
+/// Commands that run at once beside the tasks.
+const COMMANDS: usize = 64;
+
+/// Where file operations are served.
+#[derive(Debug)]
+pub(super) struct Desk {
+    process: Arc<Process>,
+    queue: OnceLock<Sender<Request>>,
+    commands: Arc<AtomicUsize>,
+}
+
+#[derive(Debug)]
+struct Request {
+    envelope: Envelope,
+    request: FsRequest,
+    seat: Arc<Seat>,
+}
+
+impl Desk {
+    pub(super) fn new(process: Arc<Process>) -> Self {
+        Self {
+            process,
+            queue: OnceLock::new(),
+            commands: Arc::default(),
+        }
+    }
+
+    /// Serves a request; the reply goes through the outbox.
+    pub(super) fn serve(&self, seat: &Arc<Seat>, envelope: Envelope) {
+        let seat = seat.clone();
+        let request = match seat.session().unpack::<FsRequest>(envelope.content()) {
+            Ok(request) => request,
+            Err(error) => {
+                let reply = self
+                    .process
+                    .files
+                    .refuse(&FileError::Request(format!("fs_request: {error}")));
+                return answer(&self.process, &seat, &envelope, &reply, None);
+            }
+        };
+        if request.op == FsOp::Run {
+            return self.command(Request {
+                envelope,
+                request,
+                seat,
+            });
+        }
+        let queue = self.queue.get_or_init(|| {
+            let (sender, receiver) = unbounded::<Request>();
+            let process = self.process.clone();
+            let serve = move || {
+                for Request {
+                    envelope,
+                    request,
+                    seat,
+                } in receiver
+                {
+                    let bytes = envelope.buffers().first().map(|buffer| &buffer[..]);
+                    let (reply, buffer) = process.files.serve(&request, bytes);
+                    answer(&process, &seat, &envelope, &reply, buffer);
+                }
+            };
+            if let Err(error) = std::thread::Builder::new()
+                .name("files".into())
+                .spawn(serve)
+            {
+                tracing::error!(%error, "no thread for file operations");
+            }
+            sender
+        });
+        let _ = queue.send(Request {
+            envelope,
+            request,
+            seat,
+        });
+    }
+
+    fn command(&self, request: Request) {
+        let refuse = |request: &Request, why: String| {
+            let reply = self.process.files.refuse(&FileError::Request(why));
+            answer(
+                &self.process,
+                &request.seat,
+                &request.envelope,
+                &reply,
+                None,
+            );
+        };
+        if self.commands.fetch_add(1, Ordering::AcqRel) >= COMMANDS {
+            self.commands.fetch_sub(1, Ordering::AcqRel);
+            return refuse(
+                &request,
+                format!(
+                    "{COMMANDS} commands run beside the tasks already; submit this one as a task"
+                ),
+            );
+        }
+        let (process, commands) = (self.process.clone(), self.commands.clone());
+        let run = move || {
+            let Request {
+                envelope,
+                request,
+                seat,
+            } = request;
+            let session = seat.session();
+            let reply = match run(
+                &process,
+                &session,
+                seat.id(),
+                &request.command.unwrap_or_default(),
+            ) {
+                Ok(result) => FsReply {
+                    status: "ok".into(),
+                    host: process.files.host.clone(),
+                    result: Some(result),
+                    ..FsReply::default()
+                },
+                Err(error) => process.files.refuse(&FileError::Request(error)),
+            };
+            answer(&process, &seat, &envelope, &reply, None);
+            commands.fetch_sub(1, Ordering::AcqRel);
+        };
+        if let Err(error) = std::thread::Builder::new()
+            .name("files-run".into())
+            .spawn(run)
+        {
+            self.commands.fetch_sub(1, Ordering::AcqRel);
+            tracing::error!(%error, "no thread for a command beside the tasks");
+        }
+    }
+}
+
+/// Runs a command as a task would be run, on a seat of its own.
+fn run(
+    process: &Process,
+    session: &Arc<Session>,
+    id: u32,
+    command: &Command,
+) -> Result<CommandResult, String> {
+    let header = session.header(types::COMMAND_REQUEST);
+    let msg_id = header.msg_id.clone();
+    let request = session.message(Vec::new(), &header, None, &json!({}), command, Vec::new());
+    let task =
+        Task::read(session, request, Kind::Command, msg_id).map_err(|error| error.to_string())?;
+    let seat = Seat::new(usize::MAX, session.id.clone(), session.clone());
+    seat.id.store(id, Ordering::Relaxed);
+    let mut executor =
+        executor(process, &seat, &task, session.packer).map_err(|error| error.evalue)?;
+    let mut out = Vec::new();
+    executor.run(0, &mut out);
+    session.unpack(&out).map_err(|error| error.to_string())
+}
+
+fn answer(
+    process: &Process,
+    seat: &Seat,
+    request: &Envelope,
+    reply: &FsReply,
+    buffer: Option<Vec<u8>>,
+) {
+    let session = seat.session();
+    let identities = request
+        .identities()
+        .iter()
+        .map(|identity| Message::from(&identity[..]))
+        .collect();
+    let message = session.message(
+        identities,
+        &session.header(types::FS_REPLY),
+        Some(request.header()),
+        &json!({"status": reply.status, "engine": seat.uuid}),
+        reply,
+        buffer.map(Message::from).into_iter().collect(),
+    );
+    process.outbox.push(Outgoing {
+        seat: seat.index,
+        channel: Channel::Shell,
+        frames: message.into_frames(),
+        answers: None,
+    });
+}

@@ -1,0 +1,239 @@
+//! What an engine and the hub say to each other.
+
+use std::time::{Duration, Instant};
+
+use ipbroker_protocol::{
+    envelope::Envelope,
+    message::{
+        ClockNotice, HeaderRef, Holds, ReceivedNotice, Registration, RegistrationReply, capability,
+        types,
+    },
+    zmq::Message,
+};
+
+use super::Server;
+use crate::{
+    host,
+    process::{Channel, Outgoing},
+};
+
+/// How long an answer to a registration is waited for.
+const ANSWER: Duration = Duration::from_secs(2);
+
+impl Server {
+    /// Asks for the registration of those engines that lack it.
+    pub(super) fn register(&mut self, now: Instant) {
+        // The same for all, and reading it takes longer than all the rest.
+        let mut host = None;
+        for seat in 0..self.seats.len() {
+            let link = &self.links[seat];
+            if link.registered || link.gone || link.leaving.is_some() {
+                continue;
+            }
+            // While there is no connection, the first request waits for it, and more would only pile up. A request to be
+            // registered again says what the engine holds: that must be true when it arrives, not when the connection broke.
+            let due = match link.asked {
+                None => link.id.is_none() || self.pulse.up,
+                Some(asked) => self.pulse.up && now - asked > ANSWER,
+            };
+            if due {
+                self.links[seat].asked = Some(now);
+                let host = host.get_or_insert_with(|| {
+                    let controller = self.controller.connection.common.host();
+                    host::names(&self.settings.aliases, &controller)
+                });
+                let host = host.clone();
+                self.request_registration(seat, host);
+            }
+        }
+    }
+
+    fn request_registration(&mut self, seat: usize, host: Vec<String>) {
+        let holds = self.links[seat].id.map(|_| self.holds(seat));
+        let (engine, link) = (&self.seats[seat], &self.links[seat]);
+        let registration = Registration {
+            uuid: engine.uuid.clone(),
+            id: link
+                .id
+                .or_else(|| self.settings.first_id.map(|id| id + seat as u32)),
+            capabilities: Some(
+                [
+                    capability::COMMAND,
+                    capability::FUNCTION,
+                    capability::ARRAY,
+                    capability::GIVE_BACK,
+                    capability::ACK,
+                    capability::KILL,
+                    capability::FS,
+                ]
+                .map(str::to_owned)
+                .into(),
+            ),
+            functions: self.process.functions.names(),
+            host,
+            pid: Some(std::process::id()),
+            cores: Some(host::cores()),
+            tags: self.settings.tags.clone(),
+            version: Some(env!("CARGO_PKG_VERSION").into()),
+            limits: Some(self.process.limits.name().into()),
+            holds,
+            ..Registration::default()
+        };
+        let message = engine
+            .session()
+            .request(types::REGISTRATION_REQUEST, &registration);
+        self.tell_hub(seat, message);
+    }
+
+    /// All that the engine holds; what is not named is given to another engine. So what the earlier controller has sent is
+    /// taken in first, and what ends just now is still running here or finished already.
+    fn holds(&mut self, seat: usize) -> Holds {
+        while let Ok(true) = self.drain(seat, |net, seat| &net.wires[seat].shell, Self::shell) {}
+        self.announce(seat);
+        let (running, queued) = self.seats[seat].holding();
+        self.flush();
+        Holds {
+            running,
+            finished: self.links[seat].kept.held(),
+            queued,
+        }
+    }
+
+    /// Sends a message to the hub.
+    pub(super) fn tell_hub(&mut self, seat: usize, message: Envelope) {
+        self.send(Outgoing {
+            seat,
+            channel: Channel::Hub,
+            frames: message.into_frames(),
+            answers: None,
+        });
+    }
+
+    /// Takes a message of the hub.
+    pub(super) fn hear_hub(&mut self, seat: usize, frames: Vec<Message>) {
+        let session = self.seats[seat].session();
+        let envelope = match Envelope::parse(frames) {
+            Ok(envelope) => envelope,
+            Err(error) => return self.junk.refuse("registration channel", &error),
+        };
+        if let Err(error) = session.verify(&envelope) {
+            return self.junk.refuse("registration channel", &error);
+        }
+        let header: HeaderRef<'_> = match session.packer.unpack(envelope.header()) {
+            Ok(header) => header,
+            Err(error) => return self.junk.refuse("registration channel", &error),
+        };
+        match &*header.msg_type {
+            types::REGISTRATION_REPLY => {
+                match session.unpack::<RegistrationReply>(envelope.content()) {
+                    Ok(reply) => self.registered(seat, reply),
+                    Err(error) => self.junk.refuse("registration_reply", &error),
+                }
+            }
+            types::CLOCK_NOTICE => match session.unpack::<ClockNotice>(envelope.content()) {
+                Ok(ClockNotice { offset }) => self.process.set_offset(offset),
+                Err(error) => self.junk.refuse("clock_notice", &error),
+            },
+            // Its heart was heard before its first registration arrived.
+            types::REREGISTER_NOTICE if self.links[seat].id.is_none() => {}
+            types::REREGISTER_NOTICE => {
+                tracing::info!(
+                    engine = self.seats[seat].id(),
+                    "the hub asks to register again"
+                );
+                self.links[seat].registered = false;
+                self.links[seat].asked = None;
+                self.register(Instant::now());
+            }
+            other => self.junk.refuse(
+                "registration channel",
+                &format_args!("{other:?} is no message for an engine"),
+            ),
+        }
+    }
+
+    fn registered(&mut self, seat: usize, reply: RegistrationReply) {
+        let (Some(id), "ok") = (reply.id, reply.status.as_str()) else {
+            if self.links[seat].id.is_some() {
+                // It was asked twice, or had not missed us.
+                tracing::debug!(reply.evalue, "not registered again: known already");
+                self.links[seat].registered = true;
+                self.pulse.found();
+                return;
+            }
+            let why = reply.evalue.unwrap_or_else(|| "no reason given".into());
+            let why = format!(
+                "the controller refuses engine {}: {why}",
+                self.seats[seat].uuid
+            );
+            tracing::error!("{why}");
+            self.failed
+                .get_or_insert(super::ServeError::Controller(why.clone()));
+            return self.leave_one(seat, &why);
+        };
+        if let Err(error) = self.net.connect_leaf(seat, id) {
+            tracing::warn!(%error, "no connection to the broadcast leaf");
+        }
+        self.pulse.found();
+        self.pulse.period = Some(Duration::from_millis(reply.hb_period.max(1)));
+        let engine = &self.seats[seat];
+        engine.id.store(id, std::sync::atomic::Ordering::Relaxed);
+        let link = &mut self.links[seat];
+        let again = link.id.replace(id);
+        let other = again.is_some() && link.incarnation != reply.incarnation;
+        link.registered = true;
+        link.durable = reply.durable;
+        link.pure = reply.pure;
+        link.incarnation = reply.incarnation;
+        match again {
+            None => tracing::info!(engine = id, uuid = engine.uuid, "registered"),
+            Some(_) => tracing::info!(engine = id, uuid = engine.uuid, "registered again"),
+        }
+        if !reply.durable {
+            link.kept.clear();
+            if other {
+                // Whoever had sent these is gone, and nobody else knows them.
+                let count = engine.forget_waiting();
+                if count > 0 {
+                    tracing::warn!(
+                        engine = id,
+                        "{count} task(s) of a controller that is gone are dropped"
+                    );
+                }
+            }
+        }
+        if again.is_some() {
+            let copies: Vec<Vec<Message>> = link.kept.copies().collect();
+            if !copies.is_empty() {
+                tracing::info!(
+                    engine = id,
+                    bytes = link.kept.bytes(),
+                    "sending {} replies again",
+                    copies.len()
+                );
+            }
+            for frames in copies {
+                // Kept already: no `answers`.
+                self.send(Outgoing {
+                    seat,
+                    channel: Channel::Shell,
+                    frames,
+                    answers: None,
+                });
+            }
+        }
+    }
+
+    /// Tells the hub what was received on the pure path, where the scheduler keeps no books.
+    pub(super) fn announce(&mut self, seat: usize) {
+        let link = &mut self.links[seat];
+        if link.received.is_empty() {
+            return;
+        }
+        let tasks = std::mem::take(&mut link.received);
+        let message = self.seats[seat]
+            .session()
+            .request(types::RECEIVED_NOTICE, &ReceivedNotice { tasks });
+        self.tell_hub(seat, message);
+    }
+}

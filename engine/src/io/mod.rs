@@ -1,0 +1,371 @@
+//! The thread that serves the sockets of all logical engines of a process: it never blocks and never works.
+
+mod control;
+mod desk;
+mod heart;
+mod hub;
+mod junk;
+mod kept;
+mod leave;
+mod net;
+mod shell;
+
+use std::{
+    collections::VecDeque,
+    io,
+    os::{fd::AsRawFd, unix::net::UnixStream},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use ipbroker_protocol::{
+    socket,
+    wake::Wake,
+    zmq::{self, Message, Socket},
+};
+use mio::{Events, Interest, Poll, unix::SourceFd};
+
+use crate::{
+    connect::Controller,
+    process::{Channel, Outgoing, Process},
+    seat::Seat,
+    settings::Settings,
+};
+use desk::Desk;
+use heart::Pulse;
+use junk::Junk;
+use kept::Kept;
+use net::{Net, Token};
+
+/// Messages that one socket may bring before the others have their turn.
+const BATCH: usize = 128;
+
+/// How often we look at what does not announce itself.
+const TICK: Duration = Duration::from_millis(100);
+
+/// How long a reply waits for a relay that is not connected.
+const UNSENT: Duration = Duration::from_secs(60);
+
+/// Why an engine process ended by itself.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ServeError {
+    /// The system has no more of something.
+    #[error("cannot serve the sockets: {0}")]
+    Io(#[from] io::Error),
+    /// libzmq refuses.
+    #[error("cannot open or connect the sockets: {0}")]
+    Zmq(#[from] zmq::Error),
+    /// No controller, for the whole grace period.
+    #[error("{0}")]
+    Controller(String),
+}
+
+/// What the thread keeps for one logical engine.
+#[derive(Debug, Default)]
+struct Link {
+    registered: bool,
+    /// When it last asked to be registered.
+    asked: Option<Instant>,
+    /// Its id, once it had one.
+    id: Option<u32>,
+    durable: bool,
+    pure: bool,
+    incarnation: String,
+    kept: Kept,
+    unsent: VecDeque<(Instant, Outgoing)>,
+    /// Tasks to be announced, on the pure path.
+    received: Vec<(String, String, String)>,
+    /// Until when it waits for its task to end, once it leaves.
+    leaving: Option<Instant>,
+    gone: bool,
+}
+
+/// How the engines of a process left.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Left {
+    /// Everything was handed back and the hub told.
+    Cleanly,
+    /// At once: the reaper does what is left to do, and tells the hub.
+    AtOnce,
+}
+
+/// Serves all sockets of the process.
+pub(crate) struct Server {
+    settings: Settings,
+    process: Arc<Process>,
+    seats: Vec<Arc<Seat>>,
+    links: Vec<Link>,
+    controller: Controller,
+    net: Net,
+    poll: Poll,
+    wake: Wake,
+    signals: UnixStream,
+    signalled: bool,
+    at_once: bool,
+    pulse: Pulse,
+    desk: Desk,
+    junk: Junk,
+    /// Sockets to be looked at, and which of them are listed.
+    ready: VecDeque<Token>,
+    listed: Vec<bool>,
+    outgoing: Vec<Outgoing>,
+    /// Why the process leaves, once it does.
+    leaves: Option<String>,
+    failed: Option<ServeError>,
+}
+
+impl Server {
+    /// Opens the sockets; `signals` becomes readable when the process gets one.
+    pub(crate) fn new(
+        settings: Settings,
+        process: Arc<Process>,
+        seats: Vec<Arc<Seat>>,
+        controller: Controller,
+        wake: Wake,
+        signals: UnixStream,
+    ) -> Result<Self, ServeError> {
+        let uuids: Vec<&str> = seats.iter().map(|seat| seat.uuid.as_str()).collect();
+        let net = Net::connect(&controller.connection, controller.curve.clone(), &uuids)?;
+        let mut server = Self {
+            links: seats
+                .iter()
+                .map(|_| Link {
+                    id: None,
+                    ..Link::default()
+                })
+                .collect(),
+            listed: vec![false; 4 + 3 * seats.len()],
+            desk: Desk::new(process.clone()),
+            pulse: Pulse::new(Instant::now()),
+            settings,
+            process,
+            seats,
+            controller,
+            net,
+            poll: Poll::new()?,
+            wake,
+            signals,
+            signalled: false,
+            at_once: false,
+            junk: Junk::default(),
+            ready: VecDeque::new(),
+            outgoing: Vec::new(),
+            leaves: None,
+            failed: None,
+        };
+        server.watch(Token::Wake, server.wake.fd())?;
+        server.signals.set_nonblocking(true)?;
+        server.watch(Token::Signal, server.signals.as_raw_fd())?;
+        server.watch_net()?;
+        Ok(server)
+    }
+
+    fn watch(&self, token: Token, fd: std::os::fd::RawFd) -> io::Result<()> {
+        self.poll.registry().register(
+            &mut SourceFd(&fd),
+            mio::Token(token.number()),
+            Interest::READABLE,
+        )
+    }
+
+    /// libzmq's descriptors tell only that something *changed*: a socket is looked at once at first, and after each
+    /// change until it has nothing more.
+    fn watch_net(&mut self) -> Result<(), ServeError> {
+        for (token, fd) in self.net.descriptors()? {
+            self.watch(token, fd)?;
+            self.list(token);
+        }
+        Ok(())
+    }
+
+    fn list(&mut self, token: Token) {
+        if !std::mem::replace(&mut self.listed[token.number()], true) {
+            self.ready.push_back(token);
+        }
+    }
+
+    /// Serves until all engines have left.
+    pub(crate) fn run(mut self) -> Result<Left, ServeError> {
+        let mut events = Events::with_capacity(1024);
+        let mut next_tick = Instant::now();
+        loop {
+            let wait = match self.ready.is_empty() {
+                true => next_tick.saturating_duration_since(Instant::now()),
+                false => Duration::ZERO,
+            };
+            match self.poll.poll(&mut events, Some(wait)) {
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                result => result?,
+            }
+            for event in &events {
+                self.list(Token::of(event.token().0));
+            }
+            self.flush();
+            for _ in 0..self.ready.len() {
+                if let Some(token) = self.ready.pop_front() {
+                    self.listed[token.number()] = false;
+                    self.serve(token)?;
+                }
+            }
+            let now = Instant::now();
+            if now >= next_tick {
+                next_tick = now + TICK;
+                self.tick(now)?;
+            }
+            if self.links.iter().all(|link| link.gone) {
+                let left = if self.at_once {
+                    Left::AtOnce
+                } else {
+                    Left::Cleanly
+                };
+                return self.failed.map_or(Ok(left), Err);
+            }
+        }
+    }
+
+    fn serve(&mut self, token: Token) -> Result<(), ServeError> {
+        match token {
+            Token::Wake => self.flush(),
+            Token::Signal => self.signal(),
+            Token::Ping => self.pings(),
+            Token::Monitor => self.monitored(),
+            Token::Shell(seat) => {
+                let more = self.drain(seat, |net, seat| &net.wires[seat].shell, Self::shell)?;
+                self.announce(seat);
+                if more {
+                    self.list(token);
+                }
+            }
+            Token::Control(seat) => {
+                if self.drain(seat, |net, seat| &net.wires[seat].control, Self::control)? {
+                    self.list(token);
+                }
+            }
+            Token::Hub(seat) => {
+                if self.drain(seat, |net, seat| &net.wires[seat].hub, Self::hear_hub)? {
+                    self.list(token);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes a batch of messages from a socket; true when there may be more.
+    fn drain(
+        &mut self,
+        seat: usize,
+        socket: fn(&Net, usize) -> &Socket,
+        take: fn(&mut Self, usize, Vec<Message>),
+    ) -> Result<bool, ServeError> {
+        for _ in 0..BATCH {
+            let mut frames = Vec::with_capacity(10);
+            if !socket::recv(socket(&self.net, seat), &mut frames)? {
+                return Ok(false);
+            }
+            if !self.links[seat].gone {
+                take(self, seat, frames);
+            }
+        }
+        Ok(true)
+    }
+
+    /// Sends what the workers have left.
+    fn flush(&mut self) {
+        self.wake.clear();
+        let mut outgoing = std::mem::take(&mut self.outgoing);
+        self.process.outbox.swap(&mut outgoing);
+        for message in outgoing.drain(..) {
+            self.send(message);
+        }
+        self.outgoing = outgoing;
+    }
+
+    /// Sends a message, or keeps it until its way is open.
+    fn send(&mut self, message: Outgoing) {
+        let seat = message.seat.min(self.links.len() - 1);
+        let link = &mut self.links[seat];
+        if let (true, Some(task)) = (link.durable && message.to_scheduler(), &message.answers) {
+            link.kept.keep(task, &message.frames);
+        }
+        if !link.unsent.is_empty() && message.channel == Channel::Shell {
+            link.unsent.push_back((Instant::now(), message));
+            return;
+        }
+        if let Err(message) = self.try_send(seat, message) {
+            self.links[seat].unsent.push_back((Instant::now(), message));
+        }
+    }
+
+    fn try_send(&mut self, seat: usize, message: Outgoing) -> Result<(), Outgoing> {
+        let wire = &self.net.wires[seat];
+        let (socket, token) = match message.channel {
+            Channel::Shell => (&wire.shell, Some(Token::Shell(seat))),
+            Channel::Control => (&wire.control, Some(Token::Control(seat))),
+            Channel::Hub => (&wire.hub, Some(Token::Hub(seat))),
+            Channel::IoPub => (&self.net.iopub, None),
+        };
+        let Some(first) = message.frames.first() else {
+            return Ok(());
+        };
+        // A copy of the first frame: if it is refused, the message is still whole.
+        let flags = zmq::DONTWAIT
+            | if message.frames.len() > 1 {
+                zmq::SNDMORE
+            } else {
+                0
+            };
+        match socket.send(Message::from(&first[..]), flags) {
+            Ok(()) => {}
+            Err(zmq::Error::EHOSTUNREACH | zmq::Error::EAGAIN) => return Err(message),
+            Err(error) => {
+                tracing::warn!(%error, "a message could not be sent");
+                return Ok(());
+            }
+        }
+        let mut rest = message.frames.into_iter().skip(1).peekable();
+        while let Some(frame) = rest.next() {
+            let flags = if rest.peek().is_some() {
+                zmq::SNDMORE
+            } else {
+                0
+            };
+            if let Err(error) = socket.send(frame, flags) {
+                tracing::warn!(%error, "a message could not be sent whole");
+                break;
+            }
+        }
+        if let Some(token) = token {
+            // Sending may have taken in what the descriptor would have told.
+            self.list(token);
+        }
+        Ok(())
+    }
+
+    /// Tries again what could not be sent.
+    fn retry(&mut self, now: Instant) {
+        for seat in 0..self.links.len() {
+            for _ in 0..self.links[seat].unsent.len() {
+                let Some((since, message)) = self.links[seat].unsent.pop_front() else {
+                    break;
+                };
+                // What answers the scheduler waits as long as we do; others go by way of a relay that may never come back.
+                if now - since > UNSENT && message.answers.is_none() {
+                    continue;
+                }
+                if let Err(message) = self.try_send(seat, message) {
+                    self.links[seat].unsent.push_front((since, message));
+                    break;
+                }
+            }
+        }
+    }
+
+    fn tick(&mut self, now: Instant) -> Result<(), ServeError> {
+        self.retry(now);
+        self.watch_controller(now)?;
+        self.register(now);
+        self.finish_leaving(now);
+        self.junk.tell(now);
+        Ok(())
+    }
+}

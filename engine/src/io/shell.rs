@@ -1,0 +1,329 @@
+//! What comes by the shell socket: tasks, direct requests, and the scheduler's own words.
+
+use ipbroker_protocol::{
+    envelope::Envelope,
+    message::{Acked, FunctionCall, GiveBackRequest, HeaderRef, types},
+    session::Session,
+    value::AnyMap,
+    zmq::Message,
+};
+use serde_json::json;
+
+use super::Server;
+use crate::{
+    executor::{execute, start_worker},
+    process::{Channel, Outgoing},
+    seat::Returned,
+    task::{Kind, Task, Via},
+};
+
+/// Members of an array of quick calls that may run on this thread.
+const QUICK: u64 = 256;
+
+impl Server {
+    /// Takes a message from a task, direct or broadcast relay.
+    pub(super) fn shell(&mut self, seat: usize, frames: Vec<Message>) {
+        let Some((session, envelope, msg_type, msg_id)) = self.open("shell channel", seat, frames)
+        else {
+            return;
+        };
+        let kind = match msg_type.as_str() {
+            types::FUNCTION_REQUEST => Kind::Function,
+            types::COMMAND_REQUEST => Kind::Command,
+            types::FS_REQUEST => return self.desk.serve(&self.seats[seat], envelope),
+            types::ABORT_REQUEST => return self.abort(seat, &session, &envelope),
+            types::GIVE_BACK_REQUEST => return self.give_back(seat, &session, &envelope),
+            types::REPLY_ACK => return self.acknowledge(seat, &session, &envelope),
+            _ => return self.refuse(Channel::Shell, seat, &session, &envelope, &msg_type),
+        };
+        let task = match Task::read(&session, envelope, kind, msg_id) {
+            Ok(task) => task,
+            Err(error) => return self.junk.refuse("metadata of a task", &error),
+        };
+        let link = &mut self.links[seat];
+        // What goes straight back is not announced: the word of it could come after the task itself.
+        if link.pure && task.via == Via::Task && link.leaving.is_none() {
+            let client = task
+                .envelope
+                .identities()
+                .get(1)
+                .map_or(&[][..], |client| &client[..]);
+            let id = match task.wants.range {
+                Some((lo, hi)) => format!("{}:{lo}-{hi}", task.msg_id),
+                None => task.msg_id.clone(),
+            };
+            link.received.push((hex(client), id, msg_type));
+        }
+        if link.leaving.is_some() {
+            return self.return_unstarted(
+                seat,
+                Returned::Task(Box::new(task)),
+                "the engine leaves",
+            );
+        }
+        let engine = &self.seats[seat];
+        if kind == Kind::Function
+            && task.members() <= QUICK
+            && self.is_quick(&session, &task)
+            && engine.begin_now(&task)
+        {
+            // No other thread for what is over before that one would have woken.
+            let mut replies = Vec::with_capacity(1);
+            execute(&self.process, engine, task, &mut |reply| {
+                replies.push(reply)
+            });
+            engine.done();
+            for reply in replies {
+                self.send(reply);
+            }
+            return;
+        }
+        if engine.push(task)
+            && let Err(error) = start_worker(self.process.clone(), engine.clone())
+        {
+            let why = format!("no thread for an engine's tasks: {error}");
+            tracing::error!("{why}");
+            self.leave_one(seat, &why);
+        }
+    }
+
+    fn is_quick(&self, session: &Session, task: &Task) -> bool {
+        session
+            .packer
+            .unpack::<FunctionCall>(task.envelope.content())
+            .is_ok_and(|call| self.process.functions.is_quick(&call.name))
+    }
+
+    /// Checks a message and reads its header.
+    pub(super) fn open(
+        &mut self,
+        kind: &'static str,
+        seat: usize,
+        frames: Vec<Message>,
+    ) -> Option<(std::sync::Arc<Session>, Envelope, String, String)> {
+        let session = self.seats[seat].session();
+        let checked = Envelope::parse(frames)
+            .map_err(|error| error.to_string())
+            .and_then(|envelope| {
+                session
+                    .verify(&envelope)
+                    .map_err(|error| error.to_string())?;
+                let header: HeaderRef<'_> = session
+                    .packer
+                    .unpack(envelope.header())
+                    .map_err(|error| format!("header: {error}"))?;
+                let names = (header.msg_type.into_owned(), header.msg_id.into_owned());
+                Ok((envelope, names))
+            });
+        match checked {
+            Ok((envelope, (msg_type, msg_id))) => Some((session, envelope, msg_type, msg_id)),
+            Err(error) => {
+                self.junk.refuse(kind, &error);
+                None
+            }
+        }
+    }
+
+    pub(super) fn acknowledge(&mut self, seat: usize, session: &Session, envelope: &Envelope) {
+        match session.unpack::<Acked>(envelope.content()) {
+            Ok(acked) => self.links[seat].kept.acknowledged(&acked),
+            Err(error) => self.junk.refuse("reply_ack", &error),
+        }
+    }
+
+    pub(super) fn give_back(&mut self, seat: usize, session: &Session, envelope: &Envelope) {
+        let request: GiveBackRequest = match session.unpack(envelope.content()) {
+            Ok(request) => request,
+            Err(error) => return self.junk.refuse("give_back_request", &error),
+        };
+        let engine = self.seats[seat].clone();
+        let mut returned = Vec::new();
+        if let Some(tasks) = &request.tasks {
+            returned.extend(engine.give_back_these(tasks));
+        }
+        if let Some(ids) = request.msg_ids {
+            let tasks: Vec<_> = ids
+                .iter()
+                .map(|id| match ipbroker_protocol::array::split_id(id) {
+                    (msg_id, Some(index)) => (msg_id.to_owned(), index, index + 1),
+                    (msg_id, None) => (msg_id.to_owned(), 0, u64::MAX),
+                })
+                .collect();
+            returned.extend(engine.give_back_these(&tasks));
+        }
+        if let Some(count) = request.count {
+            returned.extend(engine.give_back(count));
+        }
+        for one in returned {
+            self.return_unstarted(seat, one, "it was asked back");
+        }
+    }
+
+    /// Hands an unstarted task back to the scheduler; a direct one is answered with an error.
+    pub(super) fn return_unstarted(&mut self, seat: usize, returned: Returned, why: &str) {
+        let engine = &self.seats[seat];
+        let session = engine.session();
+        let scheduler = || vec![Message::from(ipbroker_protocol::socket::routing::TASK)];
+        let header = session.header(types::GIVEN_BACK);
+        let frames = match returned {
+            Returned::Range(msg_id, lo, hi) => {
+                let parent = session.pack(&json!({"msg_id": msg_id}));
+                let metadata = json!({"engine": engine.uuid, "range": [lo, hi]});
+                session
+                    .message(
+                        scheduler(),
+                        &header,
+                        Some(&parent),
+                        &metadata,
+                        &json!({}),
+                        Vec::new(),
+                    )
+                    .into_frames()
+            }
+            Returned::Task(task) if task.via == Via::Task => {
+                let parent = task.envelope.header().to_vec();
+                let metadata = json!({"engine": engine.uuid, "range": task.wants.range});
+                // The scheduler has an array's own frames; who keeps none needs them all.
+                let whole = task.wants.range.is_none() || self.links[seat].pure;
+                let buffers = match whole {
+                    true => task.envelope.into_frames().into_iter().skip(1).collect(),
+                    false => Vec::new(),
+                };
+                session
+                    .message(
+                        scheduler(),
+                        &header,
+                        Some(&parent),
+                        &metadata,
+                        &json!({}),
+                        buffers,
+                    )
+                    .into_frames()
+            }
+            Returned::Task(task) => {
+                let msg_type = match task.kind {
+                    Kind::Command => types::COMMAND_REPLY,
+                    Kind::Function => types::FUNCTION_REPLY,
+                };
+                let words = format!("engine {} did not start this: {why}", engine.id());
+                let content = json!({"status": "error", "ename": "EngineError", "evalue": words, "traceback": []});
+                let metadata =
+                    json!({"status": "error", "engine": engine.uuid, "range": task.wants.range});
+                let identities = copy(task.envelope.identities());
+                let parent = Some(task.envelope.header());
+                session
+                    .message(
+                        identities,
+                        &session.header(msg_type),
+                        parent,
+                        &metadata,
+                        &content,
+                        Vec::new(),
+                    )
+                    .into_frames()
+            }
+        };
+        self.send(Outgoing {
+            seat,
+            channel: Channel::Shell,
+            frames,
+            answers: None,
+        });
+    }
+
+    /// Answers a request that this engine does not know, so that nobody waits for ever.
+    pub(super) fn refuse(
+        &mut self,
+        channel: Channel,
+        seat: usize,
+        session: &Session,
+        request: &Envelope,
+        msg_type: &str,
+    ) {
+        let Some(stem) = msg_type.strip_suffix("_request") else {
+            return self
+                .junk
+                .refuse("message type", &format_args!("{msg_type:?} is no request"));
+        };
+        let engine = self.seats[seat].clone();
+        let id = engine.id();
+        let words = format!(
+            "engine {id} ({}) has no {msg_type}: it runs shell commands and Rust functions, not Python",
+            self.process.files.host
+        );
+        let info = json!({"engine_uuid": engine.uuid, "engine_id": id, "method": stem});
+        let content = json!({"status": "error", "ename": "NotImplementedError", "evalue": words, "traceback": [], "engine_info": info});
+        let AnyMap(asked) = session.unpack(request.metadata()).unwrap_or_default();
+        let mut metadata = json!({"status": "error", "engine": engine.uuid, "dependencies_met": true, "engine_info": info});
+        for key in ["is_broadcast", "is_coalescing", "original_msg_id"] {
+            if let (Some(value), Some(map)) = (asked.get(key), metadata.as_object_mut()) {
+                map.insert(key.to_owned(), value.clone());
+            }
+        }
+        let header = session.header(&format!("{stem}_reply"));
+        let identities = copy(request.identities());
+        let reply = session.message(
+            identities,
+            &header,
+            Some(request.header()),
+            &metadata,
+            &content,
+            Vec::new(),
+        );
+        self.send(Outgoing {
+            seat,
+            channel,
+            frames: reply.into_frames(),
+            answers: None,
+        });
+        // A Python client waits for the end of the output too.
+        self.publish(
+            seat,
+            "status",
+            "status",
+            Some(request.header()),
+            &json!({"execution_state": "idle"}),
+        );
+    }
+
+    /// Publishes a message of an engine on IOPub.
+    pub(super) fn publish(
+        &mut self,
+        seat: usize,
+        topic: &str,
+        msg_type: &str,
+        parent: Option<&[u8]>,
+        content: &serde_json::Value,
+    ) {
+        let engine = &self.seats[seat];
+        let session = engine.session();
+        let topic = Message::from(format!("engine.{}.{topic}", engine.id()).as_str());
+        let metadata = json!({"engine": engine.uuid});
+        let message = session.message(
+            vec![topic],
+            &session.header(msg_type),
+            parent,
+            &metadata,
+            content,
+            Vec::new(),
+        );
+        self.send(Outgoing {
+            seat,
+            channel: Channel::IoPub,
+            frames: message.into_frames(),
+            answers: None,
+        });
+    }
+}
+
+/// Copies of identities.
+pub(super) fn copy(identities: &[Message]) -> Vec<Message> {
+    identities
+        .iter()
+        .map(|identity| Message::from(&identity[..]))
+        .collect()
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}

@@ -1,0 +1,21 @@
+//! Shell jobs: how one is started, watched, stopped and reported. Nothing here knows the wire.
+
+mod capture;
+mod limits;
+mod memory;
+mod run;
+mod running;
+mod warden;
+
+pub(crate) use capture::Stream;
+pub(crate) use limits::{Cage, Limits};
+pub(crate) use memory::{pids, stat};
+pub(crate) use run::{Input, Job, Observer, run};
+pub(crate) use running::{Running, Stop};
+pub(crate) use warden::Warden;
+
+#[cfg(test)]
+pub(crate) use run::{Finished, JobError};
+
+#[cfg(test)]
+mod tests;

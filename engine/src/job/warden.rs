@@ -1,0 +1,161 @@
+//! The thread that ends jobs: after a grace period, at their time limit, at their memory limit.
+
+use std::{
+    sync::{Arc, OnceLock},
+    time::{Duration, Instant},
+};
+
+use crossbeam_channel::{RecvTimeoutError, Sender, unbounded};
+use rustix::process::Signal;
+
+use super::{
+    memory,
+    running::{Running, Stop},
+};
+
+/// How often a job with a memory limit is looked at.
+const SAMPLE: Duration = Duration::from_millis(100);
+
+/// Watches running jobs; its thread starts with the first one.
+#[derive(Debug)]
+pub(crate) struct Warden {
+    grace: Duration,
+    sender: OnceLock<Sender<Watch>>,
+}
+
+#[derive(Debug)]
+struct Watch {
+    running: Arc<Running>,
+    generation: u64,
+    task: Task,
+}
+
+#[derive(Debug)]
+enum Task {
+    /// KILL at this moment: TERM was sent a grace period before.
+    Kill(Instant),
+    /// Stop at this moment.
+    Time(Instant, f64),
+    /// Stop when the group uses more.
+    Memory { limit: u64, next: Instant },
+}
+
+impl Task {
+    fn due(&self) -> Instant {
+        match *self {
+            Self::Kill(at) | Self::Time(at, _) => at,
+            Self::Memory { next, .. } => next,
+        }
+    }
+}
+
+impl Warden {
+    /// A warden that gives jobs this long between TERM and KILL.
+    #[must_use]
+    pub(crate) fn new(grace: Duration) -> Self {
+        Self {
+            grace,
+            sender: OnceLock::new(),
+        }
+    }
+
+    /// Stops the task of this generation: TERM now, KILL after the grace period. False when it is over already.
+    pub(crate) fn stop(&self, running: &Arc<Running>, generation: u64, stop: Stop) -> bool {
+        let stopping = running.request(generation, stop);
+        if stopping {
+            self.watch(running, generation, Task::Kill(Instant::now() + self.grace));
+        }
+        stopping
+    }
+
+    /// Stops the task of this generation when it runs longer than `seconds`.
+    pub(crate) fn limit_time(&self, running: &Arc<Running>, generation: u64, seconds: f64) {
+        if let Some(at) = Duration::try_from_secs_f64(seconds)
+            .ok()
+            .and_then(|limit| Instant::now().checked_add(limit))
+        {
+            self.watch(running, generation, Task::Time(at, seconds));
+        }
+    }
+
+    /// Stops the task of this generation when its process group uses more than `limit` bytes.
+    pub(crate) fn limit_memory(&self, running: &Arc<Running>, generation: u64, limit: u64) {
+        self.watch(
+            running,
+            generation,
+            Task::Memory {
+                limit,
+                next: Instant::now() + SAMPLE / 5,
+            },
+        );
+    }
+
+    fn watch(&self, running: &Arc<Running>, generation: u64, task: Task) {
+        let sender = self.sender.get_or_init(|| {
+            let (sender, receiver) = unbounded::<Watch>();
+            let grace = self.grace;
+            std::thread::Builder::new()
+                .name("warden".into())
+                .spawn(move || {
+                    let mut watches: Vec<Watch> = Vec::new();
+                    loop {
+                        let wait = watches
+                            .iter()
+                            .map(|watch| watch.task.due().saturating_duration_since(Instant::now()))
+                            .min()
+                            .unwrap_or(Duration::from_secs(3600));
+                        match receiver.recv_timeout(wait) {
+                            Ok(watch) => watches.push(watch),
+                            Err(RecvTimeoutError::Timeout) => {}
+                            Err(RecvTimeoutError::Disconnected) => return,
+                        }
+                        let now = Instant::now();
+                        watches.retain_mut(|watch| watch.task.due() > now || watch.act(now, grace));
+                    }
+                })
+                .expect("a thread for the warden");
+            sender
+        });
+        let _ = sender.send(Watch {
+            running: running.clone(),
+            generation,
+            task,
+        });
+    }
+}
+
+impl Watch {
+    /// Does what is due; true when the watch goes on.
+    fn act(&mut self, now: Instant, grace: Duration) -> bool {
+        match &mut self.task {
+            Task::Kill(_) => {
+                self.running.signal(self.generation, Signal::KILL);
+                false
+            }
+            Task::Time(_, seconds) => {
+                let stop = Stop::TimeLimit(*seconds);
+                let stopping = self.running.request(self.generation, stop);
+                self.task = Task::Kill(now + grace);
+                stopping
+            }
+            Task::Memory { limit, next } => {
+                let limit = *limit;
+                let Some(group) = self.running.group(self.generation) else {
+                    // Not spawned yet, or over.
+                    *next = now + SAMPLE;
+                    return self.running.generation() == Some(self.generation);
+                };
+                let used = memory::of_group(group);
+                if used <= limit {
+                    *next = now + SAMPLE;
+                    return true;
+                }
+                // What grows this fast may take the machine with it: no grace.
+                self.running
+                    .request(self.generation, Stop::MemoryLimit { limit, used });
+                self.running.signal(self.generation, Signal::KILL);
+                false
+            }
+        }
+    }
+}

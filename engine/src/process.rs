@@ -1,0 +1,168 @@
+//! What the logical engines of one process share.
+
+use std::{
+    path::PathBuf,
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicI64, Ordering},
+    },
+};
+
+use ipbroker_protocol::{socket::routing, time, wake::Waker, zmq::Message};
+use jiff::Timestamp;
+
+use crate::{
+    files::FileHost,
+    function::Registry,
+    job::{Limits, Warden},
+    reaper::{Line, Reaper, Slate},
+};
+
+/// Shared by all threads of an engine process.
+#[derive(Debug)]
+pub(crate) struct Process {
+    /// The functions that tasks may call.
+    pub(crate) functions: Registry,
+    /// Where jobs run and files live.
+    pub(crate) files: FileHost,
+    /// Where scratch directories are made.
+    pub(crate) scratch: PathBuf,
+    /// Ends jobs.
+    pub(crate) warden: Warden,
+    /// How memory limits are kept.
+    pub(crate) limits: Limits,
+    /// What outlives the process.
+    pub(crate) slate: Slate,
+    /// The value of [`crate::reaper::MARK`] for jobs.
+    pub(crate) mark: String,
+    /// Who ends the jobs when the process is gone; none in tests.
+    pub(crate) reaper: Mutex<Option<Reaper>>,
+    /// What is to be sent.
+    pub(crate) outbox: Outbox,
+    /// Microseconds that this host's clock is ahead of the controller's.
+    offset: AtomicI64,
+}
+
+impl Process {
+    /// Puts the parts together.
+    #[expect(clippy::too_many_arguments, reason = "called once, by the builder")]
+    pub(crate) fn new(
+        functions: Registry,
+        files: FileHost,
+        scratch: PathBuf,
+        warden: Warden,
+        limits: Limits,
+        slate: Slate,
+        mark: String,
+        waker: Waker,
+    ) -> Self {
+        Self {
+            functions,
+            files,
+            scratch,
+            warden,
+            limits,
+            slate,
+            mark,
+            reaper: Mutex::new(None),
+            outbox: Outbox {
+                waiting: Mutex::default(),
+                waker,
+            },
+            offset: AtomicI64::new(0),
+        }
+    }
+
+    /// The hub's estimate of how far this clock is ahead, in seconds.
+    pub(crate) fn set_offset(&self, seconds: f64) {
+        self.offset.store((seconds * 1e6) as i64, Ordering::Relaxed);
+    }
+
+    /// Now, in the controller's clock.
+    pub(crate) fn now(&self) -> Timestamp {
+        time::shifted(
+            Timestamp::now(),
+            -(self.offset.load(Ordering::Relaxed) as f64) / 1e6,
+        )
+    }
+
+    /// Tells the reaper something.
+    pub(crate) fn tell_reaper(&self, line: &Line) {
+        if let Some(reaper) = self
+            .reaper
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .as_mut()
+        {
+            reaper.tell(line);
+        }
+    }
+}
+
+/// The socket by which a message leaves.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Channel {
+    /// Replies to tasks and file operations.
+    Shell,
+    /// Replies to control requests.
+    Control,
+    /// Output.
+    IoPub,
+    /// Towards the hub.
+    Hub,
+}
+
+/// A message on its way out.
+#[derive(Debug)]
+pub(crate) struct Outgoing {
+    /// Which logical engine sends it.
+    pub(crate) seat: usize,
+    /// By which socket.
+    pub(crate) channel: Channel,
+    /// The message.
+    pub(crate) frames: Vec<Message>,
+    /// The task or range it answers, if the scheduler gave it: kept until acknowledged where replies are durable.
+    pub(crate) answers: Option<(String, u64, u64)>,
+}
+
+impl Outgoing {
+    /// Whether it goes to the scheduler.
+    pub(crate) fn to_scheduler(&self) -> bool {
+        self.channel == Channel::Shell
+            && self
+                .frames
+                .first()
+                .is_some_and(|first| &first[..] == routing::TASK)
+    }
+}
+
+/// Messages from workers to the thread that serves the sockets.
+#[derive(Debug)]
+pub(crate) struct Outbox {
+    waiting: Mutex<Vec<Outgoing>>,
+    waker: Waker,
+}
+
+impl Outbox {
+    /// Adds a message and wakes the other side.
+    pub(crate) fn push(&self, message: Outgoing) {
+        self.waiting
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .push(message);
+        self.waker.wake();
+    }
+
+    /// Exchanges what waits for an empty list.
+    pub(crate) fn swap(&self, empty: &mut Vec<Outgoing>) {
+        std::mem::swap(
+            &mut *self.waiting.lock().unwrap_or_else(PoisonError::into_inner),
+            empty,
+        );
+    }
+
+    /// Wakes the thread that serves the sockets.
+    pub(crate) fn wake(&self) {
+        self.waker.wake();
+    }
+}

@@ -1,0 +1,515 @@
+//! One logical engine: the tasks it holds, the one it runs, and the values it keeps.
+
+use std::{
+    collections::{HashSet, VecDeque},
+    sync::{
+        Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock,
+        atomic::{AtomicU32, Ordering},
+    },
+};
+
+use ipbroker_protocol::{
+    array::{member_id, split_id},
+    message::Held,
+    session::Session,
+};
+
+use crate::{
+    cancel::CancelToken,
+    function::Values,
+    job::{Running, Stop, Warden},
+    task::{Task, Via},
+};
+
+/// Ids that were aborted before their task came are remembered up to this number: most go to other engines.
+const REMEMBERED: usize = 10_000;
+
+/// One logical engine, shared between the thread that serves the sockets and the one that works.
+#[derive(Debug)]
+pub(crate) struct Seat {
+    /// Its place in the process.
+    pub(crate) index: usize,
+    /// Its uuid: its identity on all sockets.
+    pub(crate) uuid: String,
+    /// Its id; the hub gives it.
+    pub(crate) id: AtomicU32,
+    /// What it runs.
+    pub(crate) running: Arc<Running>,
+    /// What it holds for clients.
+    pub(crate) values: Values,
+    session: RwLock<Arc<Session>>,
+    queue: Mutex<Queue>,
+    bell: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct Queue {
+    waiting: VecDeque<Task>,
+    current: Option<Current>,
+    aborted: Aborted,
+    /// Why the engine leaves, once it does.
+    closed: Option<String>,
+    worker: bool,
+    parked: bool,
+}
+
+/// The task at work.
+#[derive(Debug)]
+struct Current {
+    msg_id: String,
+    via: Via,
+    /// Its first member here.
+    start: u64,
+    /// Members not yet claimed: `next..end`.
+    next: u64,
+    end: u64,
+    /// Members `running.0..running.1` are claimed and not answered.
+    running: (u64, u64),
+    array: bool,
+    aborted: bool,
+    /// The member at work and its generation.
+    member: Option<(u64, u64)>,
+}
+
+/// Ids to be answered `aborted` when they come, the oldest forgotten first.
+#[derive(Debug, Default)]
+struct Aborted {
+    ids: HashSet<String>,
+    order: VecDeque<String>,
+}
+
+impl Aborted {
+    fn insert(&mut self, id: &str) {
+        if self.ids.insert(id.to_owned()) {
+            self.order.push_back(id.to_owned());
+            if self.order.len() > REMEMBERED
+                && let Some(oldest) = self.order.pop_front()
+            {
+                self.ids.remove(&oldest);
+            }
+        }
+    }
+
+    /// Whether this id was aborted; a task meets its own only once, an array with each of its ranges.
+    fn meets(&mut self, id: &str, keep: bool) -> bool {
+        if keep {
+            self.ids.contains(id)
+        } else {
+            !self.ids.is_empty() && self.ids.remove(id)
+        }
+    }
+}
+
+/// What an engine holds: running, queued.
+pub(crate) type Holding = (Vec<Held>, Vec<Held>);
+
+/// What is given back: a whole task, or members of the one at work.
+#[derive(Debug)]
+pub(crate) enum Returned {
+    /// Never looked at.
+    Task(Box<Task>),
+    /// The end of the range at work: its id and `lo..hi`.
+    Range(String, u64, u64),
+}
+
+/// How a claim for the next members turned out.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Claim {
+    /// These are to be run.
+    Run(u64, u64),
+    /// These were aborted.
+    Aborted(u64, u64),
+    /// None is left.
+    Done,
+}
+
+impl Seat {
+    /// An engine without tasks.
+    pub(crate) fn new(index: usize, uuid: String, session: Arc<Session>) -> Self {
+        Self {
+            index,
+            uuid,
+            id: AtomicU32::new(u32::MAX),
+            running: Arc::default(),
+            values: Values::default(),
+            session: RwLock::new(session),
+            queue: Mutex::default(),
+            bell: Condvar::new(),
+        }
+    }
+
+    fn queue(&self) -> MutexGuard<'_, Queue> {
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// How its messages are packed and signed.
+    pub(crate) fn session(&self) -> Arc<Session> {
+        self.session
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
+    }
+
+    /// A controller with another key has come.
+    pub(crate) fn set_session(&self, session: Arc<Session>) {
+        *self.session.write().unwrap_or_else(PoisonError::into_inner) = session;
+    }
+
+    /// Its id.
+    pub(crate) fn id(&self) -> u32 {
+        self.id.load(Ordering::Relaxed)
+    }
+
+    /// Whether nothing waits and nothing runs.
+    pub(crate) fn is_idle(&self) -> bool {
+        let queue = self.queue();
+        queue.current.is_none() && queue.waiting.is_empty()
+    }
+
+    /// Makes `task` the one at work if nothing waits and nothing runs.
+    pub(crate) fn begin_now(&self, task: &Task) -> bool {
+        let mut queue = self.queue();
+        let idle = queue.current.is_none() && queue.waiting.is_empty() && queue.closed.is_none();
+        if idle {
+            queue.current = Some(Current::of(task));
+        }
+        idle
+    }
+
+    /// Puts a task at the end of the queue. True when a worker thread has to be started for it.
+    pub(crate) fn push(&self, task: Task) -> bool {
+        let mut queue = self.queue();
+        queue.waiting.push_back(task);
+        if queue.parked {
+            self.bell.notify_one();
+        }
+        !std::mem::replace(&mut queue.worker, true)
+    }
+
+    /// Waits for the next task and makes it the one at work. `None`: the engine leaves.
+    pub(crate) fn next(&self) -> Option<Task> {
+        let mut queue = self.queue();
+        loop {
+            if queue.closed.is_some() {
+                return None;
+            }
+            if let Some(task) = queue.waiting.pop_front() {
+                queue.current = Some(Current::of(&task));
+                return Some(task);
+            }
+            queue.parked = true;
+            queue = self
+                .bell
+                .wait(queue)
+                .unwrap_or_else(PoisonError::into_inner);
+            queue.parked = false;
+        }
+    }
+
+    /// The task at work is over.
+    pub(crate) fn done(&self) {
+        self.queue().current = None;
+    }
+
+    /// Takes up to `count` of the next members of the task at work.
+    pub(crate) fn claim(&self, count: u64) -> Claim {
+        let mut queue = self.queue();
+        let Queue {
+            current: Some(current),
+            aborted,
+            ..
+        } = &mut *queue
+        else {
+            return Claim::Done;
+        };
+        if current.next >= current.end {
+            return Claim::Done;
+        }
+        let lo = current.next;
+        let mut hi = current.end.min(lo.saturating_add(count));
+        current.aborted = current.aborted || aborted.meets(&current.msg_id, current.array);
+        let verdict = if current.aborted {
+            hi = current.end;
+            Claim::Aborted(lo, hi)
+        } else if current.array && !aborted.ids.is_empty() {
+            // Look member by member: one of them may be listed.
+            hi = lo + 1;
+            let id = member_id(&current.msg_id, lo);
+            if aborted.meets(&id, false) {
+                Claim::Aborted(lo, hi)
+            } else {
+                Claim::Run(lo, hi)
+            }
+        } else {
+            Claim::Run(lo, hi)
+        };
+        current.next = hi;
+        current.running.1 = hi;
+        verdict
+    }
+
+    /// A member starts: its generation and token, unless it was told to stop since it was claimed.
+    pub(crate) fn begin_member(&self, index: u64) -> Result<(u64, CancelToken), Stop> {
+        let mut queue = self.queue();
+        if let Some(why) = &queue.closed {
+            return Err(Stop::EngineLeaves(why.clone()));
+        }
+        let Queue {
+            current, aborted, ..
+        } = &mut *queue;
+        if let Some(current) = current {
+            let listed = current.array
+                && !aborted.ids.is_empty()
+                && aborted.meets(&member_id(&current.msg_id, index), false);
+            if current.aborted || listed {
+                return Err(Stop::Aborted);
+            }
+        }
+        // Under the lock: whoever aborts from now on finds the generation.
+        let (generation, token) = self.running.begin();
+        if let Some(current) = current {
+            current.member = Some((index, generation));
+        }
+        Ok((generation, token))
+    }
+
+    /// Members below `index` are answered.
+    pub(crate) fn answered(&self, index: u64) {
+        if let Some(current) = &mut self.queue().current {
+            current.running.0 = index;
+        }
+    }
+
+    /// Aborts tasks or members: what waits is answered so when its turn comes; what runs is stopped if `kill`.
+    pub(crate) fn abort(&self, warden: &Warden, ids: Option<&[String]>, kill: bool) {
+        let mut queue = self.queue();
+        let Queue {
+            current,
+            aborted,
+            waiting,
+            ..
+        } = &mut *queue;
+        match ids {
+            None => {
+                for task in waiting.iter() {
+                    aborted.insert(&task.msg_id);
+                }
+                if let Some(current) = current.as_mut() {
+                    current.aborted |= current.array || kill;
+                    if kill {
+                        current.stop(&self.running, warden);
+                    }
+                }
+            }
+            Some(ids) => {
+                for id in ids {
+                    let (msg_id, index) = split_id(id);
+                    match current.as_mut() {
+                        Some(current) if current.msg_id == *id => {
+                            current.aborted |= current.array || kill;
+                            if kill {
+                                current.stop(&self.running, warden);
+                            }
+                            if current.array {
+                                // Other ranges of it may wait here, or come.
+                                aborted.insert(id);
+                            }
+                        }
+                        Some(current)
+                            if current.msg_id == msg_id
+                                && index.is_some_and(|index| {
+                                    (current.start..current.next).contains(&index)
+                                }) =>
+                        {
+                            let at_work = current.member.map(|(member, _)| member) == index;
+                            if at_work && kill {
+                                current.stop(&self.running, warden);
+                            } else if !at_work {
+                                // Claimed, and perhaps not begun.
+                                aborted.insert(id);
+                            }
+                        }
+                        _ => aborted.insert(id),
+                    }
+                }
+            }
+        }
+    }
+
+    /// Sends a signal to what runs; false when nothing does.
+    pub(crate) fn signal(&self, signal: rustix::process::Signal) -> bool {
+        self.running
+            .generation()
+            .is_some_and(|generation| self.running.signal(generation, signal))
+    }
+
+    /// Takes back up to `count` unstarted members that the scheduler gave, the last first.
+    pub(crate) fn give_back(&self, count: u64) -> Vec<Returned> {
+        let mut queue = self.queue();
+        let mut returned = Vec::new();
+        let mut left = count;
+        let mut at = queue.waiting.len();
+        while left > 0 && at > 0 {
+            at -= 1;
+            if queue.waiting[at].via != Via::Task {
+                continue;
+            }
+            let members = queue.waiting[at].members();
+            match &mut queue.waiting[at].wants.range {
+                Some((_, hi)) if members > left => {
+                    let end = std::mem::replace(hi, *hi - left);
+                    let from = *hi;
+                    returned.push(Returned::Range(queue.waiting[at].msg_id.clone(), from, end));
+                    left = 0;
+                }
+                _ => {
+                    left -= members.min(left);
+                    returned.extend(
+                        queue
+                            .waiting
+                            .remove(at)
+                            .map(|task| Returned::Task(Box::new(task))),
+                    );
+                }
+            }
+        }
+        if let (Some(current), true) = (queue.current.as_mut(), left > 0) {
+            returned.extend(current.give_back(left));
+        }
+        returned
+    }
+
+    /// Takes back what is unstarted of these tasks and ranges.
+    pub(crate) fn give_back_these(&self, tasks: &[Held]) -> Vec<Returned> {
+        let mut queue = self.queue();
+        let mut returned = Vec::new();
+        for (id, lo, hi) in tasks {
+            let mut at = 0;
+            while at < queue.waiting.len() {
+                let task = &mut queue.waiting[at];
+                let (from, to) = task.wants.range.unwrap_or((0, 1));
+                let (cut, end) = (from.max(*lo), to.min(*hi));
+                at += 1;
+                if task.msg_id != *id || task.via != Via::Task || cut >= end || end < to {
+                    continue;
+                }
+                if cut == from {
+                    at -= 1;
+                    returned.extend(
+                        queue
+                            .waiting
+                            .remove(at)
+                            .map(|task| Returned::Task(Box::new(task))),
+                    );
+                } else {
+                    task.wants.range = Some((from, cut));
+                    returned.push(Returned::Range(id.clone(), cut, end));
+                }
+            }
+            if let Some(current) = queue
+                .current
+                .as_mut()
+                .filter(|current| current.msg_id == *id && current.end <= *hi)
+            {
+                let count = current.end.saturating_sub(*lo);
+                returned.extend(current.give_back(count));
+            }
+        }
+        returned
+    }
+
+    /// What it holds now.
+    pub(crate) fn holding(&self) -> Holding {
+        let queue = self.queue();
+        let mut running = Vec::new();
+        let mut waiting: Vec<_> = queue
+            .waiting
+            .iter()
+            .filter(|task| task.via == Via::Task)
+            .map(Task::held)
+            .collect();
+        if let Some(current) = queue
+            .current
+            .as_ref()
+            .filter(|current| current.via == Via::Task)
+        {
+            running.push((current.msg_id.clone(), current.running.0, current.running.1));
+            if current.next < current.end {
+                waiting.push((current.msg_id.clone(), current.next, current.end));
+            }
+        }
+        (running, waiting)
+    }
+
+    /// Forgets what waits: its controller is gone for good, and nobody knows these tasks any more.
+    pub(crate) fn forget_waiting(&self) -> usize {
+        let mut queue = self.queue();
+        let before = queue.waiting.len();
+        queue.waiting.clear();
+        if let Some(current) = &mut queue.current {
+            current.end = current.next;
+        }
+        before
+    }
+
+    /// The engine leaves: what waits comes out, what runs is stopped, the worker ends.
+    pub(crate) fn close(&self, warden: &Warden, why: &str) -> Vec<Returned> {
+        let mut queue = self.queue();
+        queue.closed = Some(why.to_owned());
+        let mut returned: Vec<Returned> = std::mem::take(&mut queue.waiting)
+            .into_iter()
+            .map(|task| Returned::Task(Box::new(task)))
+            .collect();
+        if let Some(current) = &mut queue.current {
+            if current.via == Via::Task {
+                returned.extend(current.give_back(u64::MAX));
+            }
+            current.end = current.next;
+        }
+        self.bell.notify_all();
+        drop(queue);
+        if let Some(generation) = self.running.generation() {
+            warden.stop(
+                &self.running,
+                generation,
+                Stop::EngineLeaves(why.to_owned()),
+            );
+        }
+        returned
+    }
+}
+
+impl Current {
+    fn of(task: &Task) -> Self {
+        let (lo, hi) = task.wants.range.unwrap_or((0, 1));
+        Self {
+            msg_id: task.msg_id.clone(),
+            via: task.via,
+            start: lo,
+            next: lo,
+            end: hi,
+            running: (lo, lo),
+            array: task.wants.range.is_some(),
+            aborted: false,
+            member: None,
+        }
+    }
+
+    fn stop(&self, running: &Arc<Running>, warden: &Warden) {
+        if let Some((_, generation)) = self.member {
+            warden.stop(running, generation, Stop::Aborted);
+        }
+    }
+
+    fn give_back(&mut self, count: u64) -> Option<Returned> {
+        let lo = self.next.max(self.end.saturating_sub(count));
+        if !self.array || self.via != Via::Task || lo >= self.end {
+            return None;
+        }
+        let hi = std::mem::replace(&mut self.end, lo);
+        Some(Returned::Range(self.msg_id.clone(), lo, hi))
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,211 @@
+use std::time::Duration;
+
+use ipbroker_protocol::{session::Packer, socket::routing, zmq::Message};
+use serde_json::json;
+
+use super::*;
+use crate::task::Kind;
+
+fn seat() -> Seat {
+    Seat::new(0, "u".into(), Arc::new(Session::new(b"k", Packer::Msgpack)))
+}
+
+/// A task of the scheduler, or a direct one; its id.
+fn task(seat: &Seat, via: &[u8], range: Option<(u64, u64)>) -> (Task, String) {
+    let session = seat.session();
+    let header = session.header("function_request");
+    let identities = vec![Message::from(via), Message::from("client")];
+    let metadata = json!({"range": range});
+    let envelope = session.message(
+        identities,
+        &header,
+        None,
+        &metadata,
+        &json!({"name": "noop"}),
+        Vec::new(),
+    );
+    let task = Task::read(&session, envelope, Kind::Function, header.msg_id.clone()).unwrap();
+    (task, header.msg_id)
+}
+
+fn push(seat: &Seat, range: Option<(u64, u64)>) -> String {
+    let (task, id) = task(seat, routing::TASK, range);
+    seat.push(task);
+    id
+}
+
+fn ranges(returned: Vec<Returned>) -> Vec<(String, u64, u64)> {
+    returned
+        .into_iter()
+        .map(|one| match one {
+            Returned::Task(task) => task.held(),
+            Returned::Range(id, lo, hi) => (id, lo, hi),
+        })
+        .collect()
+}
+
+#[test]
+fn a_range_is_claimed_in_strides_and_told_as_held() {
+    let seat = seat();
+    let id = push(&seat, Some((10, 20)));
+    let waiting = push(&seat, None);
+    assert_eq!(seat.next().unwrap().msg_id, id);
+    assert_eq!(seat.claim(4), Claim::Run(10, 14));
+    let (running, queued) = seat.holding();
+    assert_eq!(running, [(id.clone(), 10, 14)]);
+    assert_eq!(queued, [(waiting, 0, 1), (id.clone(), 14, 20)]);
+    seat.answered(12);
+    assert_eq!(seat.holding().0, [(id, 12, 14)]);
+    assert_eq!(seat.claim(u64::MAX), Claim::Run(14, 20));
+    assert_eq!(seat.claim(1), Claim::Done);
+    seat.done();
+    assert!(!seat.is_idle());
+}
+
+#[test]
+fn the_last_is_given_back_first_and_what_runs_stays() {
+    let seat = seat();
+    let running = push(&seat, Some((0, 10)));
+    let array = push(&seat, Some((0, 6)));
+    let last = push(&seat, None);
+    seat.push(task(&seat, routing::MUX, None).0);
+    seat.next().unwrap();
+    assert_eq!(seat.claim(3), Claim::Run(0, 3));
+    assert_eq!(
+        ranges(seat.give_back(3)),
+        [(last, 0, 1), (array.clone(), 4, 6)]
+    );
+    assert_eq!(
+        ranges(seat.give_back(100)),
+        [(array, 0, 4), (running, 3, 10)]
+    );
+    assert_eq!(seat.claim(1), Claim::Done);
+    seat.done();
+    assert!(!seat.is_idle(), "a direct request is nobody else's");
+}
+
+#[test]
+fn named_ranges_are_given_back() {
+    let seat = seat();
+    let first = push(&seat, Some((0, 10)));
+    let second = push(&seat, Some((0, 10)));
+    let third = push(&seat, None);
+    seat.next().unwrap();
+    assert_eq!(seat.claim(2), Claim::Run(0, 2));
+    let asked = [
+        (first.clone(), 5, 10),
+        (second.clone(), 7, 10),
+        (third.clone(), 0, 1),
+        ("other".into(), 0, 1),
+    ];
+    assert_eq!(
+        ranges(seat.give_back_these(&asked)),
+        [
+            (first.clone(), 5, 10),
+            (second.clone(), 7, 10),
+            (third, 0, 1)
+        ]
+    );
+    // What has begun stays, whoever asks.
+    assert_eq!(
+        ranges(seat.give_back_these(&[(first.clone(), 0, 5)])),
+        [(first, 2, 5)]
+    );
+    assert_eq!(
+        ranges(seat.give_back_these(&[(second.clone(), 0, 7)])),
+        [(second, 0, 7)]
+    );
+    assert_eq!(seat.claim(1), Claim::Done);
+}
+
+#[test]
+fn aborted_ones_are_met_when_their_turn_comes() {
+    let (seat, warden) = (seat(), Warden::new(Duration::from_millis(100)));
+    let single = push(&seat, None);
+    let array = push(&seat, Some((0, 5)));
+    let again = push(&seat, None);
+    let ids = [
+        single.clone(),
+        format!("{array}:1"),
+        format!("{array}:3"),
+        "unknown".into(),
+    ];
+    seat.abort(&warden, Some(&ids), true);
+    seat.next().unwrap();
+    assert_eq!(seat.claim(1), Claim::Aborted(0, 1));
+    seat.done();
+    seat.next().unwrap();
+    let claims: Vec<Claim> = std::iter::repeat_with(|| seat.claim(1))
+        .take_while(|claim| *claim != Claim::Done)
+        .collect();
+    assert_eq!(
+        claims,
+        [
+            Claim::Run(0, 1),
+            Claim::Aborted(1, 2),
+            Claim::Run(2, 3),
+            Claim::Aborted(3, 4),
+            Claim::Run(4, 5)
+        ]
+    );
+    seat.done();
+    seat.next().unwrap();
+    assert_eq!(seat.claim(1), Claim::Run(0, 1), "{again} was not aborted");
+}
+
+#[test]
+fn a_running_member_is_stopped_and_the_rest_of_its_array_too() {
+    let (seat, warden) = (seat(), Warden::new(Duration::from_millis(100)));
+    let id = push(&seat, Some((0, 9)));
+    let later = {
+        // Another range of the same array waits behind.
+        let (mut task, _) = task(&seat, routing::TASK, Some((20, 22)));
+        task.msg_id.clone_from(&id);
+        seat.push(task);
+        id.clone()
+    };
+    seat.next().unwrap();
+    assert_eq!(seat.claim(2), Claim::Run(0, 2));
+    let (_, token) = seat.begin_member(0).unwrap();
+    seat.abort(&warden, Some(&[format!("{id}:1")]), true);
+    assert!(!token.is_cancelled(), "that is the next one");
+    seat.abort(&warden, Some(&[format!("{id}:0")]), true);
+    assert!(token.is_cancelled());
+    assert_eq!(seat.running.finish(), Some(Stop::Aborted));
+    assert_eq!(
+        seat.begin_member(1).err(),
+        Some(Stop::Aborted),
+        "claimed, not begun"
+    );
+    assert_eq!(seat.claim(1), Claim::Run(2, 3));
+    let (_, token) = seat.begin_member(2).unwrap();
+    assert!(!token.is_cancelled(), "a token of its own");
+    seat.abort(&warden, Some(std::slice::from_ref(&later)), true);
+    assert!(token.is_cancelled());
+    seat.running.finish();
+    assert_eq!(seat.claim(2), Claim::Aborted(3, 9));
+    seat.done();
+    seat.next().unwrap();
+    assert_eq!(seat.claim(2), Claim::Aborted(20, 22));
+}
+
+#[test]
+fn who_leaves_returns_everything_and_stops_what_runs() {
+    let (seat, warden) = (seat(), Warden::new(Duration::from_millis(100)));
+    let running = push(&seat, Some((0, 9)));
+    let waiting = push(&seat, None);
+    seat.next().unwrap();
+    assert_eq!(seat.claim(1), Claim::Run(0, 1));
+    let (_, token) = seat.begin_member(0).unwrap();
+    assert_eq!(
+        ranges(seat.close(&warden, "it is late")),
+        [(waiting, 0, 1), (running, 1, 9)]
+    );
+    assert!(token.is_cancelled());
+    assert_eq!(
+        seat.running.finish(),
+        Some(Stop::EngineLeaves("it is late".into()))
+    );
+    assert!(matches!(seat.begin_member(1), Err(Stop::EngineLeaves(_))));
+    assert!(seat.next().is_none());
+}

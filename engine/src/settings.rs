@@ -1,0 +1,16 @@
+//! How an engine process is set up.
+
+use std::time::Duration;
+
+/// What the thread that serves the sockets has to know.
+#[derive(Debug, Clone)]
+pub(crate) struct Settings {
+    /// How long a controller may be away.
+    pub(crate) grace: Duration,
+    /// Tags of the engines.
+    pub(crate) tags: Vec<String>,
+    /// Further names of this host.
+    pub(crate) aliases: Vec<String>,
+    /// The id that the first engine asks for; the others follow.
+    pub(crate) first_id: Option<u32>,
+}
