@@ -1,0 +1,272 @@
+//! The command line.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand};
+use ipbroker_client::job::parse_size;
+use ipbroker_client::protocol::ssh::Settings;
+use ipbroker_client::{Client, ClientBuilder};
+
+use crate::commands;
+use crate::failure::Failure;
+
+/// Run commands and functions on the engines of a cluster.
+#[derive(Debug, Parser)]
+#[command(
+    name = "ipclient",
+    version,
+    propagate_version = true,
+    max_term_width = 100
+)]
+#[command(
+    after_help = "Example:\n  ipctl -n 4 &\n  ipclient map 'gzip -k {}' ::: *.txt\n  ipclient stats"
+)]
+pub(crate) struct Cli {
+    #[command(flatten)]
+    pub(crate) cluster: ClusterArgs,
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+/// Which cluster.
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Cluster")]
+pub(crate) struct ClusterArgs {
+    /// Name of the profile
+    #[arg(short, long, global = true, value_name = "NAME")]
+    pub(crate) profile: Option<String>,
+    /// Directory of the profile [default: $IPYTHONDIR/profile_NAME]
+    #[arg(long, global = true, value_name = "DIR")]
+    pub(crate) profile_dir: Option<PathBuf>,
+    /// Which of several clusters of the profile
+    #[arg(long, global = true, value_name = "ID")]
+    pub(crate) cluster_id: Option<String>,
+    /// The connection file itself, ipcontroller-client.json
+    #[arg(
+        long = "file",
+        global = true,
+        value_name = "CONNECTION.json",
+        id = "connection_file"
+    )]
+    pub(crate) file: Option<PathBuf>,
+    /// Reach the controller through this SSH server, and read the connection file there
+    #[arg(long, global = true, value_name = "[USER@]HOST")]
+    pub(crate) ssh: Option<String>,
+    /// Trust the key of an SSH server seen for the first time
+    #[arg(long, global = true)]
+    pub(crate) accept_new: bool,
+    /// Seconds to wait for the controller's first answer
+    #[arg(long, global = true, value_name = "SECONDS", default_value = "10", value_parser = seconds, hide_default_value = true)]
+    pub(crate) connect_timeout: Duration,
+}
+
+impl ClusterArgs {
+    pub(crate) fn builder(&self) -> ClientBuilder {
+        let mut builder = Client::builder().timeout(self.connect_timeout);
+        if let Some(profile) = &self.profile {
+            builder = builder.profile(profile);
+        }
+        if let Some(dir) = &self.profile_dir {
+            builder = builder.profile_dir(dir);
+        }
+        if let Some(id) = &self.cluster_id {
+            builder = builder.cluster_id(id);
+        }
+        if let Some(file) = &self.file {
+            builder = builder.file(file);
+        }
+        if let Some(server) = &self.ssh {
+            builder = builder.ssh(server);
+        }
+        builder
+    }
+
+    pub(crate) fn connect(&self) -> Result<Client, Failure> {
+        let mut builder = self.builder();
+        if self.ssh.is_some() || self.accept_new {
+            let settings = Settings::load(None).map_err(ipbroker_client::Error::from)?;
+            builder = builder.ssh_settings(settings.accept_new(self.accept_new));
+        }
+        Ok(builder.connect()?)
+    }
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    Run(commands::run::RunArgs),
+    Map(commands::map::MapArgs),
+    Submit(commands::submit::SubmitArgs),
+    Wait(commands::wait::WaitArgs),
+    Results(commands::results::ResultsArgs),
+    Status(commands::status::StatusArgs),
+    Engines(commands::engines::EnginesArgs),
+    Abort(commands::abort::AbortArgs),
+    Resubmit(commands::resubmit::ResubmitArgs),
+    Stats(commands::stats::StatsArgs),
+    Shutdown(commands::shutdown::ShutdownArgs),
+    Explain(commands::explain::ExplainArgs),
+    Graph(commands::graph::GraphArgs),
+    Fs(commands::fs::FsArgs),
+    Completions(commands::completions::CompletionsArgs),
+}
+
+/// What holds for all jobs of a call, where the job itself does not say otherwise.
+#[derive(Debug, Clone, Default, Args)]
+#[command(next_help_heading = "Jobs")]
+pub(crate) struct JobArgs {
+    /// Start a failed job again, up to N times
+    #[arg(long, value_name = "N")]
+    pub(crate) retries: Option<u32>,
+    /// Seconds a job may wait before it fails with TaskTimeout
+    #[arg(long, value_name = "SECONDS", value_parser = seconds)]
+    pub(crate) timeout: Option<Duration>,
+    /// Higher runs earlier, among one client's jobs
+    #[arg(long, value_name = "N", allow_negative_numbers = true)]
+    pub(crate) priority: Option<i32>,
+    /// Only engines with this tag (may be repeated)
+    #[arg(long = "tag", value_name = "TAG")]
+    pub(crate) tags: Vec<String>,
+    /// Only engines on this host (may be repeated: any of them)
+    #[arg(long = "host", value_name = "HOST")]
+    pub(crate) hosts: Vec<String>,
+}
+
+/// A private cluster for one call.
+#[derive(Debug, Clone, Default, Args)]
+#[command(next_help_heading = "Private cluster")]
+pub(crate) struct LocalArgs {
+    /// Start N local engines for this call alone, and stop them after it
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) local: Option<u32>,
+    /// An option for the private ipctl (may be repeated), e.g. --local-option=--scheme=lru
+    #[arg(
+        long = "local-option",
+        value_name = "OPTION",
+        requires = "local",
+        allow_hyphen_values = true
+    )]
+    pub(crate) local_options: Vec<String>,
+}
+
+pub(crate) fn seconds(text: &str) -> Result<Duration, String> {
+    text.parse::<f64>()
+        .ok()
+        .and_then(|seconds| Duration::try_from_secs_f64(seconds).ok())
+        .ok_or_else(|| "a number of seconds is needed".to_owned())
+}
+
+pub(crate) fn size(text: &str) -> Result<u64, String> {
+    parse_size(text)
+        .ok_or_else(|| "a number of bytes is needed, or a size like 64K or 2M".to_owned())
+}
+
+/// Parses the process's arguments. What follows `:::` is data, not options, and comes back apart.
+pub(crate) fn parse(
+    arguments: Vec<std::ffi::OsString>,
+) -> Result<(Cli, Option<Vec<std::ffi::OsString>>), clap::Error> {
+    let (options, data) = match arguments.iter().position(|argument| argument == ":::") {
+        Some(at) => (arguments[..at].to_vec(), Some(arguments[at + 1..].to_vec())),
+        None => (arguments, None),
+    };
+    Ok((Cli::try_parse_from(options)?, data))
+}
+
+/// A usage error in one line: what, where, and what to do.
+pub(crate) fn one_line(error: &clap::Error) -> String {
+    let text = error.render().to_string();
+    let mut parts = Vec::new();
+    let mut usage = None;
+    for line in text.lines().map(str::trim).filter(|line| !line.is_empty()) {
+        if let Some(rest) = line.strip_prefix("Usage:") {
+            usage = Some(rest.trim().to_owned());
+            break;
+        }
+        if line.starts_with("For more information") {
+            break;
+        }
+        parts.push(
+            line.strip_prefix("error: ")
+                .or_else(|| line.strip_prefix("tip: "))
+                .unwrap_or(line)
+                .to_owned(),
+        );
+    }
+    let program: Vec<&str> = usage
+        .as_deref()
+        .unwrap_or("ipclient")
+        .split_whitespace()
+        .take_while(|word| !word.starts_with(['[', '<', '-']))
+        .collect();
+    format!("{} (see `{} --help`)", parts.join("; "), program.join(" "))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    fn parse_words(words: &[&str]) -> Result<(Cli, Option<Vec<std::ffi::OsString>>), clap::Error> {
+        parse(words.iter().map(Into::into).collect())
+    }
+
+    #[test]
+    fn definitions_hold() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn every_command_has_an_example() {
+        for command in Cli::command().get_subcommands() {
+            let help = command
+                .get_after_help()
+                .map(ToString::to_string)
+                .unwrap_or_default();
+            assert!(
+                help.contains("Example"),
+                "{} has no example",
+                command.get_name()
+            );
+        }
+    }
+
+    #[test]
+    fn cluster_options_stand_before_or_after_the_command() {
+        for words in [
+            &["ipclient", "--profile", "x", "--profile-dir=/p", "status"][..],
+            &["ipclient", "status", "--profile=x", "--profile-dir", "/p"],
+        ] {
+            let (cli, _) = parse_words(words).unwrap();
+            assert_eq!(cli.cluster.profile.as_deref(), Some("x"));
+            assert_eq!(
+                cli.cluster.profile_dir.as_deref(),
+                Some(std::path::Path::new("/p"))
+            );
+        }
+    }
+
+    #[test]
+    fn arguments_after_colons_are_data() {
+        let (cli, data) = parse_words(&[
+            "ipclient", "map", "echo {}", "-k", ":::", "-n", "a b", "--help",
+        ])
+        .unwrap();
+        assert!(matches!(cli.command, Command::Map(_)));
+        assert_eq!(data.unwrap(), ["-n", "a b", "--help"]);
+    }
+
+    #[test]
+    fn usage_errors_are_one_line() {
+        let error = parse_words(&["ipclient", "run", "--frobnicate"]).unwrap_err();
+        let line = one_line(&error);
+        assert!(
+            !line.contains('\n')
+                && line.contains("--frobnicate")
+                && line.ends_with("(see `ipclient run --help`)"),
+            "{line}"
+        );
+        let error = parse_words(&["ipclient", "run", "--local", "0"]).unwrap_err();
+        let line = one_line(&error);
+        assert!(!line.contains('\n') && line.contains("--local"), "{line}");
+    }
+}

@@ -1,0 +1,66 @@
+//! `ipclient engines`.
+
+use std::process::ExitCode;
+
+use clap::Args;
+
+use super::Outcome;
+use crate::cli::ClusterArgs;
+use crate::output::{json, table};
+
+/// List the engines
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Example:\n  ipclient engines\n  ipclient engines --json | jq '.[].host[0]'"
+)]
+pub(crate) struct EnginesArgs {
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+pub(crate) fn main(args: EnginesArgs, cluster: &ClusterArgs) -> Outcome {
+    let client = cluster.connect()?;
+    let mut engines = client.engines()?;
+    engines.sort_by_key(|engine| engine.id);
+    if args.json {
+        return json::print(&engines);
+    }
+    if engines.is_empty() {
+        eprintln!("ipclient: no engines are registered: start some with `ipengine -n 4`");
+        return Ok(ExitCode::SUCCESS);
+    }
+    let headings = [
+        "ID", "Host", "Kind", "PID", "Cores", "Tags", "Running", "Done", "Up", "Ping", "Clock",
+        "Limits",
+    ];
+    let mut rows = table::table(&headings, &[0, 3, 4, 6, 7, 8, 9, 10]);
+    for engine in &engines {
+        let number =
+            |value: Option<u32>| value.map_or_else(|| "-".to_owned(), |value| value.to_string());
+        rows.add_row(vec![
+            engine.id.to_string(),
+            engine.host.first().cloned().unwrap_or_else(|| "-".into()),
+            engine.kind.clone(),
+            number(engine.pid),
+            number(engine.cores),
+            if engine.tags.is_empty() {
+                "-".into()
+            } else {
+                engine.tags.join(",")
+            },
+            engine.outstanding.to_string(),
+            engine.completed.to_string(),
+            table::duration(engine.age),
+            engine
+                .ping
+                .map_or_else(|| "-".into(), |ms| format!("{ms:.1} ms")),
+            engine
+                .clock
+                .map_or_else(|| "-".into(), |seconds| format!("{seconds:+.3} s")),
+            engine.limits.clone().unwrap_or_else(|| "-".into()),
+        ]);
+    }
+    table::print(&rows)?;
+    Ok(ExitCode::SUCCESS)
+}

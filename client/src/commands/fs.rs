@@ -1,0 +1,609 @@
+//! `ipclient fs`: files on the engines' hosts.
+
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use clap::{Args, Subcommand};
+use ipbroker_client::Host;
+use ipbroker_client::protocol::message::{Command, FsOp, FsReply, FsRequest, FsStat};
+use serde::Serialize;
+
+use super::Outcome;
+use crate::cli::ClusterArgs;
+use crate::failure::Failure;
+use crate::output::json;
+
+/// Work with files on the engines' hosts, as the engines' user
+///
+/// HOSTS is a host's name, alias or address, an engine's number, several of them with commas between, or `all`. Relative
+/// paths begin in the engine's working directory, `~/` in its user's home.
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Example:\n  ipclient fs put all data.txt /tmp/data.txt\n  ipclient fs ls a,b /tmp\n  ipclient fs get a result.txt ."
+)]
+pub(crate) struct FsArgs {
+    #[command(subcommand)]
+    action: Action,
+    /// Print one line of JSON for each host
+    #[arg(long, global = true)]
+    json: bool,
+}
+
+#[derive(Debug, Subcommand)]
+enum Action {
+    /// List a directory
+    #[command(after_help = "Example:\n  ipclient fs ls a,b /tmp")]
+    Ls {
+        /// Where
+        hosts: String,
+        /// Which directory
+        #[arg(default_value = ".")]
+        path: String,
+    },
+    /// Tell kind, size, permissions and time of a path
+    #[command(after_help = "Example:\n  ipclient fs stat a /etc/hostname --json")]
+    Stat {
+        /// Where
+        hosts: String,
+        /// Which path
+        path: String,
+    },
+    /// Succeed if a path is there (on every host)
+    #[command(after_help = "Example:\n  ipclient fs exists all /data && ipclient run jobs")]
+    Exists {
+        /// Where
+        hosts: String,
+        /// Which path
+        path: String,
+    },
+    /// Make a directory
+    #[command(after_help = "Example:\n  ipclient fs mkdir --parents all /tmp/work/in")]
+    Mkdir {
+        /// Where
+        hosts: String,
+        /// Which directory
+        path: String,
+        /// Also those above it; no error if it is there
+        #[arg(long)]
+        parents: bool,
+        /// Permission bits, octal
+        #[arg(short, long, value_parser = octal)]
+        mode: Option<u32>,
+    },
+    /// Make a directory of a new name and print it
+    #[command(after_help = "Example:\n  dir=$(ipclient fs newdir a)")]
+    Newdir {
+        /// Where
+        hosts: String,
+        /// In which directory [default: the host's temporary one]
+        #[arg(default_value = "", hide_default_value = true)]
+        path: String,
+    },
+    /// Print the engine's working directory
+    #[command(after_help = "Example:\n  ipclient fs pwd all")]
+    Pwd {
+        /// Where
+        hosts: String,
+    },
+    /// Remove files
+    #[command(after_help = "Example:\n  ipclient fs rm -r all /tmp/work")]
+    Rm {
+        /// Where
+        hosts: String,
+        /// Which
+        #[arg(required = true)]
+        paths: Vec<String>,
+        /// Directories with all that is in them
+        #[arg(short, long)]
+        recursive: bool,
+        /// No error for what is not there
+        #[arg(short, long)]
+        force: bool,
+    },
+    /// Remove an empty directory
+    #[command(after_help = "Example:\n  ipclient fs rmdir a /tmp/work")]
+    Rmdir {
+        /// Where
+        hosts: String,
+        /// Which directory
+        path: String,
+    },
+    /// Send a local file (`-`: standard input)
+    #[command(after_help = "Example:\n  ipclient fs put all model.bin /tmp/model.bin")]
+    Put {
+        /// Where
+        hosts: String,
+        /// Which local file
+        local: PathBuf,
+        /// Its path there [default: the same name]
+        #[arg(default_value = "", hide_default_value = true)]
+        path: String,
+    },
+    /// Fetch a file; from several hosts each gets the host's name behind its own
+    #[command(after_help = "Example:\n  ipclient fs get a,b /tmp/out.txt results/")]
+    Get {
+        /// Where
+        hosts: String,
+        /// Which file there
+        path: String,
+        /// Local file or directory
+        #[arg(default_value = ".")]
+        local: PathBuf,
+    },
+    /// Print a file
+    #[command(after_help = "Example:\n  ipclient fs cat a /etc/hostname")]
+    Cat {
+        /// Where
+        hosts: String,
+        /// Which file
+        path: String,
+    },
+    /// Write standard input to a file
+    #[command(after_help = "Example:\n  echo hello | ipclient fs write all /tmp/hello")]
+    Write {
+        /// Where
+        hosts: String,
+        /// Which file
+        path: String,
+        /// At its end
+        #[arg(short, long)]
+        append: bool,
+    },
+    /// Change permission bits
+    #[command(after_help = "Example:\n  ipclient fs chmod all 755 /tmp/tool")]
+    Chmod {
+        /// Where
+        hosts: String,
+        /// Octal
+        #[arg(value_parser = octal)]
+        mode: u32,
+        /// Which path
+        path: String,
+    },
+    /// Make a symbolic link
+    #[command(after_help = "Example:\n  ipclient fs ln all /data/v2 /tmp/data")]
+    Ln {
+        /// Where
+        hosts: String,
+        /// Where it points
+        to: String,
+        /// The link
+        path: String,
+    },
+    /// Make a named pipe
+    #[command(after_help = "Example:\n  ipclient fs mkfifo a /tmp/pipe")]
+    Mkfifo {
+        /// Where
+        hosts: String,
+        /// Which path
+        path: String,
+        /// Permission bits, octal
+        #[arg(short, long, value_parser = octal)]
+        mode: Option<u32>,
+    },
+    /// Run a command at once, beside the queue
+    #[command(after_help = "Example:\n  ipclient fs run all 'df -h /tmp'")]
+    Run {
+        /// Where
+        hosts: String,
+        /// The command, for a shell
+        #[arg(required = true, trailing_var_arg = true)]
+        command: Vec<String>,
+    },
+}
+
+fn octal(text: &str) -> Result<u32, String> {
+    u32::from_str_radix(text, 8)
+        .ok()
+        .filter(|&mode| mode <= 0o7777)
+        .ok_or_else(|| "octal permission bits are needed, such as 755".to_owned())
+}
+
+/// A host's answer, as a line of JSON.
+#[derive(Serialize)]
+struct Line<'a> {
+    host: &'a str,
+    #[serde(flatten)]
+    reply: &'a FsReply,
+}
+
+/// What is the same for all operations.
+struct Fs {
+    hosts: Vec<Host>,
+    json: bool,
+}
+
+pub(crate) fn main(args: FsArgs, cluster: &ClusterArgs) -> Outcome {
+    let open = |hosts: &str| -> Result<Fs, Failure> {
+        let names: Vec<&str> = hosts.split(',').filter(|h| !h.is_empty()).collect();
+        if names.is_empty() {
+            return Err(Failure::usage("no host is named"));
+        }
+        let hosts = cluster.connect()?.hosts(&names)?;
+        Ok(Fs {
+            hosts,
+            json: args.json,
+        })
+    };
+    let plain = |op: FsOp, path: &str| FsRequest {
+        op,
+        path: path.into(),
+        ..FsRequest::default()
+    };
+    match args.action {
+        Action::Ls { hosts, path } => open(&hosts)?.each(&plain(FsOp::Ls, &path), print_entries),
+        Action::Stat { hosts, path } => open(&hosts)?.each(&plain(FsOp::Stat, &path), |reply| {
+            if let Some(stat) = &reply.stat {
+                println!("{}", long(stat));
+            }
+            true
+        }),
+        Action::Exists { hosts, path } => {
+            open(&hosts)?.each(&plain(FsOp::Exists, &path), |reply| {
+                let there = reply.exists == Some(true);
+                println!("{}", if there { "yes" } else { "no" });
+                there
+            })
+        }
+        Action::Mkdir {
+            hosts,
+            path,
+            parents,
+            mode,
+        } => {
+            let request = FsRequest {
+                recursive: parents,
+                mode,
+                ..plain(FsOp::Mkdir, &path)
+            };
+            open(&hosts)?.each(&request, |_| true)
+        }
+        Action::Newdir { hosts, path } => {
+            open(&hosts)?.each(&plain(FsOp::Newdir, &path), print_path)
+        }
+        Action::Pwd { hosts } => open(&hosts)?.each(&plain(FsOp::Pwd, ""), print_path),
+        Action::Rm {
+            hosts,
+            paths,
+            recursive,
+            force,
+        } => open(&hosts)?.remove(&paths, recursive, force),
+        Action::Rmdir { hosts, path } => open(&hosts)?.each(&plain(FsOp::Rmdir, &path), |_| true),
+        Action::Put { hosts, local, path } => open(&hosts)?.put(&local, &path),
+        Action::Get { hosts, path, local } => open(&hosts)?.get(&path, &local),
+        Action::Cat { hosts, path } => open(&hosts)?.cat(&path),
+        Action::Write {
+            hosts,
+            path,
+            append,
+        } => open(&hosts)?.write(&path, append),
+        Action::Chmod { hosts, mode, path } => {
+            let request = FsRequest {
+                mode: Some(mode),
+                ..plain(FsOp::Chmod, &path)
+            };
+            open(&hosts)?.each(&request, |_| true)
+        }
+        Action::Ln { hosts, to, path } => {
+            let request = FsRequest {
+                to,
+                ..plain(FsOp::Ln, &path)
+            };
+            open(&hosts)?.each(&request, |_| true)
+        }
+        Action::Mkfifo { hosts, path, mode } => {
+            let request = FsRequest {
+                mode,
+                ..plain(FsOp::Mkfifo, &path)
+            };
+            open(&hosts)?.each(&request, |_| true)
+        }
+        Action::Run { hosts, command } => open(&hosts)?.run(&command),
+    }
+}
+
+fn print_path(reply: &FsReply) -> bool {
+    println!("{}", reply.path.as_deref().unwrap_or_default());
+    true
+}
+
+fn print_entries(reply: &FsReply) -> bool {
+    for entry in &reply.entries {
+        println!("{}", long(entry));
+    }
+    true
+}
+
+/// A line as `ls -l` writes it.
+fn long(stat: &FsStat) -> String {
+    let kind = match stat.kind.as_str() {
+        "dir" => 'd',
+        "link" => 'l',
+        "fifo" => 'p',
+        "socket" => 's',
+        "block" => 'b',
+        "char" => 'c',
+        _ => '-',
+    };
+    let mut bits = String::new();
+    for shift in [6, 3, 0] {
+        for (bit, letter) in [(4, 'r'), (2, 'w'), (1, 'x')] {
+            bits.push(if stat.mode >> shift & bit != 0 {
+                letter
+            } else {
+                '-'
+            });
+        }
+    }
+    #[expect(
+        clippy::cast_possible_truncation,
+        reason = "whole seconds are what is shown"
+    )]
+    let time = jiff::Timestamp::from_second(stat.mtime as i64).map_or_else(
+        |_| "-".into(),
+        |t| {
+            t.to_zoned(jiff::tz::TimeZone::system())
+                .strftime("%Y-%m-%d %H:%M")
+                .to_string()
+        },
+    );
+    let to = stat
+        .to
+        .as_ref()
+        .map(|to| format!(" -> {to}"))
+        .unwrap_or_default();
+    format!("{kind}{bits} {:>12} {time} {}{to}", stat.size, stat.name)
+}
+
+impl Fs {
+    /// Does something on every host; one that fails is told of, and the others go on.
+    fn on_all(&self, mut act: impl FnMut(&Host) -> Result<bool, Failure>) -> Outcome {
+        let mut good = true;
+        for host in &self.hosts {
+            match act(host) {
+                Ok(ok) => good &= ok,
+                Err(failure) => {
+                    eprintln!("ipclient: {failure}");
+                    good = false;
+                }
+            }
+        }
+        Ok(if good {
+            ExitCode::SUCCESS
+        } else {
+            ExitCode::FAILURE
+        })
+    }
+
+    fn heading(&self, host: &Host) {
+        if self.hosts.len() > 1 {
+            println!("{}:", host.name());
+        }
+    }
+
+    fn line(&self, host: &Host, reply: &FsReply) -> Result<(), Failure> {
+        json::print(&Line {
+            host: host.name(),
+            reply,
+        })
+        .map(|_| ())
+    }
+
+    /// One request on every host.
+    fn each(&self, request: &FsRequest, print: impl Fn(&FsReply) -> bool) -> Outcome {
+        self.on_all(|host| {
+            let reply = host.request(request)?;
+            if self.json {
+                self.line(host, &reply)?;
+                return Ok(reply.exists != Some(false));
+            }
+            if matches!(
+                request.op,
+                FsOp::Ls | FsOp::Stat | FsOp::Exists | FsOp::Newdir | FsOp::Pwd
+            ) {
+                self.heading(host);
+            }
+            Ok(print(&reply))
+        })
+    }
+
+    fn remove(&self, paths: &[String], recursive: bool, force: bool) -> Outcome {
+        self.on_all(|host| {
+            for path in paths {
+                let there = FsRequest {
+                    op: FsOp::Exists,
+                    path: path.clone(),
+                    ..FsRequest::default()
+                };
+                // A broken link is not there for `exists`, but can be removed: so only a refusal of both counts.
+                let request = FsRequest {
+                    op: FsOp::Rm,
+                    path: path.clone(),
+                    recursive,
+                    ..FsRequest::default()
+                };
+                if let Err(error) = host.request(&request)
+                    && !(force && host.request(&there)?.exists == Some(false))
+                {
+                    return Err(error.into());
+                }
+            }
+            Ok(true)
+        })
+    }
+
+    fn put(&self, local: &Path, path: &str) -> Outcome {
+        let failed = |e: io::Error| Failure::new(format!("{}: {e}", local.display()));
+        let name = local.file_name().map(|n| n.to_string_lossy().into_owned());
+        let path = match (path, name) {
+            ("", Some(name)) => name,
+            ("", None) => return Err(Failure::usage("a path on the host is needed")),
+            (dir, Some(name)) if dir.ends_with('/') => format!("{dir}{name}"),
+            (path, _) => path.to_owned(),
+        };
+        if local == Path::new("-") {
+            return self.spread(&path, false);
+        }
+        let mode = fs::metadata(local).map_err(failed)?.permissions().mode() & 0o7777;
+        self.on_all(|host| {
+            let size = host.put(File::open(local).map_err(failed)?, &path, Some(mode))?;
+            self.moved(host, &path, size)
+        })
+    }
+
+    fn moved(&self, host: &Host, path: &str, size: u64) -> Result<bool, Failure> {
+        if self.json {
+            let stat = FsStat {
+                size,
+                ..FsStat::default()
+            };
+            let reply = FsReply {
+                status: "ok".into(),
+                path: Some(path.into()),
+                stat: Some(stat),
+                ..FsReply::default()
+            };
+            self.line(host, &reply)?;
+        }
+        Ok(true)
+    }
+
+    /// Standard input to all hosts: kept, because it can be read once only.
+    fn spread(&self, path: &str, append: bool) -> Outcome {
+        let mut text = Vec::new();
+        io::Read::read_to_end(&mut io::stdin().lock(), &mut text)?;
+        self.on_all(|host| {
+            if append {
+                host.append(&text, path)?;
+            } else {
+                host.put(&text[..], path, None)?;
+            }
+            self.moved(host, path, text.len() as u64)
+        })
+    }
+
+    fn write(&self, path: &str, append: bool) -> Outcome {
+        self.spread(path, append)
+    }
+
+    fn get(&self, path: &str, local: &Path) -> Outcome {
+        let name = Path::new(path)
+            .file_name()
+            .map(|n| n.to_string_lossy().into_owned())
+            .ok_or_else(|| Failure::usage(format!("`{path}` names no file")))?;
+        let base = if local.is_dir() {
+            local.join(name)
+        } else {
+            local.to_owned()
+        };
+        self.on_all(|host| {
+            let to = if self.hosts.len() > 1 {
+                let mut name = base.clone().into_os_string();
+                name.push(format!(".{}", host.name()));
+                PathBuf::from(name)
+            } else {
+                base.clone()
+            };
+            let failed = |e: io::Error| Failure::new(format!("{}: {e}", to.display()));
+            let dir = to
+                .parent()
+                .filter(|p| !p.as_os_str().is_empty())
+                .unwrap_or(Path::new("."));
+            // Whole or not at all.
+            let mut file = tempfile::NamedTempFile::new_in(dir).map_err(failed)?;
+            let (size, mode) = host.get(path, &mut file)?;
+            if let Some(mode) = mode {
+                file.as_file()
+                    .set_permissions(fs::Permissions::from_mode(mode & 0o777))
+                    .map_err(failed)?;
+            }
+            file.persist(&to).map_err(|e| failed(e.error))?;
+            self.moved(host, &to.to_string_lossy(), size)
+        })
+    }
+
+    fn cat(&self, path: &str) -> Outcome {
+        self.on_all(|host| {
+            self.heading(host);
+            let mut out = io::stdout().lock();
+            host.get(path, &mut out)?;
+            out.flush()?;
+            Ok(true)
+        })
+    }
+
+    fn run(&self, words: &[String]) -> Outcome {
+        let command = Command {
+            cmd: words.join(" "),
+            capture: 64 << 20,
+            ..Command::default()
+        };
+        let mut code = 0;
+        let outcome = self.on_all(|host| {
+            let result = host.run(command.clone())?;
+            if result.status != "ok" {
+                let why = result.evalue.unwrap_or_else(|| result.status.clone());
+                return Err(Failure::new(format!("{}: {why}", host.name())));
+            }
+            code = code.max(result.code.unwrap_or(1));
+            if self.json {
+                let reply = FsReply {
+                    status: "ok".into(),
+                    result: Some(result),
+                    ..FsReply::default()
+                };
+                self.line(host, &reply)?;
+                return Ok(true);
+            }
+            self.heading(host);
+            print!("{}", result.stdout.unwrap_or_default());
+            io::stdout().flush()?;
+            eprint!("{}", result.stderr.unwrap_or_default());
+            Ok(true)
+        })?;
+        if outcome == ExitCode::SUCCESS {
+            return Ok(ExitCode::from(
+                u8::try_from(code.clamp(0, 255)).unwrap_or(1),
+            ));
+        }
+        Ok(outcome)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn entries_read_like_ls() {
+        let stat = FsStat {
+            name: "pipe".into(),
+            kind: "fifo".into(),
+            size: 0,
+            mode: 0o640,
+            to: None,
+            ..FsStat::default()
+        };
+        let line = long(&stat);
+        assert!(
+            line.starts_with("prw-r----- ") && line.ends_with(" pipe"),
+            "{line}"
+        );
+        let link = FsStat {
+            name: "l".into(),
+            kind: "link".into(),
+            to: Some("/there".into()),
+            ..FsStat::default()
+        };
+        assert!(long(&link).ends_with(" l -> /there"));
+    }
+
+    #[test]
+    fn modes_are_octal() {
+        assert_eq!(octal("755"), Ok(0o755));
+        assert!(octal("8").is_err() && octal("77777").is_err());
+    }
+}

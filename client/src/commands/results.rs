@@ -1,0 +1,202 @@
+//! `ipclient results`: result lines of tasks that were submitted before.
+
+use std::io::{BufWriter, Write};
+use std::process::ExitCode;
+
+use clap::Args;
+use ipbroker_client::job::{JobResult, JobStatus, write_line};
+use ipbroker_client::protocol::array::{member_id, split_id};
+use ipbroker_client::protocol::message::CommandResult;
+use ipbroker_client::protocol::time;
+use ipbroker_client::{Client, Record};
+use jiff::tz::TimeZone;
+use serde_json::{Value, json};
+
+use super::Outcome;
+use crate::cli::ClusterArgs;
+use crate::failure::Failure;
+
+/// Ids in one question to the hub.
+const CHUNK: usize = 1000;
+
+/// Print result lines of tasks, as `ipclient run` prints them
+#[derive(Debug, Args)]
+#[command(after_help = "\
+The exit status is 0 only if all of them are done and ended well.
+
+Example:
+  ipclient results $(cat ids) > results.json")]
+pub(crate) struct ResultsArgs {
+    /// Ids of tasks; none: all that the controller has a record of
+    #[arg(value_name = "ID")]
+    ids: Vec<String>,
+}
+
+pub(crate) fn main(args: ResultsArgs, cluster: &ClusterArgs) -> Outcome {
+    let client = cluster.connect()?;
+    let ids = if args.ids.is_empty() {
+        client.history()?
+    } else {
+        args.ids
+    };
+    let zone = TimeZone::system();
+    let mut out = BufWriter::new(std::io::stdout());
+    let (mut pending, mut failed) = (0u64, 0u64);
+    for chunk in ids.chunks(CHUNK) {
+        let outcomes = client.outcomes(chunk, true)?;
+        let mut text = String::new();
+        for id in chunk {
+            match outcomes.records.get(id) {
+                None => pending += 1,
+                Some(record) if is_array(id, record) => {
+                    for member in members(id, record).chunks(CHUNK) {
+                        let outcomes = client.outcomes(member, true)?;
+                        for id in member {
+                            match outcomes.records.get(id) {
+                                Some(record) => failed += print(id, record, &zone, &mut text),
+                                None => pending += 1,
+                            }
+                        }
+                        out.write_all(text.as_bytes())?;
+                        text.clear();
+                    }
+                }
+                Some(record) => failed += print(id, record, &zone, &mut text),
+            }
+        }
+        out.write_all(text.as_bytes())?;
+    }
+    out.flush()?;
+    if pending > 0 {
+        let them = if pending == 1 {
+            "1 task is"
+        } else {
+            &format!("{pending} tasks are")
+        };
+        eprintln!("ipclient: {them} not done yet (see `ipclient wait`)");
+    }
+    Ok(if pending + failed > 0 {
+        ExitCode::FAILURE
+    } else {
+        ExitCode::SUCCESS
+    })
+}
+
+/// Appends a task's line; 1 if it did not end well.
+fn print(id: &str, record: &Record, zone: &TimeZone, text: &mut String) -> u64 {
+    let result = result(id, record);
+    let line = match record.metadata.get("job") {
+        Some(Value::String(line)) => line.clone(),
+        _ => json!({ "id": id }).to_string(),
+    };
+    let has_result = line.contains("\"result\"")
+        && serde_json::from_str::<Value>(&line).is_ok_and(|object| object.get("result").is_some());
+    write_line(&line, has_result, &result, zone, text);
+    u64::from(!result.success())
+}
+
+/// Whether the record is that of a whole array, not of one of its members.
+pub(crate) fn is_array(id: &str, record: &Record) -> bool {
+    record.members().is_some() && split_id(id).1.is_none()
+}
+
+fn members(id: &str, record: &Record) -> Vec<String> {
+    (0..record.members().unwrap_or(0))
+        .map(|index| member_id(id, index))
+        .collect()
+}
+
+/// How many members of an array did not end well.
+pub(crate) fn failed_members(client: &Client, id: &str, record: &Record) -> Result<u64, Failure> {
+    let mut failed = 0;
+    for chunk in members(id, record).chunks(CHUNK) {
+        let outcomes = client.outcomes(chunk, true)?;
+        let good = |id: &&String| {
+            outcomes
+                .records
+                .get(*id)
+                .is_some_and(|record| result(id, record).success())
+        };
+        failed += (chunk.len() - chunk.iter().filter(good).count()) as u64;
+    }
+    Ok(failed)
+}
+
+/// The `result` of a task as the store has it.
+pub(crate) fn result(id: &str, record: &Record) -> JobResult {
+    let content = if record.result_content.is_empty() {
+        record.extra.get("content").cloned().unwrap_or_default()
+    } else {
+        Value::Object(record.result_content.clone())
+    };
+    let is_command = content.get("code").is_some();
+    let mut command: CommandResult = serde_json::from_value(content).unwrap_or_default();
+    let text = |key: &str| {
+        record
+            .result_metadata
+            .get(key)
+            .and_then(Value::as_str)
+            .map(str::to_owned)
+    };
+    if command.status.is_empty() {
+        command.status = text("status").unwrap_or_else(|| "error".into());
+    }
+    command.started = command.started.or_else(|| text("started"));
+    command.completed = command.completed.or_else(|| text("completed"));
+    command.host = command.host.or_else(|| text("host"));
+    command.engine_id = command.engine_id.or_else(|| {
+        record
+            .result_metadata
+            .get("engine_id")
+            .and_then(Value::as_u64)
+            .and_then(|id| u32::try_from(id).ok())
+    });
+    let mut result = JobResult::from_command(command);
+    // A function that returned is a job that went well.
+    if !is_command && result.status == JobStatus::Ok {
+        result.code = Some(0);
+    }
+    let date = |text: Option<&str>| text.and_then(time::parse);
+    result.submitted = date(record.submitted.as_deref())
+        .or_else(|| date(record.header.get("date").and_then(Value::as_str)));
+    result.received = date(record.received.as_deref());
+    result.msg_id = Some(id.to_owned());
+    result
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn records_become_results() {
+        let record: Record = serde_json::from_value(json!({
+            "header": {"date": "2014-12-13T01:17:05Z"},
+            "metadata": {"job": "{\"cmd\": \"false\"}"},
+            "result_metadata": {"status": "ok", "started": "2014-12-13T01:17:06Z"},
+            "result_content": {"status": "ok", "code": 1, "host": "h", "engine_id": 2},
+            "received": "2014-12-13T01:17:07Z"
+        }))
+        .unwrap();
+        let result = result("a", &record);
+        assert_eq!(
+            (result.code, result.host.as_deref(), result.engine_id),
+            (Some(1), Some("h"), Some(2))
+        );
+        assert!(
+            result.started.is_some() && result.submitted.is_some() && result.received.is_some()
+        );
+        assert!(!result.success());
+    }
+
+    #[test]
+    fn lost_tasks_say_why() {
+        let record: Record = serde_json::from_value(json!({
+            "result_content": {"status": "error", "ename": "EngineError", "evalue": "engine 3 died", "traceback": []}
+        }))
+        .unwrap();
+        let result = result("a", &record);
+        assert_eq!(result.status, JobStatus::Error);
+        assert_eq!(result.error.as_deref(), Some("EngineError: engine 3 died"));
+    }
+}

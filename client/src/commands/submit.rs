@@ -1,0 +1,224 @@
+//! `ipclient submit`: hand jobs over and go.
+
+use std::collections::{HashMap, VecDeque};
+use std::io::Write;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+
+use clap::Args;
+use crossbeam_channel::{Receiver, Sender, select};
+use ipbroker_client::job::{Graph, Job};
+use ipbroker_client::protocol::message::types;
+use ipbroker_client::{Client, Notice, Outgoing, Part, Sink};
+
+use super::{Outcome, run};
+use crate::cli::{ClusterArgs, JobArgs, size};
+use crate::failure::Failure;
+use crate::runner::{Options, Submitted, metadata};
+use crate::source::{self, Line};
+
+/// Hand jobs over to the controller and print their ids, a line each, once it holds them
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Jobs are lines as for `ipclient run`. They outlive this program: see `ipclient wait` and `ipclient results`.
+
+Example:
+  ipclient submit jobs.json > ids
+  ipclient wait $(cat ids) && ipclient results $(cat ids)")]
+pub(crate) struct SubmitArgs {
+    /// File of jobs, checked whole before any is submitted; `-` or none: standard input
+    #[arg(value_name = "FILE")]
+    file: Option<PathBuf>,
+    /// Keep up to BYTES (64K) of stdout and of stderr for the result
+    #[arg(long, value_name = "BYTES", num_args = 0..=1, require_equals = true, default_missing_value = "64K", value_parser = size)]
+    capture: Option<u64>,
+    #[command(flatten)]
+    jobs: JobArgs,
+}
+
+/// Tells which submissions are safe.
+struct Acks(Sender<u64>);
+
+impl Sink for Acks {
+    fn deliver(&self, tag: u64, _: Part) {
+        // A result is the best of acknowledgements.
+        let _ = self.0.send(tag);
+    }
+
+    fn acked(&self, tag: u64) {
+        let _ = self.0.send(tag);
+    }
+}
+
+struct Submitter {
+    client: Client,
+    options: Options,
+    sink: Arc<Acks>,
+    names: HashMap<String, String>,
+    /// Ids in order, and whether each is acknowledged; the first not printed has tag `printed`.
+    ids: VecDeque<(String, bool)>,
+    printed: u64,
+}
+
+pub(crate) fn main(args: SubmitArgs, cluster: &ClusterArgs) -> Outcome {
+    let name = source::name(args.file.as_ref());
+    let file = match &args.file {
+        Some(path) if !source::is_stream(Some(path)) => {
+            let jobs = source::read_file(path)?;
+            let graph = Graph::new(&name, &jobs)
+                .map_err(|error| Failure::usage(format!("{error}; nothing was submitted")))?;
+            Some((jobs, graph))
+        }
+        _ => None,
+    };
+    let client = cluster.connect()?;
+    let options = Options {
+        cwd: run::cwd()?,
+        jobs: args.jobs,
+        capture: args.capture,
+        no_wait: false,
+        coming: None,
+        pulse: None,
+        source: name,
+    };
+    let (sender, acks) = crossbeam_channel::unbounded();
+    let sink = Arc::new(Acks(sender));
+    let mut submitter = Submitter {
+        client,
+        options,
+        sink,
+        names: HashMap::new(),
+        ids: VecDeque::new(),
+        printed: 0,
+    };
+    let mut bad = 0u64;
+    match file {
+        Some((jobs, graph)) => {
+            // Ids are printed in the order of submission: what others depend on first.
+            for level in &graph.levels {
+                for &at in level {
+                    submitter.submit(&jobs[at])?;
+                }
+            }
+        }
+        None => {
+            let lines = source::stream();
+            let mut seen = Submitted::default();
+            let mut open = true;
+            while open {
+                select! {
+                    recv(lines) -> batch => match batch {
+                        Ok(batch) => for line in batch {
+                            bad += u64::from(!submitter.take(line, &mut seen)?);
+                        },
+                        Err(_) => open = false,
+                    },
+                    recv(acks) -> tag => submitter.acknowledged(tag.into_iter())?,
+                }
+            }
+        }
+    }
+    submitter.wait(&acks)?;
+    Ok(if bad > 0 {
+        ExitCode::FAILURE
+    } else {
+        ExitCode::SUCCESS
+    })
+}
+
+impl Submitter {
+    /// False: the line is no job, and its writer has been told.
+    fn take(&mut self, line: Line, seen: &mut Submitted) -> Result<bool, Failure> {
+        let error = match line {
+            Line::Job(job) => match seen.check_stream(&job, &self.options) {
+                Ok(()) => {
+                    self.submit(&job)?;
+                    return Ok(true);
+                }
+                Err(error) => error,
+            },
+            Line::Bad { error, .. } => error.to_string(),
+        };
+        eprintln!("ipclient: {error}");
+        Ok(false)
+    }
+
+    fn submit(&mut self, job: &Job) -> Result<(), Failure> {
+        if !(job.put.is_empty() && job.get.is_empty()) {
+            return Err(Failure::usage(format!(
+                "{}:{}: \"put\" and \"get\" need `ipclient run`, which stays until its jobs have ended",
+                self.options.source, job.line
+            )));
+        }
+        let mut metadata = metadata(&job.placement, &self.options, &self.names);
+        metadata.detach = true;
+        metadata.job = Some(job.text.to_string());
+        let mut command = job.command(&self.options.cwd);
+        if command.capture == 0 {
+            command.capture = self.options.capture.unwrap_or(0);
+        }
+        let task = Outgoing {
+            msg_type: types::COMMAND_REQUEST,
+            metadata: &metadata,
+            content: &command,
+            buffers: Vec::new(),
+            tag: self.printed + self.ids.len() as u64,
+        };
+        let id = self.client.submit(task, self.sink.clone())?;
+        if let Some(name) = &job.id {
+            self.names.insert(name.clone(), id.clone());
+        }
+        self.ids.push_back((id, false));
+        Ok(())
+    }
+
+    fn acknowledged(&mut self, tags: impl Iterator<Item = u64>) -> Result<(), Failure> {
+        for tag in tags {
+            // A result that comes after its acknowledgement says nothing new.
+            let Some(at) = tag.checked_sub(self.printed) else {
+                continue;
+            };
+            if let Some((_, acked)) = self.ids.get_mut(at as usize) {
+                *acked = true;
+            }
+        }
+        let mut out = std::io::stdout().lock();
+        while self.ids.front().is_some_and(|(_, acked)| *acked) {
+            if let Some((id, _)) = self.ids.pop_front() {
+                writeln!(out, "{id}")?;
+                self.printed += 1;
+            }
+        }
+        Ok(out.flush()?)
+    }
+
+    fn wait(&mut self, acks: &Receiver<u64>) -> Result<(), Failure> {
+        while !self.ids.is_empty() {
+            let first = acks.recv_timeout(Duration::from_millis(500)).ok();
+            self.acknowledged(first.into_iter().chain(acks.try_iter()))?;
+            for notice in self.client.take_notices() {
+                match notice {
+                    Notice::Gone(silence) => {
+                        let (count, seconds) = (self.ids.len(), silence.as_secs());
+                        eprintln!(
+                            "ipclient: the controller has not answered for {seconds} s: {count} jobs are not acknowledged yet"
+                        );
+                    }
+                    Notice::Back => eprintln!("ipclient: the controller is back"),
+                    Notice::ShutDown => {
+                        let count = self.ids.len();
+                        return Err(Failure::new(format!(
+                            "the controller has shut down; {count} jobs were not acknowledged"
+                        )));
+                    }
+                    Notice::Trouble(trouble) => {
+                        eprintln!("ipclient: the controller is in trouble: {trouble}")
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+}

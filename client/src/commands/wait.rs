@@ -1,0 +1,84 @@
+//! `ipclient wait`: until tasks are done.
+
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use clap::Args;
+
+use super::{Outcome, results};
+use crate::cli::{ClusterArgs, seconds};
+use crate::failure::Failure;
+
+/// Ids in one question to the hub.
+const CHUNK: usize = 5000;
+
+/// Wait until tasks are done
+#[derive(Debug, Args)]
+#[command(after_help = "\
+The exit status is 0 only if all of them ended well.
+
+Example:
+  ipclient wait && ipclient stats
+  ipclient wait --timeout 60 $(cat ids)")]
+pub(crate) struct WaitArgs {
+    /// Ids of tasks; none: everything that is unfinished now
+    #[arg(value_name = "ID")]
+    ids: Vec<String>,
+    /// Give up after this time
+    #[arg(long, value_name = "SECONDS", value_parser = seconds)]
+    timeout: Option<Duration>,
+}
+
+pub(crate) fn main(args: WaitArgs, cluster: &ClusterArgs) -> Outcome {
+    let client = cluster.connect()?;
+    let ids = if args.ids.is_empty() {
+        client.unfinished()?
+    } else {
+        args.ids
+    };
+    let deadline = args.timeout.map(|timeout| Instant::now() + timeout);
+    let mut pending = ids.clone();
+    let mut pause = Duration::from_millis(20);
+    loop {
+        let mut still = Vec::new();
+        for chunk in pending.chunks(CHUNK) {
+            still.extend(client.outcomes(chunk, false)?.pending);
+        }
+        pending = still;
+        if pending.is_empty() {
+            break;
+        }
+        let left = deadline.map_or(pause, |deadline| {
+            deadline.saturating_duration_since(Instant::now())
+        });
+        if left.is_zero() {
+            let (count, all) = (pending.len(), ids.len());
+            return Err(Failure::new(format!(
+                "{count} of {all} tasks are not done yet"
+            )));
+        }
+        std::thread::sleep(pause.min(left));
+        pause = (pause * 3 / 2).min(Duration::from_millis(500));
+    }
+    let mut failed = 0u64;
+    for chunk in ids.chunks(CHUNK) {
+        let outcomes = client.outcomes(chunk, true)?;
+        for id in chunk {
+            failed += match outcomes.records.get(id) {
+                Some(record) if results::is_array(id, record) => {
+                    results::failed_members(&client, id, record)?
+                }
+                Some(record) => u64::from(!results::result(id, record).success()),
+                None => 1,
+            };
+        }
+    }
+    if failed > 0 {
+        eprintln!(
+            "ipclient: {failed} of {} tasks did not end well (see `ipclient results`)",
+            ids.len()
+        );
+        return Ok(ExitCode::FAILURE);
+    }
+    Ok(ExitCode::SUCCESS)
+}

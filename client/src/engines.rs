@@ -1,0 +1,133 @@
+//! The engines and the controller's state as the client hears of them.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Condvar, Mutex, MutexGuard};
+use std::time::{Duration, Instant};
+
+/// Something that a user may want to be told.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Notice {
+    /// The controller has not answered for a while.
+    Gone(Duration),
+    /// It answers again.
+    Back,
+    /// It says that it shuts down.
+    ShutDown,
+    /// It has trouble: a full disk, no descriptors left.
+    Trouble(String),
+}
+
+/// Notices that nobody takes are forgotten beyond this number.
+const NOTICES: usize = 100;
+
+#[derive(Debug, Default)]
+struct State {
+    by_id: BTreeMap<u32, String>,
+    notices: Vec<Notice>,
+    troubles: Vec<String>,
+}
+
+/// Shared between the I/O thread and everyone else.
+#[derive(Debug, Default)]
+pub(crate) struct Engines {
+    state: Mutex<State>,
+    changed: Condvar,
+    wrong: AtomicU64,
+}
+
+impl Engines {
+    fn state(&self) -> MutexGuard<'_, State> {
+        // Nothing panics while holding it; a poisoned table is still a table.
+        self.state
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+
+    pub(crate) fn joined(&self, id: u32, uuid: &str) {
+        self.state().by_id.insert(id, uuid.to_owned());
+        self.changed.notify_all();
+    }
+
+    pub(crate) fn left(&self, id: u32) {
+        self.state().by_id.remove(&id);
+        self.changed.notify_all();
+    }
+
+    pub(crate) fn replace(&self, engines: impl IntoIterator<Item = (u32, String)>) {
+        self.state().by_id = engines.into_iter().collect();
+        self.changed.notify_all();
+    }
+
+    pub(crate) fn all(&self) -> BTreeMap<u32, String> {
+        self.state().by_id.clone()
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.state().by_id.len()
+    }
+
+    /// Waits until there are `count`; returns how many there are.
+    pub(crate) fn wait_for(&self, count: usize, timeout: Option<Duration>) -> usize {
+        let deadline = timeout.map(|timeout| Instant::now() + timeout);
+        let mut state = self.state();
+        while state.by_id.len() < count {
+            let left = deadline.map_or(Duration::from_secs(3600), |d| {
+                d.saturating_duration_since(Instant::now())
+            });
+            if left.is_zero() {
+                break;
+            }
+            state = self
+                .changed
+                .wait_timeout(state, left)
+                .unwrap_or_else(std::sync::PoisonError::into_inner)
+                .0;
+        }
+        state.by_id.len()
+    }
+
+    pub(crate) fn wrong_signature(&self) {
+        self.wrong.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(crate) fn wrong_signatures(&self) -> u64 {
+        self.wrong.load(Ordering::Relaxed)
+    }
+
+    fn notice(&self, notice: Notice) {
+        let mut state = self.state();
+        if state.notices.len() < NOTICES {
+            state.notices.push(notice);
+        }
+    }
+
+    pub(crate) fn gone(&self, silence: Duration) {
+        self.notice(Notice::Gone(silence));
+    }
+
+    pub(crate) fn back(&self) {
+        self.notice(Notice::Back);
+    }
+
+    pub(crate) fn shut_down(&self) {
+        self.notice(Notice::ShutDown);
+    }
+
+    pub(crate) fn troubles(&self, troubles: &[String]) {
+        let mut state = self.state();
+        if state.troubles != troubles {
+            let new: Vec<_> = troubles
+                .iter()
+                .filter(|t| !state.troubles.contains(t))
+                .cloned()
+                .collect();
+            state.notices.extend(new.into_iter().map(Notice::Trouble));
+            state.troubles = troubles.to_vec();
+        }
+    }
+
+    pub(crate) fn take_notices(&self) -> Vec<Notice> {
+        std::mem::take(&mut self.state().notices)
+    }
+}

@@ -1,0 +1,144 @@
+//! What is awaited, by the number in its id.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use foldhash::fast::RandomState;
+use ipbroker_protocol::envelope::Envelope;
+
+use super::ranges::Ranges;
+use super::{Channel, Part, Sink};
+use crate::error::TaskError;
+
+/// One submission without all of its results.
+pub(crate) struct Pending {
+    pub(crate) channel: Channel,
+    pub(crate) members: u64,
+    pub(crate) array: bool,
+    /// The controller is told what we have received.
+    pub(crate) ack: bool,
+    /// Its frames, until the controller has acknowledged them.
+    pub(crate) kept: Option<Envelope>,
+    pub(crate) engines: Vec<String>,
+    pub(crate) sink: Arc<dyn Sink>,
+    pub(crate) tag: u64,
+    pub(crate) received: Ranges,
+    pub(crate) left: u64,
+}
+
+#[derive(Default)]
+pub(crate) struct Table {
+    entries: HashMap<u64, Pending, RandomState>,
+}
+
+impl Table {
+    pub(crate) fn insert(&mut self, number: u64, pending: Pending) {
+        self.entries.insert(number, pending);
+    }
+
+    pub(crate) fn get(&self, number: u64) -> Option<&Pending> {
+        self.entries.get(&number)
+    }
+
+    pub(crate) fn get_mut(&mut self, number: u64) -> Option<&mut Pending> {
+        self.entries.get_mut(&number)
+    }
+
+    pub(crate) fn remove(&mut self, number: u64) -> Option<Pending> {
+        self.entries.remove(&number)
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.entries.is_empty()
+    }
+
+    /// Numbers of what goes over `channel`, in order of submission.
+    pub(crate) fn numbers(&self, channel: Channel) -> Vec<u64> {
+        let mut numbers: Vec<u64> = self
+            .entries
+            .iter()
+            .filter(|(_, p)| p.channel == channel)
+            .map(|(number, _)| *number)
+            .collect();
+        numbers.sort_unstable();
+        numbers
+    }
+
+    /// Ends everything that was sent to an engine that is gone.
+    pub(crate) fn engine_lost(&mut self, uuid: &str, sinks: &mut Vec<Arc<dyn Sink>>) {
+        let hit: Vec<u64> = self
+            .entries
+            .iter()
+            .filter(|(_, p)| p.engines.iter().any(|engine| engine == uuid))
+            .map(|(number, _)| *number)
+            .collect();
+        for number in hit {
+            let Some(pending) = self.entries.get_mut(&number) else {
+                continue;
+            };
+            let error = Arc::new(TaskError {
+                ename: "EngineError".into(),
+                evalue: format!("engine {uuid} left or died before it answered"),
+                ..TaskError::default()
+            });
+            let whole = pending.engines.len() == 1;
+            let at = pending
+                .engines
+                .iter()
+                .position(|engine| engine == uuid)
+                .unwrap_or(0) as u64;
+            let (lo, hi) = if whole {
+                (0, pending.members)
+            } else {
+                (at, at + 1)
+            };
+            for (lo, hi) in pending.received.add(lo, hi) {
+                pending.left -= hi - lo;
+                pending.sink.deliver(
+                    pending.tag,
+                    Part {
+                        lo,
+                        hi,
+                        outcome: Err(error.clone()),
+                    },
+                );
+            }
+            sinks.push(pending.sink.clone());
+            if pending.left == 0 {
+                self.entries.remove(&number);
+            }
+        }
+    }
+
+    /// Ends everything that is still awaited, for the same reason.
+    pub(crate) fn fail(&mut self, numbers: &[u64], ename: &str, evalue: &str) {
+        let error = Arc::new(TaskError {
+            ename: ename.into(),
+            evalue: evalue.into(),
+            ..TaskError::default()
+        });
+        for number in numbers {
+            let Some(pending) = self.entries.remove(number) else {
+                continue;
+            };
+            for (lo, hi) in pending.received.missing(pending.members) {
+                pending.sink.deliver(
+                    pending.tag,
+                    Part {
+                        lo,
+                        hi,
+                        outcome: Err(error.clone()),
+                    },
+                );
+            }
+            pending.sink.flush();
+        }
+    }
+
+    /// Every number, whatever the channel.
+    pub(crate) fn all(&self) -> Vec<u64> {
+        let mut numbers: Vec<u64> = self.entries.keys().copied().collect();
+        numbers.sort_unstable();
+        numbers
+    }
+}

@@ -1,0 +1,652 @@
+//! The loop of the background thread.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::{Receiver, Sender, TryRecvError};
+use ipbroker_protocol::connection::ClientConnection;
+use ipbroker_protocol::envelope::Envelope;
+use ipbroker_protocol::message::{
+    Acked, HeaderRef, LeaseReply, ParentRef, ReplyMetadata, ResumeReply, ResumeRequest, SubmitAck,
+    types,
+};
+use ipbroker_protocol::session::{Empty, Session};
+use ipbroker_protocol::socket;
+use ipbroker_protocol::wake::Wake;
+use ipbroker_protocol::zmq::{self, Context, Message, PollItem, Socket};
+
+use super::pending::{Pending, Table};
+use super::{Channel, Handle, Part, Request, Sink, Submission, number_of};
+use crate::engines::Engines;
+use crate::error::Result;
+use crate::reply::Reply;
+use crate::wire::build;
+
+/// How often the lease is renewed.
+const LEASE: Duration = Duration::from_secs(2);
+/// Received results are acknowledged in batches, at the latest after this time.
+const ACK: Duration = Duration::from_millis(50);
+/// … or when this many wait for it.
+const ACK_COUNT: usize = 8192;
+/// Messages taken from one socket before the others have their turn.
+const BATCH: usize = 2000;
+/// Deliveries that are gathered before their takers are woken.
+const GATHER: usize = 200;
+/// … or this time has passed.
+const GATHER_TIME: Duration = Duration::from_millis(1);
+
+/// What the thread needs to know.
+pub(crate) struct Settings {
+    pub(crate) connection: ClientConnection,
+    pub(crate) session: Arc<Session>,
+    pub(crate) engines: Arc<Engines>,
+    /// How long a vanished controller is waited for.
+    pub(crate) grace: Duration,
+}
+
+/// How long a controller that has said goodbye is waited for.
+const GOODBYE: Duration = Duration::from_secs(15);
+
+struct Sockets {
+    hub: Socket,
+    task: Socket,
+    notification: Socket,
+    mux: Option<Socket>,
+    control: Option<Socket>,
+    broadcast: Option<Socket>,
+}
+
+struct Io {
+    context: Context,
+    settings: Settings,
+    sockets: Sockets,
+    wake: Wake,
+    requests: Receiver<Request>,
+    table: Table,
+    queries: HashMap<u64, Sender<Envelope>>,
+    /// Sinks that have had deliveries since the last flush, and how many those were.
+    touched: Vec<Arc<dyn Sink>>,
+    delivered: usize,
+    /// Since when they wait for it.
+    since: Option<Instant>,
+    acked: Acked,
+    ack_due: Option<Instant>,
+    lease_due: Instant,
+    lease_number: Option<u64>,
+    last_seen: Instant,
+    /// When the controller said that it goes.
+    goodbye: Option<Instant>,
+    incarnation: Option<String>,
+    /// A silence was long enough to have lost replies in it.
+    silent: bool,
+    refused: u64,
+}
+
+/// Opens the sockets and starts the thread.
+pub(crate) fn start(settings: Settings) -> Result<(Handle, std::thread::JoinHandle<()>)> {
+    let context = Context::new();
+    let sockets = Sockets {
+        hub: connect(
+            &context,
+            &settings,
+            zmq::DEALER,
+            settings.connection.registration,
+        )?,
+        task: connect(&context, &settings, zmq::DEALER, settings.connection.task)?,
+        notification: {
+            let socket = connect(
+                &context,
+                &settings,
+                zmq::SUB,
+                settings.connection.notification,
+            )?;
+            socket.set_subscribe(b"")?;
+            socket
+        },
+        mux: None,
+        control: None,
+        broadcast: None,
+    };
+    let (waker, wake) = ipbroker_protocol::wake::pair()?;
+    let (sender, requests) = crossbeam_channel::unbounded();
+    let now = Instant::now();
+    let io = Io {
+        context,
+        settings,
+        sockets,
+        wake,
+        requests,
+        table: Table::default(),
+        queries: HashMap::new(),
+        touched: Vec::new(),
+        delivered: 0,
+        since: None,
+        acked: Acked::default(),
+        ack_due: None,
+        lease_due: now,
+        lease_number: None,
+        last_seen: now,
+        goodbye: None,
+        incarnation: None,
+        silent: false,
+        refused: 0,
+    };
+    let thread = std::thread::Builder::new()
+        .name("ipbroker-client".into())
+        .spawn(move || io.run())?;
+    Ok((
+        Handle {
+            requests: sender,
+            waker,
+        },
+        thread,
+    ))
+}
+
+fn connect(
+    context: &Context,
+    settings: &Settings,
+    kind: zmq::SocketType,
+    port: u16,
+) -> Result<Socket> {
+    let common = &settings.connection.common;
+    let socket = socket::open(context, kind)?;
+    if kind == zmq::DEALER {
+        // So that a restarted controller can reach us.
+        socket.set_identity(settings.session.id.as_bytes())?;
+    }
+    socket.set_reconnect_ivl(50)?;
+    socket.set_reconnect_ivl_max(1000)?;
+    if let Some(curve) = common.curve()? {
+        curve.apply(&socket)?;
+    }
+    socket.connect(&common.url(port))?;
+    Ok(socket)
+}
+
+impl Io {
+    fn run(mut self) {
+        let mut frames = Vec::with_capacity(16);
+        loop {
+            self.poll();
+            self.wake.clear();
+            if !self.take_requests() {
+                break;
+            }
+            self.receive(&mut frames);
+            self.timers();
+        }
+        self.flush();
+        // What was submitted goes out (linger); what is awaited has nobody left to await it.
+        self.acknowledge();
+        self.table
+            .fail(&self.table.all(), "Closed", "the client was closed");
+    }
+
+    fn poll(&mut self) {
+        // While more comes in at once, deliveries are gathered: waking their takers costs more than a look.
+        if !self.touched.is_empty() {
+            let since = *self.since.get_or_insert_with(Instant::now);
+            if self.delivered < GATHER && since.elapsed() < GATHER_TIME && self.ready(0) {
+                return;
+            }
+            self.flush();
+        }
+        let now = Instant::now();
+        let due = self
+            .ack_due
+            .map_or(self.lease_due, |ack| ack.min(self.lease_due));
+        self.ready(due.saturating_duration_since(now).as_millis() as i64 + 1);
+    }
+
+    /// Whether something is to be read, within so many milliseconds.
+    fn ready(&self, timeout: i64) -> bool {
+        let sockets = &self.sockets;
+        let mut items = Vec::with_capacity(7);
+        items.extend([
+            PollItem::from_fd(self.wake.fd(), zmq::POLLIN),
+            sockets.task.as_poll_item(zmq::POLLIN),
+            sockets.hub.as_poll_item(zmq::POLLIN),
+            sockets.notification.as_poll_item(zmq::POLLIN),
+        ]);
+        for socket in [&sockets.mux, &sockets.control, &sockets.broadcast]
+            .into_iter()
+            .flatten()
+        {
+            items.push(socket.as_poll_item(zmq::POLLIN));
+        }
+        // An interrupted poll is one that saw nothing.
+        zmq::poll(&mut items, timeout).is_ok_and(|ready| ready > 0)
+    }
+
+    /// False: the client is closed.
+    fn take_requests(&mut self) -> bool {
+        for _ in 0..BATCH {
+            match self.requests.try_recv() {
+                Ok(Request::Submit(submission)) => self.submit(*submission),
+                Ok(Request::SubmitAll(submissions)) => {
+                    submissions
+                        .into_iter()
+                        .for_each(|submission| self.submit(submission));
+                }
+                Ok(Request::Query {
+                    number,
+                    channel,
+                    envelope,
+                    answer,
+                }) => {
+                    self.queries.insert(number, answer);
+                    self.send(channel, envelope);
+                }
+                Ok(Request::Forget(number)) => {
+                    self.queries.remove(&number);
+                }
+                Ok(Request::Close) | Err(TryRecvError::Disconnected) => return false,
+                Err(TryRecvError::Empty) => return true,
+            }
+        }
+        // More is waiting: do not sleep.
+        self.wake.waker().wake();
+        true
+    }
+
+    fn submit(&mut self, submission: Submission) {
+        let Submission {
+            number,
+            channel,
+            envelope,
+            members,
+            array,
+            ack,
+            engines,
+            sink,
+            tag,
+        } = submission;
+        let kept = (ack && channel == Channel::Task).then(|| envelope.duplicate());
+        self.table.insert(
+            number,
+            Pending {
+                channel,
+                members,
+                array,
+                ack: ack && channel == Channel::Task,
+                kept,
+                engines,
+                sink,
+                tag,
+                received: Default::default(),
+                left: members,
+            },
+        );
+        self.send(channel, envelope);
+    }
+
+    fn send(&mut self, channel: Channel, envelope: Envelope) {
+        if let Err(error) = self.try_send(channel, envelope) {
+            tracing::warn!(?channel, %error, "a message could not be sent");
+        }
+    }
+
+    fn try_send(&mut self, channel: Channel, envelope: Envelope) -> Result<()> {
+        let connection = &self.settings.connection;
+        let (slot, port) = match channel {
+            Channel::Hub => return Ok(socket::send(&self.sockets.hub, envelope.into_frames())?),
+            Channel::Task => return Ok(socket::send(&self.sockets.task, envelope.into_frames())?),
+            Channel::Mux => (&mut self.sockets.mux, connection.mux),
+            Channel::Control => (&mut self.sockets.control, connection.control),
+            Channel::Broadcast => (&mut self.sockets.broadcast, connection.broadcast),
+        };
+        // Most clients never need these: opened at their first use.
+        let socket = match slot {
+            Some(socket) => socket,
+            None => slot.insert(connect(&self.context, &self.settings, zmq::DEALER, port)?),
+        };
+        Ok(socket::send(socket, envelope.into_frames())?)
+    }
+
+    fn receive(&mut self, frames: &mut Vec<Message>) {
+        for channel in [
+            Channel::Task,
+            Channel::Hub,
+            Channel::Mux,
+            Channel::Control,
+            Channel::Broadcast,
+        ] {
+            for _ in 0..BATCH {
+                let socket = match channel {
+                    Channel::Task => Some(&self.sockets.task),
+                    Channel::Hub => Some(&self.sockets.hub),
+                    Channel::Mux => self.sockets.mux.as_ref(),
+                    Channel::Control => self.sockets.control.as_ref(),
+                    Channel::Broadcast => self.sockets.broadcast.as_ref(),
+                };
+                match socket.map(|socket| socket::recv(socket, frames)) {
+                    Some(Ok(true)) => {
+                        if let Some(envelope) = self.check(std::mem::take(frames)) {
+                            self.handle(channel, envelope);
+                        }
+                    }
+                    _ => break,
+                }
+            }
+        }
+        while let Ok(true) = socket::recv(&self.sockets.notification, frames) {
+            // A published message has its topic where others have identities.
+            if let Some(envelope) = self.check(std::mem::take(frames)) {
+                self.notified(&envelope);
+            }
+        }
+    }
+
+    /// A message that holders of the key have signed, or nothing.
+    fn check(&mut self, frames: Vec<Message>) -> Option<Envelope> {
+        let envelope = match Envelope::parse(frames) {
+            Ok(envelope) => envelope,
+            Err(error) => {
+                tracing::debug!(%error, "not a message");
+                return None;
+            }
+        };
+        match self.settings.session.verify(&envelope) {
+            Ok(()) => Some(envelope),
+            Err(error) => {
+                self.refused += 1;
+                self.settings.engines.wrong_signature();
+                tracing::debug!(%error, refused = self.refused, "a message was dropped");
+                None
+            }
+        }
+    }
+
+    fn handle(&mut self, channel: Channel, envelope: Envelope) {
+        let packer = self.settings.session.packer;
+        // The common case first: a reply whose parent we await.
+        let number = match packer.unpack::<ParentRef<'_>>(envelope.parent_header()) {
+            Ok(parent) => number_of(&parent.msg_id, &self.settings.session.id)
+                .map(|(number, engine)| (number, engine.map(str::to_owned))),
+            Err(_) => None,
+        };
+        if channel == Channel::Task {
+            let Ok(header) = packer.unpack::<HeaderRef<'_>>(envelope.header()) else {
+                return;
+            };
+            match &*header.msg_type {
+                types::SUBMIT_ACK => return self.submitted(&envelope),
+                types::RESUME_REPLY => return self.resumed(&envelope),
+                _ => {}
+            }
+        }
+        let Some((number, engine)) = number else {
+            return;
+        };
+        if self.lease_number == Some(number) {
+            self.leased(&envelope);
+        } else if let Some(answer) = self.queries.remove(&number) {
+            let _ = answer.send(envelope);
+        } else {
+            self.deliver(number, engine.as_deref(), envelope);
+        }
+    }
+
+    fn deliver(&mut self, number: u64, engine: Option<&str>, envelope: Envelope) {
+        let packer = self.settings.session.packer;
+        // An unknown number is a reply that came twice.
+        let Some(pending) = self.table.get_mut(number) else {
+            return;
+        };
+        let (lo, hi) = if pending.array {
+            let range = packer
+                .unpack::<ReplyMetadata<'_>>(envelope.metadata())
+                .ok()
+                .and_then(|metadata| metadata.range);
+            match range {
+                Some((lo, hi)) if lo < hi && hi <= pending.members => (lo, hi),
+                // The whole array ends at once, in an error.
+                _ => (0, pending.members),
+            }
+        } else {
+            let at = engine
+                .and_then(|engine| pending.engines.iter().position(|e| e == engine))
+                .unwrap_or(0) as u64;
+            (at, at + 1)
+        };
+        self.delivered += 1;
+        let new = pending.received.add(lo, hi);
+        if pending.ack {
+            let id = format!("{}_{number}", self.settings.session.id);
+            if pending.array {
+                self.acked.ranges.push((id, lo, hi));
+            } else {
+                self.acked.msg_ids.push(id);
+            }
+            self.ack_due.get_or_insert_with(|| Instant::now() + ACK);
+        }
+        let reply = Arc::new(Reply::new(envelope, packer, pending.array));
+        for (lo, hi) in new {
+            pending.left -= hi - lo;
+            pending.sink.deliver(
+                pending.tag,
+                Part {
+                    lo,
+                    hi,
+                    outcome: Ok(reply.clone()),
+                },
+            );
+        }
+        if !self
+            .touched
+            .last()
+            .is_some_and(|last| Arc::ptr_eq(last, &pending.sink))
+        {
+            self.touched.push(pending.sink.clone());
+        }
+        if pending.left == 0 {
+            self.table.remove(number);
+        }
+        if self.acked.msg_ids.len() + self.acked.ranges.len() >= ACK_COUNT {
+            self.acknowledge();
+        }
+    }
+
+    fn flush(&mut self) {
+        self.delivered = 0;
+        self.since = None;
+        for sink in self.touched.drain(..) {
+            sink.flush();
+        }
+    }
+
+    fn notified(&mut self, envelope: &Envelope) {
+        #[derive(serde::Deserialize, Default)]
+        #[serde(default)]
+        struct Engine {
+            id: u32,
+            uuid: String,
+        }
+        let packer = self.settings.session.packer;
+        let Ok(header) = packer.unpack::<HeaderRef<'_>>(envelope.header()) else {
+            return;
+        };
+        match &*header.msg_type {
+            types::REGISTRATION_NOTIFICATION => {
+                if let Ok(engine) = packer.unpack::<Engine>(envelope.content()) {
+                    self.settings.engines.joined(engine.id, &engine.uuid);
+                }
+            }
+            types::UNREGISTRATION_NOTIFICATION => {
+                if let Ok(engine) = packer.unpack::<Engine>(envelope.content()) {
+                    self.settings.engines.left(engine.id);
+                    self.table.engine_lost(&engine.uuid, &mut self.touched);
+                }
+            }
+            types::SHUTDOWN_NOTIFICATION => {
+                self.goodbye = Some(Instant::now());
+                self.settings.engines.shut_down();
+            }
+            _ => {}
+        }
+    }
+
+    fn submitted(&mut self, envelope: &Envelope) {
+        let Ok(ack) = self
+            .settings
+            .session
+            .packer
+            .unpack::<SubmitAck>(envelope.content())
+        else {
+            return;
+        };
+        for id in ack.msg_ids.iter().chain(&ack.duplicate) {
+            let Some((number, _)) = number_of(id, &self.settings.session.id) else {
+                continue;
+            };
+            let Some(pending) = self.table.get_mut(number) else {
+                continue;
+            };
+            if pending.kept.take().is_some() {
+                pending.sink.acked(pending.tag);
+                if !self
+                    .touched
+                    .last()
+                    .is_some_and(|last| Arc::ptr_eq(last, &pending.sink))
+                {
+                    self.touched.push(pending.sink.clone());
+                }
+            }
+        }
+    }
+
+    fn leased(&mut self, envelope: &Envelope) {
+        self.lease_number = None;
+        let Ok(reply) = self
+            .settings
+            .session
+            .packer
+            .unpack::<LeaseReply>(envelope.content())
+        else {
+            return;
+        };
+        self.last_seen = Instant::now();
+        self.goodbye = None;
+        self.settings.engines.troubles(&reply.troubles);
+        let changed = self
+            .incarnation
+            .as_ref()
+            .is_some_and(|old| *old != reply.incarnation);
+        if changed || self.silent {
+            self.resume();
+            self.settings.engines.back();
+        }
+        self.silent = false;
+        self.incarnation = Some(reply.incarnation);
+    }
+
+    /// After a silence or a restart: tells what is still awaited, and hears what has to be sent again.
+    fn resume(&mut self) {
+        let session = &self.settings.session;
+        let mut request = ResumeRequest::default();
+        for number in self.table.numbers(Channel::Task) {
+            let id = format!("{}_{number}", session.id);
+            if let Some(pending) = self.table.get(number)
+                && pending.array
+            {
+                request
+                    .received
+                    .extend(pending.received.iter().map(|(lo, hi)| (id.clone(), lo, hi)));
+            }
+            request.pending.push(id);
+        }
+        if !request.pending.is_empty() {
+            let envelope = session.request(types::RESUME_REQUEST, &request);
+            self.send(Channel::Task, envelope);
+        }
+    }
+
+    fn resumed(&mut self, envelope: &Envelope) {
+        let Ok(reply) = self
+            .settings
+            .session
+            .packer
+            .unpack::<ResumeReply>(envelope.content())
+        else {
+            return;
+        };
+        let mut lost = Vec::new();
+        for id in &reply.unknown {
+            let Some((number, _)) = number_of(id, &self.settings.session.id) else {
+                continue;
+            };
+            match self
+                .table
+                .get(number)
+                .map(|pending| pending.kept.as_ref().map(Envelope::duplicate))
+            {
+                // Never acknowledged: the controller has not had it.
+                Some(Some(again)) => self.send(Channel::Task, again),
+                Some(None) => lost.push(number),
+                None => {}
+            }
+        }
+        self.table.fail(
+            &lost,
+            "EngineError",
+            "the controller was restarted and no longer knows this task",
+        );
+    }
+
+    fn timers(&mut self) {
+        let now = Instant::now();
+        if self.ack_due.is_some_and(|due| due <= now) {
+            self.acknowledge();
+        }
+        if self.lease_due > now {
+            return;
+        }
+        self.lease_due = now + LEASE;
+        let built = build(
+            &self.settings.session,
+            None,
+            types::LEASE_REQUEST,
+            &Empty {},
+            &Empty {},
+            Vec::new(),
+        );
+        self.lease_number = Some(built.number);
+        self.send(Channel::Hub, built.envelope);
+        let silence = now.duration_since(self.last_seen);
+        if silence > 2 * LEASE + LEASE / 2 && self.incarnation.is_some() {
+            if !self.silent {
+                self.settings.engines.gone(silence);
+            }
+            self.silent = true;
+        }
+        let patience = if self.goodbye.is_some() {
+            GOODBYE.min(self.settings.grace)
+        } else {
+            self.settings.grace
+        };
+        if silence > patience && !self.table.is_empty() {
+            let what = if self.goodbye.is_some() {
+                "has shut down"
+            } else {
+                "is gone"
+            };
+            let evalue = format!(
+                "the controller {what}: not heard of for {} s",
+                silence.as_secs()
+            );
+            self.table
+                .fail(&self.table.all(), "ControllerLost", &evalue);
+        }
+    }
+
+    fn acknowledge(&mut self) {
+        self.ack_due = None;
+        let acked = std::mem::take(&mut self.acked);
+        if !acked.msg_ids.is_empty() || !acked.ranges.is_empty() {
+            let envelope = self.settings.session.request(types::RESULT_ACK, &acked);
+            self.send(Channel::Task, envelope);
+        }
+    }
+}

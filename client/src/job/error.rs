@@ -1,0 +1,57 @@
+//! What can be wrong with a job line.
+
+use std::fmt;
+
+/// Why one line is no job.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum LineError {
+    /// The line is no JSON at all.
+    #[error("not JSON: {0}")]
+    NotJson(String),
+    /// The line is JSON, but no object.
+    #[error("a job must be a JSON object like {{\"cmd\": \"…\"}}, not {0}")]
+    NotObject(&'static str),
+    /// The line has no `cmd`.
+    #[error("no \"cmd\": a job must say which command to run")]
+    NoCommand,
+    /// A key holds a value of the wrong type.
+    #[error("\"{key}\" must be {expected}, not {found}")]
+    WrongType {
+        /// The key.
+        key: &'static str,
+        /// What it must be.
+        expected: &'static str,
+        /// What it is.
+        found: String,
+    },
+    /// A key holds a value that cannot be used.
+    #[error("\"{key}\" {problem}")]
+    WrongValue {
+        /// The key.
+        key: &'static str,
+        /// What is wrong with its value.
+        problem: String,
+    },
+    /// The line is not UTF-8.
+    #[error("not UTF-8 text")]
+    NotText,
+}
+
+/// A bad job line and where it stands.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct JobError {
+    /// Name of the file (`stdin` for the standard input).
+    pub file: String,
+    /// Number of the line, from 1.
+    pub line: u64,
+    /// What is wrong.
+    pub error: LineError,
+}
+
+impl fmt::Display for JobError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}: {}", self.file, self.line, self.error)
+    }
+}
+
+impl std::error::Error for JobError {}

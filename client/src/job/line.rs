@@ -1,0 +1,703 @@
+//! One job line, read and checked key by key.
+
+use super::error::LineError;
+use ipbroker_protocol::message::{Command, Limit, Require};
+use serde_json::{Map, Value};
+use std::collections::BTreeMap;
+
+/// When a dependency counts as met.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum Condition {
+    /// The named jobs succeeded.
+    #[default]
+    Success,
+    /// The named jobs failed.
+    Failure,
+    /// The named jobs ended, however.
+    Always,
+}
+
+/// Where and when a job may run. Jobs whose placements are equal travel as one array.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Placement {
+    /// Hosts it must run on (any of them); empty: any host.
+    pub host: Vec<String>,
+    /// Hosts it should run on.
+    pub prefer: Vec<String>,
+    /// Seconds to wait for one of `prefer`.
+    pub prefer_wait: Option<f64>,
+    /// Tags the engine must have, all of them.
+    pub tags: Vec<String>,
+    /// Higher runs earlier, among the jobs of one client.
+    pub priority: Option<i32>,
+    /// Programs, files and variables the host must have.
+    pub require: Require,
+    /// How often a failed job is started again.
+    pub retries: Option<u32>,
+    /// Seconds it may wait for its dependencies.
+    pub timeout: Option<f64>,
+    /// Ids of jobs that must have ended before.
+    pub after: Vec<String>,
+    /// Ids of jobs on whose engine it must run.
+    pub follow: Vec<String>,
+    /// One of `after` (`follow`) is enough.
+    pub any: bool,
+    /// Which end of `after` and `follow` counts.
+    pub on: Condition,
+}
+
+/// A job line.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Job {
+    /// Number of the line, from 1.
+    pub line: u64,
+    /// The object as it was written.
+    pub text: Box<str>,
+    /// The object already has a `result`, to be replaced.
+    pub has_result: bool,
+    /// Its name for `after` and `follow` of others.
+    pub id: Option<String>,
+    /// The command.
+    pub cmd: String,
+    /// Working directory.
+    pub cd: Option<String>,
+    /// File for the standard output.
+    pub out: Option<String>,
+    /// File for the standard error.
+    pub err: Option<String>,
+    /// Environment variables, added to the engine's.
+    pub env: BTreeMap<String, String>,
+    /// Text for the standard input.
+    pub stdin: Option<String>,
+    /// Time and memory limits.
+    pub limit: Limit,
+    /// Bytes of each output to put into the result.
+    pub capture: Option<u64>,
+    /// Run in a fresh directory that is removed after.
+    pub scratch: bool,
+    /// Files that are sent before the start.
+    pub put: Vec<Transfer>,
+    /// Files that are fetched after the end.
+    pub get: Vec<Transfer>,
+    /// Where and when.
+    pub placement: Placement,
+}
+
+/// A file that goes with a job.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Transfer {
+    /// Its path here, relative to the client's directory.
+    pub local: String,
+    /// Its path there, relative to the job's directory.
+    pub remote: String,
+}
+
+impl Job {
+    /// The command as an engine takes it. A relative `cd` is below `cwd`, which is also the default.
+    pub fn command(&self, cwd: &str) -> Command {
+        let cd = match &self.cd {
+            None => cwd.to_owned(),
+            Some(cd) if cd.starts_with('/') || cd == "~" || cd.starts_with("~/") => cd.clone(),
+            Some(cd) => format!("{}/{cd}", cwd.trim_end_matches('/')),
+        };
+        // Who sends files along shares none: the client's directory is not there.
+        let moves = self.cd.is_none() && !(self.put.is_empty() && self.get.is_empty());
+        Command {
+            cmd: self.cmd.clone(),
+            cd: (!moves).then_some(cd),
+            env: self.env.clone(),
+            stdin: self.stdin.clone(),
+            out: self.out.clone(),
+            err: self.err.clone(),
+            capture: self.capture.unwrap_or(0),
+            limit: self.limit,
+            require: self.placement.require.clone(),
+            scratch: self.scratch || moves,
+            get: self.get.iter().map(|file| file.remote.clone()).collect(),
+            ..Command::default()
+        }
+    }
+}
+
+/// Reads one line (without its line break).
+pub fn parse_line(line: u64, bytes: &[u8]) -> Result<Job, LineError> {
+    let text = std::str::from_utf8(bytes)
+        .map_err(|_| LineError::NotText)?
+        .trim();
+    let value: Value = serde_json::from_str(text).map_err(|e| {
+        // The message names "line 1" of its own input: only the column means something here.
+        let text = e.to_string();
+        let what = text
+            .rfind(" at line ")
+            .map_or(text.as_str(), |at| &text[..at]);
+        LineError::NotJson(format!("{what} (column {})", e.column()))
+    })?;
+    let object = match value {
+        Value::Object(object) => object,
+        other => return Err(LineError::NotObject(kind(&other))),
+    };
+    let mut job = from_object(&object)?;
+    job.line = line;
+    job.has_result = object.contains_key("result");
+    job.text = text.into();
+    Ok(job)
+}
+
+fn from_object(object: &Map<String, Value>) -> Result<Job, LineError> {
+    let keys = Keys(object);
+    let cmd = match object.get("cmd") {
+        None => return Err(LineError::NoCommand),
+        Some(Value::String(cmd)) => no_nul("cmd", cmd)?,
+        Some(other) => return Err(wrong("cmd", "a string", other)),
+    };
+    if cmd.trim().is_empty() {
+        return Err(LineError::WrongValue {
+            key: "cmd",
+            problem: "is empty".into(),
+        });
+    }
+    Ok(Job {
+        line: 0,
+        text: Box::default(),
+        has_result: false,
+        id: keys.id()?,
+        cmd,
+        cd: keys.path("cd")?,
+        out: keys.path("out")?,
+        err: keys.path("err")?,
+        env: keys.env()?,
+        stdin: keys.string("stdin")?,
+        limit: keys.limit()?,
+        capture: keys.capture()?,
+        scratch: keys.boolean("scratch")?.unwrap_or(false),
+        put: keys.transfers("put", true)?,
+        get: keys.transfers("get", false)?,
+        placement: Placement {
+            host: keys.strings("host")?,
+            prefer: keys.strings("prefer")?,
+            prefer_wait: keys.seconds("prefer_wait")?,
+            tags: keys.strings("tags")?,
+            priority: keys.integer("priority")?,
+            require: keys.require()?,
+            retries: keys.retries()?,
+            timeout: keys.seconds("timeout")?,
+            after: keys.ids("after")?,
+            follow: keys.ids("follow")?,
+            any: keys.boolean("any")?.unwrap_or(false),
+            on: keys.condition()?,
+        },
+    })
+}
+
+/// The object's keys with their types; `null` counts as absent.
+struct Keys<'a>(&'a Map<String, Value>);
+
+impl Keys<'_> {
+    fn get(&self, key: &'static str) -> Option<&Value> {
+        self.0.get(key).filter(|v| !v.is_null())
+    }
+
+    fn string(&self, key: &'static str) -> Result<Option<String>, LineError> {
+        match self.get(key) {
+            None => Ok(None),
+            Some(Value::String(text)) => Ok(Some(text.clone())),
+            Some(other) => Err(wrong(key, "a string", other)),
+        }
+    }
+
+    fn path(&self, key: &'static str) -> Result<Option<String>, LineError> {
+        match self.string(key)? {
+            None => Ok(None),
+            Some(path) if path.is_empty() => Err(LineError::WrongValue {
+                key,
+                problem: "is empty".into(),
+            }),
+            Some(path) => no_nul(key, &path).map(Some),
+        }
+    }
+
+    fn boolean(&self, key: &'static str) -> Result<Option<bool>, LineError> {
+        match self.get(key) {
+            None => Ok(None),
+            Some(Value::Bool(value)) => Ok(Some(*value)),
+            Some(other) => Err(wrong(key, "true or false", other)),
+        }
+    }
+
+    fn integer(&self, key: &'static str) -> Result<Option<i32>, LineError> {
+        match self.get(key) {
+            None => Ok(None),
+            Some(value) => value
+                .as_i64()
+                .and_then(|n| i32::try_from(n).ok())
+                .map(Some)
+                .ok_or_else(|| wrong(key, "an integer", value)),
+        }
+    }
+
+    fn retries(&self) -> Result<Option<u32>, LineError> {
+        let key = "retries";
+        match self.get(key) {
+            None => Ok(None),
+            Some(value) => value
+                .as_u64()
+                .and_then(|n| u32::try_from(n).ok())
+                .map(Some)
+                .ok_or_else(|| wrong(key, "a whole number from 0", value)),
+        }
+    }
+
+    fn seconds(&self, key: &'static str) -> Result<Option<f64>, LineError> {
+        match self.get(key) {
+            None => Ok(None),
+            Some(value) => seconds(key, value).map(Some),
+        }
+    }
+
+    fn strings(&self, key: &'static str) -> Result<Vec<String>, LineError> {
+        const EXPECTED: &str = "a list of strings";
+        let Some(value) = self.get(key) else {
+            return Ok(Vec::new());
+        };
+        let Value::Array(items) = value else {
+            return Err(wrong(key, EXPECTED, value));
+        };
+        items
+            .iter()
+            .map(|item| match item {
+                Value::String(text) => Ok(text.clone()),
+                other => Err(LineError::WrongType {
+                    key,
+                    expected: EXPECTED,
+                    found: format!("a list with {}", kind(other)),
+                }),
+            })
+            .collect()
+    }
+
+    /// A list of paths that are the same here and there, or an object of those that are not: `{"FROM": "TO"}`.
+    fn transfers(&self, key: &'static str, out: bool) -> Result<Vec<Transfer>, LineError> {
+        const EXPECTED: &str = "a list of paths, or an object {\"FROM\": \"TO\"}";
+        let pairs: Vec<(String, String)> = match self.get(key) {
+            None => return Ok(Vec::new()),
+            Some(Value::Array(items)) => items
+                .iter()
+                .map(|item| match item {
+                    Value::String(from) => Ok((from.clone(), other_side(from))),
+                    other => Err(wrong(key, EXPECTED, other)),
+                })
+                .collect::<Result<_, _>>()?,
+            Some(Value::Object(map)) => map
+                .iter()
+                .map(|(from, to)| match to {
+                    Value::String(to) => Ok((from.clone(), to.clone())),
+                    other => Err(wrong(key, EXPECTED, other)),
+                })
+                .collect::<Result<_, _>>()?,
+            Some(other) => return Err(wrong(key, EXPECTED, other)),
+        };
+        pairs
+            .into_iter()
+            .map(|(from, to)| {
+                if from.is_empty() || to.is_empty() {
+                    let problem = "has an empty path".into();
+                    return Err(LineError::WrongValue { key, problem });
+                }
+                let (from, to) = (no_nul(key, &from)?, no_nul(key, &to)?);
+                let (local, remote) = if out { (from, to) } else { (to, from) };
+                Ok(Transfer { local, remote })
+            })
+            .collect()
+    }
+
+    fn id(&self) -> Result<Option<String>, LineError> {
+        self.get("id").map(|value| id("id", value)).transpose()
+    }
+
+    fn ids(&self, key: &'static str) -> Result<Vec<String>, LineError> {
+        match self.get(key) {
+            None => Ok(Vec::new()),
+            Some(Value::Array(items)) => items.iter().map(|item| id(key, item)).collect(),
+            Some(other) => Err(wrong(key, "a list of ids", other)),
+        }
+    }
+
+    fn condition(&self) -> Result<Condition, LineError> {
+        const EXPECTED: &str = "\"success\", \"failure\" or \"always\"";
+        match self.get("on") {
+            None => Ok(Condition::Success),
+            Some(Value::String(text)) => match text.as_str() {
+                "success" => Ok(Condition::Success),
+                "failure" => Ok(Condition::Failure),
+                "always" => Ok(Condition::Always),
+                other => Err(LineError::WrongType {
+                    key: "on",
+                    expected: EXPECTED,
+                    found: format!("{other:?}"),
+                }),
+            },
+            Some(other) => Err(wrong("on", EXPECTED, other)),
+        }
+    }
+
+    fn env(&self) -> Result<BTreeMap<String, String>, LineError> {
+        const EXPECTED: &str = "an object of strings";
+        let key = "env";
+        let Some(value) = self.get(key) else {
+            return Ok(BTreeMap::new());
+        };
+        let Value::Object(vars) = value else {
+            return Err(wrong(key, EXPECTED, value));
+        };
+        vars.iter()
+            .map(|(name, value)| {
+                let Value::String(text) = value else {
+                    let found = format!("an object where {name:?} is {}", kind(value));
+                    return Err(LineError::WrongType {
+                        key,
+                        expected: EXPECTED,
+                        found,
+                    });
+                };
+                if name.is_empty() || name.contains(['=', '\0']) || text.contains('\0') {
+                    return Err(LineError::WrongValue {
+                        key,
+                        problem: format!("has an impossible variable {name:?}"),
+                    });
+                }
+                Ok((name.clone(), text.clone()))
+            })
+            .collect()
+    }
+
+    fn limit(&self) -> Result<Limit, LineError> {
+        let key = "limit";
+        let Some(value) = self.get(key) else {
+            return Ok(Limit::default());
+        };
+        let Value::Object(limits) = value else {
+            return Err(wrong(
+                key,
+                "an object like {\"time\": 60, \"memory\": \"2G\"}",
+                value,
+            ));
+        };
+        let mut limit = Limit::default();
+        for (name, value) in limits {
+            match (name.as_str(), value) {
+                (_, Value::Null) => {}
+                ("time", value) => limit.time = Some(seconds("limit.time", value)?),
+                ("memory", value) => limit.memory = Some(bytes("limit.memory", value)?),
+                (other, _) => {
+                    return Err(LineError::WrongValue {
+                        key,
+                        problem: format!(
+                            "has {other:?}: only \"time\" and \"memory\" can be limited"
+                        ),
+                    });
+                }
+            }
+        }
+        Ok(limit)
+    }
+
+    fn capture(&self) -> Result<Option<u64>, LineError> {
+        match self.get("capture") {
+            None | Some(Value::Bool(false)) => Ok(None),
+            Some(Value::Bool(true)) => Ok(Some(super::outcome::CAPTURE)),
+            Some(value) => bytes("capture", value).map(Some),
+        }
+    }
+
+    fn require(&self) -> Result<Require, LineError> {
+        const EXPECTED: &str =
+            "an object of lists: {\"programs\": […], \"files\": […], \"variables\": […]}";
+        let key = "require";
+        let Some(value) = self.get(key) else {
+            return Ok(Require::default());
+        };
+        let Value::Object(object) = value else {
+            return Err(wrong(key, EXPECTED, value));
+        };
+        if let Some(other) = object
+            .keys()
+            .find(|k| !["programs", "files", "variables"].contains(&k.as_str()))
+        {
+            return Err(LineError::WrongValue {
+                key,
+                problem: format!(
+                    "has {other:?}: only \"programs\", \"files\" and \"variables\" can be required"
+                ),
+            });
+        }
+        let keys = Keys(object);
+        Ok(Require {
+            programs: keys.strings("programs")?,
+            files: keys.strings("files")?,
+            variables: keys.strings("variables")?,
+        })
+    }
+}
+
+/// Where a file goes that is named once: the same relative path, or its name alone when that would lead elsewhere.
+fn other_side(path: &str) -> String {
+    let inside = !path.starts_with(['/', '~']) && !path.split('/').any(|part| part == "..");
+    if inside {
+        path.to_owned()
+    } else {
+        path.rsplit('/').next().unwrap_or(path).to_owned()
+    }
+}
+
+fn no_nul(key: &'static str, text: &str) -> Result<String, LineError> {
+    if text.contains('\0') {
+        return Err(LineError::WrongValue {
+            key,
+            problem: "contains a NUL character".into(),
+        });
+    }
+    Ok(text.to_owned())
+}
+
+fn id(key: &'static str, value: &Value) -> Result<String, LineError> {
+    match value {
+        Value::String(text) if !text.is_empty() => Ok(text.clone()),
+        Value::Number(number) if !number.is_f64() => Ok(number.to_string()),
+        other => Err(wrong(
+            key,
+            if key == "id" {
+                "a string or an integer"
+            } else {
+                "a list of ids"
+            },
+            other,
+        )),
+    }
+}
+
+fn seconds(key: &'static str, value: &Value) -> Result<f64, LineError> {
+    value
+        .as_f64()
+        .filter(|s| s.is_finite() && *s >= 0.0)
+        .ok_or_else(|| wrong(key, "a number of seconds from 0", value))
+}
+
+fn bytes(key: &'static str, value: &Value) -> Result<u64, LineError> {
+    match value {
+        Value::Number(number) => number.as_u64(),
+        Value::String(text) => parse_size(text),
+        _ => None,
+    }
+    .ok_or_else(|| {
+        wrong(
+            key,
+            "a number of bytes, or a size like \"64K\" or \"2G\"",
+            value,
+        )
+    })
+}
+
+/// `4096`, `64K`, `64KiB`, `2G`: powers of 1024.
+pub fn parse_size(text: &str) -> Option<u64> {
+    let text = text.trim();
+    let digits = text
+        .find(|c: char| !c.is_ascii_digit())
+        .unwrap_or(text.len());
+    let number: u64 = text[..digits].parse().ok()?;
+    let shift = match text[digits..].trim().to_ascii_lowercase().as_str() {
+        "" | "b" => 0,
+        "k" | "kb" | "kib" => 10,
+        "m" | "mb" | "mib" => 20,
+        "g" | "gb" | "gib" => 30,
+        "t" | "tb" | "tib" => 40,
+        _ => return None,
+    };
+    number.checked_mul(1 << shift)
+}
+
+fn kind(value: &Value) -> &'static str {
+    match value {
+        Value::Null => "null",
+        Value::Bool(_) => "true or false",
+        Value::Number(_) => "a number",
+        Value::String(_) => "a string",
+        Value::Array(_) => "a list",
+        Value::Object(_) => "an object",
+    }
+}
+
+fn wrong(key: &'static str, expected: &'static str, value: &Value) -> LineError {
+    let found = match value {
+        Value::Number(number) => format!("the number {number}"),
+        Value::Bool(value) => value.to_string(),
+        Value::String(text) if text.len() <= 40 => format!("the string {text:?}"),
+        other => kind(other).to_owned(),
+    };
+    LineError::WrongType {
+        key,
+        expected,
+        found,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(text: &str) -> Result<Job, LineError> {
+        parse_line(1, text.as_bytes())
+    }
+
+    fn error(text: &str) -> String {
+        parse(text).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn files_that_go_with_a_job() {
+        let job = parse(
+            r#"{"cmd": "x", "put": ["in/a.txt", "/data/b", "../c"], "get": {"out.txt": "results/1.txt"}}"#,
+        )
+        .unwrap();
+        let pairs = |files: &[Transfer]| -> Vec<(String, String)> {
+            files
+                .iter()
+                .map(|f| (f.local.clone(), f.remote.clone()))
+                .collect()
+        };
+        let pair = |local: &str, remote: &str| (local.to_owned(), remote.to_owned());
+        assert_eq!(
+            pairs(&job.put),
+            [
+                pair("in/a.txt", "in/a.txt"),
+                pair("/data/b", "b"),
+                pair("../c", "c")
+            ]
+        );
+        assert_eq!(pairs(&job.get), [pair("results/1.txt", "out.txt")]);
+        // The client's directory is not there: it runs in one of its own.
+        let command = job.command("/home/me");
+        assert!(command.cd.is_none() && command.scratch && command.get == ["out.txt"]);
+        let placed = parse(r#"{"cmd": "x", "cd": "/tmp", "put": ["a"]}"#)
+            .unwrap()
+            .command("/home/me");
+        assert!(placed.cd.as_deref() == Some("/tmp") && !placed.scratch);
+        for bad in [
+            r#"{"cmd": "x", "put": "a"}"#,
+            r#"{"cmd": "x", "get": [1]}"#,
+            r#"{"cmd": "x", "put": {"a": ""}}"#,
+        ] {
+            let text = error(bad);
+            assert!(text.contains("put") || text.contains("get"), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_line_with_every_key() {
+        let job = parse(
+            r#"{"cmd": "wc -l", "cd": "/tmp", "out": "o", "err": "e", "host": ["a", "b"], "id": 7, "after": ["x", 3],
+                "follow": ["y"], "any": true, "on": "always", "timeout": 1.5, "retries": 2, "prefer": ["c"],
+                "prefer_wait": 3, "tags": ["gpu"], "priority": -4, "require": {"programs": ["gcc"]},
+                "env": {"A": "1"}, "stdin": "in", "limit": {"time": 60, "memory": "2G"}, "capture": true,
+                "mine": {"kept": 1}}"#,
+        )
+        .unwrap();
+        assert_eq!(job.cmd, "wc -l");
+        assert_eq!(job.id.as_deref(), Some("7"));
+        assert_eq!(job.placement.after, ["x", "3"]);
+        assert_eq!(job.placement.host, ["a", "b"]);
+        assert_eq!(job.placement.on, Condition::Always);
+        assert_eq!(job.placement.priority, Some(-4));
+        assert_eq!(job.placement.require.programs, ["gcc"]);
+        assert_eq!(
+            job.limit,
+            Limit {
+                time: Some(60.0),
+                memory: Some(2 << 30)
+            }
+        );
+        assert_eq!(job.capture, Some(65536));
+        assert!(!job.has_result);
+    }
+
+    #[test]
+    fn null_is_absent_and_unknown_keys_do_not_matter() {
+        let job =
+            parse(r#" {"cmd":"a","cd":null,"host":null,"result":{"code":1},"x":[]} "#).unwrap();
+        assert_eq!(
+            (job.cd, job.placement.host.len(), job.has_result),
+            (None, 0, true)
+        );
+        assert!(job.text.starts_with('{') && job.text.ends_with('}'));
+    }
+
+    #[test]
+    fn errors_say_what_is_wrong() {
+        assert_eq!(error("hello"), "not JSON: expected value (column 1)");
+        assert_eq!(
+            error(r#"{"cmd": "a""#),
+            "not JSON: EOF while parsing an object (column 11)"
+        );
+        assert_eq!(
+            error("[1]"),
+            "a job must be a JSON object like {\"cmd\": \"…\"}, not a list"
+        );
+        assert_eq!(
+            error("{}"),
+            "no \"cmd\": a job must say which command to run"
+        );
+        assert_eq!(
+            error(r#"{"cmd": 5}"#),
+            "\"cmd\" must be a string, not the number 5"
+        );
+        assert_eq!(error(r#"{"cmd": " "}"#), "\"cmd\" is empty");
+        assert_eq!(
+            error(r#"{"cmd": "a", "cd": ["x"]}"#),
+            "\"cd\" must be a string, not a list"
+        );
+        assert_eq!(
+            error(r#"{"cmd": "a", "host": "x"}"#),
+            "\"host\" must be a list of strings, not the string \"x\""
+        );
+        assert_eq!(
+            error(r#"{"cmd": "a", "host": [1]}"#),
+            "\"host\" must be a list of strings, not a list with a number"
+        );
+        assert_eq!(
+            error(r#"{"cmd": "a", "retries": -1}"#),
+            "\"retries\" must be a whole number from 0, not the number -1"
+        );
+        assert_eq!(
+            error(r#"{"cmd": "a", "timeout": "1"}"#)
+                .split(',')
+                .next()
+                .unwrap(),
+            "\"timeout\" must be a number of seconds from 0"
+        );
+        assert_eq!(
+            error(r#"{"cmd": "a", "on": "never"}"#),
+            "\"on\" must be \"success\", \"failure\" or \"always\", not \"never\""
+        );
+        assert!(error(r#"{"cmd": "a", "env": {"A": 1}}"#).contains("where \"A\" is a number"));
+        assert!(error(r#"{"cmd": "a\u0000b"}"#).contains("NUL"));
+        assert!(
+            error(r#"{"cmd": "a", "limit": {"cpu": 1}}"#).contains("only \"time\" and \"memory\"")
+        );
+        assert_eq!(parse_line(1, b"\xff\xfe"), Err(LineError::NotText));
+    }
+
+    #[test]
+    fn deep_nesting_is_an_error_not_a_crash() {
+        let deep = "[".repeat(100_000);
+        assert!(matches!(parse(&deep), Err(LineError::NotJson(_))));
+    }
+
+    #[test]
+    fn sizes() {
+        assert_eq!(parse_size("4096"), Some(4096));
+        assert_eq!(parse_size("64K"), Some(65536));
+        assert_eq!(parse_size("2 GiB"), Some(2 << 30));
+        assert_eq!(parse_size("1x"), None);
+        assert_eq!(parse_size("99999999999T"), None);
+        assert_eq!(parse_size(""), None);
+    }
+}

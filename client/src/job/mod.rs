@@ -1,0 +1,15 @@
+//! Job lines: one JSON object a line in, the same object with `result` out (Bakapara's format).
+
+mod convert;
+mod error;
+mod graph;
+mod line;
+mod outcome;
+mod value;
+
+pub use error::{JobError, LineError};
+pub use graph::{Graph, GraphError};
+pub use ipbroker_protocol::message::{Limit, Require};
+pub use line::{Condition, Job, Placement, Transfer, parse_line, parse_size};
+pub use outcome::{CAPTURE, JobResult, JobStatus, write_line};
+pub use value::{isoformat, log_time, timedelta};

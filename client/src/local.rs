@@ -1,0 +1,201 @@
+//! A private cluster for one call: `--local N`.
+
+use std::fs::File;
+use std::io::{Read, Seek, SeekFrom};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use ipbroker_client::Client;
+use tempfile::TempDir;
+
+use crate::cli::LocalArgs;
+use crate::failure::Failure;
+
+/// How long the private controller may take to write its connection file.
+const START: Duration = Duration::from_secs(30);
+/// How long it may take to end.
+const STOP: Duration = Duration::from_secs(15);
+
+/// A controller with local engines that lives as long as this value (and this process).
+pub(crate) struct LocalCluster {
+    child: Arc<Mutex<Child>>,
+    dir: TempDir,
+    log: Arc<File>,
+}
+
+/// Tells whether the private cluster is still there, and what it said last if it is not.
+pub(crate) type Pulse = Box<dyn Fn() -> Result<(), Failure>>;
+
+impl LocalCluster {
+    pub(crate) fn start(count: u32, args: &LocalArgs) -> Result<Self, Failure> {
+        let program = find("ipctl")?;
+        let dir = tempfile::Builder::new().prefix("ipclient-").tempdir()?;
+        let log = File::options()
+            .read(true)
+            .append(true)
+            .create_new(true)
+            .open(dir.path().join("ipctl.log"))?;
+        // The shell outlives both of us and removes the directory, even if both are killed. ipctl itself ends at the end
+        // of its standard input, which is ours to hold.
+        let mut command = Command::new("/bin/sh");
+        command
+            .args([
+                "-c",
+                "dir=$1; shift; \"$@\"; rm -rf -- \"$dir\"",
+                "ipclient-local",
+            ])
+            .arg(dir.path())
+            .arg(program)
+            .arg(format!("-n={count}"))
+            .arg(format!("--profile-dir={}", dir.path().display()))
+            .arg("--cluster-id=")
+            .arg("--exit-with-parent");
+        let store = ["--nodb", "--dictdb", "--sqlitedb"];
+        if !args
+            .local_options
+            .iter()
+            .any(|option| store.contains(&option.as_str()))
+        {
+            command.arg("--nodb");
+        }
+        command.args(&args.local_options);
+        // Ctrl-C is for us: we decide when the cluster ends.
+        command.process_group(0);
+        command
+            .env_remove("IPP_CONNECTION_INFO")
+            .env_remove("IPP_CLUSTER_ID")
+            .env_remove("IPP_PROFILE_DIR");
+        let child = command
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .stderr(log.try_clone()?)
+            .spawn()
+            .map_err(|error| {
+                Failure::new(format!(
+                    "cannot start /bin/sh for a private cluster: {error}"
+                ))
+            })?;
+        Ok(Self {
+            child: Arc::new(Mutex::new(child)),
+            dir,
+            log: Arc::new(log),
+        })
+    }
+
+    /// Waits for the connection file and connects.
+    pub(crate) fn connect(&mut self, timeout: Duration) -> Result<Client, Failure> {
+        let builder = Client::builder()
+            .profile_dir(self.dir.path())
+            .cluster_id("")
+            .timeout(timeout);
+        let path = builder.connection_file()?;
+        let deadline = Instant::now() + START;
+        while !path.exists() {
+            if self.child().try_wait()?.is_some() {
+                return Err(Failure::new(format!(
+                    "the private ipctl did not start: {}",
+                    last_words(&self.log)
+                )));
+            }
+            if Instant::now() > deadline {
+                return Err(Failure::new(format!(
+                    "the private ipctl is not up after {} s",
+                    START.as_secs()
+                )));
+            }
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        Ok(builder.connect()?)
+    }
+
+    fn child(&self) -> MutexGuard<'_, Child> {
+        self.child.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// For whoever wants to notice when the cluster ends too early.
+    pub(crate) fn pulse(&self) -> Pulse {
+        let (child, log) = (self.child.clone(), self.log.clone());
+        Box::new(move || {
+            let ended = child
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .try_wait()?;
+            match ended {
+                None => Ok(()),
+                Some(_) => Err(Failure::new(format!(
+                    "the private cluster has ended too early: {}",
+                    last_words(&log)
+                ))),
+            }
+        })
+    }
+
+    /// Lets go without waiting: the cluster ends by itself.
+    pub(crate) fn abandon(mut self) {
+        drop(self.child().stdin.take());
+        self.dir.disable_cleanup(true);
+        // Not dropped: that would wait.
+        std::mem::forget(self);
+    }
+}
+
+impl Drop for LocalCluster {
+    fn drop(&mut self) {
+        let mut child = self.child();
+        drop(child.stdin.take());
+        let deadline = Instant::now() + STOP;
+        let mut pause = Duration::from_millis(1);
+        while matches!(child.try_wait(), Ok(None)) {
+            if Instant::now() > deadline {
+                if let Some(group) = rustix::process::Pid::from_raw(child.id() as i32) {
+                    let _ =
+                        rustix::process::kill_process_group(group, rustix::process::Signal::KILL);
+                }
+                let _ = child.wait();
+                break;
+            }
+            std::thread::sleep(pause);
+            pause = (pause * 2).min(Duration::from_millis(20));
+        }
+    }
+}
+
+/// What ipctl said last; the file may be removed already, we still hold it.
+fn last_words(mut log: &File) -> String {
+    let mut text = String::new();
+    let _ = log
+        .seek(SeekFrom::Start(0))
+        .and_then(|_| log.read_to_string(&mut text));
+    let mut lines = text.lines().filter(|line| !line.trim().is_empty());
+    let last = lines.clone().next_back();
+    // A usage error comes first, a log's error last: the line that says so.
+    let error = lines.find(|line| line.to_ascii_lowercase().contains("error"));
+    error
+        .or(last)
+        .unwrap_or("it said nothing")
+        .trim()
+        .to_owned()
+}
+
+/// A program of ours: beside this one, else on `PATH`.
+fn find(name: &str) -> Result<PathBuf, Failure> {
+    let beside = std::env::current_exe()
+        .ok()
+        .and_then(|exe| Some(exe.parent()?.join(name)));
+    let on_path = std::env::var_os("PATH").unwrap_or_default();
+    let is_program = |path: &Path| {
+        rustix::fs::access(path, rustix::fs::Access::EXEC_OK).is_ok() && path.is_file()
+    };
+    beside
+        .into_iter()
+        .chain(std::env::split_paths(&on_path).map(|dir| dir.join(name)))
+        .find(|path| is_program(path))
+        .ok_or_else(|| {
+            Failure::new(format!(
+                "no {name} beside ipclient nor on PATH: install it there, or do without --local"
+            ))
+        })
+}

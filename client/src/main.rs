@@ -1,0 +1,54 @@
+//! `ipclient`: commands and functions on the engines of a cluster, from the command line.
+
+mod cli;
+mod commands;
+mod failure;
+mod local;
+mod output;
+mod runner;
+mod source;
+mod template;
+
+use std::process::ExitCode;
+
+use cli::{Command, one_line};
+use failure::Failure;
+
+fn main() -> ExitCode {
+    tracing_subscriber::fmt()
+        // Who logs to a connection or terminal that is gone must live on: the default is to panic.
+        .log_internal_errors(false)
+        .with_env_filter(
+            tracing_subscriber::EnvFilter::try_from_env("IPCLIENT_LOG")
+                .unwrap_or_else(|_| "warn".into()),
+        )
+        .with_writer(std::io::stderr)
+        .init();
+    let (cli, data) = match cli::parse(std::env::args_os().collect()) {
+        Ok(parsed) => parsed,
+        Err(error)
+            if error.exit_code() == 0
+                || error.kind()
+                    == clap::error::ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand =>
+        {
+            // --help, --version, no argument at all
+            let _ = error.print();
+            return ExitCode::from(error.exit_code() as u8);
+        }
+        Err(error) => return fail(&Failure::usage(one_line(&error))),
+    };
+    if data.is_some() && !matches!(cli.command, Command::Map(_)) {
+        return fail(&Failure::usage(
+            "`:::` belongs to `ipclient map` (see `ipclient map --help`)",
+        ));
+    }
+    match commands::dispatch(cli.command, &cli.cluster, data) {
+        Ok(code) => code,
+        Err(failure) => fail(&failure),
+    }
+}
+
+fn fail(failure: &Failure) -> ExitCode {
+    eprintln!("ipclient: {failure}");
+    ExitCode::from(failure.code)
+}

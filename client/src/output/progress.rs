@@ -1,0 +1,183 @@
+//! How far a run is: a bar on a terminal, log lines elsewhere.
+
+use std::io::{IsTerminal, Write};
+use std::time::Duration;
+
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use ipbroker_client::job::{JobResult, JobStatus, log_time, timedelta};
+use jiff::Timestamp;
+use jiff::tz::TimeZone;
+
+/// Where progress goes.
+pub(crate) enum Progress {
+    /// A bar that is redrawn.
+    Bar(ProgressBar),
+    /// A line for each job, as Bakapara writes them.
+    Log { zone: TimeZone, lines: String },
+    /// Nothing but messages.
+    Quiet,
+}
+
+impl Progress {
+    /// A bar where stderr is a terminal, else log lines, or neither.
+    pub(crate) fn new(log_lines: bool, zone: &TimeZone) -> Self {
+        if std::io::stderr().is_terminal() {
+            let bar =
+                ProgressBar::with_draw_target(Some(0), ProgressDrawTarget::stderr_with_hz(10));
+            let style = "{bar:30.green/dim} {human_pos}/{human_len} {per_sec}  ETA {eta}  {msg}";
+            if let Ok(style) = ProgressStyle::with_template(style) {
+                bar.set_style(style);
+            }
+            bar.enable_steady_tick(Duration::from_millis(200));
+            Self::Bar(bar)
+        } else if log_lines {
+            Self::Log {
+                zone: zone.clone(),
+                lines: String::new(),
+            }
+        } else {
+            Self::Quiet
+        }
+    }
+
+    /// How many jobs there are, as far as is known.
+    pub(crate) fn total(&self, total: u64) {
+        if let Self::Bar(bar) = self {
+            bar.set_length(total);
+        }
+    }
+
+    /// The first line.
+    pub(crate) fn started(&mut self, total: u64, engines: usize) {
+        if let Self::Log { zone, lines } = self {
+            let plural = |n: u64| if n == 1 { "" } else { "s" };
+            let (jobs, many) = (plural(total), plural(engines as u64));
+            *lines += &format!(
+                "{} total {total} job{jobs} on {engines} engine{many}\n",
+                log_time(Timestamp::now(), zone)
+            );
+        }
+    }
+
+    /// A job ended.
+    pub(crate) fn finished(&mut self, (done, total): (u64, u64), result: &JobResult, cmd: &str) {
+        let Self::Log { zone, lines } = self else {
+            return;
+        };
+        let at = log_time(result.received.unwrap_or_else(Timestamp::now), zone);
+        let host = result.host.as_deref().unwrap_or("?");
+        let cmd = cmd.replace('\n', "\\n");
+        let elapsed = result.elapsed().map_or_else(|| "?".to_owned(), timedelta);
+        *lines += &match (result.status, result.code) {
+            (JobStatus::Ok, Some(code)) => {
+                format!("{at} [{done}/{total}] returned {code} in {elapsed} sec on {host}: {cmd}\n")
+            }
+            (status, _) => {
+                let why = result
+                    .error
+                    .as_deref()
+                    .unwrap_or("no reason given")
+                    .replace('\n', " ");
+                let word = if status == JobStatus::Aborted {
+                    "aborted"
+                } else {
+                    "failed"
+                };
+                format!("{at} [{done}/{total}] {word} ({why}): {cmd}\n")
+            }
+        };
+    }
+
+    /// Where it stands.
+    pub(crate) fn position(&self, done: u64, failed: u64, engines: usize) {
+        if let Self::Bar(bar) = self {
+            bar.set_position(done);
+            let failed = if failed > 0 {
+                format!("{failed} failed, ")
+            } else {
+                String::new()
+            };
+            let plural = if engines == 1 { "" } else { "s" };
+            bar.set_message(format!("{failed}{engines} engine{plural}"));
+        }
+    }
+
+    /// A message to the user.
+    pub(crate) fn say(&mut self, text: &str) {
+        match self {
+            Self::Bar(bar) => bar.suspend(|| eprintln!("ipclient: {text}")),
+            Self::Log { zone, lines } => {
+                *lines += &format!("{} {text}\n", log_time(Timestamp::now(), zone))
+            }
+            Self::Quiet => eprintln!("ipclient: {text}"),
+        }
+        self.flush();
+    }
+
+    /// Writes what is held back.
+    pub(crate) fn flush(&mut self) {
+        if let Self::Log { lines, .. } = self
+            && !lines.is_empty()
+        {
+            // Nobody can be told that stderr is closed.
+            let _ = std::io::stderr().write_all(lines.as_bytes());
+            lines.clear();
+        }
+    }
+
+    /// Runs `write` while the bar is out of the way, where both share a terminal.
+    pub(crate) fn aside<T>(&self, shared: bool, write: impl FnOnce() -> T) -> T {
+        match self {
+            Self::Bar(bar) if shared => bar.suspend(write),
+            _ => write(),
+        }
+    }
+
+    /// The last line.
+    pub(crate) fn end(&mut self, word: &str) {
+        match self {
+            Self::Bar(bar) => bar.abandon(),
+            Self::Log { zone, lines } => {
+                *lines += &format!("{} {word}\n", log_time(Timestamp::now(), zone))
+            }
+            Self::Quiet => {}
+        }
+        self.flush();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn log_lines_are_bakaparas() {
+        let mut progress = Progress::Log {
+            zone: TimeZone::UTC,
+            lines: String::new(),
+        };
+        let at = |text: &str| Some(text.parse().unwrap());
+        let result = JobResult {
+            code: Some(0),
+            started: at("2014-12-21T10:39:49.280556Z"),
+            completed: at("2014-12-21T10:39:59.288Z"),
+            received: at("2014-12-21T10:39:59.288Z"),
+            host: Some("mezcal06.cl.ecei.tohoku.ac.jp".into()),
+            ..JobResult::default()
+        };
+        progress.finished((1, 100), &result, "sleep 10");
+        let lost = JobResult {
+            received: result.received,
+            ..JobResult::refused("EngineError: engine 3 died")
+        };
+        progress.finished((2, 100), &lost, "a\nb");
+        let Progress::Log { lines, .. } = progress else {
+            unreachable!()
+        };
+        assert_eq!(
+            lines,
+            "2014-12-21 10:39:59,288 [1/100] returned 0 in 0:00:10.007444 sec on mezcal06.cl.ecei.tohoku.ac.jp: sleep 10\n\
+             2014-12-21 10:39:59,288 [2/100] failed (EngineError: engine 3 died): a\\nb\n"
+        );
+    }
+}

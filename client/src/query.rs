@@ -1,0 +1,272 @@
+//! Questions to the hub.
+
+use std::collections::{BTreeMap, HashMap};
+
+use ipbroker_protocol::message::{AbortReply, AbortRequest, EngineInfo, Stats, types};
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+
+use crate::client::Client;
+use crate::error::Result;
+
+/// The peer's request types that the protocol crate has no constants for.
+mod request {
+    pub(super) const QUEUE: &str = "queue_request";
+    pub(super) const RESULT: &str = "result_request";
+    pub(super) const HISTORY: &str = "history_request";
+    pub(super) const RESUBMIT: &str = "resubmit_request";
+}
+
+/// Why a task is where it is.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Explanation {
+    /// In words.
+    pub text: String,
+    /// `waiting`, `running`, `done`, `unknown`.
+    pub state: String,
+    /// Engines that it cannot use, and why.
+    pub engines: Vec<(String, String)>,
+}
+
+/// How the cluster is.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct ClusterStatus(pub Map<String, Value>);
+
+/// What the hub knows of one task.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Record {
+    /// The request's header.
+    #[serde(deserialize_with = "or_null")]
+    pub header: Map<String, Value>,
+    /// The request's metadata.
+    #[serde(deserialize_with = "or_null")]
+    pub metadata: Map<String, Value>,
+    /// The reply's header.
+    #[serde(deserialize_with = "or_null")]
+    pub result_header: Map<String, Value>,
+    /// The reply's metadata.
+    #[serde(deserialize_with = "or_null")]
+    pub result_metadata: Map<String, Value>,
+    /// The reply's content.
+    #[serde(deserialize_with = "or_null")]
+    pub result_content: Map<String, Value>,
+    /// When the request was made.
+    pub submitted: Option<String>,
+    /// When the reply came to the controller.
+    pub received: Option<String>,
+    /// Everything else.
+    #[serde(flatten)]
+    pub extra: Map<String, Value>,
+}
+
+/// A field that may be null: a record of the store has all of its keys.
+fn or_null<'de, D: serde::Deserializer<'de>>(
+    deserializer: D,
+) -> std::result::Result<Map<String, Value>, D::Error> {
+    Ok(Option::deserialize(deserializer)?.unwrap_or_default())
+}
+
+impl Record {
+    /// How many members it has, if it is that of a whole array.
+    pub fn members(&self) -> Option<u64> {
+        self.metadata.get("array").and_then(Value::as_u64)
+    }
+}
+
+/// Outcomes by id.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Outcomes {
+    /// Not done yet.
+    pub pending: Vec<String>,
+    /// Done.
+    pub completed: Vec<String>,
+    /// Details of those, when asked for.
+    pub records: HashMap<String, Record>,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(default)]
+struct ResultReply {
+    pending: Vec<String>,
+    completed: Vec<String>,
+    #[serde(flatten)]
+    records: HashMap<String, Value>,
+}
+
+impl Client {
+    /// Ends tasks: waiting ones at once; running ones too with `kill`. An array's id stands for all of its members.
+    ///
+    /// # Errors
+    /// When the hub refuses or does not answer.
+    pub fn abort(&self, msg_ids: &[String], kill: bool) -> Result<AbortReply> {
+        let request = AbortRequest {
+            msg_ids: Some(msg_ids.to_vec()),
+            kill,
+            ..AbortRequest::default()
+        };
+        self.query(types::ABORT_REQUEST, &request)
+    }
+
+    /// Ends every task of one client (this one: [`Client::session_id`]).
+    ///
+    /// # Errors
+    /// When the hub refuses or does not answer.
+    pub fn abort_session(&self, session: &str) -> Result<AbortReply> {
+        let request = AbortRequest {
+            session: Some(session.to_owned()),
+            kill: true,
+            ..AbortRequest::default()
+        };
+        self.query(types::ABORT_REQUEST, &request)
+    }
+
+    /// Ends every task there is.
+    ///
+    /// # Errors
+    /// When the hub refuses or does not answer.
+    pub fn abort_all(&self) -> Result<AbortReply> {
+        self.query(
+            types::ABORT_REQUEST,
+            &AbortRequest {
+                all: true,
+                kill: true,
+                ..AbortRequest::default()
+            },
+        )
+    }
+
+    /// The engines, with what they are.
+    ///
+    /// # Errors
+    /// When the hub refuses or does not answer.
+    pub fn engines(&self) -> Result<Vec<EngineInfo>> {
+        #[derive(Deserialize)]
+        struct Reply {
+            engines: Vec<EngineInfo>,
+        }
+        Ok(self
+            .query::<_, Reply>(types::ENGINES_REQUEST, &Map::new())?
+            .engines)
+    }
+
+    /// Jobs and run times by host.
+    ///
+    /// # Errors
+    /// When the hub refuses or does not answer.
+    pub fn stats(&self) -> Result<Stats> {
+        self.query(types::STATS_REQUEST, &Map::new())
+    }
+
+    /// How the cluster is.
+    ///
+    /// # Errors
+    /// When the hub refuses or does not answer.
+    pub fn status(&self) -> Result<ClusterStatus> {
+        self.query(types::STATUS_REQUEST, &Map::new())
+    }
+
+    /// Why a task waits, or what became of it.
+    ///
+    /// # Errors
+    /// When the hub refuses or does not answer.
+    pub fn explain(&self, msg_id: &str) -> Result<Explanation> {
+        self.query(
+            types::EXPLAIN_REQUEST,
+            &BTreeMap::from([("msg_id", msg_id)]),
+        )
+    }
+
+    /// Outcomes of tasks, this client's or others'.
+    ///
+    /// # Errors
+    /// When the hub refuses (an unknown id) or does not answer.
+    pub fn outcomes(&self, msg_ids: &[String], details: bool) -> Result<Outcomes> {
+        #[derive(Serialize)]
+        struct Request<'a> {
+            msg_ids: &'a [String],
+            statusonly: bool,
+        }
+        let reply: ResultReply = self.query(
+            request::RESULT,
+            &Request {
+                msg_ids,
+                statusonly: !details,
+            },
+        )?;
+        let records = reply
+            .records
+            .into_iter()
+            .filter_map(|(id, record)| Some((id, serde_json::from_value(record).ok()?)))
+            .collect();
+        Ok(Outcomes {
+            pending: reply.pending,
+            completed: reply.completed,
+            records,
+        })
+    }
+
+    /// Ids of everything that is unfinished, of every client.
+    ///
+    /// # Errors
+    /// When the hub refuses or does not answer.
+    pub fn unfinished(&self) -> Result<Vec<String>> {
+        let reply: Map<String, Value> =
+            self.query(request::QUEUE, &BTreeMap::from([("verbose", true)]))?;
+        let mut ids = Vec::new();
+        let mut take = |value: Option<&Value>| {
+            for id in value.and_then(Value::as_array).into_iter().flatten() {
+                ids.extend(id.as_str().map(str::to_owned));
+            }
+        };
+        take(reply.get("unassigned"));
+        for engine in reply.values().filter_map(Value::as_object) {
+            take(engine.get("queue"));
+            take(engine.get("tasks"));
+        }
+        Ok(ids)
+    }
+
+    /// Ids of every task that the store knows, oldest first.
+    ///
+    /// # Errors
+    /// When the hub refuses or does not answer.
+    pub fn history(&self) -> Result<Vec<String>> {
+        #[derive(Deserialize)]
+        struct Reply {
+            history: Vec<String>,
+        }
+        Ok(self
+            .query::<_, Reply>(request::HISTORY, &Map::new())?
+            .history)
+    }
+
+    /// Submits tasks again; their new ids by the old ones.
+    ///
+    /// # Errors
+    /// When the hub refuses (an unknown id) or does not answer.
+    pub fn resubmit(&self, msg_ids: &[String]) -> Result<BTreeMap<String, String>> {
+        #[derive(Deserialize, Default)]
+        #[serde(default)]
+        struct Reply {
+            resubmitted: BTreeMap<String, String>,
+        }
+        Ok(self
+            .query::<_, Reply>(request::RESUBMIT, &BTreeMap::from([("msg_ids", msg_ids)]))?
+            .resubmitted)
+    }
+
+    /// Ends the controller and what it started.
+    ///
+    /// # Errors
+    /// When the hub refuses or does not answer.
+    pub fn shutdown(&self) -> Result<()> {
+        self.query::<_, Map<String, Value>>(
+            types::SHUTDOWN_REQUEST,
+            &BTreeMap::from([("restart", false)]),
+        )?;
+        Ok(())
+    }
+}

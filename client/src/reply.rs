@@ -1,0 +1,289 @@
+//! A reply as it came: packed until someone asks for a value.
+
+use std::sync::{Arc, OnceLock};
+
+use ipbroker_protocol::array::{View, member_id};
+use ipbroker_protocol::envelope::Envelope;
+use ipbroker_protocol::message::{CommandResult, ErrorContent, ParentRef};
+use ipbroker_protocol::session::Packer;
+use jiff::Timestamp;
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+
+use crate::error::{Error, Result, TaskError};
+
+/// Metadata of a reply.
+#[derive(Debug, Clone, PartialEq, Default, Deserialize)]
+#[serde(default)]
+pub struct ReplyInfo {
+    /// `ok`, `error` or `aborted`.
+    pub status: String,
+    /// The engine's uuid.
+    pub engine: Option<String>,
+    /// The engine's number.
+    pub engine_id: Option<u32>,
+    /// The engine's host.
+    pub host: Option<String>,
+    /// When it began: ISO 8601 UTC, in the controller's clock.
+    pub started: Option<String>,
+    /// When it ended.
+    pub completed: Option<String>,
+    /// Run time in s; of a range, the sum.
+    pub duration: Option<f64>,
+    /// The members that the reply is about.
+    pub range: Option<(u64, u64)>,
+    /// Members that did not end well.
+    pub failed: Vec<(u64, String)>,
+    /// One value stands for all members.
+    pub same: bool,
+    /// Which try this was.
+    pub attempt: u32,
+}
+
+/// One reply: of a task, or of a range of an array.
+#[derive(Debug)]
+pub struct Reply {
+    envelope: Envelope,
+    packer: Packer,
+    array: bool,
+    /// When it arrived here.
+    pub received: Timestamp,
+    info: OnceLock<ReplyInfo>,
+    checked: OnceLock<bool>,
+}
+
+impl Reply {
+    pub(crate) fn new(envelope: Envelope, packer: Packer, array: bool) -> Self {
+        let (info, checked) = (OnceLock::new(), OnceLock::new());
+        Self {
+            envelope,
+            packer,
+            array,
+            received: Timestamp::now(),
+            info,
+            checked,
+        }
+    }
+
+    /// Its metadata.
+    pub fn info(&self) -> &ReplyInfo {
+        self.info.get_or_init(|| {
+            let mut info: ReplyInfo = self
+                .packer
+                .unpack(self.envelope.metadata())
+                .unwrap_or_default();
+            info.failed.sort_unstable();
+            info
+        })
+    }
+
+    /// Id of the request.
+    pub fn parent_id(&self) -> String {
+        self.packer
+            .unpack::<ParentRef<'_>>(self.envelope.parent_header())
+            .map(|parent| parent.msg_id.into_owned())
+            .unwrap_or_default()
+    }
+
+    /// The frames.
+    pub fn envelope(&self) -> &Envelope {
+        &self.envelope
+    }
+
+    /// Id of member `index`.
+    pub fn msg_id(&self, index: u64) -> String {
+        if self.array {
+            member_id(&self.parent_id(), index)
+        } else {
+            self.parent_id()
+        }
+    }
+
+    /// Whether member `index` ended well.
+    pub fn is_ok(&self, index: u64) -> bool {
+        let info = self.info();
+        info.status == "ok"
+            && info
+                .failed
+                .binary_search_by_key(&index, |(at, _)| *at)
+                .is_err()
+    }
+
+    /// The packed value of a member of an array.
+    fn member(&self, index: u64) -> Result<&[u8]> {
+        let bad = |reason: String| Error::Decode {
+            msg_id: self.msg_id(index),
+            reason,
+        };
+        let info = self.info();
+        let (lo, hi) = info
+            .range
+            .ok_or_else(|| bad("the reply names no range".into()))?;
+        if index < lo || index >= hi {
+            return Err(bad(format!("the reply is about members {lo} to {hi}")));
+        }
+        let [offsets, blob] = self.envelope.buffers() else {
+            return Err(bad("the reply of an array has two buffers".into()));
+        };
+        // Offsets are checked once a reply, not once a member.
+        let count = if info.same { 1 } else { hi - lo };
+        let checked = *self
+            .checked
+            .get_or_init(|| View::new(offsets, blob, count).is_ok());
+        if !checked {
+            return Err(bad("its table of offsets is damaged".into()));
+        }
+        let at = if info.same { 0 } else { index - lo };
+        Ok(View::trusted(offsets, blob).get(at as usize))
+    }
+
+    /// The error that the whole reply is, if it is one.
+    fn whole_error(&self, index: u64) -> Option<TaskError> {
+        let info = self.info();
+        if info.status == "ok" || (self.array && !self.envelope.buffers().is_empty()) {
+            return None;
+        }
+        let content: ErrorContent = self
+            .packer
+            .unpack(self.envelope.content())
+            .unwrap_or_default();
+        let status = if content.status.is_empty() {
+            info.status.clone()
+        } else {
+            content.status.clone()
+        };
+        (status != "ok").then(|| self.error(index, &status, content))
+    }
+
+    fn error(&self, index: u64, status: &str, content: ErrorContent) -> TaskError {
+        let info = self.info();
+        let aborted = status == "aborted" || content.ename == "TaskAborted";
+        TaskError {
+            msg_id: self.msg_id(index),
+            ename: match content.ename.is_empty() {
+                true if aborted => "TaskAborted".into(),
+                true => "Error".into(),
+                false => content.ename,
+            },
+            evalue: if content.evalue.is_empty() && aborted {
+                "aborted".into()
+            } else {
+                content.evalue
+            },
+            traceback: content.traceback,
+            aborted,
+            engine_id: info.engine_id,
+            host: info.host.clone(),
+        }
+    }
+
+    fn is_command(&self) -> bool {
+        // The header's type decides; "command_reply" cannot be part of another key or value of a header of ours.
+        self.envelope
+            .header()
+            .windows(13)
+            .any(|window| window == b"command_reply")
+    }
+
+    /// The value of member `index` (0 for a task that is no array).
+    ///
+    /// # Errors
+    /// [`Error::Task`] when it failed, [`Error::Decode`] when it is of another type.
+    pub fn value<R: DeserializeOwned>(&self, index: u64) -> Result<R> {
+        if let Some(error) = self.whole_error(index) {
+            return Err(Arc::new(error).into());
+        }
+        let decode = |bytes: &[u8]| {
+            rmp_serde::from_slice::<R>(bytes).map_err(|error| Error::Decode {
+                msg_id: self.msg_id(index),
+                reason: error.to_string(),
+            })
+        };
+        if self.array {
+            let bytes = self.member(index)?;
+            if !self.is_ok(index) {
+                let content: ErrorContent = member_map(bytes).unwrap_or_default();
+                // A command that ran is a result, whatever its code.
+                if self.is_command() && content.status == "ok" {
+                    return decode(bytes);
+                }
+                let status = content.status.clone();
+                return Err(Arc::new(self.error(index, &status, content)).into());
+            }
+            return decode(bytes);
+        }
+        if self.is_command() {
+            return self
+                .packer
+                .unpack(self.envelope.content())
+                .map(|value: Owned<R>| value.0)
+                .map_err(|error| Error::Decode {
+                    msg_id: self.msg_id(index),
+                    reason: error.to_string(),
+                });
+        }
+        match self.envelope.buffers().first() {
+            Some(buffer) => decode(buffer),
+            None => decode(&[0xc0]),
+        }
+    }
+
+    /// What became of the command of member `index`, failures included.
+    pub fn command(&self, index: u64) -> CommandResult {
+        let info = self.info();
+        let mut result = if let Some(error) = self.whole_error(index) {
+            CommandResult {
+                status: if error.aborted { "aborted" } else { "error" }.into(),
+                ename: Some(error.ename),
+                evalue: Some(error.evalue),
+                ..CommandResult::default()
+            }
+        } else {
+            let unpacked = if self.array {
+                self.member(index)
+                    .map_err(|e| e.to_string())
+                    .and_then(member_map)
+            } else {
+                self.packer
+                    .unpack::<CommandResult>(self.envelope.content())
+                    .map_err(|error| error.to_string())
+            };
+            unpacked.unwrap_or_else(|error| CommandResult {
+                status: "error".into(),
+                ename: Some("BadReply".into()),
+                evalue: Some(format!("the engine's reply does not unpack: {error}")),
+                ..CommandResult::default()
+            })
+        };
+        if result.status.is_empty() {
+            result.status.clone_from(&info.status);
+        }
+        result.host = result.host.or_else(|| info.host.clone());
+        result.engine_id = result.engine_id.or(info.engine_id);
+        if !self.array {
+            result.started = result.started.or_else(|| info.started.clone());
+            result.completed = result.completed.or_else(|| info.completed.clone());
+        }
+        result
+    }
+}
+
+/// A map among the values of an array: MessagePack, or JSON in a cluster that packs that.
+fn member_map<T: DeserializeOwned>(bytes: &[u8]) -> std::result::Result<T, String> {
+    // No map of MessagePack begins with this byte.
+    if bytes.first() == Some(&b'{') {
+        return serde_json::from_slice(bytes).map_err(|error| error.to_string());
+    }
+    rmp_serde::from_slice(bytes).map_err(|error| error.to_string())
+}
+
+/// Helps [`Packer::unpack`], which may borrow, to a type that does not.
+struct Owned<R>(R);
+
+impl<'de, R: DeserializeOwned> Deserialize<'de> for Owned<R> {
+    fn deserialize<D: serde::Deserializer<'de>>(
+        deserializer: D,
+    ) -> std::result::Result<Self, D::Error> {
+        R::deserialize(deserializer).map(Owned)
+    }
+}

@@ -1,0 +1,77 @@
+//! Everything that the loop waits for, on one channel.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use crossbeam_channel::{Receiver, Sender};
+use ipbroker_client::{Part, Sink};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+
+use crate::failure::Failure;
+
+pub(crate) enum Event {
+    /// Results, by the tag of their submission.
+    Parts(Vec<(u64, Part)>),
+    /// Ctrl-C and its like.
+    Signal(i32),
+    /// The jobs go on although they should not.
+    AbortFailed(String),
+    /// Something for the user.
+    Say(String),
+}
+
+/// The channel and its ends.
+pub(crate) struct Events {
+    pub(crate) sender: Sender<Event>,
+    pub(crate) receiver: Receiver<Event>,
+    pub(crate) sink: Arc<Arrivals>,
+}
+
+/// Collects what the I/O thread delivers, and hands it over once a batch.
+pub(crate) struct Arrivals {
+    parts: Mutex<Vec<(u64, Part)>>,
+    sender: Sender<Event>,
+}
+
+impl Sink for Arrivals {
+    fn deliver(&self, tag: u64, part: Part) {
+        self.parts
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .push((tag, part));
+    }
+
+    fn flush(&self) {
+        let parts = std::mem::take(&mut *self.parts.lock().unwrap_or_else(PoisonError::into_inner));
+        if !parts.is_empty() {
+            // Nobody listens any more: the program is on its way out.
+            let _ = self.sender.send(Event::Parts(parts));
+        }
+    }
+}
+
+impl Events {
+    /// Signals are ours from now on.
+    pub(crate) fn new() -> Result<Self, Failure> {
+        let (sender, receiver) = crossbeam_channel::unbounded();
+        let mut signals = signal_hook::iterator::Signals::new([SIGINT, SIGTERM, SIGHUP])?;
+        let to = sender.clone();
+        std::thread::Builder::new()
+            .name("signals".into())
+            .spawn(move || {
+                for signal in signals.forever() {
+                    if to.send(Event::Signal(signal)).is_err() {
+                        return;
+                    }
+                }
+            })?;
+        let sink = Arc::new(Arrivals {
+            parts: Mutex::default(),
+            sender: sender.clone(),
+        });
+        Ok(Self {
+            sender,
+            receiver,
+            sink,
+        })
+    }
+}

@@ -1,0 +1,228 @@
+//! Files that go with jobs where no file system is shared: inputs that are sent before, outputs that are fetched after.
+
+use std::collections::{HashMap, HashSet};
+use std::fs::{self, File};
+use std::io::{self, Read};
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::time::SystemTime;
+
+use ipbroker_client::job::{Job, JobResult, JobStatus};
+use ipbroker_client::protocol::message::Staged;
+use ipbroker_client::protocol::zmq::Message;
+use ipbroker_client::{Client, Host, Reply};
+use sha2::{Digest, Sha256};
+
+use super::{Options, Runner, submit};
+use crate::failure::Failure;
+
+/// A local file as it was when it was last looked at.
+#[derive(PartialEq)]
+struct Look {
+    size: u64,
+    changed: Option<SystemTime>,
+    mode: u32,
+}
+
+/// What was hashed and sent already, and the jobs whose files still move.
+#[derive(Default)]
+pub(crate) struct Files {
+    hashes: HashMap<PathBuf, (Look, String)>,
+    /// Host and hash.
+    placed: HashSet<(String, String)>,
+    /// Jobs with files by slot, and whether their inputs go with the message.
+    moving: HashMap<usize, (Job, bool)>,
+}
+
+/// A job's inputs, and the buffers that carry them.
+pub(crate) type Inputs = (Vec<Staged>, Vec<Message>);
+
+/// Whether a job has files that move.
+pub(crate) fn has_files(job: &Job) -> bool {
+    !job.put.is_empty() || !job.get.is_empty()
+}
+
+fn local(cwd: &str, path: &str) -> PathBuf {
+    Path::new(cwd).join(path)
+}
+
+impl Files {
+    /// Describes a job's inputs. `inline`: their bytes go with the message; else every host that may run the job has them
+    /// in its cache after this, and what it had before is not sent again.
+    pub(crate) fn stage(
+        &mut self,
+        client: &Client,
+        cwd: &str,
+        job: &Job,
+        inline: bool,
+    ) -> Result<Inputs, String> {
+        let (mut staged, mut buffers) = (Vec::new(), Vec::new());
+        let mut files = Vec::new();
+        for input in &job.put {
+            let path = local(cwd, &input.local);
+            let (sha256, mode) = self
+                .hash(&path)
+                .map_err(|e| format!("put: {}: {e}", path.display()))?;
+            let buffer = if inline {
+                let bytes = fs::read(&path).map_err(|e| format!("put: {}: {e}", path.display()))?;
+                buffers.push(Message::from(bytes));
+                Some(buffers.len() - 1)
+            } else {
+                files.push((path, sha256.clone()));
+                None
+            };
+            staged.push(Staged {
+                path: input.remote.clone(),
+                sha256,
+                mode,
+                buffer,
+            });
+        }
+        if !files.is_empty() {
+            let names: Vec<&str> = match &job.placement.host[..] {
+                [] => vec!["all"],
+                hosts => hosts.iter().map(String::as_str).collect(),
+            };
+            // Without engines there is nobody to send to yet: the bytes go with the message later.
+            for host in client.hosts(&names).unwrap_or_default() {
+                self.place(&host, &files)
+                    .map_err(|e| format!("put: {}: {e}", host.name()))?;
+            }
+        }
+        Ok((staged, buffers))
+    }
+
+    fn place(&mut self, host: &Host, files: &[(PathBuf, String)]) -> ipbroker_client::Result<()> {
+        let key = |sha256: &str| (host.name().to_owned(), sha256.to_owned());
+        let new: Vec<&(PathBuf, String)> = files
+            .iter()
+            .filter(|(_, sha256)| !self.placed.contains(&key(sha256)))
+            .collect();
+        if new.is_empty() {
+            return Ok(());
+        }
+        let hashes: Vec<String> = new.iter().map(|(_, sha256)| sha256.clone()).collect();
+        let have = host.have(&hashes)?;
+        for (path, sha256) in new {
+            if !have.contains(sha256) {
+                host.cache(sha256, File::open(path)?)?;
+            }
+            self.placed.insert(key(sha256));
+        }
+        Ok(())
+    }
+
+    fn hash(&mut self, path: &Path) -> io::Result<(String, u32)> {
+        let meta = fs::metadata(path)?;
+        if !meta.is_file() {
+            return Err(io::Error::other("not a file"));
+        }
+        let mode = meta.permissions().mode() & 0o777;
+        let look = Look {
+            size: meta.len(),
+            changed: meta.modified().ok(),
+            mode,
+        };
+        if let Some((before, sha256)) = self.hashes.get(path)
+            && *before == look
+        {
+            return Ok((sha256.clone(), mode));
+        }
+        let mut file = File::open(path)?;
+        let (mut hasher, mut block) = (Sha256::new(), vec![0; 1 << 16]);
+        loop {
+            let n = file.read(&mut block)?;
+            if n == 0 {
+                break;
+            }
+            hasher.update(&block[..n]);
+        }
+        let sha256: String = hasher
+            .finalize()
+            .iter()
+            .map(|byte| format!("{byte:02x}"))
+            .collect();
+        self.hashes.insert(path.to_owned(), (look, sha256.clone()));
+        Ok((sha256, mode))
+    }
+}
+
+impl Runner<'_> {
+    /// Submits a job with files; the reason if its inputs cannot be had.
+    pub(super) fn submit_with_files(
+        &mut self,
+        index: usize,
+        job: &Job,
+        inline: bool,
+    ) -> Result<Option<String>, Failure> {
+        let inputs = self
+            .files
+            .stage(&self.client, &self.options.cwd, job, inline);
+        let (put, buffers) = match inputs {
+            Ok(inputs) => inputs,
+            Err(reason) => return Ok(Some(reason)),
+        };
+        let metadata = submit::metadata(&job.placement, &self.options, &self.submitted.ids);
+        let mut command = self.command(job);
+        command.put = put;
+        self.files.moving.insert(index, (job.clone(), inline));
+        self.send(
+            index,
+            std::slice::from_ref(job),
+            &[0],
+            metadata,
+            &command,
+            buffers,
+        )?;
+        Ok(None)
+    }
+
+    /// A job with files has ended: its outputs are written. None: it is on its way again, with its inputs in the message,
+    /// because it came to a host that does not have them.
+    pub(super) fn settle_files(
+        &mut self,
+        index: usize,
+        reply: Option<&Reply>,
+        mut result: JobResult,
+    ) -> Result<Option<JobResult>, Failure> {
+        let Some((job, inline)) = self.files.moving.remove(&index) else {
+            return Ok(Some(result));
+        };
+        let lacking = result.status == JobStatus::Error
+            && result.error.as_deref().is_some_and(|e| {
+                e.starts_with("UnmetDependency") || e.starts_with("ImpossibleDependency")
+            });
+        if lacking && !inline && !job.put.is_empty() {
+            match self.submit_with_files(index, &job, true)? {
+                None => return Ok(None),
+                Some(reason) => result.error = Some(reason),
+            }
+        }
+        if let Some(reply) = reply
+            && result.status == JobStatus::Ok
+            && let Err(reason) = fetch(&self.options, &job, reply, result.code == Some(0))
+        {
+            result.status = JobStatus::Error;
+            result.error = Some(reason);
+        }
+        Ok(Some(result))
+    }
+}
+
+/// Writes a job's outputs; those of a failed job only where there are any.
+fn fetch(options: &Options, job: &Job, reply: &Reply, all: bool) -> Result<(), String> {
+    for (output, bytes) in job.get.iter().zip(reply.envelope().buffers()) {
+        if bytes.is_empty() && !all {
+            continue;
+        }
+        let path = local(&options.cwd, &output.local);
+        let write = || -> io::Result<()> {
+            if let Some(dir) = path.parent() {
+                fs::create_dir_all(dir)?;
+            }
+            fs::write(&path, &bytes[..])
+        };
+        write().map_err(|e| format!("get: {}: {e}", path.display()))?;
+    }
+    Ok(())
+}

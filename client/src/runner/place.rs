@@ -1,0 +1,238 @@
+//! Jobs that ask for hosts or tags that no engine has: said at once, or refused.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use crossbeam_channel::Sender;
+use ipbroker_client::Client;
+use ipbroker_client::job::Job;
+use ipbroker_client::protocol::message::EngineInfo;
+
+use super::Options;
+use super::events::Event;
+use crate::failure::Failure;
+
+/// What a job asks for and whom it concerns.
+type Wishes = BTreeMap<Wish, Vec<u64>>;
+
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+enum Wish {
+    /// One of these hosts.
+    Hosts(Vec<String>),
+    /// All of these tags.
+    Tags(Vec<String>),
+}
+
+impl Wish {
+    fn met(&self, engine: &EngineInfo) -> bool {
+        match self {
+            Wish::Hosts(hosts) => hosts.iter().any(|host| {
+                engine
+                    .host
+                    .iter()
+                    .any(|name| name.eq_ignore_ascii_case(host))
+            }),
+            Wish::Tags(tags) => tags.iter().all(|tag| engine.tags.contains(tag)),
+        }
+    }
+
+    fn words(&self) -> String {
+        match self {
+            Wish::Hosts(hosts) => format!("host {}", hosts.join(" or ")),
+            Wish::Tags(tags) => format!("tag {}", tags.join(" and ")),
+        }
+    }
+}
+
+fn wishes(jobs: &[Job], options: &Options) -> Wishes {
+    let mut wishes = Wishes::new();
+    for job in jobs {
+        let or = |own: &[String], default: &[String]| {
+            if own.is_empty() {
+                default.to_vec()
+            } else {
+                own.to_vec()
+            }
+        };
+        let hosts = or(&job.placement.host, &options.jobs.hosts);
+        let tags = or(&job.placement.tags, &options.jobs.tags);
+        if !hosts.is_empty() {
+            wishes.entry(Wish::Hosts(hosts)).or_default().push(job.line);
+        }
+        if !tags.is_empty() {
+            wishes.entry(Wish::Tags(tags)).or_default().push(job.line);
+        }
+    }
+    wishes
+}
+
+/// The wishes that no engine meets, in words.
+fn unmet(wishes: &Wishes, engines: &[EngineInfo]) -> Vec<(String, Vec<u64>)> {
+    wishes
+        .iter()
+        .filter(|(wish, _)| !engines.iter().any(|engine| wish.met(engine)))
+        .map(|(wish, lines)| (wish.words(), lines.clone()))
+        .collect()
+}
+
+fn lines_in_words(lines: &[u64]) -> String {
+    let mut words: Vec<String> = lines.iter().take(5).map(u64::to_string).collect();
+    if lines.len() > 5 {
+        words.push("…".into());
+    }
+    let plural = if lines.len() == 1 { "line" } else { "lines" };
+    format!("{plural} {}", words.join(", "))
+}
+
+fn where_engines_are(engines: &[EngineInfo]) -> String {
+    let hosts: BTreeSet<&str> = engines
+        .iter()
+        .filter_map(|engine| engine.host.first())
+        .map(String::as_str)
+        .collect();
+    match hosts.len() {
+        0 => "there are no engines yet".to_owned(),
+        _ => format!(
+            "engines are on {}",
+            hosts.into_iter().take(10).collect::<Vec<_>>().join(", ")
+        ),
+    }
+}
+
+fn messages(wishes: &Wishes, engines: &[EngineInfo]) -> Vec<String> {
+    unmet(wishes, engines)
+        .into_iter()
+        .map(|(wish, lines)| {
+            let jobs = if lines.len() == 1 {
+                "job waits"
+            } else {
+                "jobs wait"
+            };
+            let (count, which, places) = (
+                lines.len(),
+                lines_in_words(&lines),
+                where_engines_are(engines),
+            );
+            format!("{count} {jobs} for {wish} ({which}): no engine has it; {places}")
+        })
+        .collect()
+}
+
+/// Before a file is submitted: refuses with `--no-wait`, else looks in the background and says what it finds.
+pub(crate) fn check(
+    client: &Client,
+    options: &Options,
+    jobs: &[Job],
+    say: &Sender<Event>,
+) -> Result<(), Failure> {
+    let wishes = wishes(jobs, options);
+    if wishes.is_empty() {
+        return Ok(());
+    }
+    if !options.no_wait {
+        tell(client.clone(), wishes, options.coming, say.clone());
+        return Ok(());
+    }
+    client.wait_for_engines(
+        options.coming.unwrap_or(0) as usize,
+        Some(Duration::from_secs(10)),
+    );
+    let engines = client.engines()?;
+    match unmet(&wishes, &engines).first() {
+        None => Ok(()),
+        Some((wish, lines)) => Err(Failure::new(format!(
+            "{}:{}: no engine has {wish}; {}; nothing was submitted",
+            options.source,
+            lines[0],
+            where_engines_are(&engines)
+        ))),
+    }
+}
+
+/// Jobs of a stream that are refused with `--no-wait`, by their place in `jobs`.
+pub(crate) fn refused(
+    client: &Client,
+    options: &Options,
+    jobs: &[Job],
+) -> Result<BTreeMap<usize, String>, Failure> {
+    let wishes: Vec<Wishes> = jobs
+        .iter()
+        .map(|job| wishes(std::slice::from_ref(job), options))
+        .collect();
+    if wishes.iter().all(Wishes::is_empty) {
+        return Ok(BTreeMap::new());
+    }
+    client.wait_for_engines(
+        options.coming.unwrap_or(0) as usize,
+        Some(Duration::from_secs(10)),
+    );
+    let engines = client.engines()?;
+    let error = |wishes: &Wishes| {
+        let (wish, lines) = unmet(wishes, &engines).into_iter().next()?;
+        Some(format!(
+            "{}:{}: no engine has {wish}; {}",
+            options.source,
+            lines[0],
+            where_engines_are(&engines)
+        ))
+    };
+    Ok(wishes
+        .iter()
+        .enumerate()
+        .filter_map(|(at, wishes)| Some((at, error(wishes)?)))
+        .collect())
+}
+
+/// Says which jobs of a stream wait for what.
+pub(crate) fn check_stream(client: &Client, options: &Options, jobs: &[Job], say: &Sender<Event>) {
+    let wishes = wishes(jobs, options);
+    if !wishes.is_empty() {
+        tell(client.clone(), wishes, options.coming, say.clone());
+    }
+}
+
+/// Looks in the background: the jobs need not wait for the answer.
+fn tell(client: Client, wishes: Wishes, coming: Option<u32>, say: Sender<Event>) {
+    let _ = std::thread::Builder::new()
+        .name("place".into())
+        .spawn(move || {
+            client.wait_for_engines(coming.unwrap_or(1) as usize, Some(Duration::from_secs(5)));
+            // If the hub does not answer there is nothing to tell; the jobs themselves will.
+            if let Ok(engines) = client.engines() {
+                for message in messages(&wishes, &engines) {
+                    let _ = say.send(Event::Say(message));
+                }
+            }
+        });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn engine(hosts: &[&str], tags: &[&str]) -> EngineInfo {
+        EngineInfo {
+            host: hosts.iter().map(|h| h.to_string()).collect(),
+            tags: tags.iter().map(|t| t.to_string()).collect(),
+            ..EngineInfo::default()
+        }
+    }
+
+    #[test]
+    fn says_who_waits_for_what() {
+        let wishes = Wishes::from([
+            (Wish::Hosts(vec!["a".into(), "x".into()]), vec![1]),
+            (Wish::Hosts(vec!["x".into()]), vec![2, 3, 4, 5, 6, 7]),
+            (Wish::Tags(vec!["gpu".into(), "big".into()]), vec![9]),
+        ]);
+        let engines = [engine(&["a.org", "A"], &["gpu"]), engine(&["b"], &["big"])];
+        assert_eq!(
+            messages(&wishes, &engines),
+            [
+                "6 jobs wait for host x (lines 2, 3, 4, 5, 6, …): no engine has it; engines are on a.org, b",
+                "1 job waits for tag gpu and big (line 9): no engine has it; engines are on a.org, b"
+            ]
+        );
+        assert_eq!(messages(&wishes, &[]).len(), 3);
+    }
+}

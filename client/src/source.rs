@@ -1,0 +1,170 @@
+//! Where jobs come from: a file, checked whole before anything is submitted, or a stream, job by job.
+
+use std::io::{BufRead, BufReader, Read};
+use std::path::{Path, PathBuf};
+
+use crossbeam_channel::{Receiver, Sender};
+use ipbroker_client::job::{Job, JobError, parse_line};
+
+use crate::failure::Failure;
+
+/// Jobs that a stream hands over at once, at most.
+const BATCH: usize = 1000;
+
+/// A line of a stream: a job, or what was wrong with it and how it read.
+pub(crate) enum Line {
+    Job(Box<Job>),
+    Bad {
+        line: u64,
+        text: String,
+        error: JobError,
+    },
+}
+
+/// `-` and nothing mean the standard input.
+pub(crate) fn is_stream(file: Option<&Path>) -> bool {
+    file.is_none_or(|file| file == Path::new("-"))
+}
+
+/// The name of a source in messages.
+pub(crate) fn name(file: Option<&PathBuf>) -> String {
+    match file {
+        Some(path) if path != Path::new("-") => path.display().to_string(),
+        _ => "stdin".into(),
+    }
+}
+
+/// Reads all jobs of a file; one bad line, and there are none.
+pub(crate) fn read_file(path: &Path) -> Result<Vec<Job>, Failure> {
+    let name = path.display().to_string();
+    let bytes = if is_stream(Some(path)) {
+        let mut bytes = Vec::new();
+        std::io::stdin().read_to_end(&mut bytes).map(|_| bytes)
+    } else {
+        std::fs::read(path)
+    }
+    .map_err(|error| Failure::usage(format!("{name}: {error}")))?;
+    parse(&name, &bytes)
+}
+
+fn parse(name: &str, bytes: &[u8]) -> Result<Vec<Job>, Failure> {
+    let mut jobs = Vec::new();
+    let mut first = None;
+    let mut bad = 0u64;
+    for (number, line) in (1..).zip(bytes.split(|b| *b == b'\n')) {
+        if line.trim_ascii().is_empty() {
+            continue;
+        }
+        match parse_line(number, line) {
+            Ok(job) => jobs.push(job),
+            Err(error) => {
+                bad += 1;
+                first.get_or_insert(JobError {
+                    file: name.to_owned(),
+                    line: number,
+                    error,
+                });
+            }
+        }
+    }
+    match first {
+        None => Ok(jobs),
+        Some(error) => {
+            let more = match bad - 1 {
+                0 => String::new(),
+                1 => " (and 1 more bad line)".to_owned(),
+                n => format!(" (and {n} more bad lines)"),
+            };
+            Err(Failure::usage(format!(
+                "{error}{more}; nothing was submitted"
+            )))
+        }
+    }
+}
+
+/// Reads the standard input on a thread of its own. What has been typed so far is handed over at once; the channel is
+/// short, so that a fast writer waits for slow jobs.
+pub(crate) fn stream() -> Receiver<Vec<Line>> {
+    let (sender, receiver) = crossbeam_channel::bounded(8);
+    // The thread ends with its input or its listener; a blocked read ends with the process.
+    let _ = std::thread::Builder::new()
+        .name("stdin".into())
+        .spawn(move || read_stream(std::io::stdin(), &sender));
+    receiver
+}
+
+fn read_stream(input: impl Read, sender: &Sender<Vec<Line>>) {
+    let mut input = BufReader::with_capacity(1 << 18, input);
+    let mut number = 0;
+    let mut batch = Vec::new();
+    let mut text = Vec::new();
+    loop {
+        text.clear();
+        let end = !matches!(input.read_until(b'\n', &mut text), Ok(n) if n > 0);
+        if !end {
+            number += 1;
+            if let Some(line) = one(number, &text) {
+                batch.push(line);
+            }
+        }
+        let more = !end && input.buffer().contains(&b'\n') && batch.len() < BATCH;
+        if !more && !batch.is_empty() && sender.send(std::mem::take(&mut batch)).is_err() {
+            return;
+        }
+        if end {
+            return;
+        }
+    }
+}
+
+fn one(number: u64, text: &[u8]) -> Option<Line> {
+    let text = text.trim_ascii();
+    if text.is_empty() {
+        return None;
+    }
+    Some(match parse_line(number, text) {
+        Ok(job) => Line::Job(Box::new(job)),
+        Err(error) => Line::Bad {
+            line: number,
+            text: String::from_utf8_lossy(text).into_owned(),
+            error: JobError {
+                file: "stdin".into(),
+                line: number,
+                error,
+            },
+        },
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_is_good_or_refused_whole() {
+        let jobs = parse("f", b"{\"cmd\":\"a\"}\n\n  \n{\"cmd\":\"b\"}").unwrap();
+        assert_eq!(jobs.iter().map(|job| job.line).collect::<Vec<_>>(), [1, 4]);
+        let failure = parse("f.json", b"{\"cmd\":\"a\"}\noops\n{}\n").unwrap_err();
+        assert_eq!(
+            failure.to_string(),
+            "f.json:2: not JSON: expected value (column 1) (and 1 more bad line); nothing was submitted"
+        );
+        assert_eq!(failure.code, 2);
+    }
+
+    #[test]
+    fn a_stream_hands_over_good_and_bad_lines() {
+        let (sender, receiver) = crossbeam_channel::unbounded();
+        read_stream(&b"{\"cmd\":\"a\"}\nbad\n\n{\"cmd\":\"b\"}"[..], &sender);
+        drop(sender);
+        let lines: Vec<Line> = receiver.iter().flatten().collect();
+        let numbers: Vec<(u64, bool)> = lines
+            .iter()
+            .map(|line| match line {
+                Line::Job(job) => (job.line, true),
+                Line::Bad { line, .. } => (*line, false),
+            })
+            .collect();
+        assert_eq!(numbers, [(1, true), (2, false), (4, true)]);
+    }
+}

@@ -1,0 +1,182 @@
+//! A map over arguments without an end: a bounded number of calls is on its way.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::marker::PhantomData;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+
+use ipbroker_protocol::message::{FunctionCall, TaskRequest, types};
+use ipbroker_protocol::zmq::Message;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use super::load_balanced::pack;
+use crate::client::Client;
+use crate::error::{Error, Result};
+use crate::io::{Part, Sink};
+use crate::result::value_of;
+
+/// Calls that are handed to the I/O thread at once.
+const BATCH: usize = 64;
+
+#[derive(Default)]
+struct Arrived {
+    parts: Mutex<VecDeque<(u64, Part)>>,
+    changed: Condvar,
+}
+
+impl Arrived {
+    fn lock(&self) -> MutexGuard<'_, VecDeque<(u64, Part)>> {
+        self.parts.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Everything that has arrived; waits for something.
+    fn take(&self) -> VecDeque<(u64, Part)> {
+        let mut parts = self.lock();
+        while parts.is_empty() {
+            parts = self
+                .changed
+                .wait(parts)
+                .unwrap_or_else(PoisonError::into_inner);
+        }
+        std::mem::take(&mut *parts)
+    }
+}
+
+impl Sink for Arrived {
+    fn deliver(&self, tag: u64, part: Part) {
+        self.lock().push_back((tag, part));
+    }
+
+    fn flush(&self) {
+        self.changed.notify_one();
+    }
+}
+
+/// Results in the order of their arguments; [`Imap::unordered`] gives them as they come.
+pub struct Imap<R, I> {
+    client: Client,
+    metadata: Vec<u8>,
+    content: Vec<u8>,
+    ack: bool,
+    arguments: std::iter::Fuse<I>,
+    in_flight: usize,
+    ordered: bool,
+    arrived: Arc<Arrived>,
+    /// Taken from `arrived`, not yet looked at.
+    batch: VecDeque<(u64, Part)>,
+    /// Came before its turn.
+    early: BTreeMap<u64, Part>,
+    submitted: u64,
+    given: u64,
+    finished: u64,
+    kind: PhantomData<fn() -> R>,
+}
+
+impl<R: DeserializeOwned, A: Serialize, I: Iterator<Item = A>> Imap<R, I> {
+    pub(crate) fn new(
+        client: Client,
+        options: &TaskRequest,
+        name: &str,
+        arguments: I,
+        in_flight: usize,
+    ) -> Result<Self> {
+        let session = client.session();
+        let metadata = session.pack(options);
+        let content = session.pack(&FunctionCall { name: name.into() });
+        let mut imap = Self {
+            client,
+            metadata,
+            content,
+            ack: options.ack,
+            arguments: arguments.fuse(),
+            in_flight: in_flight.max(1),
+            ordered: true,
+            arrived: Arc::new(Arrived::default()),
+            batch: VecDeque::new(),
+            early: BTreeMap::new(),
+            submitted: 0,
+            given: 0,
+            finished: 0,
+            kind: PhantomData,
+        };
+        imap.fill()?;
+        Ok(imap)
+    }
+
+    /// Results as they come instead of in order.
+    #[must_use]
+    pub fn unordered(mut self) -> Self {
+        self.ordered = false;
+        self
+    }
+
+    /// Submits until enough is on its way. In order, what waits for its turn counts too: memory stays bounded.
+    fn fill(&mut self) -> Result<()> {
+        let mut prepared = Vec::new();
+        while (self.submitted - self.finished) < self.in_flight as u64
+            && self.early.len() < self.in_flight.saturating_mul(4)
+        {
+            let Some(argument) = self.arguments.next() else {
+                break;
+            };
+            prepared.push(self.client.prepare(
+                types::FUNCTION_REQUEST,
+                (&self.metadata, &self.content),
+                vec![Message::from(pack(&argument)?)],
+                (self.arrived.clone(), self.submitted, self.ack),
+            ));
+            self.submitted += 1;
+            if prepared.len() >= BATCH {
+                self.client.submit_all(std::mem::take(&mut prepared))?;
+            }
+        }
+        if prepared.is_empty() {
+            return Ok(());
+        }
+        self.client.submit_all(prepared)
+    }
+
+    fn step(&mut self) -> Result<Option<(u64, Part)>> {
+        loop {
+            if self.ordered
+                && let Some(part) = self.early.remove(&self.given)
+            {
+                self.given += 1;
+                return Ok(Some((self.given - 1, part)));
+            }
+            if let Some((tag, part)) = self.batch.pop_front() {
+                self.finished += 1;
+                if self.ordered {
+                    self.early.insert(tag, part);
+                } else {
+                    self.given += 1;
+                    return Ok(Some((tag, part)));
+                }
+                continue;
+            }
+            // All that has arrived is dealt with: send as many again, in one go.
+            self.fill()?;
+            if self.given == self.submitted {
+                return Ok(None);
+            }
+            self.batch = self.arrived.take();
+        }
+    }
+}
+
+impl<R: DeserializeOwned, A: Serialize, I: Iterator<Item = A>> Iterator for Imap<R, I> {
+    type Item = Result<R, Error>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        match self.step() {
+            Ok(Some((_, part))) => Some(value_of(&part, 0)),
+            Ok(None) => None,
+            Err(error) => {
+                // A client that is closed stays closed: end after saying so.
+                self.given = self.submitted;
+                self.batch.clear();
+                Some(Err(error))
+            }
+        }
+    }
+}
