@@ -1,0 +1,62 @@
+"""pytest plugin: ipyparallel's own test suite with `ipctl` in place of `ipcontroller`.
+
+    IPCTL=target/release/ipctl PYTHONPATH=tests/python pytest -p ipctl_plugin --pyargs ipyparallel.tests
+
+Every launcher's controller command is replaced, in this process and, through `site/sitecustomize.py`, in those
+that the tests start (`ipcluster`).
+"""
+
+import os
+import shutil
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+
+
+def find_ipctl():
+    """The program under test: $IPCTL, or the newest build of this workspace."""
+    given = os.environ.get("IPCTL")
+    if given:
+        return str(Path(given).resolve(strict=True))
+    builds = [HERE.parent.parent / "target" / kind / "ipctl" for kind in ("release", "debug")]
+    found = [build for build in builds if build.exists()]
+    if found:
+        return str(max(found, key=lambda build: build.stat().st_mtime))
+    on_path = shutil.which("ipctl")
+    if on_path is None:
+        raise RuntimeError("no ipctl: build it, or set $IPCTL")
+    return on_path
+
+
+def replace_controller(ipctl):
+    """Replace the controller command of all launchers."""
+    from ipyparallel.cluster import launcher
+
+    # In place: others have imported the list.
+    launcher.ipcontroller_cmd_argv[:] = [ipctl]
+    launcher.ControllerLauncher.controller_cmd.default_args = ([ipctl],)
+
+
+def pytest_configure(config):
+    ipctl = find_ipctl()
+    os.environ["IPCTL"] = ipctl
+    site = str(HERE / "site")
+    paths = [site, str(HERE)] + [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
+    os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(paths))
+    replace_controller(ipctl)
+    # As in the peer's own pyproject.toml, which is not installed.
+    if hasattr(config.option, "asyncio_mode"):
+        config.option.asyncio_mode = "auto"
+    hide_slurm()
+
+
+def hide_slurm():
+    """The peer's Slurm tests need its CI's set-up (a shared /data); without it they are skipped, as without Slurm."""
+    if Path("/data").is_dir():
+        return
+    which = shutil.which
+    shutil.which = lambda command, *args, **kwargs: None if command == "sbatch" else which(command, *args, **kwargs)
+
+
+def pytest_report_header(config):
+    return f"controller: {os.environ['IPCTL']}"

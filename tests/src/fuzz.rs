@@ -1,0 +1,305 @@
+//! What is fuzzed: each target takes any bytes and must return. `fuzz/` gives them to libFuzzer, `fuzz_run` mutates valid
+//! inputs on stable Rust.
+
+use ipbroker_client::job::{Graph, Job, parse_line};
+use ipbroker_protocol::{
+    array::{View, split_id},
+    connection::{ClientConnection, Common, EngineConnection},
+    dependency::Dependency,
+    envelope::Envelope,
+    message::*,
+    session::{Packer, Session},
+    value::Value,
+};
+use serde::{Serialize, de::DeserializeOwned};
+use serde_json::json;
+
+/// A name, what it does with bytes, and valid inputs to start from.
+#[derive(Clone, Copy)]
+pub struct Target {
+    /// Its name on the command line.
+    pub name: &'static str,
+    /// Must return whatever it is given.
+    pub run: fn(&[u8]),
+    /// Valid inputs.
+    pub seeds: fn() -> Vec<Vec<u8>>,
+}
+
+/// All of them.
+pub const TARGETS: [Target; 5] = [
+    Target {
+        name: "envelope",
+        run: envelope,
+        seeds: envelope_seeds,
+    },
+    Target {
+        name: "messages",
+        run: messages,
+        seeds: message_seeds,
+    },
+    Target {
+        name: "arrays",
+        run: arrays,
+        seeds: array_seeds,
+    },
+    Target {
+        name: "connection_files",
+        run: connection_files,
+        seeds: connection_seeds,
+    },
+    Target {
+        name: "job_lines",
+        run: job_lines,
+        seeds: job_seeds,
+    },
+];
+
+/// Bytes as frames: a length byte (255: two more follow) before each.
+fn frames(mut bytes: &[u8]) -> Vec<zmq::Message> {
+    let mut frames = Vec::new();
+    while let [length, rest @ ..] = bytes {
+        let (length, rest) = match (length, rest) {
+            (255, [low, high, rest @ ..]) => (usize::from(u16::from_le_bytes([*low, *high])), rest),
+            (length, rest) => (usize::from(*length), rest),
+        };
+        let (frame, rest) = rest.split_at(length.min(rest.len()));
+        frames.push(frame.into());
+        bytes = rest;
+    }
+    frames
+}
+
+fn unframes(frames: &[Vec<u8>]) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    for frame in frames {
+        match u8::try_from(frame.len()) {
+            Ok(length) if length < 255 => bytes.push(length),
+            _ => {
+                bytes.push(255);
+                bytes.extend((frame.len() as u16).to_le_bytes());
+            }
+        }
+        bytes.extend(frame);
+    }
+    bytes
+}
+
+/// Frames of any number and content, as a socket delivers them.
+pub fn envelope(bytes: &[u8]) {
+    let Ok(mut envelope) = Envelope::parse(frames(bytes)) else {
+        return;
+    };
+    let session = Session::with_id("fuzz".into(), b"key", Packer::Msgpack);
+    let _ = session.verify(&envelope);
+    let _ = Packer::Msgpack.unpack::<HeaderRef<'_>>(envelope.header());
+    let _ = Packer::Msgpack.unpack::<ParentRef<'_>>(envelope.parent_header());
+    let _ = Packer::Msgpack.unpack::<TaskMetadata>(envelope.metadata());
+    if envelope.identities().len() >= 2 {
+        envelope.swap_identities(0, 1);
+    }
+    let again = envelope.duplicate();
+    assert_eq!(again.maps(), envelope.maps());
+    assert_eq!(again.buffers().len(), envelope.buffers().len());
+    envelope.set_identities([zmq::Message::from("somebody")]);
+    assert_eq!(
+        Envelope::parse(envelope.into_frames())
+            .expect("still a message")
+            .maps(),
+        again.maps()
+    );
+}
+
+fn envelope_seeds() -> Vec<Vec<u8>> {
+    let wire = crate::wire::Wire::new(json!({"pack": "msgpack", "key": "key"}));
+    let message = |metadata, buffers: &[Vec<u8>]| {
+        let mut frames = vec![b"engine".to_vec(), b"client".to_vec()];
+        let header = wire.header("command_request");
+        frames.extend(wire.frames(
+            &header,
+            &json!({}),
+            &metadata,
+            &json!({"cmd": "true"}),
+            buffers,
+        ));
+        unframes(&frames)
+    };
+    vec![
+        message(json!({}), &[]),
+        message(
+            json!({"targets": ["a"], "after": ["b"], "follow": {"dependencies": ["c"], "all": true}, "retries": 3}),
+            &[vec![1], vec![2; 300]],
+        ),
+    ]
+}
+
+/// Unpacks as T; what could be unpacked and packed again must unpack to the same bytes once more.
+fn one<T: DeserializeOwned + Serialize>(packer: Packer, bytes: &[u8]) {
+    if let Ok(value) = packer.unpack::<T>(bytes) {
+        let packed = packer.pack(&value);
+        if let Ok(again) = packer.unpack::<T>(&packed) {
+            assert_eq!(packer.pack(&again), packed);
+        }
+    }
+}
+
+fn only<T: DeserializeOwned>(packer: Packer, bytes: &[u8]) {
+    let _ = packer.unpack::<T>(bytes);
+}
+
+/// The typed messages; the first byte chooses packer and type.
+const MESSAGES: &[fn(Packer, &[u8])] = &[
+    one::<Header>,
+    one::<Command>,
+    one::<CommandResult>,
+    one::<FunctionCall>,
+    one::<ErrorContent>,
+    one::<Acked>,
+    one::<AbortRequest>,
+    one::<Registration>,
+    one::<FsRequest>,
+    |packer, bytes| drop(packer.unpack::<HeaderRef<'_>>(bytes)),
+    |packer, bytes| drop(packer.unpack::<ParentRef<'_>>(bytes)),
+    |packer, bytes| drop(packer.unpack::<ReplyMetadata<'_>>(bytes)),
+    only::<TaskMetadata>,
+    only::<Reply>,
+    only::<SubmitAck>,
+    only::<ResumeRequest>,
+    only::<ResumeReply>,
+    only::<AbortReply>,
+    only::<GiveBackRequest>,
+    only::<FsReply>,
+    only::<RegistrationReply>,
+    only::<LeaseReply>,
+    only::<EngineDied>,
+    only::<ClockNotice>,
+    only::<ReceivedNotice>,
+    only::<EngineInfo>,
+    only::<Stats>,
+    only::<Dependency>,
+    only::<Value>,
+];
+
+/// Any bytes as any message.
+pub fn messages(bytes: &[u8]) {
+    let [first, rest @ ..] = bytes else {
+        return;
+    };
+    let packer = if first & 128 == 0 {
+        Packer::Msgpack
+    } else {
+        Packer::Json
+    };
+    MESSAGES[usize::from(first & 127) % MESSAGES.len()](packer, rest);
+}
+
+fn message_seeds() -> Vec<Vec<u8>> {
+    let samples = [
+        json!({"msg_id": "a_1", "msg_type": "apply_request", "username": "u", "session": "s", "date": "2026-01-02T03:04:05.678901Z", "version": "5.3", "more": [1, null]}),
+        json!({"cmd": "true", "cd": "/tmp", "env": {"A": "b"}, "stdin": "x", "out": "o", "err": "e", "umask": 18, "limit": {"time": 1.5, "memory": 1000}, "capture": 65536, "put": [], "get": [], "scratch": true}),
+        json!({"status": "ok", "code": 0, "started": "2026-01-02T03:04:05.678901Z", "completed": "2026-01-02T03:04:05Z", "elapsed": 0.5, "host": "h", "engine_id": 3, "stdout": "x", "stderr": "", "truncated": false}),
+        json!({"status": "error", "ename": "E", "evalue": "why", "traceback": ["a", "b"], "name": "f"}),
+        json!({"msg_ids": ["a", "b:3"], "duplicate": [], "all": true, "kill": true, "session": "s", "count": 4, "unknown": [], "pending": ["x"], "ranges": [["a", 0, 5]]}),
+        json!({"uuid": "u", "id": 3, "capabilities": ["command", "array"], "functions": ["noop"], "host": ["h", "h.example"], "pid": 5, "cores": 2, "tags": ["rack1"], "version": "0.1.0", "restored": {"running": [], "queued": [], "finished": []}}),
+        json!({"targets": [["u", 1]], "after": {"dependencies": ["a"], "all": true, "success": true, "failure": false}, "follow": ["b"], "timeout": 3.5, "retries": 2, "hosts": ["h"], "prefer": ["p"], "prefer_wait": 1, "tags": ["t"], "priority": -1, "require": {"programs": ["p"], "files": ["/f"], "variables": ["V"]}, "detach": true, "ack": true, "array": 10, "range": [2, 5], "failed": [[3, "error"]], "same": true, "attempt": 1, "duration": 0.25, "engine": "u", "status": "ok", "started": "2026-01-02T03:04:05Z", "dependencies_met": true}),
+        json!({"op": "stat", "path": "/tmp", "data": [1, 2], "mode": 420, "status": "ok", "id": 1, "hb_period": 3.0, "incarnation": "i", "lease": 15.0, "durable": true, "offset": -47.5, "uuids": {"u": ["a"]}, "reason": "r", "tasks": [["00ff", "a", "apply_request"]], "nodes": [], "jobs": []}),
+    ];
+    let mut seeds = Vec::new();
+    for number in 0..MESSAGES.len() as u8 {
+        for sample in &samples {
+            let mut packed = vec![number];
+            packed.extend(Packer::Msgpack.pack(sample));
+            seeds.push(packed);
+            let mut packed = vec![number | 128];
+            packed.extend(Packer::Json.pack(sample));
+            seeds.push(packed);
+        }
+    }
+    seeds
+}
+
+/// Array buffers: a count, then offsets and blob.
+pub fn arrays(bytes: &[u8]) {
+    let [count, at, rest @ ..] = bytes else {
+        return;
+    };
+    let (offsets, blob) = rest.split_at(usize::from(*at).min(rest.len()));
+    if let Ok(view) = View::new(offsets, blob, u64::from(*count)) {
+        let total: usize = (0..view.len()).map(|index| view.get(index).len()).sum();
+        assert!(total <= blob.len());
+        if view.len() >= 2 {
+            let (offsets, blob) = view.slice(1, view.len());
+            let part = View::new(&offsets, &blob, view.len() as u64 - 1)
+                .expect("a part of a good array is good");
+            assert_eq!(part.get(0), view.get(1));
+        }
+    }
+    if let Ok(text) = std::str::from_utf8(rest) {
+        let _ = split_id(text);
+    }
+}
+
+fn array_seeds() -> Vec<Vec<u8>> {
+    let mut good = vec![3, 16];
+    for offset in [0u32, 2, 2, 7] {
+        good.extend(offset.to_le_bytes());
+    }
+    good.extend(b"abcdefg");
+    vec![good, b"\x00\x00id:17".to_vec()]
+}
+
+/// A connection file.
+pub fn connection_files(bytes: &[u8]) {
+    fn each(common: &Common) {
+        let _ = (common.packer(), common.session(), common.curve());
+    }
+    if let Ok(client) = serde_json::from_slice::<ClientConnection>(bytes) {
+        each(&client.common);
+        let _ = serde_json::to_vec(&client).expect("what was read can be written");
+    }
+    if let Ok(engine) = serde_json::from_slice::<EngineConnection>(bytes) {
+        each(&engine.common);
+        let _ = serde_json::to_vec(&engine).expect("what was read can be written");
+    }
+}
+
+fn connection_seeds() -> Vec<Vec<u8>> {
+    let mut client = json!({
+        "ssh": "", "interface": "tcp://127.0.0.1", "registration": 1, "control": 2, "mux": 3, "task": 4, "task_scheme": "leastload",
+        "iopub": 5, "notification": 6, "broadcast": 7, "key": "k", "curve_serverkey": null, "location": "h", "pack": "msgpack",
+        "unpack": "msgpack", "signature_scheme": "hmac-sha256",
+    });
+    let plain = client.to_string().into_bytes();
+    client["curve_serverkey"] = json!("rq:rM>}U?@Lns47E1%kR.o@n%FcmmsL/@{H8]yf7");
+    client["hb_ping"] = json!(8);
+    client["hb_pong"] = json!(9);
+    client["broadcast"] = json!([7, 10]);
+    vec![plain, client.to_string().into_bytes()]
+}
+
+/// A file of job lines.
+pub fn job_lines(bytes: &[u8]) {
+    let mut jobs: Vec<Job> = Vec::new();
+    for (number, line) in bytes.split(|byte| *byte == b'\n').enumerate() {
+        if let Ok(job) = parse_line(number as u64 + 1, line) {
+            let _ = job.command("/tmp");
+            jobs.push(job);
+        }
+    }
+    if let Ok(graph) = Graph::new("fuzz", &jobs) {
+        let _ = graph.dot(&jobs);
+    }
+}
+
+fn job_seeds() -> Vec<Vec<u8>> {
+    let all = json!({
+        "id": "a", "cmd": "true", "cd": "~/x", "out": "o", "err": "e", "env": {"A": "b"}, "stdin": "x", "limit": {"time": 3, "memory": "1G"},
+        "capture": "64k", "scratch": true, "host": ["h"], "prefer": ["p"], "prefer_wait": 1.5, "tags": ["t"], "priority": 3,
+        "require": {"programs": ["p"]}, "retries": 2, "timeout": 5, "after": ["b"], "follow": "c", "any": true, "on": "always",
+        "put": ["f"], "get": ["g"], "result": {"code": 0},
+    });
+    vec![
+        b"{\"cmd\": \"echo one | tr a-z A-Z\", \"out\": \"one\"}\n{\"cmd\": \"false\"}".to_vec(),
+        all.to_string().into_bytes(),
+        b"{\"id\": \"a\", \"cmd\": \"x\"}\n{\"id\": \"b\", \"after\": \"a\", \"cmd\": \"y\"}\n{\"id\": \"c\", \"follow\": [\"a\", \"b\"], \"cmd\": \"z\"}".to_vec(),
+    ]
+}

@@ -1,0 +1,19 @@
+//! What the tests and the benchmarks share: where the built programs are, a cluster that cleans up after itself, waiting with a
+//! limit, and an independent implementation of the wire.
+
+// libzmq comes in through the protocol crate, even where nothing else of it is used.
+use ipbroker_protocol as _;
+
+pub mod cluster;
+pub mod fuzz;
+pub mod lab;
+pub mod programs;
+pub mod raw;
+pub mod wait;
+pub mod wire;
+
+pub use cluster::{Cluster, ClusterBuilder};
+pub use lab::Lab;
+pub use programs::{Finished, Program, program};
+pub use raw::RawClient;
+pub use wait::{LIMIT, eventually};

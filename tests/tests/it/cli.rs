@@ -1,0 +1,183 @@
+//! What the programs say when something is wrong, and their help.
+
+use std::{fs, net::TcpListener, process::Command};
+
+use ipbroker_tests::{Cluster, Finished, LIMIT, programs};
+
+#[track_caller]
+fn ends(cluster: &Cluster, mut command: Command, args: &[&str]) -> Finished {
+    command.args(args);
+    programs::run(command, cluster.dir(), "", LIMIT)
+}
+
+/// It failed, in few lines, none of them a panic, and said each of `words`.
+#[track_caller]
+fn fails_with(run: &Finished, words: &[&str]) {
+    assert_ne!(run.code(), 0, "{run:?}");
+    assert!(!run.stderr.contains("panicked"), "{}", run.stderr);
+    assert!(run.stderr.lines().count() <= 12, "{}", run.stderr);
+    for word in words {
+        assert!(run.stderr.contains(word), "no {word:?} in: {}", run.stderr);
+    }
+}
+
+#[test]
+fn help_has_an_example() {
+    let place = Cluster::builder().prepare();
+    let subcommands = [
+        "run", "map", "submit", "wait", "results", "status", "engines", "abort", "resubmit",
+        "stats", "shutdown", "graph", "explain",
+    ];
+    let mut calls: Vec<(&str, Vec<&str>)> = vec![
+        ("ipctl", vec![]),
+        ("ipengine", vec![]),
+        ("ipclient", vec![]),
+    ];
+    calls.extend(subcommands.iter().map(|name| ("ipclient", vec![*name])));
+    for (program, mut args) in calls {
+        args.push("--help");
+        let help = ends(&place, place.bare(program), &args).ok();
+        assert!(
+            help.stdout.contains("xample"),
+            "{program} {args:?}:\n{}",
+            help.stdout
+        );
+    }
+}
+
+#[test]
+fn completions() {
+    let place = Cluster::builder().prepare();
+    for shell in ["bash", "zsh", "fish"] {
+        let script = ends(&place, place.bare("ipclient"), &["completions", shell]).ok();
+        assert!(script.stdout.contains("ipclient"), "{shell}");
+    }
+}
+
+#[test]
+fn an_unknown_option_is_refused_by_name() {
+    let place = Cluster::builder().prepare();
+    for program in ["ipctl", "ipengine", "ipclient"] {
+        fails_with(
+            &ends(&place, place.bare(program), &["--no-such-option=3"]),
+            &["no-such-option"],
+        );
+    }
+    fails_with(
+        &ends(&place, place.command("ipctl"), &["--Hub.no_such_trait=3"]),
+        &["no_such_trait"],
+    );
+    fails_with(
+        &ends(&place, place.command("ipctl"), &["--scheme=fastest"]),
+        &["fastest"],
+    );
+    fails_with(
+        &ends(&place, place.command("ipctl"), &["--hwm=many"]),
+        &["many"],
+    );
+}
+
+#[test]
+fn no_controller() {
+    let place = Cluster::builder().prepare();
+    let run = ends(&place, place.command("ipclient"), &["status"]);
+    fails_with(&run, &["ipctl"]);
+}
+
+#[test]
+fn a_stale_connection_file() {
+    let mut cluster = Cluster::builder().arg("--nodb").start();
+    let stale = fs::read(cluster.connection_file("client")).unwrap();
+    cluster.stop_controller();
+    fs::write(cluster.connection_file("client"), stale).unwrap();
+    let run = cluster.client(&["status"]);
+    fails_with(&run, &["127.0.0.1"]);
+}
+
+#[test]
+fn a_connection_file_that_is_none() {
+    let place = Cluster::builder().prepare();
+    for text in ["", "{", "[]", "{}", "{\"interface\": 5}"] {
+        let file = place.write("connection.json", text);
+        let run = ends(
+            &place,
+            place.bare("ipclient"),
+            &["--file", file.to_str().unwrap(), "status"],
+        );
+        fails_with(&run, &["connection.json"]);
+        let run = ends(
+            &place,
+            place.bare("ipengine"),
+            &["--file", file.to_str().unwrap()],
+        );
+        fails_with(&run, &["connection.json"]);
+    }
+}
+
+#[test]
+fn a_wrong_key() {
+    let cluster = Cluster::with_engines(1);
+    let mut info = cluster.wire().info;
+    info["key"] = "somebody-elses".into();
+    let file = cluster.write("wrong.json", &info.to_string());
+    let run = ends(
+        &cluster,
+        cluster.bare("ipclient"),
+        &["--file", file.to_str().unwrap(), "status"],
+    );
+    fails_with(&run, &[]);
+}
+
+#[test]
+fn a_port_in_use() {
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = taken.local_addr().unwrap().port().to_string();
+    let place = Cluster::builder().prepare();
+    let run = ends(&place, place.command("ipctl"), &["--port", &port, "--nodb"]);
+    fails_with(&run, &[&port]);
+}
+
+#[test]
+fn a_profile_directory_that_cannot_be() {
+    let place = Cluster::builder().prepare();
+    place.write("file", "");
+    let run = ends(
+        &place,
+        place.bare("ipctl"),
+        &["--profile-dir", "file/profile", "--nodb"],
+    );
+    fails_with(&run, &["file/profile"]);
+}
+
+#[test]
+fn tables_come_as_json_too() {
+    let cluster = Cluster::with_engines(2);
+    cluster
+        .client(&["map", "echo {}", ":::", "a", "b", "c"])
+        .ok();
+    for name in ["status", "engines", "stats"] {
+        let table = cluster.client(&[name]).ok();
+        assert!(!table.stdout.trim().is_empty(), "{name}");
+        let json = cluster.client(&[name, "--json"]).ok();
+        let values: Vec<serde_json::Value> = serde_json::Deserializer::from_str(&json.stdout)
+            .into_iter()
+            .collect::<Result<_, _>>()
+            .expect("JSON");
+        assert!(!values.is_empty(), "{name}");
+    }
+    let stats = cluster.client(&["stats"]).ok().stdout;
+    for column in [
+        "Node",
+        "CPUs",
+        "Jobs",
+        "Sec/Job",
+        "Node Time Sec",
+        "job count",
+        "% of all jobs",
+        "job time sum",
+        "time per job",
+        "job server",
+    ] {
+        assert!(stats.contains(column), "{column} in\n{stats}");
+    }
+}

@@ -1,0 +1,219 @@
+//! What dies, and what becomes of the tasks.
+
+use std::{
+    collections::HashMap,
+    time::{Duration, Instant},
+};
+
+use ipbroker_tests::{Cluster, LIMIT, RawClient, eventually};
+use rustix::process::Signal;
+use serde_json::{Value, json};
+
+/// 1,000 jobs over two engine processes; one is killed while its job runs.
+fn kill_one(retries: u64) -> (Cluster, HashMap<String, Value>) {
+    let mut cluster = Cluster::builder().arg("--nodb").start();
+    cluster.start_engines(2);
+    cluster.start_engines(2);
+    cluster.wait_engines(4);
+    let client = RawClient::new(&cluster, "task");
+    let ids: Vec<String> = (0..1000)
+        .map(|number| {
+            client.command(
+                &format!("echo x >> job.{number}; sleep 0.01"),
+                json!({"retries": retries}),
+            )
+        })
+        .collect();
+    let mut outcomes = HashMap::new();
+    while outcomes.len() < ids.len() {
+        let reply = client
+            .wire
+            .receive(&client.socket, 60_000)
+            .unwrap_or_else(|error| panic!("{} of 1000: {error}", outcomes.len()));
+        assert!(
+            outcomes
+                .insert(reply.parent_id().to_owned(), reply.content)
+                .is_none(),
+            "a second reply"
+        );
+        if outcomes.len() == 100 {
+            cluster.engines[0].kill();
+        }
+    }
+    (cluster, outcomes)
+}
+
+#[test]
+fn an_engine_process_is_killed_in_the_middle() {
+    let (cluster, outcomes) = kill_one(0);
+    let lost: Vec<&Value> = outcomes
+        .values()
+        .filter(|outcome| outcome["status"] != "ok")
+        .collect();
+    assert!(
+        (1..=2).contains(&lost.len()),
+        "only what ran on the two engines is lost: {lost:?}"
+    );
+    for outcome in lost {
+        assert_eq!(outcome["ename"], "EngineError", "{outcome}");
+    }
+    cluster.wait_engines(2);
+}
+
+#[test]
+fn retried_where_asked() {
+    let (_cluster, outcomes) = kill_one(2);
+    let lost: Vec<&Value> = outcomes
+        .values()
+        .filter(|outcome| outcome["status"] != "ok")
+        .collect();
+    assert!(lost.is_empty(), "{lost:?}");
+}
+
+#[test]
+fn a_killed_engine_takes_its_jobs_with_it() {
+    let mut cluster = Cluster::builder().arg("--nodb").start();
+    cluster.start_engines(2);
+    cluster.wait_engines(2);
+    let client = RawClient::new(&cluster, "task");
+    client.command("sleep 301; true", json!({}));
+    client.command("trap '' TERM HUP; setsid sleep 302; true", json!({}));
+    let sleeping = |cluster: &Cluster| {
+        let processes = cluster.processes();
+        processes
+            .iter()
+            .filter(|(_, line)| line.starts_with("sleep 30"))
+            .count()
+    };
+    eventually("both jobs to run", LIMIT, || {
+        (sleeping(&cluster) == 2).then_some(())
+    });
+    cluster.engines[0].kill();
+    eventually("the jobs to be gone", LIMIT, || {
+        (sleeping(&cluster) == 0).then_some(())
+    });
+    for reply in client.replies(2).values() {
+        assert_eq!(reply.content["ename"], "EngineError", "{}", reply.content);
+    }
+}
+
+#[test]
+fn a_local_engine_that_dies_is_started_again() {
+    let cluster = Cluster::with_engines(2);
+    let before = cluster.registered();
+    for (pid, line) in cluster.processes() {
+        if line.contains("ipengine") && !line.contains("reaper") {
+            let _ = rustix::process::kill_process(
+                rustix::process::Pid::from_raw(pid).unwrap(),
+                Signal::KILL,
+            );
+        }
+    }
+    eventually("two new engines", LIMIT * 2, || {
+        let now = cluster.registered();
+        (now.len() == 2
+            && now
+                .iter()
+                .all(|(_, uuid)| before.iter().all(|(_, old)| old != uuid)))
+        .then_some(())
+    });
+    let client = RawClient::new(&cluster, "task");
+    assert_eq!(
+        client.reply(&client.command("true", json!({}))).content["code"],
+        0
+    );
+}
+
+#[test]
+fn abort_stops_what_runs_within_a_second() {
+    // With its store: `results` asks it.
+    let cluster = Cluster::builder().args(["-n", "2"]).start();
+    cluster.wait_engines(2);
+    let submitted = {
+        let lines: String = (0..6)
+            .map(|number| format!("{}\n", json!({"cmd": format!("sleep 10{number}")})))
+            .collect();
+        cluster.client_with(&["submit", "-"], &lines, LIMIT).ok()
+    };
+    let ids: Vec<&str> = submitted.stdout.lines().collect();
+    assert_eq!(ids.len(), 6, "{}", submitted.stdout);
+    let sleeping = || {
+        cluster
+            .processes()
+            .iter()
+            .filter(|(_, line)| line.starts_with("sleep 10"))
+            .count()
+    };
+    eventually("two jobs to run", LIMIT, || (sleeping() == 2).then_some(()));
+    let start = Instant::now();
+    cluster.client(&["abort", "--all"]).ok();
+    eventually("the jobs to be gone", LIMIT, || {
+        (sleeping() == 0).then_some(())
+    });
+    assert!(
+        start.elapsed() < Duration::from_secs(3),
+        "{:?}",
+        start.elapsed()
+    );
+    let mut wait = vec!["results"];
+    wait.extend(&ids);
+    let results = eventually("six results", LIMIT, || {
+        let lines = cluster.client(&wait).json_lines();
+        (lines.len() == 6).then_some(lines)
+    });
+    assert!(
+        results
+            .iter()
+            .all(|line| line["result"]["status"] == "aborted"),
+        "{results:?}"
+    );
+}
+
+#[test]
+fn a_client_that_vanishes_takes_its_jobs_with_it() {
+    let cluster = Cluster::builder().args(["-n", "1", "--nodb"]).start();
+    cluster.wait_engines(1);
+    let lines: String = (0..3)
+        .map(|_| format!("{}\n", json!({"cmd": "sleep 200"})))
+        .collect();
+    cluster.write("jobs.jsonl", &lines);
+    let mut run = cluster.start_client(&["run", "jobs.jsonl"]);
+    let sleeping = || {
+        cluster
+            .processes()
+            .iter()
+            .filter(|(_, line)| line.starts_with("sleep 200"))
+            .count()
+    };
+    eventually("a job to run", LIMIT, || (sleeping() == 1).then_some(()));
+    run.kill();
+    // The lease is 15 s by default.
+    eventually("the job to be gone", LIMIT * 2, || {
+        (sleeping() == 0).then_some(())
+    });
+    let idle = RawClient::new(&cluster, "task");
+    assert_eq!(
+        idle.reply(&idle.command("true", json!({}))).content["code"],
+        0,
+        "the queue is free again"
+    );
+}
+
+#[test]
+fn a_stopped_engine_is_given_up_and_taken_back() {
+    let mut cluster = Cluster::builder().args(["--nodb", "--ping", "200"]).start();
+    cluster.start_engines(1);
+    cluster.start_engines(1);
+    cluster.wait_engines(2);
+    cluster.engines[0].signal(Signal::STOP);
+    cluster.wait_engines(1);
+    let client = RawClient::new(&cluster, "task");
+    for _ in 0..20 {
+        assert_eq!(
+            client.reply(&client.command("true", json!({}))).content["code"],
+            0
+        );
+    }
+    cluster.engines[0].signal(Signal::CONT);
+    cluster.wait_engines(2);
+}

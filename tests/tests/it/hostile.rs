@@ -1,0 +1,232 @@
+//! Random frames on every socket of a controller that works meanwhile, and those who do not hold the key.
+
+use ipbroker_tests::{
+    Cluster, RawClient,
+    raw::value,
+    wire::{DELIMITER, Signer},
+};
+use rand::{RngExt, SeedableRng, rngs::StdRng};
+use serde_json::json;
+
+/// Zero to twenty frames: noise, pieces of messages, whole messages that somebody bent.
+fn junk(random: &mut StdRng, sample: &[Vec<u8>], engines: &[(u64, String)]) -> Vec<Vec<u8>> {
+    let count = random.random_range(0..=20usize);
+    let mut frames: Vec<Vec<u8>> = (0..count)
+        .map(|_| match random.random_range(0..8) {
+            0 => Vec::new(),
+            1 => DELIMITER.to_vec(),
+            2 => engines[random.random_range(0..engines.len())]
+                .1
+                .as_bytes()
+                .to_vec(),
+            3 => sample[random.random_range(0..sample.len())].clone(),
+            4 => vec![0xdf, 0xff, 0xff, 0xff, 0xff],
+            5 => vec![0x81; random.random_range(0..100_000)],
+            6 => vec![0x91; 10_000],
+            _ => (0..random.random_range(0..300))
+                .map(|_| random.random())
+                .collect(),
+        })
+        .collect();
+    if random.random_range(0..3) == 0 {
+        frames = sample.to_vec();
+        let at = random.random_range(0..frames.len());
+        match random.random_range(0..4) {
+            0 => frames.truncate(at),
+            1 => frames[at].clear(),
+            2 => {
+                let length = frames[at].len();
+                frames[at].truncate(random.random_range(0..=length));
+            }
+            _ => {
+                if let Some(byte) = frames[at].first_mut() {
+                    *byte ^= 1 << random.random_range(0..8);
+                }
+            }
+        }
+    }
+    if frames.is_empty() {
+        frames.push(Vec::new());
+    }
+    frames
+}
+
+fn every_socket(args: &[&str], rounds: usize) {
+    let cluster = Cluster::builder()
+        .args(["-n", "2", "--nodb"])
+        .args(args.iter().copied())
+        .start();
+    let engines = cluster.wait_engines(2);
+    let mut random = StdRng::seed_from_u64(7);
+    let client = RawClient::new(&cluster, "task");
+    let wire = client.wire.clone();
+    let engine_wire = ipbroker_tests::wire::Wire::load(&cluster.connection_file("engine")).unwrap();
+    let sample = wire.frames(
+        &wire.header("function_request"),
+        &json!({}),
+        &json!({}),
+        &json!({"name": "noop"}),
+        &[vec![0xc0]],
+    );
+    let context = zmq::Context::new();
+    let mut endpoints = wire.endpoints();
+    endpoints.extend(engine_wire.endpoints());
+    assert!(endpoints.len() > 12, "{endpoints:?}");
+    if args.contains(&"--scheme=pure") {
+        // Whoever connects to a DEALER gets a share of what it sends; without CURVE it asks nobody's name.
+        let engines_side = engine_wire.endpoint("task");
+        endpoints.retain(|(_, endpoint)| *endpoint != engines_side);
+    }
+    for round in 0..rounds {
+        for (channel, endpoint) in &endpoints {
+            let kind = match channel.as_str() {
+                "iopub" => [zmq::PUB, zmq::XPUB][round % 2],
+                "notification" | "hb_ping" => zmq::XSUB,
+                _ => [zmq::DEALER, zmq::ROUTER, zmq::REQ][round % 3],
+            };
+            let socket = context.socket(kind).unwrap();
+            socket.set_linger(200).unwrap();
+            if round % 4 == 3 {
+                // The controller's own name, as its engines know it.
+                socket.set_identity(b"ipbroker.task").unwrap();
+            }
+            socket.connect(endpoint).unwrap();
+            for _ in 0..10 {
+                let _ = socket.send_multipart(junk(&mut random, &sample, &engines), zmq::DONTWAIT);
+            }
+        }
+        let id = client.call("echo", &json!(round), json!({}));
+        assert_eq!(value(&client.reply(&id)), round);
+    }
+    let hub = RawClient::new(&cluster, "registration");
+    assert_eq!(
+        hub.ask("connection_request", json!({})).content["engines"]
+            .as_object()
+            .unwrap()
+            .len(),
+        2
+    );
+    assert_eq!(cluster.registered(), engines, "the same engines as before");
+}
+
+#[test]
+fn junk_on_every_socket() {
+    every_socket(&[], 60);
+}
+
+#[test]
+fn junk_on_every_socket_of_a_pure_cluster() {
+    every_socket(&["--scheme=pure"], 60);
+}
+
+/// Without CURVE anybody who reaches the port can take an engine's name, and what is sent to it. Under CURVE nobody can.
+#[test]
+fn under_curve_nobody_takes_a_name() {
+    let cluster = Cluster::builder()
+        .args(["-n", "1", "--nodb", "--curve", "--ping", "200"])
+        .start();
+    let engines = cluster.wait_engines(1);
+    let mut wire = ipbroker_tests::wire::Wire::load(&cluster.connection_file("engine")).unwrap();
+    assert!(wire.info["curve_serverkey"].is_string());
+    let somebody_elses = zmq::z85_encode(&zmq::CurveKeyPair::new().unwrap().public_key).unwrap();
+    let context = zmq::Context::new();
+    let mut thieves = Vec::new();
+    for key in [json!(null), json!(somebody_elses)] {
+        wire.info["curve_serverkey"] = key;
+        for channel in [
+            "task",
+            "mux",
+            "control",
+            "broadcast",
+            "registration",
+            "hb_pong",
+        ] {
+            let thief = wire.connect(
+                &context,
+                zmq::DEALER,
+                Some(engines[0].1.as_bytes()),
+                channel,
+            );
+            let _ = thief.send_multipart([b"junk".to_vec(), DELIMITER.to_vec()], zmq::DONTWAIT);
+            thieves.push(thief);
+        }
+        for channel in ["iopub", "hb_ping"] {
+            let listener = wire.connect(&context, zmq::SUB, None, channel);
+            listener.set_subscribe(b"").unwrap();
+            thieves.push(listener);
+        }
+    }
+    let client = RawClient::new(&cluster, "task");
+    for number in 0..100 {
+        let id = client.call("sleep", &json!(0.01), json!({"number": number}));
+        assert_eq!(value(&client.reply(&id)), json!(0.01));
+    }
+    assert_eq!(cluster.registered(), engines);
+    for thief in &thieves {
+        assert!(
+            thief.recv_multipart(zmq::DONTWAIT).is_err(),
+            "nobody told them anything"
+        );
+    }
+}
+
+#[test]
+fn a_wrong_key_changes_nothing() {
+    let cluster = Cluster::with_engines(1);
+    for channel in ["task", "mux", "control", "registration", "broadcast"] {
+        let mut wire = cluster.wire();
+        for key in [&b""[..], b"guessed"] {
+            wire.signer = Signer::new(key);
+            let client = RawClient::with(wire.clone(), channel);
+            let engine = cluster.registered()[0].1.clone();
+            let header = wire.header("command_request");
+            let mut frames = if channel == "task" || channel == "registration" {
+                Vec::new()
+            } else {
+                vec![engine.into_bytes()]
+            };
+            let cmd = format!("touch {}", cluster.path("intruded").display());
+            let content = json!({"cmd": cmd, "msg_ids": []});
+            frames.extend(wire.frames(&header, &json!({}), &json!({}), &content, &[]));
+            client.socket.send_multipart(frames, 0).unwrap();
+            let shutdown = wire.header("shutdown_request");
+            client
+                .socket
+                .send_multipart(
+                    wire.frames(&shutdown, &json!({}), &json!({}), &json!({}), &[]),
+                    0,
+                )
+                .unwrap();
+        }
+    }
+    // All sockets have been read past those messages when a good one sent after them is answered.
+    let client = RawClient::new(&cluster, "task");
+    for _ in 0..50 {
+        assert_eq!(
+            client.reply(&client.command("true", json!({}))).content["code"],
+            0
+        );
+    }
+    assert!(!cluster.path("intruded").exists());
+    assert_eq!(cluster.registered().len(), 1);
+}
+
+#[test]
+fn a_flood_of_connections() {
+    let cluster = Cluster::with_engines(1);
+    let endpoint = cluster.wire().endpoint("task").replace("tcp://", "");
+    let sockets: Vec<_> = (0..500)
+        .filter_map(|_| std::net::TcpStream::connect(&endpoint).ok())
+        .collect();
+    assert!(sockets.len() > 400, "{}", sockets.len());
+    let client = RawClient::new(&cluster, "task");
+    assert_eq!(
+        client.reply(&client.command("true", json!({}))).content["code"],
+        0
+    );
+    drop(sockets);
+    assert_eq!(
+        client.reply(&client.command("true", json!({}))).content["code"],
+        0
+    );
+}

@@ -1,0 +1,188 @@
+//! How the programs start and end.
+
+use std::{fs, os::unix::fs::PermissionsExt, process::Command, time::Instant};
+
+use ipbroker_tests::{Cluster, LIMIT, RawClient, eventually, program, programs};
+use rustix::process::Signal;
+use serde_json::json;
+
+#[test]
+fn starts_and_stops_without_a_trace() {
+    for signal in [Signal::TERM, Signal::INT] {
+        let mut cluster = Cluster::with_engines(4);
+        for side in ["client", "engine"] {
+            let mode = fs::metadata(cluster.connection_file(side))
+                .unwrap()
+                .permissions()
+                .mode();
+            assert_eq!(mode & 0o777, 0o600, "{side}");
+        }
+        let client = RawClient::new(&cluster, "task");
+        client.command("sleep 300", json!({}));
+        eventually("the job to run", LIMIT, || {
+            cluster
+                .processes()
+                .iter()
+                .any(|(_, line)| line.starts_with("sleep 300"))
+                .then_some(())
+        });
+        let controller = cluster.controller.take().unwrap();
+        controller.signal(signal);
+        let ended = controller.finish(LIMIT);
+        assert!(
+            ended.code() == 0 || ended.code() == 130,
+            "{}: {}",
+            ended.code(),
+            ended.stderr
+        );
+        assert!(
+            !cluster.connection_file("client").exists()
+                && !cluster.connection_file("engine").exists()
+        );
+        eventually("everything to be gone", LIMIT, || {
+            cluster.processes().is_empty().then_some(())
+        });
+    }
+}
+
+#[test]
+fn reuse_keeps_ports_and_key() {
+    let mut cluster = Cluster::builder().args(["--reuse", "--nodb"]).start();
+    let before = fs::read_to_string(cluster.connection_file("client")).unwrap();
+    cluster.stop_controller();
+    assert!(cluster.connection_file("client").exists());
+    cluster.start_controller();
+    assert_eq!(
+        fs::read_to_string(cluster.connection_file("client")).unwrap(),
+        before
+    );
+}
+
+#[test]
+fn an_engine_leaves_when_the_controller_is_gone_for_good() {
+    let mut cluster = Cluster::builder().args(["--nodb", "--ping", "200"]).start();
+    let mut command = cluster.command("ipengine");
+    command.args(["-n", "2", "--grace", "2"]);
+    let engine = programs::Program::spawn(command, cluster.dir());
+    cluster.wait_engines(2);
+    cluster.controller().kill();
+    engine.finish(LIMIT);
+    eventually("everything to be gone", LIMIT, || {
+        cluster.processes().is_empty().then_some(())
+    });
+}
+
+#[test]
+fn the_hub_shuts_all_down() {
+    let mut cluster = Cluster::builder().arg("--nodb").start();
+    cluster.start_engines(2);
+    cluster.wait_engines(2);
+    cluster.client(&["shutdown"]).ok();
+    cluster.controller.take().unwrap().finish(LIMIT);
+    cluster.engines.remove(0).finish(LIMIT);
+}
+
+#[test]
+fn a_cluster_id_names_the_files() {
+    let cluster = Cluster::builder().prepare();
+    let mut command = cluster.command("ipctl");
+    command.args(["--cluster-id", "second", "--nodb", "-n", "1"]);
+    let _controller = programs::Program::spawn(command, cluster.dir());
+    let file = cluster
+        .profile()
+        .join("security/ipcontroller-second-client.json");
+    eventually("the connection file", LIMIT, || file.exists().then_some(()));
+    let run = cluster
+        .client(&["map", "--cluster-id", "second", "echo {}", ":::", "x"])
+        .ok();
+    assert_eq!(run.stdout, "x\n");
+}
+
+#[test]
+fn four_engines_are_ready_soon() {
+    let start = Instant::now();
+    let cluster = Cluster::builder().args(["-n", "4", "--nodb"]).start();
+    cluster.wait_engines(4);
+    let took = start.elapsed();
+    println!("ipctl -n 4 to four registered engines: {took:?} (debug build)");
+    assert!(took.as_secs() < 5, "{took:?}");
+}
+
+#[test]
+fn nothing_but_glibc_is_linked() {
+    for name in ["ipctl", "ipengine", "ipclient"] {
+        let output = Command::new("ldd")
+            .arg(program(name))
+            .output()
+            .expect("ldd");
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        for line in text.lines() {
+            let known = [
+                "linux-vdso",
+                "libc.so",
+                "libm.so",
+                "libpthread.so",
+                "libdl.so",
+                "librt.so",
+                "ld-linux",
+            ];
+            assert!(
+                known.iter().any(|known| line.contains(known)),
+                "{name} links {line}"
+            );
+        }
+    }
+    assert_eq!(zmq::has("curve"), Some(true));
+}
+
+#[test]
+fn every_ipcontroller_spelling() {
+    let spellings: &[&[&str]] = &[
+        &[
+            "--ip=127.0.0.1",
+            "--scheme",
+            "lru",
+            "--hwm=3",
+            "--ping=500",
+            "--nodb",
+        ],
+        &[
+            "--ip",
+            "127.0.0.1",
+            "--scheme=twobin",
+            "--hwm",
+            "2",
+            "--ping",
+            "500",
+            "--dictdb",
+        ],
+        &[
+            "--location=localhost",
+            "--reuse",
+            "--sqlitedb",
+            "--log-level=DEBUG",
+        ],
+        &["--log-level=10", "--log-to-file", "--nodb"],
+        &["--debug", "--nodb", "--restore"],
+        &[
+            "--TaskScheduler.scheme_name=lru",
+            "--TaskScheduler.hwm=1",
+            "--HeartMonitor.period=300",
+            "--IPController.reuse_files=True",
+            "--nodb",
+        ],
+    ];
+    for args in spellings {
+        let cluster = Cluster::builder()
+            .args(args.iter().copied())
+            .args(["-n", "1"])
+            .start();
+        cluster.wait_engines(1);
+        let client = RawClient::new(&cluster, "task");
+        assert_eq!(
+            client.reply(&client.command("true", json!({}))).content["code"],
+            0,
+            "{args:?}"
+        );
+    }
+}

@@ -1,0 +1,10 @@
+//! Tests on the built programs. One binary, since each has to be linked with everything.
+
+mod cli;
+mod faults;
+mod graph;
+mod hostile;
+mod library;
+mod lifecycle;
+mod run;
+mod schemes;

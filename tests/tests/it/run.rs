@@ -1,0 +1,427 @@
+//! `ipclient run`: job lines in, the same lines with results out (document 000).
+
+use std::{fs, time::Duration};
+
+use ipbroker_tests::{Cluster, Finished, LIMIT, eventually, programs};
+use rustix::process::Signal;
+use serde_json::{Value, json};
+
+/// A directory without a cluster; `run --local` brings its own.
+fn place() -> Cluster {
+    Cluster::builder().prepare()
+}
+
+/// `ipclient run --local 2 ARGS jobs.jsonl`.
+#[track_caller]
+fn local(place: &Cluster, args: &[&str], jobs: &[Value]) -> Finished {
+    let lines: String = jobs.iter().map(|job| format!("{job}\n")).collect();
+    place.write("jobs.jsonl", &lines);
+    let mut command = place.bare("ipclient");
+    command
+        .args(["run", "--local", "2"])
+        .args(args)
+        .arg("jobs.jsonl");
+    programs::run(command, place.dir(), "", LIMIT * 2)
+}
+
+/// The result of the job with this command.
+#[track_caller]
+fn result<'a>(lines: &'a [Value], cmd: &str) -> &'a Value {
+    let line = lines.iter().find(|line| line["cmd"] == cmd);
+    &line.unwrap_or_else(|| panic!("no result for {cmd:?} in {lines:#?}"))["result"]
+}
+
+/// `2014-12-13T01:17:05.593718`, or without a fraction.
+fn is_isoformat(value: &Value) -> bool {
+    let text = value.as_str().unwrap_or_default();
+    let shape: String = text
+        .chars()
+        .map(|c| if c.is_ascii_digit() { '9' } else { c })
+        .collect();
+    shape == "9999-99-99T99:99:99.999999" || shape == "9999-99-99T99:99:99"
+}
+
+/// `0:00:10.006281`, or without a fraction.
+fn is_timedelta(value: &Value) -> bool {
+    let text = value.as_str().unwrap_or_default();
+    let shape: String = text
+        .chars()
+        .map(|c| if c.is_ascii_digit() { '9' } else { c })
+        .collect();
+    shape == "9:99:99.999999" || shape == "9:99:99"
+}
+
+#[test]
+fn four_lines() {
+    let place = place();
+    let elsewhere = place.path("elsewhere");
+    fs::create_dir(&elsewhere).unwrap();
+    let jobs = [
+        json!({"cmd": "echo one | tr a-z A-Z", "out": "one.out"}),
+        json!({"cmd": "false | true"}),
+        json!({"cmd": "cat /no/such/file", "err": place.path("cat.err")}),
+        json!({"cmd": "pwd", "cd": elsewhere, "out": "pwd.out"}),
+    ];
+    let run = local(&place, &[], &jobs);
+    assert_ne!(run.code(), 0, "two jobs failed");
+    let lines = run.json_lines();
+    assert_eq!(lines.len(), 4, "{}", run.stdout);
+    let codes: Vec<&Value> = jobs
+        .iter()
+        .map(|job| &result(&lines, job["cmd"].as_str().unwrap())["code"])
+        .collect();
+    assert_eq!(codes, [0, 1, 1, 0]);
+    assert_eq!(place.read("one.out"), "ONE\n");
+    assert!(place.read("cat.err").contains("/no/such/file"));
+    // `out` is relative to `cd`, as the shell has it.
+    let written = fs::read_to_string(elsewhere.join("pwd.out"))
+        .or_else(|_| fs::read_to_string(place.path("pwd.out")));
+    assert_eq!(
+        written.unwrap().trim(),
+        elsewhere.canonicalize().unwrap().to_str().unwrap()
+    );
+    for line in &lines {
+        let result = &line["result"];
+        for key in [
+            "code",
+            "submitted",
+            "started",
+            "completed",
+            "received",
+            "elapsed",
+            "engine_id",
+            "host",
+        ] {
+            assert!(!result[key].is_null(), "{key} in {line}");
+        }
+        for key in ["pyerr", "pyout", "status", "msg_id", "error"] {
+            assert!(result.get(key).is_some(), "{key} in {line}");
+        }
+        assert_eq!(result["status"], "ok");
+        for key in ["submitted", "started", "completed", "received"] {
+            assert!(is_isoformat(&result[key]), "{key} in {line}");
+        }
+        assert!(is_timedelta(&result["elapsed"]), "{line}");
+        assert!(
+            result["started"].as_str() <= result["completed"].as_str(),
+            "{line}"
+        );
+    }
+    // The keys that went in come out, in their order and first.
+    let line = run
+        .stdout
+        .lines()
+        .find(|line| line.contains("one.out"))
+        .unwrap();
+    assert!(
+        line.starts_with(r#"{"cmd":"echo one | tr a-z A-Z","out":"one.out", "result": {"#),
+        "{line}"
+    );
+}
+
+#[test]
+fn the_working_directory_is_the_clients() {
+    let place = place();
+    let run = local(&place, &["--capture"], &[json!({"cmd": "pwd"})]).ok();
+    let lines = run.json_lines();
+    assert_eq!(
+        lines[0]["result"]["stdout"].as_str().unwrap().trim(),
+        place.dir().canonicalize().unwrap().to_str().unwrap()
+    );
+}
+
+#[test]
+fn a_bad_line_in_a_file_submits_nothing() {
+    for (bad, what) in [
+        ("{\"cmd\": ", "not JSON"),
+        ("[1]", "an array"),
+        ("{\"cd\": \"/\"}", "no cmd"),
+        ("{\"cmd\": 5}", "cmd a number"),
+        ("{\"cmd\": \"true\", \"cd\": [1]}", "cd an array"),
+    ] {
+        let place = place();
+        place.write(
+            "jobs.jsonl",
+            &format!("{}\n\n{bad}\n", json!({"cmd": "touch ran"})),
+        );
+        let mut command = place.bare("ipclient");
+        command.args(["run", "--local", "1", "jobs.jsonl"]);
+        let run = programs::run(command, place.dir(), "", LIMIT);
+        assert_ne!(run.code(), 0, "{what}");
+        assert!(
+            run.stderr.contains("jobs.jsonl") && run.stderr.contains('3'),
+            "{what}: {}",
+            run.stderr
+        );
+        assert_eq!(run.stdout, "", "{what}");
+        assert!(!place.path("ran").exists(), "{what}: the good line was run");
+    }
+}
+
+#[test]
+fn a_bad_line_in_a_stream_gets_a_result() {
+    let place = place();
+    let mut command = place.bare("ipclient");
+    command.args(["run", "--local", "1", "-"]);
+    let input = "{\"cmd\": \"true\"}\nnot json\n{\"cmd\": 5}\n{\"cmd\": \"echo x\"}\n";
+    let run = programs::run(command, place.dir(), input, LIMIT);
+    assert_ne!(run.code(), 0);
+    let lines = run.json_lines();
+    assert_eq!(lines.len(), 4, "{}", run.stdout);
+    assert_eq!(
+        lines
+            .iter()
+            .filter(|line| line["result"]["status"] == "ok")
+            .count(),
+        2,
+        "{}",
+        run.stdout
+    );
+    assert_eq!(
+        lines
+            .iter()
+            .filter(|line| line["result"]["error"].is_string())
+            .count(),
+        2,
+        "{}",
+        run.stdout
+    );
+}
+
+#[test]
+fn what_cannot_run_says_why() {
+    let place = place();
+    let jobs = [
+        json!({"cmd": "echo a", "cd": "/no/such/directory"}),
+        json!({"cmd": "echo b", "out": "/no/such/directory/out"}),
+        json!({"cmd": "no-such-command-here"}),
+        json!({"cmd": "exit 3"}),
+        json!({"cmd": "kill -9 $$"}),
+    ];
+    let run = local(&place, &[], &jobs);
+    assert_ne!(run.code(), 0);
+    let lines = run.json_lines();
+    for cmd in ["echo a", "echo b"] {
+        let result = result(&lines, cmd);
+        assert_eq!(result["status"], "error", "{result}");
+        assert!(
+            result["error"]
+                .as_str()
+                .unwrap()
+                .contains("/no/such/directory"),
+            "{result}"
+        );
+    }
+    for (cmd, code) in [
+        ("no-such-command-here", 127),
+        ("exit 3", 3),
+        ("kill -9 $$", 137),
+    ] {
+        let result = result(&lines, cmd);
+        assert_eq!(
+            (&result["status"], &result["code"]),
+            (&json!("ok"), &json!(code)),
+            "{result}"
+        );
+    }
+}
+
+#[test]
+fn output_of_a_gigabyte() {
+    let place = place();
+    let flood = "head -c 1000000000 /dev/zero | tr '\\0' y";
+    let run = local(
+        &place,
+        &["--capture"],
+        &[
+            json!({"cmd": flood}),
+            json!({"cmd": "echo small; echo bad >&2"}),
+        ],
+    )
+    .ok();
+    let lines = run.json_lines();
+    let kept = result(&lines, flood)["stdout"].as_str().unwrap().len();
+    assert!((1..=64 * 1024).contains(&kept), "{kept} bytes kept");
+    let small = result(&lines, "echo small; echo bad >&2");
+    assert_eq!(
+        (&small["stdout"], &small["stderr"]),
+        (&json!("small\n"), &json!("bad\n"))
+    );
+}
+
+#[test]
+fn outdir_gives_each_job_its_own_files() {
+    let place = place();
+    let run = local(
+        &place,
+        &["--outdir", "outputs"],
+        &[
+            json!({"cmd": "echo first"}),
+            json!({"cmd": "echo second >&2"}),
+        ],
+    )
+    .ok();
+    assert_eq!(run.json_lines().len(), 2);
+    let mut texts: Vec<String> = fs::read_dir(place.path("outputs"))
+        .unwrap()
+        .map(|entry| fs::read_to_string(entry.unwrap().path()).unwrap())
+        .collect();
+    texts.sort();
+    assert_eq!(texts, ["", "", "first\n", "second\n"]);
+}
+
+#[test]
+fn a_daemon_does_not_outlive_its_cluster() {
+    let place = place();
+    let jobs = [
+        json!({"cmd": "sleep 300 & echo started"}),
+        json!({"cmd": "setsid sleep 301 & echo started"}),
+    ];
+    let run = local(&place, &["--capture"], &jobs).ok();
+    assert!(
+        run.took < Duration::from_secs(20),
+        "a job waited for its daemon: {:?}",
+        run.took
+    );
+    assert_eq!(run.json_lines().len(), 2);
+    eventually("the daemons to be gone", LIMIT, || {
+        place.processes().is_empty().then_some(())
+    });
+}
+
+#[test]
+fn interrupted() {
+    let place = place();
+    let mut jobs = String::from("{\"cmd\": \"echo done\"}\n");
+    (0..50).for_each(|number| {
+        jobs += &format!(
+            "{}\n",
+            json!({"cmd": format!("sleep 100; touch ran.{number}")})
+        )
+    });
+    place.write("jobs.jsonl", &jobs);
+    let mut command = place.bare("ipclient");
+    command.args(["run", "--local", "2", "jobs.jsonl"]);
+    let run = programs::Program::spawn(command, place.dir());
+    eventually("the first result", LIMIT, || {
+        run.stdout().contains("\"echo done\"").then_some(())
+    });
+    run.signal(Signal::INT);
+    let run = run.finish(LIMIT);
+    assert_eq!(run.code(), 130, "{}", run.stderr);
+    let lines = run.json_lines();
+    assert_eq!(result(&lines, "echo done")["code"], 0);
+    assert!(
+        lines
+            .iter()
+            .all(|line| line["cmd"] == "echo done" || line["result"]["status"] == "aborted"),
+        "{}",
+        run.stdout
+    );
+    eventually("everything to be gone", LIMIT, || {
+        place.processes().is_empty().then_some(())
+    });
+}
+
+#[test]
+fn no_engines() {
+    let mut cluster = Cluster::builder().arg("--nodb").start();
+    cluster.write("jobs.jsonl", "{\"cmd\": \"true\"}\n");
+    let refused = cluster.client(&["run", "--no-wait", "jobs.jsonl"]);
+    assert_ne!(refused.code(), 0);
+    assert!(
+        refused.stderr.to_lowercase().contains("no engine"),
+        "{}",
+        refused.stderr
+    );
+    let waiting = cluster.start_client(&["run", "jobs.jsonl"]);
+    eventually("the client to say that there are no engines", LIMIT, || {
+        waiting
+            .stderr()
+            .to_lowercase()
+            .contains("no engine")
+            .then_some(())
+    });
+    cluster.start_engines(1);
+    assert_eq!(
+        waiting.finish(LIMIT).ok().json_lines()[0]["result"]["code"],
+        0
+    );
+}
+
+#[test]
+fn an_unknown_host() {
+    let cluster = Cluster::with_engines(1);
+    cluster.write(
+        "jobs.jsonl",
+        "{\"cmd\": \"true\", \"host\": [\"nowhere.example\"]}\n",
+    );
+    let refused = cluster.client(&["run", "--no-wait", "jobs.jsonl"]);
+    assert_ne!(refused.code(), 0);
+    assert!(
+        format!("{}{}", refused.stderr, refused.stdout).contains("nowhere.example"),
+        "{}",
+        refused.stderr
+    );
+    let own = rustix::system::uname()
+        .nodename()
+        .to_str()
+        .unwrap()
+        .to_owned();
+    cluster.write(
+        "here.jsonl",
+        &format!(
+            "{}\n",
+            json!({"cmd": "true", "host": ["nowhere.example", own]})
+        ),
+    );
+    cluster.client(&["run", "here.jsonl"]).ok();
+}
+
+#[test]
+fn three_thousand_jobs_of_every_ending() {
+    let place = place();
+    let jobs: Vec<Value> = (0..3000)
+        .map(|number| json!({"cmd": format!("exit {}", number % 7), "number": number}))
+        .collect();
+    let run = local(&place, &[], &jobs);
+    assert!(run.code() != 0, "most jobs failed");
+    let mut seen = vec![false; jobs.len()];
+    for line in run.json_lines() {
+        let number = line["number"].as_u64().expect("unknown keys are kept") as usize;
+        assert!(
+            !std::mem::replace(&mut seen[number], true),
+            "job {number} twice"
+        );
+        assert_eq!(line["result"]["code"], (number % 7) as u64);
+    }
+    assert!(seen.iter().all(|seen| *seen));
+}
+
+#[test]
+fn map_prints_as_gnu_parallel_does() {
+    let cluster = Cluster::with_engines(2);
+    let out = cluster
+        .client(&[
+            "map",
+            "-k",
+            "echo {} {.} {/} {//} {#}",
+            ":::",
+            "/a/b.txt",
+            "two words",
+            "$HOME",
+        ])
+        .ok();
+    assert_eq!(
+        out.stdout,
+        "/a/b.txt /a/b b.txt /a 1\ntwo words two words two words . 2\n$HOME $HOME $HOME . 3\n"
+    );
+    let out = cluster
+        .client_with(
+            &["map", "-k", "wc -c <<<{}", "--each-line", "-"],
+            "x\nyy\n",
+            LIMIT,
+        )
+        .ok();
+    assert_eq!(out.stdout, "2\n3\n");
+}

@@ -1,0 +1,198 @@
+//! Engines through Slurm: a real one, of one node, started by the test.
+
+use std::{
+    fs,
+    net::TcpListener,
+    os::unix::fs::PermissionsExt,
+    path::{Path, PathBuf},
+    process::{Command, Output},
+    time::Duration,
+};
+
+use ipbroker_tests::{Cluster, LIMIT, eventually};
+use rustix::process::{Pid, Signal, geteuid, kill_process};
+
+/// A Slurm of one node with eight processors, whatever the machine has.
+struct Slurm {
+    dir: tempfile::TempDir,
+}
+
+fn free_port() -> u16 {
+    TcpListener::bind("127.0.0.1:0")
+        .and_then(|l| l.local_addr())
+        .expect("a port")
+        .port()
+}
+
+fn run(program: &str, args: &[&str], conf: &Path) -> Output {
+    Command::new(program)
+        .args(args)
+        .env("SLURM_CONF", conf)
+        .output()
+        .unwrap_or_else(|e| panic!("{program}: {e}"))
+}
+
+impl Slurm {
+    fn start() -> Option<Slurm> {
+        let there = ["slurmctld", "slurmd", "munged"]
+            .iter()
+            .all(|p| Path::new("/usr/sbin").join(p).exists());
+        if !(there && geteuid().is_root()) && std::env::var_os("IPBROKER_LAB").is_none() {
+            eprintln!("skipped: needs root, slurm-wlm and munge");
+            return None;
+        }
+        let dir = tempfile::Builder::new()
+            .prefix("ipbroker-slurm-")
+            .tempdir()
+            .expect("a directory");
+        fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).expect("permissions");
+        let slurm = Slurm { dir };
+        let path = slurm.dir.path();
+        for sub in ["ctld", "slurmd"] {
+            fs::create_dir(path.join(sub)).expect("a directory");
+        }
+        let key: Vec<u8> = (0..1024).map(|_| rand::random()).collect();
+        fs::write(path.join("munge.key"), key).expect("a key");
+        fs::set_permissions(path.join("munge.key"), fs::Permissions::from_mode(0o400))
+            .expect("permissions");
+        let node = rustix::system::uname()
+            .nodename()
+            .to_string_lossy()
+            .split('.')
+            .next()
+            .unwrap_or("node")
+            .to_owned();
+        let p = path.display();
+        let text = format!(
+            "ClusterName=ipbroker\nSlurmctldHost={node}(127.0.0.1)\nSlurmUser=root\nSlurmdUser=root\nSlurmctldPort={}\nSlurmdPort={}\nAuthType=auth/munge\n\
+             AuthInfo=socket={p}/munge.socket\nCredType=cred/munge\nStateSaveLocation={p}/ctld\nSlurmdSpoolDir={p}/slurmd\nSlurmctldPidFile={p}/slurmctld.pid\n\
+             SlurmdPidFile={p}/slurmd.pid\nSlurmctldLogFile={p}/slurmctld.log\nSlurmdLogFile={p}/slurmd.log\nProctrackType=proctrack/linuxproc\nTaskPlugin=task/none\n\
+             MpiDefault=none\nSelectType=select/cons_tres\nSelectTypeParameters=CR_CPU\nSlurmdParameters=config_overrides\nReturnToService=2\nKillWait=2\n\
+             NodeName={node} NodeAddr=127.0.0.1 CPUs=8 State=UNKNOWN\nPartitionName=debug Nodes=ALL Default=YES MaxTime=INFINITE State=UP\n",
+            free_port(),
+            free_port()
+        );
+        fs::write(slurm.conf(), text).expect("slurm.conf");
+        let file = |name: &str| format!("{p}/{name}");
+        let munged = run(
+            "munged",
+            &[
+                "--force",
+                &format!("--key-file={}", file("munge.key")),
+                &format!("--socket={}", file("munge.socket")),
+                &format!("--pid-file={}", file("munged.pid")),
+                &format!("--log-file={}", file("munged.log")),
+                &format!("--seed-file={}", file("munged.seed")),
+            ],
+            &slurm.conf(),
+        );
+        assert!(munged.status.success(), "{munged:?}");
+        assert!(run("slurmctld", &["-c"], &slurm.conf()).status.success());
+        eventually("slurmctld", LIMIT, || {
+            run("sinfo", &[], &slurm.conf())
+                .status
+                .success()
+                .then_some(())
+        });
+        assert!(run("slurmd", &[], &slurm.conf()).status.success());
+        eventually("an idle node", LIMIT, || {
+            slurm
+                .says("sinfo", &["-h", "-o", "%T"])
+                .contains("idle")
+                .then_some(())
+        });
+        Some(slurm)
+    }
+
+    fn conf(&self) -> PathBuf {
+        self.dir.path().join("slurm.conf")
+    }
+
+    fn says(&self, program: &str, args: &[&str]) -> String {
+        String::from_utf8_lossy(&run(program, args, &self.conf()).stdout).into_owned()
+    }
+}
+
+impl Drop for Slurm {
+    fn drop(&mut self) {
+        let _ = run("scancel", &["--user=root"], &self.conf());
+        for daemon in ["slurmd", "slurmctld", "munged"] {
+            let pid = fs::read_to_string(self.dir.path().join(format!("{daemon}.pid")))
+                .ok()
+                .and_then(|t| t.trim().parse().ok())
+                .and_then(Pid::from_raw);
+            if let Some(pid) = pid {
+                let _ = kill_process(pid, Signal::TERM);
+                let start = std::time::Instant::now();
+                while kill_process(pid, Signal::CONT).is_ok()
+                    && start.elapsed() < Duration::from_secs(5)
+                {
+                    std::thread::sleep(Duration::from_millis(20));
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn engines_of_a_batch_job() {
+    let Some(slurm) = Slurm::start() else { return };
+    let conf = slurm.conf().display().to_string();
+    let mut cluster = Cluster::builder()
+        .env("SLURM_CONF", &conf)
+        .args([
+            "--engines",
+            "slurm",
+            "-n",
+            "4",
+            "--",
+            "--partition=debug",
+            "--time=10",
+        ])
+        .start();
+    cluster.wait_engines(4);
+    assert!(
+        slurm
+            .says("squeue", &["-h", "-o", "%j %T %C"])
+            .starts_with("ipengine RUNNING 4"),
+        "{}",
+        slurm.says("squeue", &[])
+    );
+    let jobs: String = (0..40)
+        .map(|_| "{\"cmd\": \"echo $SLURM_PROCID\"}\n")
+        .collect();
+    let lines = cluster
+        .client_with(&["run", "--capture"], &jobs, 2 * LIMIT)
+        .ok()
+        .json_lines();
+    let ranks: std::collections::BTreeSet<&str> = lines
+        .iter()
+        .filter_map(|l| l["result"]["stdout"].as_str())
+        .map(str::trim)
+        .collect();
+    assert!(
+        lines.len() == 40 && ranks.is_subset(&["0", "1", "2", "3"].into()) && ranks.len() > 1,
+        "{ranks:?}"
+    );
+    let controller = cluster.controller.take().expect("a controller");
+    controller.signal(Signal::INT);
+    controller.finish(2 * LIMIT).ok();
+    assert_eq!(slurm.says("squeue", &["-h"]), "");
+}
+
+#[test]
+fn a_refused_job_is_told() {
+    let Some(slurm) = Slurm::start() else { return };
+    let conf = slurm.conf().display().to_string();
+    let cluster = Cluster::builder().env("SLURM_CONF", &conf).prepare();
+    let mut command = cluster.command("ipctl");
+    command.args(["--engines", "slurm", "-n", "2", "--", "--partition=nowhere"]);
+    let refused = ipbroker_tests::programs::run(command, cluster.dir(), "", LIMIT);
+    assert!(
+        refused.code() != 0
+            && refused.stderr.contains("sbatch has refused the job")
+            && refused.stderr.contains("nvalid partition"),
+        "{}",
+        refused.stderr
+    );
+}
