@@ -209,8 +209,9 @@ impl Writer {
     }
 
     fn read_journal(&mut self) -> Result<(), String> {
+        // Not what is written meanwhile: under load pruning and answers would never get a turn.
+        let limit = self.shared.written.load(Acquire);
         loop {
-            let limit = self.shared.written.load(Acquire);
             let Some((tail, dir)) = &mut self.tail else {
                 return Ok(());
             };
@@ -259,6 +260,9 @@ impl Writer {
     fn committed(&mut self) {
         self.shared.heal(Part::History);
         self.unchecked = true;
+        if let Ok(bytes) = db::bytes(&self.conn) {
+            self.shared.db_bytes.store(bytes, Relaxed);
+        }
         self.shared
             .submissions
             .fetch_add(std::mem::take(&mut self.applier.submissions), Relaxed);
@@ -273,9 +277,6 @@ impl Writer {
     fn housekeeping(&mut self) {
         let tick = self.last_tick.elapsed() >= TICK;
         if tick || self.limits.bytes.is_some() || self.limits.records.is_some() {
-            if let Ok(bytes) = db::bytes(&self.conn) {
-                self.shared.db_bytes.store(bytes, Relaxed);
-            }
             self.prune();
         }
         self.drop_some();
