@@ -1,221 +1,26 @@
 //! The connection to a cluster.
 
 use std::net::{TcpStream, ToSocketAddrs};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::RecvTimeoutError;
-use ipbroker_protocol::connection::{self, ClientConnection};
+use ipbroker_protocol::connection::ClientConnection;
 use ipbroker_protocol::envelope::Envelope;
 use ipbroker_protocol::message::{TaskRequest, types};
-use ipbroker_protocol::profile::{Profile, Role};
 use ipbroker_protocol::session::{Empty, Session};
-#[cfg(feature = "ssh")]
-use ipbroker_protocol::ssh::{Gateway, Settings};
 use ipbroker_protocol::zmq::Message;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
+use crate::builder::ClientBuilder;
 use crate::engines::{Engines, Notice};
 use crate::error::{Error, Result};
 use crate::io::{self, Channel, Handle, Request, Sink, Submission};
 use crate::view::{DirectView, LoadBalancedView};
 use crate::wire::{self, Built};
-
-/// Which cluster, and how long to wait for it.
-#[derive(Debug, Clone)]
-pub struct ClientBuilder {
-    profile: Option<String>,
-    profile_dir: Option<PathBuf>,
-    cluster_id: Option<String>,
-    file: Option<PathBuf>,
-    timeout: Duration,
-    grace: Duration,
-    ssh: Option<String>,
-    #[cfg(feature = "ssh")]
-    settings: Option<ipbroker_protocol::ssh::Settings>,
-}
-
-impl Default for ClientBuilder {
-    fn default() -> Self {
-        Self {
-            profile: None,
-            profile_dir: None,
-            cluster_id: None,
-            file: None,
-            timeout: Duration::from_secs(10),
-            grace: Duration::from_secs(300),
-            ssh: None,
-            #[cfg(feature = "ssh")]
-            settings: None,
-        }
-    }
-}
-
-impl ClientBuilder {
-    /// The profile's name; default: `default`.
-    #[must_use]
-    pub fn profile(mut self, name: impl Into<String>) -> Self {
-        self.profile = Some(name.into());
-        self
-    }
-
-    /// The profile's directory, instead of a name.
-    #[must_use]
-    pub fn profile_dir(mut self, dir: impl Into<PathBuf>) -> Self {
-        self.profile_dir = Some(dir.into());
-        self
-    }
-
-    /// Which of several clusters of the profile.
-    #[must_use]
-    pub fn cluster_id(mut self, id: impl Into<String>) -> Self {
-        self.cluster_id = Some(id.into());
-        self
-    }
-
-    /// The connection file itself, instead of a profile.
-    #[must_use]
-    pub fn file(mut self, path: impl Into<PathBuf>) -> Self {
-        self.file = Some(path.into());
-        self
-    }
-
-    /// How long to wait for the controller's first answer; default 10 s.
-    #[must_use]
-    pub fn timeout(mut self, timeout: Duration) -> Self {
-        self.timeout = timeout;
-        self
-    }
-
-    /// How long a controller that vanishes later is waited for before its tasks fail; default 5 minutes.
-    #[must_use]
-    pub fn grace(mut self, grace: Duration) -> Self {
-        self.grace = grace;
-        self
-    }
-
-    /// Reach the controller through this SSH server (`[user@]host[:port]`, or a name from `~/.ssh/config`). The connection
-    /// file is read there, unless [`ClientBuilder::file`] names one that is here.
-    #[cfg(feature = "ssh")]
-    #[must_use]
-    pub fn ssh(mut self, server: impl Into<String>) -> Self {
-        self.ssh = Some(server.into());
-        self
-    }
-
-    /// How to log in to SSH servers, instead of what `~/.ssh/config` says.
-    #[cfg(feature = "ssh")]
-    #[must_use]
-    pub fn ssh_settings(mut self, settings: ipbroker_protocol::ssh::Settings) -> Self {
-        self.settings = Some(settings);
-        self
-    }
-
-    /// Where the connection file is.
-    ///
-    /// # Errors
-    /// When there is no home directory to look in.
-    pub fn connection_file(&self) -> Result<PathBuf> {
-        match &self.file {
-            Some(path) => Ok(path.clone()),
-            None => Ok(Profile::find(
-                self.profile.as_deref(),
-                self.profile_dir.as_deref(),
-                self.cluster_id.as_deref(),
-            )?
-            .connection_file(Role::Client)),
-        }
-    }
-
-    /// Connects.
-    ///
-    /// # Errors
-    /// No connection file, nobody there, or somebody with another key: [`Error`] says which and what to do.
-    pub fn connect(&self) -> Result<Client> {
-        let path = self.connection_file()?;
-        match &self.ssh {
-            Some(server) => self.connect_through(server, &path, None),
-            None if !path.exists() => Err(Error::NoConnectionFile { path }),
-            None => {
-                let connection: ClientConnection = connection::load(&path)?;
-                match connection.common.gateway().map(str::to_owned) {
-                    Some(server) => self.connect_through(&server, &path, Some(connection)),
-                    None => Client::connect(connection, &path, self, None),
-                }
-            }
-        }
-    }
-
-    #[cfg(feature = "ssh")]
-    fn connect_through(
-        &self,
-        server: &str,
-        path: &Path,
-        connection: Option<ClientConnection>,
-    ) -> Result<Client> {
-        let settings = match &self.settings {
-            Some(settings) => settings.clone(),
-            None => Settings::load(None)?,
-        };
-        let gateway = Gateway::connect(settings, server)?;
-        let mut origin = path.to_owned();
-        let mut connection = match connection {
-            Some(connection) => connection,
-            None if self.file.is_some() && path.exists() => connection::load(path)?,
-            None => {
-                // A file that was copied here may be older than the controller's own.
-                let name = path
-                    .file_name()
-                    .map(|n| n.to_string_lossy().into_owned())
-                    .unwrap_or_default();
-                let profile = self.profile.as_deref().unwrap_or("default");
-                let dir = match &self.file {
-                    Some(file) => Some(file.parent().unwrap_or(Path::new(".")).to_owned()),
-                    None => self.profile_dir.as_ref().map(|dir| dir.join("security")),
-                };
-                let relative = if dir.is_some() {
-                    name
-                } else {
-                    format!("security/{name}")
-                };
-                match gateway.fetch(dir.as_deref(), profile, &relative)? {
-                    Some(bytes) => {
-                        origin = PathBuf::from(format!("{server}:{relative}"));
-                        serde_json::from_slice(&bytes).map_err(|source| {
-                            connection::ConnectionError::Format {
-                                path: origin.clone(),
-                                source,
-                            }
-                        })?
-                    }
-                    None if path.exists() => connection::load(path)?,
-                    None => {
-                        return Err(Error::NoConnectionFile {
-                            path: PathBuf::from(format!("{server}:{relative}")),
-                        });
-                    }
-                }
-            }
-        };
-        let forwards = gateway.client(&mut connection)?;
-        Client::connect(connection, &origin, self, Some(forwards))
-    }
-
-    #[cfg(not(feature = "ssh"))]
-    fn connect_through(
-        &self,
-        server: &str,
-        _: &Path,
-        _: Option<ClientConnection>,
-    ) -> Result<Client> {
-        Err(Error::NoSsh {
-            server: server.to_owned(),
-        })
-    }
-}
 
 /// A connection to a controller. Clones share it; the last one closes it.
 #[derive(Debug, Clone)]
@@ -266,6 +71,18 @@ pub struct Outgoing<'a, C: Serialize + ?Sized> {
     pub tag: u64,
 }
 
+/// What a submission waits for.
+struct Awaited {
+    /// Members of an array.
+    members: Option<u64>,
+    /// Replies are acknowledged.
+    ack: bool,
+    /// Who answers, past the scheduler.
+    engines: Vec<String>,
+    sink: Arc<dyn Sink>,
+    tag: u64,
+}
+
 impl Client {
     /// Which cluster to connect to.
     #[must_use]
@@ -273,7 +90,7 @@ impl Client {
         ClientBuilder::default()
     }
 
-    fn connect(
+    pub(crate) fn connect(
         connection: ClientConnection,
         path: &Path,
         options: &ClientBuilder,
@@ -318,8 +135,13 @@ impl Client {
             .timeout
             .saturating_sub(begin.elapsed())
             .max(Duration::from_secs(1));
-        let answer =
-            client.query_envelope(Channel::Hub, types::CONNECTION_REQUEST, &Empty {}, left);
+        let answer = client.ask(
+            Channel::Hub,
+            None,
+            (types::CONNECTION_REQUEST, &Empty {}),
+            Vec::new(),
+            left,
+        );
         let answer = match answer {
             Err(Error::QueryTimeout { .. }) if client.inner.engines.wrong_signatures() > 0 => {
                 return Err(Error::WrongKey { address, file });
@@ -421,34 +243,15 @@ impl Client {
         task: Outgoing<'_, C>,
         sink: Arc<dyn Sink>,
     ) -> Result<String> {
-        let members = task.metadata.array;
-        let ack = task.metadata.ack;
-        let Built {
-            number,
-            msg_id,
-            envelope,
-        } = wire::build(
-            &self.inner.session,
-            None,
-            task.msg_type,
-            task.metadata,
-            task.content,
-            task.buffers,
-        );
-        self.inner
-            .handle
-            .send(Request::Submit(Box::new(Submission {
-                number,
-                channel: Channel::Task,
-                envelope,
-                members: members.unwrap_or(1),
-                array: members.is_some(),
-                ack,
-                engines: Vec::new(),
-                sink,
-                tag: task.tag,
-            })))?;
-        Ok(msg_id)
+        let awaited = Awaited {
+            members: task.metadata.array,
+            ack: task.metadata.ack,
+            engines: Vec::new(),
+            sink,
+            tag: task.tag,
+        };
+        let request = (task.msg_type, task.metadata, task.content);
+        self.dispatch(Channel::Task, None, request, task.buffers, awaited)
     }
 
     /// A call with maps that are packed already, ready for [`Client::submit_all`].
@@ -494,81 +297,79 @@ impl Client {
         task: Outgoing<'_, C>,
         sink: Arc<dyn Sink>,
     ) -> Result<String> {
-        let Built {
-            number,
-            msg_id,
-            envelope,
-        } = wire::build(
-            &self.inner.session,
-            Some(engine),
-            task.msg_type,
-            task.metadata,
-            task.content,
-            task.buffers,
-        );
-        self.inner
-            .handle
-            .send(Request::Submit(Box::new(Submission {
-                number,
-                channel: Channel::Mux,
-                envelope,
-                members: 1,
-                array: false,
-                ack: false,
-                engines: vec![engine.to_owned()],
-                sink,
-                tag: task.tag,
-            })))?;
-        Ok(msg_id)
+        let awaited = Awaited {
+            members: None,
+            ack: false,
+            engines: vec![engine.to_owned()],
+            sink,
+            tag: task.tag,
+        };
+        let request = (task.msg_type, task.metadata, task.content);
+        self.dispatch(Channel::Mux, Some(engine), request, task.buffers, awaited)
     }
 
     /// Sends one task to many engines through the broadcast tree; member `i` of the result is that of `engines[i]`.
     pub(crate) fn submit_broadcast<M: Serialize, C: Serialize + ?Sized>(
         &self,
         engines: Vec<String>,
-        (msg_type, metadata, content): (&str, &M, &C),
+        request: (&str, &M, &C),
         buffers: Vec<Message>,
         sink: Arc<dyn Sink>,
     ) -> Result<String> {
+        let awaited = Awaited {
+            members: None,
+            ack: false,
+            engines,
+            sink,
+            tag: 0,
+        };
+        self.dispatch(Channel::Broadcast, None, request, buffers, awaited)
+    }
+
+    fn dispatch<M: Serialize, C: Serialize + ?Sized>(
+        &self,
+        channel: Channel,
+        engine: Option<&str>,
+        (msg_type, metadata, content): (&str, &M, &C),
+        buffers: Vec<Message>,
+        awaited: Awaited,
+    ) -> Result<String> {
+        let session = &self.inner.session;
         let Built {
             number,
             msg_id,
             envelope,
-        } = wire::build(
-            &self.inner.session,
-            None,
-            msg_type,
-            metadata,
-            content,
-            buffers,
-        );
+        } = wire::build(session, engine, msg_type, metadata, content, buffers);
+        let replies = awaited.engines.len().max(1) as u64;
         self.inner
             .handle
             .send(Request::Submit(Box::new(Submission {
                 number,
-                channel: Channel::Broadcast,
+                channel,
                 envelope,
-                members: engines.len() as u64,
-                array: false,
-                ack: false,
-                engines,
-                sink,
-                tag: 0,
+                members: awaited.members.unwrap_or(replies),
+                array: awaited.members.is_some(),
+                ack: awaited.ack,
+                engines: awaited.engines,
+                sink: awaited.sink,
+                tag: awaited.tag,
             })))?;
         Ok(msg_id)
     }
 
-    fn query_envelope<C: Serialize + ?Sized>(
+    /// Sends a request and waits for its answer.
+    fn ask<C: Serialize + ?Sized>(
         &self,
         channel: Channel,
-        msg_type: &str,
-        content: &C,
+        engine: Option<&str>,
+        (msg_type, content): (&str, &C),
+        buffers: Vec<Message>,
         timeout: Duration,
     ) -> Result<Envelope> {
         let session = &self.inner.session;
         let Built {
             number, envelope, ..
-        } = wire::build(session, None, msg_type, &Empty {}, content, Vec::new());
+        } = wire::build(session, engine, msg_type, &Empty {}, content, buffers);
         let (answer, receive) = crossbeam_channel::bounded(1);
         self.inner.handle.send(Request::Query {
             number,
@@ -615,7 +416,8 @@ impl Client {
         msg_type: &str,
         content: &C,
     ) -> Result<Envelope> {
-        let answer = self.query_envelope(Channel::Hub, msg_type, content, self.inner.timeout)?;
+        let request = (msg_type, content);
+        let answer = self.ask(Channel::Hub, None, request, Vec::new(), self.inner.timeout)?;
         self.refusal(msg_type, &answer)?;
         Ok(answer)
     }
@@ -643,14 +445,9 @@ impl Client {
         msg_type: &str,
         content: &C,
     ) -> Result<Envelope> {
+        let request = (msg_type, content);
         let limit = self.inner.timeout;
-        self.ask_engine(
-            Channel::Control,
-            engine,
-            (msg_type, content),
-            Vec::new(),
-            limit,
-        )
+        self.ask(Channel::Control, Some(engine), request, Vec::new(), limit)
     }
 
     /// Sends a file operation to one engine and waits for the answer.
@@ -661,40 +458,8 @@ impl Client {
         buffers: Vec<Message>,
         limit: Duration,
     ) -> Result<Envelope> {
-        self.ask_engine(
-            Channel::Mux,
-            engine,
-            (types::FS_REQUEST, content),
-            buffers,
-            limit,
-        )
-    }
-
-    fn ask_engine<C: Serialize + ?Sized>(
-        &self,
-        channel: Channel,
-        engine: &str,
-        (msg_type, content): (&str, &C),
-        buffers: Vec<Message>,
-        limit: Duration,
-    ) -> Result<Envelope> {
-        let session = &self.inner.session;
-        let Built {
-            number, envelope, ..
-        } = wire::build(session, Some(engine), msg_type, &Empty {}, content, buffers);
-        let (answer, receive) = crossbeam_channel::bounded(1);
-        self.inner.handle.send(Request::Query {
-            number,
-            channel,
-            envelope,
-            answer,
-        })?;
-        receive
-            .recv_timeout(limit)
-            .map_err(|_| Error::QueryTimeout {
-                request: msg_type.to_owned(),
-                seconds: limit.as_secs_f64(),
-            })
+        let request = (types::FS_REQUEST, content);
+        self.ask(Channel::Mux, Some(engine), request, buffers, limit)
     }
 }
 

@@ -17,6 +17,7 @@
 //! One background thread a [`Client`] does all input and output; every type here may be used from any thread, blocking
 //! or async. Submissions are kept until the controller has acknowledged them and are sent again to a restarted one.
 
+mod builder;
 mod client;
 mod engines;
 mod error;
@@ -29,7 +30,8 @@ mod result;
 mod view;
 mod wire;
 
-pub use client::{Client, ClientBuilder, Outgoing};
+pub use builder::ClientBuilder;
+pub use client::{Client, Outgoing};
 pub use engines::Notice;
 pub use error::{Error, Result, TaskError};
 pub use fs::{Host, PART};

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use ipbroker_client::Client;
 use tempfile::TempDir;
 
-use crate::cli::LocalArgs;
+use crate::cli::{ClusterArgs, LocalArgs};
 use crate::failure::Failure;
 
 /// How long the private controller may take to write its connection file.
@@ -26,11 +26,24 @@ pub(crate) struct LocalCluster {
     log: Arc<File>,
 }
 
+/// Connects to the private cluster that `--local` asks for, or else to the one that is named.
+pub(crate) fn connect(
+    args: &LocalArgs,
+    cluster: &ClusterArgs,
+) -> Result<(Client, Option<LocalCluster>), Failure> {
+    let Some(count) = args.local else {
+        return Ok((cluster.connect()?, None));
+    };
+    let mut private = LocalCluster::start(count, args)?;
+    let client = private.connect(cluster.connect_timeout)?;
+    Ok((client, Some(private)))
+}
+
 /// Tells whether the private cluster is still there, and what it said last if it is not.
 pub(crate) type Pulse = Box<dyn Fn() -> Result<(), Failure>>;
 
 impl LocalCluster {
-    pub(crate) fn start(count: u32, args: &LocalArgs) -> Result<Self, Failure> {
+    fn start(count: u32, args: &LocalArgs) -> Result<Self, Failure> {
         let program = find("ipctl")?;
         let dir = tempfile::Builder::new().prefix("ipclient-").tempdir()?;
         let log = File::options()
@@ -86,7 +99,7 @@ impl LocalCluster {
     }
 
     /// Waits for the connection file and connects.
-    pub(crate) fn connect(&mut self, timeout: Duration) -> Result<Client, Failure> {
+    fn connect(&mut self, timeout: Duration) -> Result<Client, Failure> {
         let builder = Client::builder()
             .profile_dir(self.dir.path())
             .cluster_id("")

@@ -13,7 +13,7 @@ use serde_json::json;
 use super::{Outcome, run, stats};
 use crate::cli::{ClusterArgs, JobArgs, LocalArgs, size};
 use crate::failure::Failure;
-use crate::local::LocalCluster;
+use crate::local::{self, LocalCluster};
 use crate::output::progress::Progress;
 use crate::runner::{Options, Printer, Runner, Slot};
 use crate::source::Line;
@@ -90,15 +90,7 @@ pub(crate) fn main(args: MapArgs, cluster: &ClusterArgs, data: Option<Vec<OsStri
         }
         (Some(_), None) => None,
     };
-    let mut private = args
-        .local
-        .local
-        .map(|count| LocalCluster::start(count, &args.local))
-        .transpose()?;
-    let client = match &mut private {
-        Some(private) => private.connect(cluster.connect_timeout)?,
-        None => cluster.connect()?,
-    };
+    let (client, private) = local::connect(&args.local, cluster)?;
     let zone = TimeZone::system();
     let options = Options {
         cwd: run::cwd()?,

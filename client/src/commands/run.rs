@@ -11,7 +11,7 @@ use jiff::tz::TimeZone;
 use super::{Outcome, stats};
 use crate::cli::{ClusterArgs, JobArgs, LocalArgs, size};
 use crate::failure::Failure;
-use crate::local::LocalCluster;
+use crate::local::{self, LocalCluster};
 use crate::output::progress::Progress;
 use crate::runner::{Options, Printer, Runner, Slot, Summary};
 use crate::source::{self, Line};
@@ -71,15 +71,7 @@ pub(crate) fn main(args: RunArgs, cluster: &ClusterArgs) -> Outcome {
         ipbroker_client::job::Graph::new(&source::name(args.file.as_ref()), jobs)
             .map_err(|error| Failure::usage(format!("{error}; nothing was submitted")))?;
     }
-    let mut private = args
-        .local
-        .local
-        .map(|count| LocalCluster::start(count, &args.local))
-        .transpose()?;
-    let client = match &mut private {
-        Some(private) => private.connect(cluster.connect_timeout)?,
-        None => cluster.connect()?,
-    };
+    let (client, private) = local::connect(&args.local, cluster)?;
     let zone = TimeZone::system();
     let options = Options {
         cwd: cwd()?,

@@ -9,6 +9,7 @@ use ipbroker_protocol::envelope::Envelope;
 use super::ranges::Ranges;
 use super::{Channel, Part, Sink};
 use crate::error::TaskError;
+use crate::reply::Reply;
 
 /// One submission without all of its results.
 pub(crate) struct Pending {
@@ -24,6 +25,22 @@ pub(crate) struct Pending {
     pub(crate) tag: u64,
     pub(crate) received: Ranges,
     pub(crate) left: u64,
+}
+
+impl Pending {
+    /// Members `lo..hi` have ended; those that had not yet are delivered.
+    pub(crate) fn deliver(
+        &mut self,
+        lo: u64,
+        hi: u64,
+        outcome: &Result<Arc<Reply>, Arc<TaskError>>,
+    ) {
+        for (lo, hi) in self.received.add(lo, hi) {
+            self.left -= hi - lo;
+            let outcome = outcome.clone();
+            self.sink.deliver(self.tag, Part { lo, hi, outcome });
+        }
+    }
 }
 
 #[derive(Default)]
@@ -92,17 +109,7 @@ impl Table {
             } else {
                 (at, at + 1)
             };
-            for (lo, hi) in pending.received.add(lo, hi) {
-                pending.left -= hi - lo;
-                pending.sink.deliver(
-                    pending.tag,
-                    Part {
-                        lo,
-                        hi,
-                        outcome: Err(error.clone()),
-                    },
-                );
-            }
+            pending.deliver(lo, hi, &Err(error));
             sinks.push(pending.sink.clone());
             if pending.left == 0 {
                 self.entries.remove(&number);
@@ -118,19 +125,10 @@ impl Table {
             ..TaskError::default()
         });
         for number in numbers {
-            let Some(pending) = self.entries.remove(number) else {
+            let Some(mut pending) = self.entries.remove(number) else {
                 continue;
             };
-            for (lo, hi) in pending.received.missing(pending.members) {
-                pending.sink.deliver(
-                    pending.tag,
-                    Part {
-                        lo,
-                        hi,
-                        outcome: Err(error.clone()),
-                    },
-                );
-            }
+            pending.deliver(0, pending.members, &Err(error.clone()));
             pending.sink.flush();
         }
     }

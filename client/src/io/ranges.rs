@@ -40,22 +40,6 @@ impl Ranges {
     pub(crate) fn iter(&self) -> impl Iterator<Item = (u64, u64)> + '_ {
         self.0.iter().map(|(lo, hi)| (*lo, *hi))
     }
-
-    /// What of `0..len` is missing.
-    pub(crate) fn missing(&self, len: u64) -> Vec<(u64, u64)> {
-        let mut gaps = Vec::new();
-        let mut at = 0;
-        for (lo, hi) in self.iter() {
-            if lo > at {
-                gaps.push((at, lo));
-            }
-            at = hi;
-        }
-        if at < len {
-            gaps.push((at, len));
-        }
-        gaps
-    }
 }
 
 #[cfg(test)]
@@ -73,7 +57,6 @@ mod tests {
         assert_eq!(ranges.iter().collect::<Vec<_>>(), [(0, 50)]);
         assert_eq!(ranges.add(50, 60), [(50, 60)]);
         assert_eq!(ranges.iter().collect::<Vec<_>>(), [(0, 60)]);
-        assert_eq!(ranges.missing(70), [(60, 70)]);
         assert_eq!(ranges.add(7, 7), []);
     }
 

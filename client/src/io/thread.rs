@@ -17,7 +17,7 @@ use ipbroker_protocol::wake::Wake;
 use ipbroker_protocol::zmq::{self, Context, Message, PollItem, Socket};
 
 use super::pending::{Pending, Table};
-use super::{Channel, Handle, Part, Request, Sink, Submission, number_of};
+use super::{Channel, Handle, Request, Sink, Submission, number_of};
 use crate::engines::Engines;
 use crate::error::Result;
 use crate::reply::Reply;
@@ -412,7 +412,6 @@ impl Io {
             (at, at + 1)
         };
         self.delivered += 1;
-        let new = pending.received.add(lo, hi);
         if pending.ack {
             let id = format!("{}_{number}", self.settings.session.id);
             if pending.array {
@@ -423,17 +422,7 @@ impl Io {
             self.ack_due.get_or_insert_with(|| Instant::now() + ACK);
         }
         let reply = Arc::new(Reply::new(envelope, packer, pending.array));
-        for (lo, hi) in new {
-            pending.left -= hi - lo;
-            pending.sink.deliver(
-                pending.tag,
-                Part {
-                    lo,
-                    hi,
-                    outcome: Ok(reply.clone()),
-                },
-            );
-        }
+        pending.deliver(lo, hi, &Ok(reply));
         if !self
             .touched
             .last()
