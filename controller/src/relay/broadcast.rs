@@ -39,6 +39,19 @@ struct Cast {
     failed: bool,
 }
 
+impl Cast {
+    /// The answer of this engine has come, or never will; `None`: it was not awaited.
+    fn answered(&mut self, uuid: &str) -> Option<&mut Target> {
+        let target = self
+            .targets
+            .iter_mut()
+            .find(|target| target.uuid == uuid && !target.answered)?;
+        target.answered = true;
+        self.waiting -= 1;
+        Some(target)
+    }
+}
+
 #[derive(Debug)]
 struct Target {
     uuid: String,
@@ -202,16 +215,13 @@ impl Broadcast {
         let Some(cast) = self.casts.get_mut(&original) else {
             return;
         };
-        let Some(target) = cast
-            .targets
-            .iter_mut()
-            .find(|target| target.uuid == uuid && !target.answered)
-        else {
+        let coalescing = cast.coalescing;
+        let Some(target) = cast.answered(&uuid) else {
             return;
         };
-        target.answered = true;
-        cast.waiting -= 1;
-        if !cast.coalescing {
+        if coalescing {
+            target.buffers = reply.take_buffers();
+        } else {
             if cast.waiting == 0 {
                 self.casts.remove(&original);
             }
@@ -223,7 +233,6 @@ impl Broadcast {
             .unwrap_or_default()
             .0;
         let ok = metadata.get("status").and_then(Value::as_str) == Some("ok");
-        target.buffers = reply.take_buffers();
         if !cast.failed {
             cast.failed = !ok;
             cast.reply = Some(Parts {
@@ -243,15 +252,9 @@ impl Broadcast {
         let Some(cast) = self.casts.get_mut(original) else {
             return;
         };
-        let Some(target) = cast
-            .targets
-            .iter_mut()
-            .find(|target| target.uuid == uuid && !target.answered)
-        else {
+        if cast.answered(uuid).is_none() {
             return;
-        };
-        target.answered = true;
-        cast.waiting -= 1;
+        }
         let error = ErrorContent::new("EngineError", why);
         let header = target_header(&cast.header, uuid);
         let packed = session.pack(&header);

@@ -5,7 +5,7 @@ use std::{io, thread};
 
 use ipbroker_protocol::{
     envelope::Envelope,
-    message::{AbortRequest, ErrorContent, HeaderRef, types},
+    message::{AbortRequest, HeaderRef, types},
     session::{Session, UnpackError},
     value::Value,
     zmq::{self, Message, Socket},
@@ -13,8 +13,8 @@ use ipbroker_protocol::{
 use serde::Serialize;
 
 use super::{
-    BATCH, failure,
-    lane::{Lane, hex, poll_timeout},
+    BATCH, Bounced,
+    lane::{Lane, poll_timeout},
     outbox::Refused,
 };
 use crate::{
@@ -172,36 +172,11 @@ impl Control {
             }
         }
         request.swap_identities(0, 1);
-        let (frames, why) = match self.engines.send(request.into_frames()) {
-            Ok(()) => return,
-            Err(Refused::Unroutable(frames)) => (frames, "is not connected"),
-            Err(Refused::Full(frames)) => (frames, "does not take its messages: its queue is full"),
-        };
-        let Ok(request) = Envelope::parse(frames) else {
-            return;
-        };
-        let Ok(header) = self
-            .session
-            .packer
-            .unpack::<HeaderRef<'_>>(request.header())
-        else {
-            return;
-        };
-        let engine = hex(&request.identities()[0]);
-        let identities = vec![
-            Message::from(&request.identities()[1][..]),
-            Message::from(&request.identities()[0][..]),
-        ];
-        let error = ErrorContent::new("EngineError", format!("engine {engine} {why}"));
-        let reply = failure(
-            &self.session,
-            identities,
-            request.header(),
-            &header.msg_type,
-            &engine,
-            &error,
-        );
-        self.clients.send_or_drop(reply.into_frames());
+        if let Err(refused) = self.engines.send(request.into_frames())
+            && let Some(bounced) = Bounced::new(&self.session, refused)
+        {
+            self.clients.send_or_drop(bounced.reply.into_frames());
+        }
     }
 
     fn send(&mut self, engine: &str, msg_type: &str, content: &serde_json::Value) {

@@ -13,11 +13,13 @@ pub(crate) mod outbox;
 
 use ipbroker_protocol::{
     envelope::Envelope,
-    message::{ErrorContent, Header},
+    message::{ErrorContent, Header, HeaderRef},
     session::Session,
     zmq::Message,
 };
 use serde_json::json;
+
+use self::{lane::hex, outbox::Refused};
 
 /// How many messages of one socket are handled before the others get their turn.
 const BATCH: usize = 256;
@@ -55,4 +57,46 @@ fn failure(
         error,
         Vec::new(),
     )
+}
+
+/// A request that could not be passed on, with the answer that its client gets.
+struct Bounced {
+    msg_id: String,
+    msg_type: String,
+    engine: String,
+    reply: Envelope,
+    why: &'static str,
+}
+
+impl Bounced {
+    /// `refused` has the engine's and the client's identities before the message. `None`: nothing to answer to.
+    fn new(session: &Session, refused: Refused) -> Option<Self> {
+        let (frames, why) = match refused {
+            Refused::Unroutable(frames) => (frames, "is not connected"),
+            Refused::Full(frames) => (frames, "does not take its messages: its queue is full"),
+        };
+        let request = Envelope::parse(frames).ok()?;
+        let header: HeaderRef<'_> = session.packer.unpack(request.header()).ok()?;
+        let engine = hex(&request.identities()[0]);
+        let error = ErrorContent::new("EngineError", format!("engine {engine} {why}"));
+        let identities = [1, 0]
+            .map(|index| Message::from(&request.identities()[index][..]))
+            .into();
+        let packed = request.header();
+        let reply = failure(
+            session,
+            identities,
+            packed,
+            &header.msg_type,
+            &engine,
+            &error,
+        );
+        Some(Self {
+            msg_id: header.msg_id.into_owned(),
+            msg_type: header.msg_type.into_owned(),
+            engine,
+            reply,
+            why,
+        })
+    }
 }

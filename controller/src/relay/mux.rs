@@ -12,12 +12,12 @@ use ipbroker_protocol::{
 };
 
 use super::{
-    BATCH,
+    BATCH, Bounced,
     broadcast::Broadcast,
     failure, is_anonymous,
     lane::{Lane, hex},
     ledger::{Direct, Ledger},
-    outbox::{Refused, SOCKET_MESSAGES},
+    outbox::SOCKET_MESSAGES,
 };
 use crate::{
     junk::JunkTotal,
@@ -251,52 +251,32 @@ impl Mux {
 
     /// Sends a request on; one that cannot be is answered by an error.
     fn forward(&mut self, frames: Vec<Message>) {
-        let (frames, why) = match self.engines.send(frames) {
-            Ok(()) => return,
-            Err(Refused::Unroutable(frames)) => (frames, "is not connected"),
-            Err(Refused::Full(frames)) => (frames, "does not take its messages: its queue is full"),
-        };
-        let Ok(request) = Envelope::parse(frames) else {
+        let Err(refused) = self.engines.send(frames) else {
             return;
         };
-        let Ok(header) = self
-            .session
-            .packer
-            .unpack::<HeaderRef<'_>>(request.header())
-        else {
+        let Some(bounced) = Bounced::new(&self.session, refused) else {
             return;
         };
-        let engine = hex(&request.identities()[0]);
-        if !header.msg_type.ends_with("_request") {
+        let Bounced {
+            msg_id,
+            engine,
+            reply,
+            ..
+        } = &bounced;
+        if !bounced.msg_type.ends_with("_request") {
             return self.clients.refuse(
                 "unroutable",
-                &format_args!("{} to engine {engine}, which {why}", header.msg_type),
+                &format_args!(
+                    "{} to engine {engine}, which {}",
+                    bounced.msg_type, bounced.why
+                ),
             );
         }
-        let error = ErrorContent::new("EngineError", format!("engine {engine} {why}"));
-        let identities = vec![
-            Message::from(&request.identities()[1][..]),
-            Message::from(&request.identities()[0][..]),
-        ];
-        let reply = failure(
-            &self.session,
-            identities,
-            request.header(),
-            &header.msg_type,
-            &engine,
-            &error,
-        );
-        if self.ledger.answered(&header.msg_id, false).is_some() {
-            self.record(
-                &header.msg_id,
-                Outcome::Error,
-                &engine,
-                false,
-                &stored(&reply),
-            );
+        if self.ledger.answered(msg_id, false).is_some() {
+            self.record(msg_id, Outcome::Error, engine, false, &stored(reply));
             self.recorder.flush();
         }
-        self.clients.send_or_drop(reply.into_frames());
+        self.clients.send_or_drop(bounced.reply.into_frames());
     }
 
     /// An engine's reply: recorded, identities swapped back.
