@@ -58,7 +58,16 @@ fn flatten(key: &str, value: &Value, rows: &mut Vec<(String, String)>) {
             rows.push((name, words.join(", ")));
         }
         Value::Null => {}
-        other => rows.push((name, plain(other))),
+        other => rows.push((name, plain(other) + unit(key))),
+    }
+}
+
+/// What a figure counts, where its name does not say it.
+fn unit(key: &str) -> &'static str {
+    match key.rsplit(' ').next().unwrap_or(key) {
+        "uptime" => " s",
+        "lag" | "lag_bound" | "unsynced" | "bytes" | "relay_bytes" => " bytes",
+        _ => "",
     }
 }
 
@@ -97,7 +106,7 @@ mod tests {
             [
                 "tasks ready=3",
                 "tasks in flight a=b",
-                "lag=0.500",
+                "lag=0.500 bytes",
                 "troubles=disk full, x"
             ]
         );

@@ -3,6 +3,7 @@
 mod convert;
 mod error;
 mod graph;
+mod keys;
 mod line;
 mod outcome;
 mod value;
@@ -10,6 +11,7 @@ mod value;
 pub use error::{JobError, LineError};
 pub use graph::{Graph, GraphError};
 pub use ipbroker_protocol::message::{Limit, Require};
-pub use line::{Condition, Job, Placement, Transfer, parse_line, parse_size};
+pub use keys::parse_size;
+pub use line::{Condition, Job, Placement, Transfer, parse_line};
 pub use outcome::{CAPTURE, JobResult, JobStatus, write_line};
 pub use value::{isoformat, log_time, timedelta};

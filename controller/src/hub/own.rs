@@ -340,6 +340,20 @@ impl Hub {
             .count();
         let direct: usize = direct.iter().map(|(_, ids)| ids.len()).sum();
         let store = self.links.store.status();
+        let recorded = if store.backend == "none" {
+            json!({"backend": "none"})
+        } else {
+            json!({
+                "backend": store.backend,
+                "lag": store.lag,
+                "lag_bound": store.lag_bound,
+                "unsynced": store.unsynced,
+                "bytes": store.bytes,
+                "submissions": store.submissions,
+                "finishes": store.finishes,
+                "pruned": store.pruned,
+            })
+        };
         let reply = json!({
             "status": "ok",
             "version": env!("CARGO_PKG_VERSION"),
@@ -359,16 +373,7 @@ impl Hub {
                 "failed": tasks.failed,
                 "aborted": tasks.aborted,
             },
-            "store": {
-                "backend": store.backend,
-                "lag": store.lag,
-                "lag_bound": store.lag_bound,
-                "unsynced": store.unsynced,
-                "bytes": store.bytes,
-                "submissions": store.submissions,
-                "finishes": store.finishes,
-                "pruned": store.pruned,
-            },
+            "store": recorded,
             "relay_bytes": relay_bytes,
             "refused_messages": self.junk_total.get(),
             "troubles": self.all_troubles(),

@@ -198,6 +198,12 @@ impl Registry {
         stalled
     }
 
+    /// How long ago the latest of the registrations that wait for a heartbeat began.
+    pub(crate) fn youngest_incoming(&self) -> Option<Duration> {
+        let youngest = self.incoming.values().map(|entry| entry.since).max()?;
+        Some(youngest.elapsed())
+    }
+
     pub(crate) fn is_incoming(&self, uuid: &str) -> bool {
         self.incoming.contains_key(uuid)
     }

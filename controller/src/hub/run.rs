@@ -45,6 +45,9 @@ const FAREWELL: Duration = Duration::from_millis(200);
 /// The least time between two pings that new engines call for.
 const EXTRA_PING: Duration = Duration::from_millis(10);
 
+/// Every engine echoes every ping: the more there are, the longer the time between those two.
+const EXTRA_PING_EACH: Duration = Duration::from_micros(50);
+
 /// The hub.
 pub struct Hub {
     pub(super) settings: Settings,
@@ -206,6 +209,7 @@ impl Hub {
             self.extra_ping = None;
             self.send_ping();
         }
+        self.ping_newcomers(now);
         if self.next_sweep <= now {
             self.next_sweep = now + Duration::from_millis(if self.unsaved { 100 } else { 500 });
             self.sweep(now);
@@ -293,6 +297,18 @@ impl Hub {
                     .get_or_insert((self.last_ping + EXTRA_PING).max(Instant::now()));
             }
         }
+    }
+
+    /// An echo that came before its engine's registration, on another connection, was for nothing, and a heart may be
+    /// slow to connect: engines whose registration waits for a heartbeat are pinged again and again, ever less often.
+    fn ping_newcomers(&mut self, now: Instant) {
+        let Some(age) = self.registry.youngest_incoming() else {
+            return;
+        };
+        let engines = u32::try_from(self.registry.len()).unwrap_or(u32::MAX);
+        let gap = EXTRA_PING.max(age).max(EXTRA_PING_EACH * engines);
+        let due = (self.last_ping + gap).max(now);
+        self.extra_ping = Some(self.extra_ping.map_or(due, |other| other.min(due)));
     }
 
     fn pongs(&mut self, limit: usize) {

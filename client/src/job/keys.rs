@@ -1,0 +1,379 @@
+//! The keys of a job line, each taken with the type that it must have.
+
+use std::collections::BTreeMap;
+
+use ipbroker_protocol::message::{Limit, Require};
+use serde_json::{Map, Value};
+
+use super::error::LineError;
+use super::line::{Condition, Transfer};
+
+/// The object's keys with their types; `null` counts as absent.
+pub(super) struct Keys<'a>(pub(super) &'a Map<String, Value>);
+
+impl Keys<'_> {
+    pub(super) fn get(&self, key: &'static str) -> Option<&Value> {
+        self.0.get(key).filter(|v| !v.is_null())
+    }
+
+    pub(super) fn string(&self, key: &'static str) -> Result<Option<String>, LineError> {
+        match self.get(key) {
+            None => Ok(None),
+            Some(Value::String(text)) => Ok(Some(text.clone())),
+            Some(other) => Err(wrong(key, "a string", other)),
+        }
+    }
+
+    pub(super) fn path(&self, key: &'static str) -> Result<Option<String>, LineError> {
+        match self.string(key)? {
+            None => Ok(None),
+            Some(path) if path.is_empty() => Err(LineError::WrongValue {
+                key,
+                problem: "is empty".into(),
+            }),
+            Some(path) => no_nul(key, &path).map(Some),
+        }
+    }
+
+    pub(super) fn boolean(&self, key: &'static str) -> Result<Option<bool>, LineError> {
+        match self.get(key) {
+            None => Ok(None),
+            Some(Value::Bool(value)) => Ok(Some(*value)),
+            Some(other) => Err(wrong(key, "true or false", other)),
+        }
+    }
+
+    pub(super) fn integer(&self, key: &'static str) -> Result<Option<i32>, LineError> {
+        match self.get(key) {
+            None => Ok(None),
+            Some(value) => value
+                .as_i64()
+                .and_then(|n| i32::try_from(n).ok())
+                .map(Some)
+                .ok_or_else(|| wrong(key, "an integer", value)),
+        }
+    }
+
+    pub(super) fn retries(&self) -> Result<Option<u32>, LineError> {
+        let key = "retries";
+        match self.get(key) {
+            None => Ok(None),
+            Some(value) => value
+                .as_u64()
+                .and_then(|n| u32::try_from(n).ok())
+                .map(Some)
+                .ok_or_else(|| wrong(key, "a whole number from 0", value)),
+        }
+    }
+
+    pub(super) fn seconds(&self, key: &'static str) -> Result<Option<f64>, LineError> {
+        match self.get(key) {
+            None => Ok(None),
+            Some(value) => seconds(key, value).map(Some),
+        }
+    }
+
+    pub(super) fn strings(&self, key: &'static str) -> Result<Vec<String>, LineError> {
+        const EXPECTED: &str = "a list of strings";
+        let Some(value) = self.get(key) else {
+            return Ok(Vec::new());
+        };
+        let Value::Array(items) = value else {
+            return Err(wrong(key, EXPECTED, value));
+        };
+        items
+            .iter()
+            .map(|item| match item {
+                Value::String(text) => Ok(text.clone()),
+                other => Err(LineError::WrongType {
+                    key,
+                    expected: EXPECTED,
+                    found: format!("a list with {}", kind(other)),
+                }),
+            })
+            .collect()
+    }
+
+    /// A list of paths that are the same here and there, or an object of those that are not: `{"FROM": "TO"}`.
+    pub(super) fn transfers(
+        &self,
+        key: &'static str,
+        out: bool,
+    ) -> Result<Vec<Transfer>, LineError> {
+        const EXPECTED: &str = "a list of paths, or an object {\"FROM\": \"TO\"}";
+        let pairs: Vec<(String, String)> = match self.get(key) {
+            None => return Ok(Vec::new()),
+            Some(Value::Array(items)) => items
+                .iter()
+                .map(|item| match item {
+                    Value::String(from) => Ok((from.clone(), other_side(from))),
+                    other => Err(wrong(key, EXPECTED, other)),
+                })
+                .collect::<Result<_, _>>()?,
+            Some(Value::Object(map)) => map
+                .iter()
+                .map(|(from, to)| match to {
+                    Value::String(to) => Ok((from.clone(), to.clone())),
+                    other => Err(wrong(key, EXPECTED, other)),
+                })
+                .collect::<Result<_, _>>()?,
+            Some(other) => return Err(wrong(key, EXPECTED, other)),
+        };
+        pairs
+            .into_iter()
+            .map(|(from, to)| {
+                if from.is_empty() || to.is_empty() {
+                    let problem = "has an empty path".into();
+                    return Err(LineError::WrongValue { key, problem });
+                }
+                let (from, to) = (no_nul(key, &from)?, no_nul(key, &to)?);
+                let (local, remote) = if out { (from, to) } else { (to, from) };
+                Ok(Transfer { local, remote })
+            })
+            .collect()
+    }
+
+    pub(super) fn id(&self) -> Result<Option<String>, LineError> {
+        self.get("id").map(|value| id("id", value)).transpose()
+    }
+
+    pub(super) fn ids(&self, key: &'static str) -> Result<Vec<String>, LineError> {
+        match self.get(key) {
+            None => Ok(Vec::new()),
+            Some(Value::Array(items)) => items.iter().map(|item| id(key, item)).collect(),
+            Some(other) => Err(wrong(key, "a list of ids", other)),
+        }
+    }
+
+    pub(super) fn condition(&self) -> Result<Condition, LineError> {
+        const EXPECTED: &str = "\"success\", \"failure\" or \"always\"";
+        match self.get("on") {
+            None => Ok(Condition::Success),
+            Some(Value::String(text)) => match text.as_str() {
+                "success" => Ok(Condition::Success),
+                "failure" => Ok(Condition::Failure),
+                "always" => Ok(Condition::Always),
+                other => Err(LineError::WrongType {
+                    key: "on",
+                    expected: EXPECTED,
+                    found: format!("{other:?}"),
+                }),
+            },
+            Some(other) => Err(wrong("on", EXPECTED, other)),
+        }
+    }
+
+    pub(super) fn env(&self) -> Result<BTreeMap<String, String>, LineError> {
+        const EXPECTED: &str = "an object of strings";
+        let key = "env";
+        let Some(value) = self.get(key) else {
+            return Ok(BTreeMap::new());
+        };
+        let Value::Object(vars) = value else {
+            return Err(wrong(key, EXPECTED, value));
+        };
+        vars.iter()
+            .map(|(name, value)| {
+                let Value::String(text) = value else {
+                    let found = format!("an object where {name:?} is {}", kind(value));
+                    return Err(LineError::WrongType {
+                        key,
+                        expected: EXPECTED,
+                        found,
+                    });
+                };
+                if name.is_empty() || name.contains(['=', '\0']) || text.contains('\0') {
+                    return Err(LineError::WrongValue {
+                        key,
+                        problem: format!("has an impossible variable {name:?}"),
+                    });
+                }
+                Ok((name.clone(), text.clone()))
+            })
+            .collect()
+    }
+
+    pub(super) fn limit(&self) -> Result<Limit, LineError> {
+        let key = "limit";
+        let Some(value) = self.get(key) else {
+            return Ok(Limit::default());
+        };
+        let Value::Object(limits) = value else {
+            return Err(wrong(
+                key,
+                "an object like {\"time\": 60, \"memory\": \"2G\"}",
+                value,
+            ));
+        };
+        let mut limit = Limit::default();
+        for (name, value) in limits {
+            match (name.as_str(), value) {
+                (_, Value::Null) => {}
+                ("time", value) => limit.time = Some(seconds("limit.time", value)?),
+                ("memory", value) => limit.memory = Some(bytes("limit.memory", value)?),
+                (other, _) => {
+                    return Err(LineError::WrongValue {
+                        key,
+                        problem: format!(
+                            "has {other:?}: only \"time\" and \"memory\" can be limited"
+                        ),
+                    });
+                }
+            }
+        }
+        Ok(limit)
+    }
+
+    pub(super) fn capture(&self) -> Result<Option<u64>, LineError> {
+        match self.get("capture") {
+            None | Some(Value::Bool(false)) => Ok(None),
+            Some(Value::Bool(true)) => Ok(Some(super::outcome::CAPTURE)),
+            Some(value) => bytes("capture", value).map(Some),
+        }
+    }
+
+    pub(super) fn require(&self) -> Result<Require, LineError> {
+        const EXPECTED: &str =
+            "an object of lists: {\"programs\": […], \"files\": […], \"variables\": […]}";
+        let key = "require";
+        let Some(value) = self.get(key) else {
+            return Ok(Require::default());
+        };
+        let Value::Object(object) = value else {
+            return Err(wrong(key, EXPECTED, value));
+        };
+        if let Some(other) = object
+            .keys()
+            .find(|k| !["programs", "files", "variables"].contains(&k.as_str()))
+        {
+            return Err(LineError::WrongValue {
+                key,
+                problem: format!(
+                    "has {other:?}: only \"programs\", \"files\" and \"variables\" can be required"
+                ),
+            });
+        }
+        let keys = Keys(object);
+        Ok(Require {
+            programs: keys.strings("programs")?,
+            files: keys.strings("files")?,
+            variables: keys.strings("variables")?,
+        })
+    }
+}
+
+/// Where a file goes that is named once: the same relative path, or its name alone when that would lead elsewhere.
+fn other_side(path: &str) -> String {
+    let inside = !path.starts_with(['/', '~']) && !path.split('/').any(|part| part == "..");
+    if inside {
+        path.to_owned()
+    } else {
+        path.rsplit('/').next().unwrap_or(path).to_owned()
+    }
+}
+
+pub(super) fn no_nul(key: &'static str, text: &str) -> Result<String, LineError> {
+    if text.contains('\0') {
+        return Err(LineError::WrongValue {
+            key,
+            problem: "contains a NUL character".into(),
+        });
+    }
+    Ok(text.to_owned())
+}
+
+fn id(key: &'static str, value: &Value) -> Result<String, LineError> {
+    match value {
+        Value::String(text) if !text.is_empty() => Ok(text.clone()),
+        Value::Number(number) if !number.is_f64() => Ok(number.to_string()),
+        other => Err(wrong(
+            key,
+            if key == "id" {
+                "a string or an integer"
+            } else {
+                "a list of ids"
+            },
+            other,
+        )),
+    }
+}
+
+fn seconds(key: &'static str, value: &Value) -> Result<f64, LineError> {
+    value
+        .as_f64()
+        .filter(|s| s.is_finite() && *s >= 0.0)
+        .ok_or_else(|| wrong(key, "a number of seconds from 0", value))
+}
+
+fn bytes(key: &'static str, value: &Value) -> Result<u64, LineError> {
+    match value {
+        Value::Number(number) => number.as_u64(),
+        Value::String(text) => parse_size(text),
+        _ => None,
+    }
+    .ok_or_else(|| {
+        wrong(
+            key,
+            "a number of bytes, or a size like \"64K\" or \"2G\"",
+            value,
+        )
+    })
+}
+
+/// `4096`, `64K`, `64KiB`, `2G`: powers of 1024.
+pub fn parse_size(text: &str) -> Option<u64> {
+    let text = text.trim();
+    let digits = text
+        .find(|c: char| !c.is_ascii_digit())
+        .unwrap_or(text.len());
+    let number: u64 = text[..digits].parse().ok()?;
+    let shift = match text[digits..].trim().to_ascii_lowercase().as_str() {
+        "" | "b" => 0,
+        "k" | "kb" | "kib" => 10,
+        "m" | "mb" | "mib" => 20,
+        "g" | "gb" | "gib" => 30,
+        "t" | "tb" | "tib" => 40,
+        _ => return None,
+    };
+    number.checked_mul(1 << shift)
+}
+
+pub(super) fn kind(value: &Value) -> &'static str {
+    match value {
+        Value::Null => "null",
+        Value::Bool(_) => "true or false",
+        Value::Number(_) => "a number",
+        Value::String(_) => "a string",
+        Value::Array(_) => "a list",
+        Value::Object(_) => "an object",
+    }
+}
+
+pub(super) fn wrong(key: &'static str, expected: &'static str, value: &Value) -> LineError {
+    let found = match value {
+        Value::Number(number) => format!("the number {number}"),
+        Value::Bool(value) => value.to_string(),
+        Value::String(text) if text.len() <= 40 => format!("the string {text:?}"),
+        other => kind(other).to_owned(),
+    };
+    LineError::WrongType {
+        key,
+        expected,
+        found,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes() {
+        assert_eq!(parse_size("4096"), Some(4096));
+        assert_eq!(parse_size("64K"), Some(65536));
+        assert_eq!(parse_size("2 GiB"), Some(2 << 30));
+        assert_eq!(parse_size("1x"), None);
+        assert_eq!(parse_size("99999999999T"), None);
+        assert_eq!(parse_size(""), None);
+    }
+}
