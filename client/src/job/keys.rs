@@ -137,11 +137,13 @@ impl Keys<'_> {
         self.get("id").map(|value| id("id", value)).transpose()
     }
 
+    /// A list of ids; a single one may stand for itself.
     pub(super) fn ids(&self, key: &'static str) -> Result<Vec<String>, LineError> {
         match self.get(key) {
             None => Ok(Vec::new()),
             Some(Value::Array(items)) => items.iter().map(|item| id(key, item)).collect(),
-            Some(other) => Err(wrong(key, "a list of ids", other)),
+            Some(one @ (Value::String(_) | Value::Number(_))) => Ok(vec![id(key, one)?]),
+            Some(other) => Err(wrong(key, "an id or a list of ids", other)),
         }
     }
 

@@ -141,7 +141,8 @@ impl Heart {
 }
 
 impl Beat {
-    /// A new estimate, when it differs from the last one that was told by more than the error of the measurement.
+    /// A new estimate, when the last one that was told can no longer be true. A round trip bounds the offset to half of
+    /// itself on either side: clocks that may be equal count as equal, or a job would start before it was submitted.
     fn sample(&mut self, trip: Duration, offset: f64) -> Option<f64> {
         self.samples.push_back((trip, offset));
         if self.samples.len() > SAMPLES {
@@ -149,11 +150,14 @@ impl Beat {
         }
         let (trip, best) = self.samples.iter().copied().min_by_key(|(trip, _)| *trip)?;
         let error = (trip.as_secs_f64() / 2.0).max(0.000_5);
-        if self.told.is_none_or(|told| (told - best).abs() > error) {
-            self.told = Some(best);
-            return Some(best);
+        let first = self.told.is_none();
+        let told = self.told.get_or_insert(0.0);
+        if (*told - best).abs() > error {
+            *told = best;
+        } else if !first {
+            return None;
         }
-        None
+        self.told
     }
 }
 
@@ -213,5 +217,14 @@ mod tests {
         assert_eq!(echo(500, 47.2), None, "a slow echo tells nothing");
         let better = echo(1, 47.003).unwrap();
         assert!((better - 47.003).abs() < 1e-6);
+    }
+
+    #[test]
+    fn clocks_that_may_be_equal_are() {
+        let mut beat = Beat::default();
+        let ms = Duration::from_millis;
+        assert_eq!(beat.sample(ms(10), 0.004), Some(0.0));
+        assert_eq!(beat.sample(ms(9), -0.004), None);
+        assert_eq!(beat.sample(ms(2), 0.003), Some(0.003));
     }
 }
