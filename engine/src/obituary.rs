@@ -1,6 +1,9 @@
 //! What the reaper tells the hub when the engine process is gone.
 
-use std::collections::BTreeMap;
+use std::{
+    collections::BTreeMap,
+    time::{Duration, Instant},
+};
 
 use ipbroker_protocol::{
     array::member_id,
@@ -12,13 +15,16 @@ use ipbroker_protocol::{
 
 use crate::reaper::Obituary;
 
-/// How long the hub may take to accept it, in ms.
-const LINGER: i32 = 5000;
+/// How long it is said again, for the hub to hear it: it may be gone too, and come back.
+const REPEATED: Duration = Duration::from_secs(20);
+
+/// How long an answer is waited for, in ms.
+const ANSWER: i32 = 2000;
 
 /// Ids of started tasks told of one engine: the last ones. More are never outstanding.
 const TOLD: usize = 50_000;
 
-/// Sends `engine_died`. Nobody is left to hear of an error.
+/// Sends `engine_died` until it is answered. Nobody is left to hear of an error.
 pub(crate) fn send(obituary: Obituary) {
     let Ok(connection) = serde_json::from_value::<EngineConnection>(obituary.connection) else {
         return;
@@ -36,18 +42,28 @@ pub(crate) fn send(obituary: Obituary) {
         uuids,
         reason: "the engine process died".into(),
     };
-    let message = session.request(types::ENGINE_DIED, &died);
     let context = Context::new();
+    let begun = Instant::now();
     let told = || -> zmq::Result<()> {
-        let dealer = socket::open(&context, zmq::DEALER)?;
-        dealer.set_linger(LINGER)?;
-        if let Some(curve) = &curve {
-            curve.apply(&dealer)?;
+        while begun.elapsed() < REPEATED {
+            let dealer = socket::open(&context, zmq::DEALER)?;
+            dealer.set_linger(0)?;
+            dealer.set_rcvtimeo(ANSWER)?;
+            if let Some(curve) = &curve {
+                curve.apply(&dealer)?;
+            }
+            dealer.connect(&common.url(connection.registration))?;
+            socket::send(
+                &dealer,
+                session.request(types::ENGINE_DIED, &died).into_frames(),
+            )?;
+            // Whoever has the key can answer this, and could have sent anything else.
+            if dealer.recv_multipart(0).is_ok() {
+                return Ok(());
+            }
         }
-        dealer.connect(&common.url(connection.registration))?;
-        socket::send(&dealer, message.into_frames())
+        Ok(())
     };
-    // The context waits for the message to go when it is dropped.
     let _ = told();
 }
 

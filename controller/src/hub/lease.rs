@@ -4,10 +4,15 @@ use std::time::{Duration, Instant};
 
 use foldhash::{HashMap, HashMapExt};
 
+/// The longest time between two looks that counts as time in which clients could be heard.
+const GAP: Duration = Duration::from_secs(1);
+
 /// The sessions that hold a lease.
 #[derive(Debug)]
 pub(crate) struct Leases {
     length: Duration,
+    /// When it was last asked who has expired.
+    looked: Option<Instant>,
     seen: HashMap<String, Instant>,
 }
 
@@ -15,6 +20,7 @@ impl Leases {
     pub(crate) fn new(length: Duration) -> Self {
         Self {
             length,
+            looked: None,
             seen: HashMap::new(),
         }
     }
@@ -35,9 +41,18 @@ impl Leases {
         }
     }
 
-    /// Sessions whose lease has run out; they are forgotten.
+    /// Sessions whose lease has run out; they are forgotten. To be asked at least every [`GAP`]: a longer pause is ours (a
+    /// machine that is overloaded or was suspended), and no time in which a client could be heard.
     pub(crate) fn expired(&mut self, now: Instant) -> Vec<String> {
         let length = self.length;
+        if let Some(looked) = self.looked.replace(now) {
+            let pause = now.saturating_duration_since(looked);
+            if pause > GAP {
+                for seen in self.seen.values_mut() {
+                    *seen += pause - GAP;
+                }
+            }
+        }
         self.seen
             .extract_if(|_, seen| now.saturating_duration_since(*seen) >= length)
             .map(|(session, _)| session)
@@ -68,9 +83,22 @@ mod tests {
         leases.renew("b", at(0));
         leases.renew("a", at(10));
         leases.touch("stranger", at(10));
-        assert!(leases.expired(at(14)).is_empty());
+        assert!((1..15).all(|second| leases.expired(at(second)).is_empty()));
         assert_eq!(leases.expired(at(15)), ["b"]);
         assert_eq!(leases.len(), 1);
+        assert!((16..25).all(|second| leases.expired(at(second)).is_empty()));
         assert_eq!(leases.expired(at(25)), ["a"]);
+    }
+
+    #[test]
+    fn a_pause_of_the_controller_is_not_the_clients() {
+        let mut leases = Leases::new(Duration::from_secs(15));
+        let begin = Instant::now();
+        let at = |seconds| begin + Duration::from_secs(seconds);
+        leases.renew("a", at(0));
+        assert!(leases.expired(at(1)).is_empty());
+        assert!(leases.expired(at(100)).is_empty());
+        assert!((101..113).all(|second| leases.expired(at(second)).is_empty()));
+        assert_eq!(leases.expired(at(113)), ["a"]);
     }
 }

@@ -128,13 +128,6 @@ pub enum Event {
     Continue(Box<dyn FnOnce(&mut run::Hub) + Send>),
     /// An engine said on IOPub that it ends.
     EngineStopped(String),
-    /// Something is wrong that clients should know; `None`: it is over.
-    Trouble {
-        /// What it is about.
-        about: &'static str,
-        /// In words.
-        what: Option<String>,
-    },
     /// The controller ends: tell our engines (unless they are to wait for the next one), and end the thread.
     Shutdown {
         /// Whether engines of ours are to end too.
@@ -147,7 +140,6 @@ impl std::fmt::Debug for Event {
         f.write_str(match self {
             Self::Continue(_) => "Continue",
             Self::EngineStopped(_) => "EngineStopped",
-            Self::Trouble { .. } => "Trouble",
             Self::Shutdown { .. } => "Shutdown",
         })
     }

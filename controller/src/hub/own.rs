@@ -44,7 +44,7 @@ impl Hub {
             types::ENGINES_REQUEST => self.engines(asker),
             types::STATUS_REQUEST => self.status(asker),
             types::RECEIVED_NOTICE => self.received(asker, content),
-            types::ENGINE_DIED => self.died(content),
+            types::ENGINE_DIED => self.died(asker, content),
             _ => return false,
         }
         true
@@ -409,7 +409,7 @@ impl Hub {
     }
 
     /// An engine process has ended; its reaper knows what each of its engines had started.
-    fn died(&mut self, content: Value) {
+    fn died(&mut self, asker: &Asker, content: Value) {
         let EngineDied { uuids, reason } = match EngineDied::deserialize(content) {
             Ok(died) => died,
             Err(error) => return self.query.refuse("bad engine_died", &error),
@@ -419,8 +419,21 @@ impl Hub {
                 reason: reason.clone(),
                 started,
             };
-            self.depart(&uuid, departure, &format!("died: {reason}"), false);
+            if self.registry.by_uuid(&uuid).is_some() {
+                self.depart(&uuid, departure, &format!("died: {reason}"), false);
+            } else {
+                // It died while there was no controller, or has not come back to this one: its tasks wait for it.
+                self.registry.forget(&uuid);
+                self.unsaved = true;
+                self.links
+                    .tasks
+                    .send(Command::EngineLeft { uuid, departure });
+            }
         }
+        // Not before it is written: until it is answered, the reaper says it again.
+        let to = asker.clone();
+        let answer = self.then(move |hub, ()| hub.reply_ok(&to, &json!({})));
+        self.links.tasks.send(Command::Settled { answer });
     }
 }
 

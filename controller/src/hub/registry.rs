@@ -74,7 +74,7 @@ impl Registry {
     }
 
     /// Begins a registration and returns the engine's id. An engine of ours may register again under its uuid: it keeps
-    /// its id, and says what it holds.
+    /// its id, and is asked what it holds.
     pub(crate) fn begin(&mut self, registration: Registration) -> Result<u32, Refusal> {
         let uuid = registration.uuid.clone();
         if uuid.is_empty() || uuid.len() > 255 {
@@ -147,7 +147,7 @@ impl Registry {
     }
 
     /// A heartbeat of an engine that was there before: a Python engine goes on as if nothing had happened. `Err`: one of
-    /// ours, which has to register again to say what it holds.
+    /// ours, which has to register again to be asked what it holds.
     pub(crate) fn come_back(&mut self, uuid: &str) -> Option<Result<(), ()>> {
         let (id, registration) = if let Some((id, registration)) = self.expected.get(uuid) {
             (*id, registration.clone())
@@ -220,6 +220,12 @@ impl Registry {
             }
         }
         Some(engine)
+    }
+
+    /// An engine of an earlier controller, or one whose registration is under way, does not come (back).
+    pub(crate) fn forget(&mut self, uuid: &str) {
+        self.incoming.remove(uuid);
+        self.expected.remove(uuid);
     }
 
     /// The uuid of an engine, or of a registration under way.
@@ -327,7 +333,7 @@ fn profile(id: u32, registration: Registration) -> EngineProfile {
         cores: registration.cores,
         version: registration.version,
         limits: registration.limits,
-        holds: registration.holds.unwrap_or_default(),
+        returns: registration.returns,
     }
 }
 

@@ -39,6 +39,9 @@ use crate::{
 /// Messages of one socket before the others get their turn.
 const BATCH: usize = 256;
 
+/// Requests that are read before a lease is said to have run out.
+const CATCH_UP: usize = 10_000;
+
 /// After this a client that asked for the end has its answer.
 const FAREWELL: Duration = Duration::from_millis(200);
 
@@ -75,7 +78,7 @@ pub struct Hub {
     last_ping: Instant,
     /// Until when engines of an earlier controller are awaited.
     awaited: Option<Instant>,
-    unsaved: bool,
+    pub(super) unsaved: bool,
     pub(super) farewell: Option<Instant>,
 }
 
@@ -152,26 +155,12 @@ impl Hub {
             self.query.flush();
             self.subscriptions();
             self.pongs(BATCH);
-            for _ in 0..BATCH {
-                let Some(request) = self.query.receive(1, &self.session) else {
-                    break;
-                };
-                self.requested(request);
-            }
+            self.requests(BATCH);
             let waiting: Vec<Event> = events.take().collect();
             for event in waiting {
                 match event {
                     Event::Continue(rest) => rest(self),
                     Event::EngineStopped(uuid) => self.stopped(&uuid, "has shut down"),
-                    Event::Trouble {
-                        about,
-                        what: Some(what),
-                    } => {
-                        self.troubles.insert(about, what);
-                    }
-                    Event::Trouble { about, what: None } => {
-                        self.troubles.remove(about);
-                    }
                     Event::Shutdown { engines } => {
                         self.end(engines);
                         return;
@@ -228,6 +217,8 @@ impl Hub {
                 "the engine registered but its heart never beat: registration dropped"
             );
         }
+        // What has arrived counts, however late this thread is: a lease that is in the socket has been renewed.
+        self.requests(CATCH_UP);
         for session in self.leases.expired(now) {
             self.client_gone(session);
         }
@@ -246,6 +237,7 @@ impl Hub {
                 self.unsaved = true;
             }
         }
+        self.look_at_descriptors();
         if std::mem::take(&mut self.unsaved) {
             match self.registry.save(&self.settings.state_file) {
                 Ok(()) => {
@@ -262,6 +254,26 @@ impl Hub {
                     self.unsaved = true;
                 }
             }
+        }
+    }
+
+    /// libzmq does not tell that it cannot accept connections any more.
+    fn look_at_descriptors(&mut self) {
+        const ABOUT: &str = "descriptors";
+        match std::fs::File::open("/dev/null") {
+            Ok(_) => {
+                if self.troubles.remove(ABOUT).is_some() {
+                    tracing::warn!("there are file descriptors again");
+                }
+            }
+            Err(error) if !self.troubles.contains_key(ABOUT) => {
+                let what = format!(
+                    "no file can be opened and no connection accepted: {error}; raise the limit with `ulimit -Hn` or in limits.conf"
+                );
+                tracing::error!("{what}");
+                self.troubles.insert(ABOUT, what);
+            }
+            Err(_) => {}
         }
     }
 
@@ -491,6 +503,15 @@ impl Hub {
     }
 
     // Requests.
+
+    fn requests(&mut self, limit: usize) {
+        for _ in 0..limit {
+            let Some(request) = self.query.receive(1, &self.session) else {
+                return;
+            };
+            self.requested(request);
+        }
+    }
 
     fn requested(&mut self, request: ipbroker_protocol::envelope::Envelope) {
         let header: HeaderRef<'_> = match self.session.packer.unpack(request.header()) {

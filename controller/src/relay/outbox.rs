@@ -43,12 +43,14 @@ impl std::fmt::Display for Refused {
 }
 
 /// The sending side of a ROUTER.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Outbox {
     queues: HashMap<Box<[u8]>, Queue>,
     bytes: usize,
     retry: Option<Instant>,
     pause: Duration,
+    /// Peers that are not connected are waited for, until they are forgotten.
+    patient: bool,
 }
 
 #[derive(Debug, Default)]
@@ -64,6 +66,22 @@ impl Outbox {
             bytes: 0,
             retry: None,
             pause: PAUSES.0,
+            patient: false,
+        }
+    }
+
+    /// One that keeps what is for peers that are not connected (yet, or for a moment), until [`Outbox::forget`].
+    pub(crate) fn patient() -> Self {
+        Self {
+            patient: true,
+            ..Self::new()
+        }
+    }
+
+    /// Drops what is kept for a peer.
+    pub(crate) fn forget(&mut self, peer: &[u8]) {
+        if let Some(queue) = self.queues.remove(peer) {
+            self.bytes -= queue.bytes;
         }
     }
 
@@ -82,6 +100,10 @@ impl Outbox {
         match try_send(socket, &mut frames) {
             Ok(()) => Ok(()),
             Err(zmq::Error::EAGAIN | zmq::Error::EINTR) => {
+                self.retry.get_or_insert_with(|| Instant::now() + PAUSES.0);
+                self.keep(frames)
+            }
+            Err(_) if self.patient => {
                 self.retry.get_or_insert_with(|| Instant::now() + PAUSES.0);
                 self.keep(frames)
             }
@@ -118,7 +140,7 @@ impl Outbox {
             return gone;
         }
         let mut moved = false;
-        let bytes = &mut self.bytes;
+        let (bytes, patient) = (&mut self.bytes, self.patient);
         self.queues.retain(|peer, queue| {
             while let Some(frames) = queue.messages.front_mut() {
                 let cost = cost(frames);
@@ -130,6 +152,7 @@ impl Outbox {
                         moved = true;
                     }
                     Err(zmq::Error::EAGAIN | zmq::Error::EINTR) => return true,
+                    Err(_) if patient => return true,
                     Err(_) => {
                         *bytes -= queue.bytes;
                         gone.push((peer.clone(), queue.messages.len()));

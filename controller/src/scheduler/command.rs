@@ -6,7 +6,7 @@
 use std::fmt;
 use std::sync::Arc;
 
-use ipbroker_protocol::message::{Holds, Stats};
+use ipbroker_protocol::message::Stats;
 use ipbroker_protocol::zmq::Message;
 
 /// Where the answer to a question goes. It is called at most once; dropping it unanswered (the
@@ -55,8 +55,8 @@ pub struct EngineProfile {
     pub version: Option<String>,
     /// How it keeps limits of jobs, when it told.
     pub limits: Option<String>,
-    /// What it still holds from before this registration (it outlived a controller, or a pause).
-    pub holds: Holds,
+    /// It was registered before (it outlived a controller, or a pause), and may hold tasks.
+    pub returns: bool,
 }
 
 impl EngineProfile {
@@ -191,6 +191,11 @@ pub enum Command {
         uuid: String,
         /// How.
         departure: Departure,
+    },
+    /// Answer when what was said so far is in the journal.
+    Settled {
+        /// It is.
+        answer: Answer<()>,
     },
     /// A client's lease ran out: its tasks that are not detached are to be aborted.
     ClientGone {

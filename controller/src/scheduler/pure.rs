@@ -557,6 +557,7 @@ impl Pure {
                     None => answer.send(Err("not a message".into())),
                 }
             }
+            Command::Settled { answer } => answer.send(()),
             Command::ClientGone { .. } | Command::Shutdown => {}
         }
     }

@@ -50,6 +50,8 @@ struct Fold<'a> {
     submitted: Option<Submitted<'a>>,
     dispatched: Option<(&'a str, u32, i64)>,
     requeued: bool,
+    /// What it has left since it was requeued.
+    retries: Option<u32>,
     finished: Option<Finished<'a>>,
     /// An array has ended: like this, then.
     ended: Option<(Outcome, i64)>,
@@ -122,6 +124,7 @@ impl<'a> Folds<'a> {
                 submitted: None,
                 dispatched: None,
                 requeued: false,
+                retries: None,
                 finished: None,
                 ended: None,
             });
@@ -261,9 +264,18 @@ impl Applier {
                     fold.requeued = false;
                 }
             },
-            Event::Requeued { key, lo, hi } => match self.arrays.get_mut(&key) {
+            Event::Requeued {
+                key,
+                lo,
+                hi,
+                retries,
+            } => match self.arrays.get_mut(&key) {
                 Some(held) => held.remove(lo, hi),
-                None => folds.at(key).requeued = true,
+                None => {
+                    let fold = folds.at(key);
+                    fold.requeued = true;
+                    fold.retries = retries;
+                }
             },
             Event::Finished(finished) => self.finished(conn, folds, finished)?,
             Event::Output {
@@ -359,6 +371,10 @@ impl Applier {
                     }
                 }
                 None => self.update(conn, fold)?,
+            }
+            if let (Some(retries), None) = (fold.retries, &fold.finished) {
+                conn.prepare_cached("UPDATE task SET retries = ?2 WHERE key = ?1")?
+                    .execute((fold.key.cast_signed(), retries))?;
             }
         }
         Ok(())

@@ -9,7 +9,7 @@ use super::StoreError;
 
 const SCHEMA: &str = include_str!("schema.sql");
 /// Grows with each change of the schema.
-const VERSION: i64 = 1;
+const VERSION: i64 = 2;
 
 /// Opens the database for writing, and makes it if it is not there. `None` for one in memory.
 pub(crate) fn open(path: Option<&Path>) -> Result<Connection, StoreError> {
@@ -47,6 +47,9 @@ pub(crate) fn open(path: Option<&Path>) -> Result<Connection, StoreError> {
     }
     let create = || -> rusqlite::Result<()> {
         conn.execute_batch("BEGIN IMMEDIATE")?;
+        if found == 1 {
+            conn.execute_batch("ALTER TABLE task ADD COLUMN retries INTEGER")?;
+        }
         conn.execute_batch(SCHEMA)?;
         conn.pragma_update(None, "user_version", VERSION)?;
         conn.execute_batch("COMMIT")

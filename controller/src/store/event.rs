@@ -230,6 +230,8 @@ pub(crate) enum Event<'a> {
         key: u64,
         lo: u64,
         hi: u64,
+        /// Left to each.
+        retries: Option<u32>,
     },
     Finished(Finished<'a>),
     Output {
@@ -349,11 +351,12 @@ impl Batch {
         });
     }
 
-    pub(crate) fn requeued(&mut self, key: u64, range: &Range<u64>) {
+    pub(crate) fn requeued(&mut self, key: u64, range: &Range<u64>, retries: u32) {
         self.record(REQUEUED, |b| {
             put_u64(b, key);
             put_u64(b, range.start);
             put_u64(b, range.end);
+            b.extend_from_slice(&retries.to_le_bytes());
         });
     }
 
@@ -533,6 +536,8 @@ impl<'a> Event<'a> {
                 key: r.u64()?,
                 lo: r.u64()?,
                 hi: r.u64()?,
+                // The first version had none.
+                retries: r.u32(),
             },
             FINISHED => {
                 let task = match r.u8()? {

@@ -146,10 +146,10 @@ impl Journal {
         }
     }
 
-    /// Records that dispatched members wait again: given back, lost, or failed with retries left.
-    pub fn requeued(&mut self, key: u64, range: Range<u64>) {
+    /// Records that dispatched members wait again: given back, lost, or failed with so many retries left.
+    pub fn requeued(&mut self, key: u64, range: Range<u64>, retries: u32) {
         if !matches!(self.sink, Sink::Off) {
-            self.batch.requeued(key, &range);
+            self.batch.requeued(key, &range, retries);
         }
     }
 

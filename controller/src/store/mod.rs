@@ -22,7 +22,7 @@
 //!     if handle.over_bound() { /* do not read from the clients' socket this time */ }
 //!     journal.submitted(&Submission { key: handle.next_key(), … })?;   // Err: refuse this one task
 //!     journal.dispatched(key, 0..1, attempt, engine_uuid);
-//!     journal.requeued(key, 0..1);                                     // given back, lost or failed with retries left
+//!     journal.requeued(key, 0..1, retries);                            // given back, lost or failed with retries left
 //!     journal.finished(&Finish { … });
 //!     match journal.flush() {
 //!         Ok(position) => { /* send what this batch causes; acknowledgements wait until journal.durable() >= position */ }
@@ -142,6 +142,8 @@ pub struct RecoveredTask {
     pub frames: Vec<Vec<u8>>,
     /// Highest attempt that was dispatched so far, 0 if none was.
     pub attempt: u32,
+    /// Retries that it has left; `None`: as many as its metadata ask for, as for every array.
+    pub retries: Option<u32>,
     /// Members that wait.
     pub waiting: Vec<std::ops::Range<u64>>,
     /// Members that were dispatched and have no outcome.

@@ -214,12 +214,13 @@ pub(crate) fn recover(
         }
         recovered.outcomes.reverse();
         let mut open =
-            conn.prepare(&format!("SELECT {FULL}, attempt, arrived, dispatched FROM task WHERE completed IS NULL ORDER BY key"))?;
+            conn.prepare(&format!("SELECT {FULL}, attempt, retries, arrived, dispatched FROM task WHERE completed IS NULL ORDER BY key"))?;
         let columns = open.column_count();
         let mut rows = open.query([])?;
         while let Some(row) = rows.next()? {
             let task = Task::full(row)?;
-            let attempt: u32 = row.get(columns - 3)?;
+            let attempt: u32 = row.get(columns - 4)?;
+            let retries: Option<u32> = row.get(columns - 3)?;
             let arrived: Option<i64> = row.get(columns - 2)?;
             let dispatched: Option<i64> = row.get(columns - 1)?;
             let engine: Option<String> = row.get(7)?;
@@ -241,6 +242,7 @@ pub(crate) fn recover(
                 count: task.count,
                 frames,
                 attempt,
+                retries,
                 waiting: Vec::new(),
                 dispatched: Vec::new(),
                 ended: Vec::new(),

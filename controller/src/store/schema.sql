@@ -24,6 +24,7 @@ CREATE TABLE IF NOT EXISTS task (
     client_uuid     TEXT,                -- the client's session
     status          TEXT NOT NULL,       -- waiting, dispatched, ok, error, aborted; of an array: running until all have ended
     attempt         INTEGER NOT NULL DEFAULT 0, -- dispatches so far
+    retries         INTEGER,             -- left, once one was used or it was given back; arrays: NULL
     engine_uuid     TEXT,
     code            INTEGER,             -- exit code of a command
     submitted       INTEGER,             -- by the client's clock

@@ -267,19 +267,19 @@ fn a_controller_restart() {
         needs,
         ..GroupSpec::default()
     };
-    core.restore(0, &plain("kept"), &[], &[("e", 0, 1)])
+    core.restore(0, &plain("kept"), 1, &[], &[("e", 0, 1)])
         .expect("new");
-    core.restore(0, &plain("lost"), &[], &[("e", 0, 1)])
+    core.restore(0, &plain("lost"), 1, &[], &[("e", 0, 1)])
         .expect("new");
-    core.restore(0, &plain("done"), &[(0, 1, true)], &[])
+    core.restore(0, &plain("done"), 1, &[(0, 1, true)], &[])
         .expect("new");
-    core.restore(0, &plain("gone"), &[], &[("never", 0, 1)])
+    core.restore(0, &plain("gone"), 1, &[], &[("never", 0, 1)])
         .expect("new");
     let many = GroupSpec {
         count: 10,
         ..plain("many")
     };
-    core.restore(0, &many, &[(0, 4, true)], &[("e", 4, 8)])
+    core.restore(0, &many, 1, &[(0, 4, true)], &[("e", 4, 8)])
         .expect("new");
     let waits = Dependency {
         ids: names(&["done", "many:1"]),
@@ -291,6 +291,7 @@ fn a_controller_restart() {
             after: Some(&waits),
             ..plain("next")
         },
+        0,
         &[],
         &[],
     )
@@ -315,11 +316,16 @@ fn a_controller_restart() {
     let spec = EngineSpec {
         uuid: "e",
         capabilities: &capabilities,
-        holds: Some(&holds),
         ..EngineSpec::default()
     };
     let engine = core.engine_joined(SECOND, &spec);
-    let given: Vec<_> = dispatches(&drain(&mut core));
+    let before: Vec<_> = dispatches(&drain(&mut core));
+    assert!(
+        before.iter().all(|d| core.find("lost") != Some(d.0)),
+        "until it has answered, it may have it"
+    );
+    core.engine_holds(SECOND, engine, SECOND - 1, &holds, &|_| true);
+    let given: Vec<_> = [before, dispatches(&drain(&mut core))].concat();
     let of = |core: &Core, id: &str| {
         let key = core.find(id).expect("live");
         let mut spans: Vec<_> = given
@@ -352,6 +358,57 @@ fn a_controller_restart() {
         Deliver::All
     );
     assert_eq!(core.state("many"), TaskState::Ok);
+}
+
+/// Seen in the chaos tests: an engine registered twice after a restart, and what it was given between was given to another
+/// engine as well, because the second list was made before it had arrived.
+#[test]
+fn what_was_given_after_the_question_stays() {
+    for kept in [true, false] {
+        let config = Config {
+            hwm: Hwm::Fixed(16),
+            ..Config::default()
+        };
+        let mut core = core_with(config, Builtin::LeastLoad);
+        let engine = join(&mut core, 0, "e");
+        let early = submit(&mut core, 1, "early", b"c", 1);
+        let array = submit(&mut core, 2, "array", b"c", 4);
+        let given = dispatches(&drain(&mut core));
+        assert_eq!(given.iter().map(|d| d.1.len()).sum::<usize>(), 5);
+        assert_eq!(join(&mut core, 3, "e"), engine, "registered again");
+        submit(&mut core, 5, "between", b"c", 1);
+        assert_eq!(dispatches(&drain(&mut core)).len(), 1);
+        let holds = [Held {
+            msg_id: "array",
+            range: (1, 3),
+        }];
+        core.engine_holds(6, engine, 4, &holds, &|_| kept);
+        let actions = drain(&mut core);
+        assert_eq!(core.state("between"), TaskState::Running);
+        if kept {
+            let mut again = dispatches(&actions);
+            again.sort_by_key(|d| (d.0 != early, d.1.start));
+            let members: u32 = again.iter().map(|d| d.1.end - d.1.start).sum();
+            assert_eq!((again[0].0, members), (early, 3), "{actions:?}");
+            assert!(again[1..].iter().all(|d| d.0 == array && d.1 != (1..3)));
+        } else {
+            // Its reply may be what was lost: it is not run again without being asked for.
+            assert!(dispatches(&actions).is_empty());
+            let failed: u32 = actions
+                .iter()
+                .map(|a| match a {
+                    Action::Fail { range, kind, .. } => {
+                        assert_eq!(*kind, FailKind::EngineError);
+                        range.end - range.start
+                    }
+                    _ => 0,
+                })
+                .sum();
+            assert_eq!(failed, 3, "{actions:?}");
+        }
+        core.engine_holds(7, engine, 4, &[], &|_| kept);
+        assert_eq!(core.state("between"), TaskState::Running);
+    }
 }
 
 #[test]

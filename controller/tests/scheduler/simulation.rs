@@ -122,7 +122,7 @@ impl Simulation {
                         Event::Recalled(engine.slot(), items),
                     );
                 }
-                Action::Release { .. } => {}
+                Action::Release { .. } | Action::Requeue { .. } => {}
                 other => panic!("{other:?}"),
             }
         }

@@ -32,13 +32,13 @@ fn unfinished_tasks_come_back_as_they_were() {
     let waiting = submit(&mut journal, &handle, "waiting", 1, &[b"x", &large]);
     let dispatched = submit(&mut journal, &handle, "dispatched", 1, &[]);
     journal.dispatched(dispatched, 0..1, 1, "engine-0");
-    journal.requeued(dispatched, 0..1);
+    journal.requeued(dispatched, 0..1, 3);
     journal.dispatched(dispatched, 0..1, 2, "engine-1");
     let back = submit(&mut journal, &handle, "back", 1, &[]);
     journal.flush().unwrap();
     settle(&handle);
     journal.dispatched(back, 0..1, 1, "engine-1");
-    journal.requeued(back, 0..1);
+    journal.requeued(back, 0..1, 1);
     let done = submit(&mut journal, &handle, "done", 1, &[]);
     finish(&mut journal, done, "done", Outcome::Error, &[]);
     let array = submit(&mut journal, &handle, "array", 100, &[]);
@@ -55,7 +55,7 @@ fn unfinished_tasks_come_back_as_they_were() {
         false,
         &[],
     );
-    journal.requeued(array, 20..30);
+    journal.requeued(array, 20..30, 0);
     journal.set_meta("engines", "next=7");
     let position = journal.flush().unwrap();
     settle(&handle);
@@ -85,6 +85,7 @@ fn unfinished_tasks_come_back_as_they_were() {
         (2, 0, "engine-1")
     );
     assert_eq!((d.dispatched[0].attempt, d.dispatched[0].at > 0), (2, true));
+    assert_eq!((w.retries, d.retries, b.retries), (None, Some(3), Some(1)));
     assert_eq!((b.attempt, b.waiting.len(), b.dispatched.len()), (1, 1, 0));
     assert_eq!((a.key, a.count), (array, 100));
     assert_eq!(a.waiting, [5..6, 20..30, 60..100]);
@@ -333,7 +334,7 @@ proptest! {
                 },
                 Step::Requeue(i) => if let Some((key, state @ State::Dispatched, _)) = now.get_mut(*i) {
                     *state = State::Waiting;
-                    journal.requeued(*key, 0..1);
+                    journal.requeued(*key, 0..1, 0);
                 },
                 Step::Finish(i) => if let Some((key, state @ State::Dispatched, _)) = now.get_mut(*i) {
                     *state = State::Done;

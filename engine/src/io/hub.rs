@@ -5,8 +5,7 @@ use std::time::{Duration, Instant};
 use ipbroker_protocol::{
     envelope::Envelope,
     message::{
-        ClockNotice, HeaderRef, Holds, ReceivedNotice, Registration, RegistrationReply, capability,
-        types,
+        ClockNotice, HeaderRef, ReceivedNotice, Registration, RegistrationReply, capability, types,
     },
     zmq::Message,
 };
@@ -30,8 +29,7 @@ impl Server {
             if link.registered || link.gone || link.leaving.is_some() {
                 continue;
             }
-            // While there is no connection, the first request waits for it, and more would only pile up. A request to be
-            // registered again says what the engine holds: that must be true when it arrives, not when the connection broke.
+            // While there is no connection, the first request waits for it, and more would only pile up.
             let due = match link.asked {
                 None => link.id.is_none() || self.pulse.up,
                 Some(asked) => self.pulse.up && now - asked > ANSWER,
@@ -49,7 +47,7 @@ impl Server {
     }
 
     fn request_registration(&mut self, seat: usize, host: Vec<String>) {
-        let holds = self.links[seat].id.map(|_| self.holds(seat));
+        self.announce(seat);
         let (engine, link) = (&self.seats[seat], &self.links[seat]);
         let registration = Registration {
             uuid: engine.uuid.clone(),
@@ -76,27 +74,13 @@ impl Server {
             tags: self.settings.tags.clone(),
             version: Some(env!("CARGO_PKG_VERSION").into()),
             limits: Some(self.process.limits.name().into()),
-            holds,
+            returns: link.id.is_some(),
             ..Registration::default()
         };
         let message = engine
             .session()
             .request(types::REGISTRATION_REQUEST, &registration);
         self.tell_hub(seat, message);
-    }
-
-    /// All that the engine holds; what is not named is given to another engine. So what the earlier controller has sent is
-    /// taken in first, and what ends just now is still running here or finished already.
-    fn holds(&mut self, seat: usize) -> Holds {
-        while let Ok(true) = self.drain(seat, |net, seat| &net.wires[seat].shell, Self::shell) {}
-        self.announce(seat);
-        let (running, queued) = self.seats[seat].holding();
-        self.flush();
-        Holds {
-            running,
-            finished: self.links[seat].kept.held(),
-            queued,
-        }
     }
 
     /// Sends a message to the hub.
@@ -200,26 +184,6 @@ impl Server {
                         "{count} task(s) of a controller that is gone are dropped"
                     );
                 }
-            }
-        }
-        if again.is_some() {
-            let copies: Vec<Vec<Message>> = link.kept.copies().collect();
-            if !copies.is_empty() {
-                tracing::info!(
-                    engine = id,
-                    bytes = link.kept.bytes(),
-                    "sending {} replies again",
-                    copies.len()
-                );
-            }
-            for frames in copies {
-                // Kept already: no `answers`.
-                self.send(Outgoing {
-                    seat,
-                    channel: Channel::Shell,
-                    frames,
-                    answers: None,
-                });
             }
         }
     }

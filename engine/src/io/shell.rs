@@ -2,7 +2,7 @@
 
 use ipbroker_protocol::{
     envelope::Envelope,
-    message::{Acked, FunctionCall, GiveBackRequest, HeaderRef, types},
+    message::{Acked, FunctionCall, GiveBackRequest, HeaderRef, Holds, types},
     session::Session,
     value::AnyMap,
     zmq::Message,
@@ -33,6 +33,7 @@ impl Server {
             types::FS_REQUEST => return self.desk.serve(&self.seats[seat], envelope),
             types::ABORT_REQUEST => return self.abort(seat, &session, &envelope),
             types::GIVE_BACK_REQUEST => return self.give_back(seat, &session, &envelope),
+            types::HOLDS_REQUEST => return self.tell_holds(seat, &session, &envelope),
             types::REPLY_ACK => return self.acknowledge(seat, &session, &envelope),
             _ => return self.refuse(Channel::Shell, seat, &session, &envelope, &msg_type),
         };
@@ -128,6 +129,46 @@ impl Server {
         match session.unpack::<Acked>(envelope.content()) {
             Ok(acked) => self.links[seat].kept.acknowledged(&acked),
             Err(error) => self.junk.refuse("reply_ack", &error),
+        }
+    }
+
+    /// Tells the scheduler what the engine holds; what is not named is taken to have never arrived. All that was sent before
+    /// the question is here by now, and what ends just now is still running or finished already.
+    fn tell_holds(&mut self, seat: usize, session: &Session, request: &Envelope) {
+        let engine = self.seats[seat].clone();
+        let (running, queued) = engine.holding();
+        self.flush();
+        let kept = &self.links[seat].kept;
+        let holds = Holds {
+            running,
+            finished: kept.held(),
+            queued,
+        };
+        let copies: Vec<Vec<Message>> = kept.copies().collect();
+        if !copies.is_empty() {
+            tracing::info!(
+                engine = engine.id(),
+                bytes = kept.bytes(),
+                "sending {} replies again",
+                copies.len()
+            );
+        }
+        let answer = session.message(
+            vec![Message::from(ipbroker_protocol::socket::routing::TASK)],
+            &session.header(types::HOLDS_REPLY),
+            Some(request.header()),
+            &json!({"engine": engine.uuid}),
+            &holds,
+            Vec::new(),
+        );
+        // Kept already: no `answers`.
+        for frames in copies.into_iter().chain([answer.into_frames()]) {
+            self.send(Outgoing {
+                seat,
+                channel: Channel::Shell,
+                frames,
+                answers: None,
+            });
         }
     }
 

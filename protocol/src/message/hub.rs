@@ -39,21 +39,21 @@ pub struct Registration {
     /// How limits of jobs are kept: `cgroup` or `sampling`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub limits: Option<String>,
-    /// What it holds, when it comes back to a controller.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub holds: Option<Holds>,
+    /// It was registered before, with this controller or an earlier one: it may hold tasks.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub returns: bool,
     /// Keys of later versions.
     #[serde(flatten)]
     pub extra: Map,
 }
 
-/// What an engine holds when it comes back: task ids, with `[lo, hi)` for ranges of arrays.
+/// Content of `holds_reply`: what an engine holds, task ids with `[lo, hi)` for ranges of arrays.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Holds {
     /// Running now.
     pub running: Vec<Held>,
-    /// Finished; their replies come again.
+    /// Finished and not acknowledged; their replies came again before this.
     pub finished: Vec<Held>,
     /// Received and not started.
     pub queued: Vec<Held>,

@@ -37,6 +37,10 @@ types! {
     GIVE_BACK_REQUEST = "give_back_request";
     /// One unstarted task, returned.
     GIVEN_BACK = "given_back";
+    /// What does an engine hold?
+    HOLDS_REQUEST = "holds_request";
+    /// What it holds.
+    HOLDS_REPLY = "holds_reply";
     /// Tasks that an engine has received on the pure path.
     RECEIVED_NOTICE = "received_notice";
     /// How far an engine's clock is ahead of the controller's.
@@ -45,6 +49,8 @@ types! {
     REPLY_ACK = "reply_ack";
     /// An engine process is gone; from its reaper.
     ENGINE_DIED = "engine_died";
+    /// The hub has heard of it.
+    ENGINE_DIED_REPLY = "engine_died_reply";
     /// Abort tasks.
     ABORT_REQUEST = "abort_request";
     /// What became of an abort request.

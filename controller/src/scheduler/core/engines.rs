@@ -1,6 +1,6 @@
 //! Engines that join, leave, come back, and give back.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::ops::Range;
 
 use super::Core;
@@ -9,7 +9,7 @@ use super::clock::Timer;
 use super::engine::Engine;
 use super::group::{ABORTED, KILLED, Stage};
 use super::id::{NONE, TaskId, split_member};
-use super::types::{EngineKey, EngineSpec, FailKind, GroupKey, Nanos};
+use super::types::{Action, EngineKey, EngineSpec, FailKind, GroupKey, Held, Nanos};
 
 /// Something an engine holds: a group, its members, and since when.
 #[derive(Clone, Copy, Debug)]
@@ -21,7 +21,7 @@ pub(super) struct Holding {
 }
 
 impl Core {
-    /// An engine registered (again, if its uuid is known: it then holds only what it says, if it tells).
+    /// An engine registered, again if its uuid is known: it keeps what it was given, until [`Core::engine_holds`] says better.
     pub fn engine_joined(&mut self, now: Nanos, spec: &EngineSpec<'_>) -> EngineKey {
         let uuid = self.hasher.id(spec.uuid.as_bytes());
         self.departed.remove(&uuid);
@@ -66,26 +66,6 @@ impl Core {
         let key = engine.key();
         self.live.push(slot);
         let in_vain = self.attach(slot);
-        if let Some(holds) = spec.holds {
-            let held: HashSet<(TaskId, u32)> = holds
-                .iter()
-                .flat_map(|h| {
-                    let id = self.hasher.id(h.msg_id.as_bytes());
-                    (h.range.0..h.range.1).map(move |i| (id, i))
-                })
-                .collect();
-            for holding in self.holdings(slot) {
-                self.release_holding(
-                    now,
-                    slot,
-                    holding,
-                    &|id, member| held.contains(&(id, member)),
-                    |core, index, range| {
-                        core.take_back(now, index, range);
-                    },
-                );
-            }
-        }
         for class in in_vain {
             if self.pools.classes.get(class as usize).is_some() && self.is_dead(class) {
                 self.decide_class(now, class);
@@ -96,6 +76,70 @@ impl Core {
         self.hungry.push_back(slot);
         self.settle(now);
         key
+    }
+
+    /// An engine answered what it holds (running, queued, or finished and to be sent again). The question was asked at
+    /// `asked`: what was given to it by then and is not among these never reached it. It waits again, if it `may` (the engine
+    /// keeps its replies until they are acknowledged, so that it is no reply that was lost; and it can be sent again); else it
+    /// counts as lost.
+    ///
+    /// The question must go the same way as what is given, after it, and the answer the same way as the replies: a list
+    /// made at any other moment says nothing of what is under way.
+    pub fn engine_holds(
+        &mut self,
+        now: Nanos,
+        engine: EngineKey,
+        asked: Nanos,
+        holds: &[Held<'_>],
+        may: &dyn Fn(GroupKey) -> bool,
+    ) {
+        if !self.is_registered(engine) {
+            return;
+        }
+        let slot = engine.slot;
+        // A range may be as long as an array: it is compared, not listed.
+        let mut held: HashMap<TaskId, Vec<(u32, u32)>> = HashMap::new();
+        for one in holds {
+            let id = self.hasher.id(one.msg_id.as_bytes());
+            held.entry(id).or_default().push(one.range);
+        }
+        let keep = |id: TaskId, member: u32| {
+            held.get(&id)
+                .is_some_and(|ranges| ranges.iter().any(|(lo, hi)| (*lo..*hi).contains(&member)))
+        };
+        let text = format!(
+            "the connection to {} broke while it had the task",
+            self.engines[slot as usize].describe()
+        );
+        for holding in self.holdings(slot) {
+            if holding.since > asked {
+                continue;
+            }
+            self.release_holding(now, slot, holding, &keep, |core, index, range| {
+                let group = core.groups[index].parent().unwrap_or(index);
+                if may(core.groups.key(group)) {
+                    core.take_back(now, index, range);
+                } else {
+                    core.lose(now, index, range, engine, &text);
+                }
+            });
+        }
+        self.refresh(slot);
+        self.hungry.push_back(slot);
+        self.settle(now);
+    }
+
+    /// Whether the engine was given something that it has not answered.
+    pub fn has_outstanding(&self, engine: EngineKey) -> bool {
+        self.is_registered(engine) && self.engines[engine.slot()].load > 0
+    }
+
+    /// When what the engine has had for the longest was given to it.
+    pub fn oldest_given(&self, engine: EngineKey) -> Option<Nanos> {
+        if !self.is_registered(engine) {
+            return None;
+        }
+        self.holdings(engine.slot).first().map(|h| h.since)
     }
 
     /// An engine is gone. `started`: ids of what it had started (`MSGID` or `MSGID:INDEX`); `None`: anything it
@@ -387,6 +431,14 @@ impl Core {
         for (lo, hi) in others {
             let group = &mut self.groups[index];
             group.attempt += 1;
+            let retries = group.retries;
+            let key = self.groups.key(index);
+            self.actions.push_back(Action::Requeue {
+                group: key,
+                range: lo..hi,
+                retries,
+            });
+            let group = &mut self.groups[index];
             group.array_mut().expect("checked").waiting.insert(lo, hi);
             let (stage, class) = (group.stage, group.class);
             let bucket = if stage == Stage::Blocked {
@@ -420,7 +472,12 @@ impl Core {
                 );
             }
             if group.is(ABORTED) || group.retries == 0 {
-                return self.fail_running(now, index, FailKind::EngineError, text, Some(engine));
+                // Who asked for retries is told that they are at an end.
+                let text = match group.attempt {
+                    0 => text.to_owned(),
+                    _ => format!("{text}; no retry is left"),
+                };
+                return self.fail_running(now, index, FailKind::EngineError, &text, Some(engine));
             }
             group.retries -= 1;
             self.narrow(index, None);

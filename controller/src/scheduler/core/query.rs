@@ -32,11 +32,10 @@ impl Core {
         self.groups.get(group).is_some()
     }
 
-    /// The engine of this uuid.
+    /// The engine of this uuid, registered or awaited after a restart.
     pub fn engine(&self, uuid: &str) -> Option<EngineKey> {
         let slot = *self.by_uuid.get(&self.hasher.id(uuid.as_bytes()))?;
-        let engine = &self.engines[slot as usize];
-        engine.live.then(|| engine.key())
+        Some(self.engines[slot as usize].key())
     }
 
     /// Registered engines, in the order in which they registered.

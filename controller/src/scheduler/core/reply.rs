@@ -300,7 +300,17 @@ impl Core {
         group.stage = Stage::Resting;
         group.attempt += 1;
         group.since = now;
-        let client = group.client;
+        let (client, retries) = (group.client, group.retries);
+        let (group, member) = match self.groups[index].parent() {
+            Some(parent) => (parent, self.groups[index].index()),
+            None => (index, 0),
+        };
+        let group = self.groups.key(group);
+        self.actions.push_back(Action::Requeue {
+            group,
+            range: member..member + 1,
+            retries,
+        });
         self.count(client, Some(Bucket::Running), Bucket::Ready, 1);
         if besides.is_some() {
             let class = self.groups[index].class;

@@ -21,13 +21,14 @@ impl Core {
         Ok(key)
     }
 
-    /// A group from before a controller restart: `done` members were answered (`true`: well), `given` were with
-    /// the engine of that uuid. To be called in the order of submission, before the first engine joins. What was
+    /// A group from before a controller restart: `attempt` is the highest that was given out, plus 1 (0: none was),
+    /// `done` members were answered (`true`: well), `given` were with the engine of that uuid. To be called in the order of submission, before the first engine joins. What was
     /// given waits for its engine, [`super::Config::restore_limit`] at most.
     pub fn restore(
         &mut self,
         now: Nanos,
         spec: &GroupSpec<'_>,
+        attempt: u32,
         done: &[(u32, u32, bool)],
         given: &[(&str, u32, u32)],
     ) -> Result<GroupKey, Refusal> {
@@ -35,7 +36,7 @@ impl Core {
         let key = self.groups.key(group);
         let client = self.groups[group].client;
         // Sent before: what is sent again to the same engine must differ.
-        self.groups[group].attempt = 1;
+        self.groups[group].attempt = attempt;
         self.next_seq += 1;
         self.groups[group].seq = self.next_seq;
         for &(uuid, lo, hi) in given {

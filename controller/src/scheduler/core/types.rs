@@ -183,9 +183,6 @@ pub struct EngineSpec<'a> {
     pub can_give_back: bool,
     /// Instead of the controller's high-water mark.
     pub hwm: Option<Hwm>,
-    /// All that it still holds from before this registration (running, queued, or finished and to be sent again);
-    /// what was given to it and is not among these it never received. `None`: it does not tell.
-    pub holds: Option<&'a [Held<'a>]>,
 }
 
 /// Members that an engine holds.
@@ -287,6 +284,15 @@ pub enum Action {
         text: Box<str>,
         /// The engine it was lost with, if any.
         engine: Option<EngineKey>,
+    },
+    /// Members that an engine had wait again: given back, never received, lost or failed with retries left.
+    Requeue {
+        /// The group.
+        group: GroupKey,
+        /// Members; `0..1` for an ordinary task.
+        range: Range<u32>,
+        /// Retries that each of them has left.
+        retries: u32,
     },
     /// Ask the engine to give these back if it has not started them; it answers with `given_back` for those it gives.
     Recall {

@@ -37,6 +37,16 @@ impl Scheduler {
                     text,
                     engine,
                 } => self.fail(group, range, kind, &text, engine),
+                Action::Requeue {
+                    group,
+                    range,
+                    retries,
+                } => {
+                    if let Some(group) = self.groups.get(group) {
+                        let range = u64::from(range.start)..u64::from(range.end);
+                        self.journal.requeued(group.key, range, retries);
+                    }
+                }
                 Action::Release { group } => drop(self.groups.remove(group)),
                 Action::Recall { engine, items } => self.recall(engine, &items),
                 Action::Stop {

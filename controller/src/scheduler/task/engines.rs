@@ -10,13 +10,22 @@ use ipbroker_protocol::{
 };
 
 use super::Outgoing;
-use crate::scheduler::core::EngineKey;
+use crate::scheduler::core::{EngineKey, Nanos};
 
 /// An engine that keeps replies is told at least this often which ones are safe.
 const ACK_PERIOD: Duration = Duration::from_millis(100);
 
 /// … or as soon as there are this many.
 const ACK_COUNT: usize = 256;
+
+/// An engine that has had a task for so long is asked whether it does, and again after as long.
+pub(super) const LONG: Duration = Duration::from_secs(30);
+
+/// An engine that does not answer is asked again after this.
+const ASK_AGAIN: Duration = Duration::from_secs(10);
+
+/// How often it is looked who is to be asked.
+const LOOK: Duration = Duration::from_secs(1);
 
 pub(super) struct Engine {
     pub(super) key: EngineKey,
@@ -31,6 +40,10 @@ pub(super) struct Engine {
     pub(super) places: Box<[String]>,
     safe: Acked,
     safe_since: Option<Duration>,
+    /// The id of the question what it holds, and when it was asked, while it is open.
+    question: Option<(Box<str>, Nanos)>,
+    /// When it was asked last, or joined.
+    asked: Duration,
 }
 
 #[derive(Default)]
@@ -41,6 +54,8 @@ pub(super) struct Engines {
     live: Vec<u32>,
     /// Slots of engines with replies to acknowledge.
     unacked: Vec<usize>,
+    /// When it was last looked who is to be asked what it holds.
+    looked: Duration,
 }
 
 impl Engines {
@@ -52,6 +67,7 @@ impl Engines {
         keeps: bool,
         host: &str,
         places: Box<[String]>,
+        now: Duration,
     ) {
         self.leave(uuid);
         let host = self
@@ -82,6 +98,8 @@ impl Engines {
             places,
             safe: Acked::default(),
             safe_since: None,
+            question: None,
+            asked: now,
         });
     }
 
@@ -106,6 +124,58 @@ impl Engines {
 
     pub(super) fn iter(&self) -> impl Iterator<Item = &Engine> {
         self.slots.iter().flatten()
+    }
+
+    /// An engine is asked what it holds. Its routing id.
+    pub(super) fn ask(
+        &mut self,
+        key: EngineKey,
+        msg_id: &str,
+        now: Nanos,
+        since: Duration,
+    ) -> Option<Message> {
+        let engine = self.slots.get_mut(key.slot())?.as_mut()?;
+        if engine.key != key {
+            return None;
+        }
+        engine.question = Some((msg_id.into(), now));
+        engine.asked = since;
+        Some(Message::from(&*engine.uuid))
+    }
+
+    /// Whether a question to it is open.
+    pub(super) fn is_asked(&self, key: EngineKey) -> bool {
+        self.get(key)
+            .is_some_and(|engine| engine.question.is_some())
+    }
+
+    /// An engine has answered: when it was asked, and whether it keeps replies. `None`: it was asked something newer.
+    pub(super) fn answered(&mut self, key: EngineKey, msg_id: &str) -> Option<(Nanos, bool)> {
+        let engine = self.slots.get_mut(key.slot())?.as_mut()?;
+        let (_, asked) = engine
+            .question
+            .take_if(|(asked, _)| engine.key == key && **asked == *msg_id)?;
+        Some((asked, engine.keeps))
+    }
+
+    /// Engines of ours that have not been asked for a while.
+    pub(super) fn due(&mut self, now: Duration) -> Vec<EngineKey> {
+        if now < self.looked + LOOK {
+            return Vec::new();
+        }
+        self.looked = now;
+        let is_due = |engine: &&Engine| {
+            let pause = if engine.question.is_some() {
+                ASK_AGAIN
+            } else {
+                LONG
+            };
+            engine.ours && now > engine.asked + pause
+        };
+        self.iter()
+            .filter(is_due)
+            .map(|engine| engine.key)
+            .collect()
     }
 
     /// Rows of the statistics.

@@ -31,6 +31,13 @@ pub(super) struct Group {
     pub(super) body: Body,
 }
 
+impl Group {
+    /// Whether its message can be sent (again): one that went without a copy cannot.
+    pub(super) fn can_be_sent(&self) -> bool {
+        !matches!(self.body, Body::Gone)
+    }
+}
+
 /// Where the message is.
 pub(super) enum Body {
     /// As it came, from the client's identity on.

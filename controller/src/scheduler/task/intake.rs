@@ -145,6 +145,7 @@ impl Scheduler {
             return self.duplicate(&frames[0], msg_id, state);
         }
         let session = self.session.clone();
+        let now = self.now();
         let needs = self.needs_of(msg_type, &frames[at::METADATA])?;
         let metadata = self
             .cache
@@ -248,7 +249,6 @@ impl Scheduler {
             header: Box::default(),
             body: Body::Gone,
         };
-        let now = u64::try_from(self.begun.elapsed().as_nanos()).unwrap_or(u64::MAX);
         let submitted = self.core.submit(now, &spec);
         match submitted {
             Ok(group_key) => {

@@ -18,6 +18,7 @@ mod turn;
 pub(crate) use intake::reply_type;
 
 use std::{
+    cell::Cell,
     io,
     sync::Arc,
     time::{Duration, Instant},
@@ -37,7 +38,7 @@ use self::{
     results::{Acks, Kept},
 };
 use super::{
-    command::Command,
+    command::{Answer, Command},
     core::{Config, Core, Nanos, Scheme},
 };
 use crate::{
@@ -94,6 +95,8 @@ enum Answered {
 struct Scheduler {
     core: Core,
     begun: Instant,
+    /// The last answer of [`Scheduler::now`].
+    latest: Cell<Nanos>,
     session: Arc<Session>,
     client_socket: Socket,
     engine_socket: Socket,
@@ -115,6 +118,8 @@ struct Scheduler {
     post: Post<Answered>,
     /// What engines said that are not known yet, oldest first.
     early: Vec<(Duration, Envelope)>,
+    /// Who waits for the end of this batch.
+    settled: Vec<Answer<()>>,
     /// Set while the journal cannot be written.
     stuck: bool,
     /// Members a client preferred to run somewhere, and those that did.
@@ -142,6 +147,7 @@ impl TaskThread {
         let mut scheduler = Scheduler {
             core: Core::new(self.config, self.scheme),
             begun: Instant::now(),
+            latest: Cell::new(0),
             session: self.session,
             client_socket: self.clients,
             engine_socket: self.engines,
@@ -152,7 +158,7 @@ impl TaskThread {
             durable: self.durable,
             out: Vec::new(),
             outbox: Outbox::new(),
-            engine_outbox: Outbox::new(),
+            engine_outbox: Outbox::patient(),
             acks: Acks::default(),
             kept: Kept::default(),
             cache: MetadataCache::default(),
@@ -160,6 +166,7 @@ impl TaskThread {
             junk_engines: Junk::new("task (engines)", &self.junk),
             post,
             early: Vec::new(),
+            settled: Vec::new(),
             stuck: false,
             preferred: (0, 0),
             needs: HashMap::new(),
@@ -170,8 +177,12 @@ impl TaskThread {
 }
 
 impl Scheduler {
+    /// Never the same twice: of two events it is known which came first.
     fn now(&self) -> Nanos {
-        u64::try_from(self.begun.elapsed().as_nanos()).unwrap_or(u64::MAX)
+        let clock = u64::try_from(self.begun.elapsed().as_nanos()).unwrap_or(u64::MAX);
+        let now = clock.max(self.latest.get() + 1);
+        self.latest.set(now);
+        now
     }
 
     /// A message of the controller's own to a client.
@@ -195,11 +206,13 @@ impl Scheduler {
     fn send_out(&mut self) {
         for outgoing in self.out.drain(..) {
             match outgoing {
+                // What was for an engine that is gone by now has been decided on.
+                Outgoing::Engine(uuid, _) if self.engines.find(&uuid).is_none() => {}
                 Outgoing::Engine(uuid, mut frames) => {
                     frames.insert(0, uuid);
                     if let Err(refused) = self.engine_outbox.send(&self.engine_socket, frames) {
-                        // The heartbeat will tell; until then its tasks count as given.
-                        tracing::debug!(%refused, "an engine cannot be reached");
+                        // It will say that it does not hold it.
+                        tracing::warn!(%refused, "an engine takes nothing more");
                     }
                 }
                 Outgoing::Client(frames) => {

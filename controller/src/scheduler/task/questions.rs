@@ -1,20 +1,22 @@
 //! What the hub asks and tells.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use ipbroker_protocol::{
     array::member_id,
-    message::{HeaderRef, Holds, Stats},
+    envelope::Envelope,
+    message::{HeaderRef, Holds, ParentRef, Stats, types},
+    session::Empty,
     zmq::Message,
 };
 
-use super::Scheduler;
+use super::{Outgoing, Scheduler, engines, groups::Group};
 use crate::scheduler::{
     command::{
         Aborted, Command, Departure, EngineProfile, EngineTasks, Explanation, Selection,
         TaskQueues, TaskState, TaskTotals,
     },
-    core::{self, EngineSpec, GroupKey, Held, Selector, Span, Totals},
+    core::{self, EngineKey, EngineSpec, GroupKey, Held, Selector, Span, Totals},
 };
 
 impl Scheduler {
@@ -22,6 +24,7 @@ impl Scheduler {
         match command {
             Command::EngineJoined(profile) => self.engine_joined(&profile),
             Command::EngineLeft { uuid, departure } => self.engine_left(&uuid, departure),
+            Command::Settled { answer } => self.settled.push(answer),
             Command::ClientGone { session, answer } => {
                 self.kept.forget_client(session.as_bytes());
                 let selector = Selector::Client {
@@ -58,23 +61,6 @@ impl Scheduler {
     }
 
     fn engine_joined(&mut self, profile: &Arc<EngineProfile>) {
-        let held: Vec<Held<'_>> = {
-            let Holds {
-                running,
-                finished,
-                queued,
-            } = &profile.holds;
-            let number = |value: u64| u32::try_from(value).unwrap_or(u32::MAX);
-            running
-                .iter()
-                .chain(finished)
-                .chain(queued)
-                .map(|(id, lo, hi)| Held {
-                    msg_id: id,
-                    range: (number(*lo), number(*hi)),
-                })
-                .collect()
-        };
         let now = self.now();
         let key = self.core.engine_joined(
             now,
@@ -86,7 +72,6 @@ impl Scheduler {
                 capabilities: &profile.capabilities,
                 can_give_back: profile.can("give_back"),
                 hwm: None,
-                holds: profile.is_ours().then_some(&held[..]),
             },
         );
         let host = profile.hosts.first().map_or("unknown", String::as_str);
@@ -98,8 +83,72 @@ impl Scheduler {
             self.durable && profile.can("ack"),
             host,
             places,
+            self.begun.elapsed(),
         );
         self.heed_early(&profile.uuid, key);
+        // The question comes after all that was given to the engine so far.
+        self.act();
+        if profile.is_ours() && profile.returns {
+            self.ask_holds(key);
+        }
+    }
+
+    /// Asks an engine what it holds of what was given to it.
+    fn ask_holds(&mut self, key: EngineKey) {
+        let (now, since) = (self.now(), self.begun.elapsed());
+        let header = self.session.header(types::HOLDS_REQUEST);
+        let Some(uuid) = self.engines.ask(key, &header.msg_id, now, since) else {
+            return;
+        };
+        let question =
+            self.session
+                .message(Vec::new(), &header, None, &Empty {}, &Empty {}, Vec::new());
+        self.out
+            .push(Outgoing::Engine(uuid, question.into_frames()));
+    }
+
+    /// Asks again who has not answered, and who has had a task for long: should only its connection to this socket have
+    /// broken, nobody else would notice what was lost with it.
+    pub(super) fn ask_silent(&mut self) {
+        for key in self.engines.due(self.begun.elapsed()) {
+            let long = Duration::from_nanos(
+                self.core
+                    .oldest_given(key)
+                    .map_or(0, |since| self.now().saturating_sub(since)),
+            );
+            if self.engines.is_asked(key) || long > engines::LONG {
+                self.ask_holds(key);
+            }
+        }
+    }
+
+    /// An engine tells what it holds.
+    pub(super) fn engine_holds(&mut self, engine: EngineKey, envelope: &Envelope) {
+        let session = self.session.clone();
+        let holds: Holds = match session.unpack(envelope.content()) {
+            Ok(holds) => holds,
+            Err(error) => return self.junk_engines.refuse("holds_reply", &error),
+        };
+        let parent: ParentRef<'_> = match session.packer.unpack(envelope.parent_header()) {
+            Ok(parent) => parent,
+            Err(error) => return self.junk_engines.refuse("parent header", &error),
+        };
+        let Some((asked, keeps)) = self.engines.answered(engine, &parent.msg_id) else {
+            return;
+        };
+        let number = |value: u64| u32::try_from(value).unwrap_or(u32::MAX);
+        let held: Vec<Held<'_>> = [&holds.running, &holds.finished, &holds.queued]
+            .into_iter()
+            .flatten()
+            .map(|(id, lo, hi)| Held {
+                msg_id: id,
+                range: (number(*lo), number(*hi)),
+            })
+            .collect();
+        let now = self.now();
+        let groups = &self.groups;
+        let may = |group| keeps && groups.get(group).is_some_and(Group::can_be_sent);
+        self.core.engine_holds(now, engine, asked, &held, &may);
     }
 
     fn engine_left(&mut self, uuid: &str, departure: Departure) {
@@ -117,7 +166,7 @@ impl Scheduler {
                 if let Some(group) = self
                     .groups
                     .get(span.group)
-                    .filter(|group| matches!(group.body, super::groups::Body::Gone))
+                    .filter(|group| !group.can_be_sent())
                 {
                     started.push(group.msg_id.to_string());
                 }
@@ -128,6 +177,7 @@ impl Scheduler {
         self.core.engine_left(now, key, started.as_deref(), &reason);
         self.act();
         self.engines.leave(uuid);
+        self.engine_outbox.forget(uuid.as_bytes());
     }
 
     fn queues(&self, verbose: bool) -> TaskQueues {

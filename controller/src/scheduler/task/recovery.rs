@@ -104,7 +104,7 @@ impl Scheduler {
             after: after.as_ref(),
             follow: follow.as_ref(),
             timeout: seconds(wire.timeout),
-            retries: wire.retries.unwrap_or(0),
+            retries: task.retries.or(wire.retries).unwrap_or(0),
             may_return: ours,
             detach: wire.detach.unwrap_or(!ours),
             no_wait: false,
@@ -136,7 +136,7 @@ impl Scheduler {
         let now = self.now();
         let key = self
             .core
-            .restore(now, &spec, &done, &given)
+            .restore(now, &spec, task.attempt, &done, &given)
             .map_err(|refusal| refusal.to_string())?;
         let group = Group {
             key: task.key,

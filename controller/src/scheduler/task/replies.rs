@@ -62,6 +62,9 @@ impl Scheduler {
             Ok(header) if header.msg_type == types::GIVEN_BACK => {
                 self.given_back(engine, &mut envelope)
             }
+            Ok(header) if header.msg_type == types::HOLDS_REPLY => {
+                self.engine_holds(engine, &envelope)
+            }
             Ok(header) => self.junk_engines.refuse("message type", &header.msg_type),
             Err(error) => self.junk_engines.refuse("header", &error),
         }
@@ -419,8 +422,6 @@ impl Scheduler {
                 }
             }
         }
-        self.journal
-            .requeued(group.key, u64::from(lo)..u64::from(hi));
         let now = self.now();
         self.core.given_back(now, engine, key, lo..hi);
     }

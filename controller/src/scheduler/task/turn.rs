@@ -94,6 +94,7 @@ impl Scheduler {
                 busy |= self.read(&mut frames, false)?;
             }
             self.drop_early();
+            self.ask_silent();
             self.end_batch();
         }
     }
@@ -136,6 +137,9 @@ impl Scheduler {
                     self.stuck = false;
                 }
                 self.release_acks(position);
+                for answer in self.settled.drain(..) {
+                    answer.send(());
+                }
                 self.engines
                     .acknowledge(&self.session, self.begun.elapsed(), &mut self.out);
                 self.send_out();

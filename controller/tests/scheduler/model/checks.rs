@@ -37,6 +37,23 @@ impl World {
                 }
                 Ok(())
             }
+            Action::Requeue {
+                group,
+                range,
+                retries,
+            } => {
+                let t = self.task(group)?;
+                for m in range {
+                    let member = &self.tasks[t].members[m as usize];
+                    ensure!(
+                        member.at == At::Waiting && member.retries == retries,
+                        "{}:{m} waits again with {retries} retries, not {}",
+                        self.tasks[t].id,
+                        member.retries
+                    );
+                }
+                Ok(())
+            }
             Action::Recall { engine, items } => {
                 let n = self
                     .nodes

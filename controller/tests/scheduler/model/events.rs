@@ -43,7 +43,6 @@ impl World {
                 capabilities: &capabilities,
                 can_give_back: self.joined.is_multiple_of(2),
                 hwm: None,
-                holds: None,
             },
         );
         self.nodes.push(Node {
