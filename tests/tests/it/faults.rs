@@ -217,3 +217,185 @@ fn a_stopped_engine_is_given_up_and_taken_back() {
     cluster.engines[0].signal(Signal::CONT);
     cluster.wait_engines(2);
 }
+
+/// A file system of 64 MB at `dir`, if one may be mounted here; gone when this is dropped.
+struct SmallDisk(std::path::PathBuf);
+
+impl SmallDisk {
+    fn at(dir: std::path::PathBuf) -> Option<SmallDisk> {
+        std::fs::create_dir_all(&dir).unwrap();
+        let mounted = std::process::Command::new("mount")
+            .args(["-t", "tmpfs", "-o", "size=64m", "none"])
+            .arg(&dir)
+            .output()
+            .is_ok_and(|output| output.status.success());
+        if !mounted {
+            eprintln!("skipped: mounting is not allowed here");
+        }
+        mounted.then_some(SmallDisk(dir))
+    }
+
+    /// Leaves not one byte free.
+    fn fill(&self) {
+        use std::io::Write;
+        let mut file = std::fs::File::create(self.0.join("filler")).unwrap();
+        for size in [1 << 20, 4096] {
+            while file.write_all(&vec![7; size]).is_ok() {}
+        }
+    }
+
+    fn clear(&self) {
+        std::fs::remove_file(self.0.join("filler")).unwrap();
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        let _ = std::process::Command::new("umount")
+            .arg("-l")
+            .arg(&self.0)
+            .status();
+    }
+}
+
+#[test]
+fn a_full_disk_is_told_and_loses_nothing() {
+    let mut cluster = Cluster::builder().prepare();
+    let Some(disk) = SmallDisk::at(cluster.profile()) else {
+        return;
+    };
+    cluster.start_controller_with(&[]);
+    cluster.start_engines(2);
+    cluster.wait_engines(2);
+    let jobs = |range: std::ops::Range<usize>| -> String {
+        // 20 KB of output each, so that the reserve is not for ever.
+        range
+            .map(|number| {
+                let cmd = format!("echo x >> job.{number}; head -c 20000 /dev/zero | tr '\\0' x");
+                format!("{}\n", json!({"cmd": cmd, "number": number}))
+            })
+            .collect()
+    };
+    cluster.write("first.jsonl", &jobs(0..100));
+    cluster.write("second.jsonl", &jobs(100..200));
+    let first = cluster
+        .client(&["submit", "--capture", "first.jsonl"])
+        .ok()
+        .stdout;
+    assert_eq!(first.lines().count(), 100);
+    disk.fill();
+    // What waits for room is not acknowledged, and the client waits with it.
+    let second = cluster.start_client(&["submit", "--capture", "second.jsonl"]);
+    let troubles = eventually("the controller to say it", LIMIT, || {
+        let status = cluster.client(&["status", "--json"]).ok().json_lines();
+        let troubles = status[0]["troubles"].to_string();
+        (troubles != "[]").then_some(troubles)
+    });
+    assert!(troubles.contains("No space left"), "{troubles}");
+    assert!(
+        cluster.controller().stderr().contains("No space left"),
+        "{}",
+        cluster.controller().stderr()
+    );
+    // It may even be killed now.
+    cluster.controller().kill();
+    disk.clear();
+    cluster.start_controller_with(&["--restore"]);
+    let second = second.finish(LIMIT * 2).ok().stdout;
+    assert_eq!(second.lines().count(), 100, "all are taken in the end");
+    let mut results = vec!["results"];
+    results.extend(first.lines().chain(second.lines()));
+    let lines = eventually("200 results", LIMIT * 2, || {
+        let lines = cluster.client(&results).json_lines();
+        (lines.len() == 200).then_some(lines)
+    });
+    for line in lines {
+        assert_eq!(line["result"]["status"], "ok", "{line}");
+        assert_eq!(cluster.read(&format!("job.{}", line["number"])), "x\n");
+    }
+    eventually("the trouble to be over", LIMIT, || {
+        let status = cluster.client(&["status", "--json"]).ok().json_lines();
+        (status[0]["troubles"] == json!([])).then_some(())
+    });
+}
+
+/// What `ipclient results` says of a task, once it has ended.
+fn result_of(cluster: &Cluster, id: &str) -> Value {
+    eventually("its result", LIMIT, || {
+        let mut lines = cluster.client(&["results", id]).json_lines();
+        lines.pop().map(|mut line| line["result"].take())
+    })
+}
+
+// With a heartbeat every 10 s an engine would be given up after 110 s, longer than these tests wait.
+
+#[test]
+fn a_retry_that_waits_outlives_the_controller() {
+    let mut cluster = Cluster::builder().args(["--ping", "10000"]).start();
+    cluster.start_engines(1);
+    cluster.wait_engines(1);
+    let client = RawClient::new(&cluster, "task");
+    let id = client.command(
+        "echo x >> runs; sleep 300",
+        json!({"retries": 1, "detach": true}),
+    );
+    let runs = |cluster: &Cluster, count: usize| {
+        eventually("the job to run", LIMIT, || {
+            let text = std::fs::read_to_string(cluster.path("runs")).unwrap_or_default();
+            (text.lines().count() == count).then_some(())
+        });
+    };
+    runs(&cluster, 1);
+    cluster.engines[0].kill();
+    eventually("the job to wait again", LIMIT, || {
+        let status = cluster.client(&["status", "--json"]).ok().json_lines();
+        (status[0]["tasks"]["ready"] == 1).then_some(())
+    });
+    cluster.controller().kill();
+    cluster.start_controller_with(&["--restore"]);
+    cluster.start_engines(1);
+    runs(&cluster, 2);
+    // That was its retry, although another controller gave it.
+    cluster.engines[1].kill();
+    let result = result_of(&cluster, &id);
+    assert_eq!(result["status"], "error", "{result}");
+    assert!(result["error"].to_string().contains("lost"), "{result}");
+    runs(&cluster, 2);
+}
+
+#[test]
+fn an_engine_may_die_while_there_is_no_controller() {
+    let mut cluster = Cluster::builder().args(["--ping", "10000"]).start();
+    cluster.start_engines(1);
+    cluster.wait_engines(1);
+    let client = RawClient::new(&cluster, "task");
+    let detach = || json!({"detach": true});
+    let running = client.command("touch running; sleep 300", detach());
+    eventually("the job to run", LIMIT, || {
+        cluster.path("running").exists().then_some(())
+    });
+    let behind: Vec<String> = (0..5).map(|_| client.command("true", detach())).collect();
+    eventually("all of them to be taken in", LIMIT, || {
+        let status = cluster.client(&["status", "--json"]).ok().json_lines();
+        let tasks = &status[0]["tasks"];
+        (tasks["ready"].as_u64().unwrap() + tasks["running"].as_u64().unwrap() == 6).then_some(())
+    });
+    cluster.controller().kill();
+    cluster.engines[0].kill();
+    cluster.start_controller_with(&["--restore"]);
+    let result = result_of(&cluster, &running);
+    assert!(
+        result["error"]
+            .to_string()
+            .contains("the engine process died"),
+        "its reaper has told: {result}"
+    );
+    cluster.start_engines(1);
+    for id in &behind {
+        assert_eq!(
+            result_of(&cluster, id)["status"],
+            "ok",
+            "it had not started"
+        );
+    }
+}

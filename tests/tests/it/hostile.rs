@@ -1,9 +1,20 @@
 //! Random frames on every socket of a controller that works meanwhile, and those who do not hold the key.
+//!
+//! The long form: `IPBROKER_HOSTILE_SECONDS=3600 cargo nextest run -p ipbroker-tests --no-capture junk_on_every_socket`.
+
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::{Duration, Instant},
+};
 
 use ipbroker_tests::{
-    Cluster, RawClient,
+    Cluster, LIMIT, RawClient, eventually,
     raw::value,
-    wire::{DELIMITER, Signer},
+    wire::{DELIMITER, Signer, Wire},
 };
 use rand::{RngExt, SeedableRng, rngs::StdRng};
 use serde_json::json;
@@ -51,16 +62,60 @@ fn junk(random: &mut StdRng, sample: &[Vec<u8>], engines: &[(u64, String)]) -> V
     frames
 }
 
+/// Keeps 50 tasks in flight until it is told to stop; each must be answered once, and rightly. Returns how many there were.
+fn load(wire: Wire, ended: &AtomicBool) -> u64 {
+    let client = RawClient::with(wire, "task");
+    let mut open = HashMap::new();
+    let mut number = 0;
+    loop {
+        while open.len() < 50 && !ended.load(Ordering::Relaxed) {
+            open.insert(client.call("echo", &json!(number), json!({})), number);
+            number += 1;
+        }
+        if open.is_empty() {
+            return number;
+        }
+        let reply = client
+            .wire
+            .receive(&client.socket, 60_000)
+            .unwrap_or_else(|error| panic!("{} tasks are not answered: {error}", open.len()));
+        let expected = open.remove(reply.parent_id());
+        assert_eq!(Some(value(&reply)), expected.map(|number| json!(number)));
+    }
+}
+
+/// Resident memory of a process in MB.
+fn resident(pid: i32) -> u64 {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let line = text
+        .lines()
+        .find(|line| line.starts_with("VmRSS:"))
+        .unwrap();
+    let kilobytes: u64 = line.split_whitespace().nth(1).unwrap().parse().unwrap();
+    kilobytes / 1024
+}
+
 fn every_socket(args: &[&str], rounds: usize) {
+    let long = std::env::var("IPBROKER_HOSTILE_SECONDS").map_or(Duration::ZERO, |seconds| {
+        Duration::from_secs(seconds.parse().expect("a number of seconds"))
+    });
     let cluster = Cluster::builder()
-        .args(["-n", "2", "--nodb"])
+        .args(["-n", "2"])
         .args(args.iter().copied())
         .start();
     let engines = cluster.wait_engines(2);
     let mut random = StdRng::seed_from_u64(7);
     let client = RawClient::new(&cluster, "task");
     let wire = client.wire.clone();
-    let engine_wire = ipbroker_tests::wire::Wire::load(&cluster.connection_file("engine")).unwrap();
+    let ended = Arc::new(AtomicBool::new(false));
+    let work = {
+        let (wire, ended) = (cluster.wire(), ended.clone());
+        std::thread::spawn(move || load(wire, &ended))
+    };
+    let pid = cluster.controller.as_ref().unwrap().pid();
+    let pid = pid.as_raw_nonzero().get();
+    let (begun, mut early, mut sent) = (Instant::now(), 0, 0u64);
+    let engine_wire = Wire::load(&cluster.connection_file("engine")).unwrap();
     let sample = wire.frames(
         &wire.header("function_request"),
         &json!({}),
@@ -77,7 +132,13 @@ fn every_socket(args: &[&str], rounds: usize) {
         let engines_side = engine_wire.endpoint("task");
         endpoints.retain(|(_, endpoint)| *endpoint != engines_side);
     }
-    for round in 0..rounds {
+    for round in 0.. {
+        if round >= rounds && begun.elapsed() >= long {
+            break;
+        }
+        if round == rounds / 2 {
+            early = resident(pid);
+        }
         for (channel, endpoint) in &endpoints {
             let kind = match channel.as_str() {
                 "iopub" => [zmq::PUB, zmq::XPUB][round % 2],
@@ -93,11 +154,23 @@ fn every_socket(args: &[&str], rounds: usize) {
             socket.connect(endpoint).unwrap();
             for _ in 0..10 {
                 let _ = socket.send_multipart(junk(&mut random, &sample, &engines), zmq::DONTWAIT);
+                sent += 1;
             }
         }
         let id = client.call("echo", &json!(round), json!({}));
         assert_eq!(value(&client.reply(&id)), round);
     }
+    ended.store(true, Ordering::Relaxed);
+    let done = work.join().expect("the load's tasks are unharmed");
+    let late = resident(pid);
+    println!(
+        "{sent} random messages in {:.0} s beside {done} tasks; resident memory {early} MB, at the end {late} MB",
+        begun.elapsed().as_secs_f64()
+    );
+    assert!(
+        late < early * 3 / 2 + 64,
+        "{early} MB have become {late} MB"
+    );
     let hub = RawClient::new(&cluster, "registration");
     assert_eq!(
         hub.ask("connection_request", json!({})).content["engines"]
@@ -116,7 +189,7 @@ fn junk_on_every_socket() {
 
 #[test]
 fn junk_on_every_socket_of_a_pure_cluster() {
-    every_socket(&["--scheme=pure"], 60);
+    every_socket(&["--scheme=pure", "--nodb"], 60);
 }
 
 /// Without CURVE anybody who reaches the port can take an engine's name, and what is sent to it. Under CURVE nobody can.
@@ -126,7 +199,7 @@ fn under_curve_nobody_takes_a_name() {
         .args(["-n", "1", "--nodb", "--curve", "--ping", "200"])
         .start();
     let engines = cluster.wait_engines(1);
-    let mut wire = ipbroker_tests::wire::Wire::load(&cluster.connection_file("engine")).unwrap();
+    let mut wire = Wire::load(&cluster.connection_file("engine")).unwrap();
     assert!(wire.info["curve_serverkey"].is_string());
     let somebody_elses = zmq::z85_encode(&zmq::CurveKeyPair::new().unwrap().public_key).unwrap();
     let context = zmq::Context::new();
@@ -227,6 +300,64 @@ fn a_flood_of_connections() {
     drop(sockets);
     assert_eq!(
         client.reply(&client.command("true", json!({}))).content["code"],
+        0
+    );
+}
+
+#[test]
+fn no_descriptors_left() {
+    let mut cluster = Cluster::with_engines(1);
+    let task = RawClient::new(&cluster, "task");
+    let hub = RawClient::new(&cluster, "registration");
+    assert_eq!(
+        task.reply(&task.command("true", json!({}))).content["code"],
+        0
+    );
+    let troubles =
+        |hub: &RawClient| hub.ask("status_request", json!({})).content["troubles"].clone();
+    assert_eq!(troubles(&hub), json!([]));
+    let pid = cluster.controller().pid().as_raw_nonzero().get();
+    let open = std::fs::read_dir(format!("/proc/{pid}/fd"))
+        .unwrap()
+        .count();
+    let limited = std::process::Command::new("prlimit")
+        .args([
+            "--pid",
+            &pid.to_string(),
+            &format!("--nofile={}", open + 10),
+        ])
+        .status();
+    if !limited.is_ok_and(|status| status.success()) {
+        eprintln!("skipped: no prlimit here");
+        return;
+    }
+    let endpoint = cluster.wire().endpoint("task").replace("tcp://", "");
+    let flood: Vec<_> = (0..50)
+        .filter_map(|_| std::net::TcpStream::connect(&endpoint).ok())
+        .collect();
+    let told = eventually("the controller to say it", LIMIT, || {
+        let told = troubles(&hub);
+        (told != json!([])).then_some(told)
+    });
+    assert!(told.to_string().contains("Too many open files"), "{told}");
+    assert!(
+        cluster
+            .controller()
+            .stderr()
+            .contains("Too many open files")
+    );
+    // Who is there goes on.
+    assert_eq!(
+        value(&task.reply(&task.call("echo", &json!(1), json!({})))),
+        1
+    );
+    drop(flood);
+    eventually("descriptors again", LIMIT, || {
+        (troubles(&hub) == json!([])).then_some(())
+    });
+    let newcomer = RawClient::new(&cluster, "task");
+    assert_eq!(
+        newcomer.reply(&newcomer.command("true", json!({}))).content["code"],
         0
     );
 }
