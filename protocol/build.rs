@@ -10,6 +10,22 @@ fn main() {
 fn bundled() {
     use std::{env, path::Path};
 
+    const AGAIN: &str = "IPBROKER_BUILD_ZMQ";
+    if env::var_os(AGAIN).is_none() {
+        // libzmq's own warnings are nothing to whoever builds this: `-w`, by the one way into its compiler that there is.
+        let flags = env::var("CXXFLAGS").unwrap_or_default();
+        let built = env::current_exe().and_then(|this| {
+            std::process::Command::new(this)
+                .env(AGAIN, "1")
+                .env("CXXFLAGS", format!("{flags} -w"))
+                .status()
+        });
+        assert!(
+            built.is_ok_and(|status| status.success()),
+            "libzmq cannot be built"
+        );
+        return;
+    }
     let include =
         env::var("DEP_SODIUM_INCLUDE").expect("libsodium-sys-stable names its include directory");
     let lib = env::var("DEP_SODIUM_LIB")

@@ -57,7 +57,7 @@ pub(crate) struct ClusterArgs {
     #[arg(long, global = true)]
     pub(crate) accept_new: bool,
     /// Seconds to wait for the controller's first answer
-    #[arg(long, global = true, value_name = "SECONDS", default_value = "10", value_parser = seconds, hide_default_value = true)]
+    #[arg(long, global = true, value_name = "SECONDS", default_value = "10", value_parser = seconds)]
     pub(crate) connect_timeout: Duration,
 }
 
@@ -185,6 +185,10 @@ pub(crate) fn one_line(error: &clap::Error) -> String {
         if line.starts_with("For more information") {
             break;
         }
+        // Hardly what somebody wanted who has mistyped an option.
+        if line.starts_with("tip: to pass") {
+            continue;
+        }
         parts.push(
             line.strip_prefix("error: ")
                 .or_else(|| line.strip_prefix("tip: "))
@@ -198,7 +202,11 @@ pub(crate) fn one_line(error: &clap::Error) -> String {
         .split_whitespace()
         .take_while(|word| !word.starts_with(['[', '<', '-']))
         .collect();
-    format!("{} (see `{} --help`)", parts.join("; "), program.join(" "))
+    format!(
+        "{} (see `{} --help`)",
+        parts.join("; ").replace(":; ", ": "),
+        program.join(" ")
+    )
 }
 
 #[cfg(test)]

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, HashMap};
 
 use ipbroker_protocol::message::{AbortReply, AbortRequest, EngineInfo, Stats, types};
+use ipbroker_protocol::zmq::Message;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
@@ -188,12 +189,14 @@ impl Client {
         struct Request<'a> {
             msg_ids: &'a [String],
             statusonly: bool,
+            buffers: bool,
         }
         let reply: ResultReply = self.query(
             request::RESULT,
             &Request {
                 msg_ids,
                 statusonly: !details,
+                buffers: false,
             },
         )?;
         let records = reply
@@ -206,6 +209,16 @@ impl Client {
             completed: reply.completed,
             records,
         })
+    }
+
+    /// The buffers of a finished task's reply, as the controller keeps them: of a command, the files that its `get` names.
+    ///
+    /// # Errors
+    /// When the hub refuses (an unknown id) or does not answer.
+    pub fn result_buffers(&self, msg_id: &str) -> Result<Vec<Message>> {
+        let request = BTreeMap::from([("msg_ids", [msg_id])]);
+        let mut answer = self.query_raw(request::RESULT, &request)?;
+        Ok(answer.take_buffers())
     }
 
     /// Ids of everything that is unfinished, of every client.

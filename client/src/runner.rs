@@ -1,7 +1,7 @@
 //! Jobs on their way through the cluster: what `run` and `map` have in common.
 
 mod events;
-mod files;
+pub(crate) mod files;
 mod place;
 mod submit;
 

@@ -15,7 +15,9 @@ Examples:
   ipctl -n 4                           a controller and four local engines, until Ctrl-C
   ipctl --scheme=lru --hwm=10          another scheme, ten tasks ahead on each engine
   ipctl --ip='*' --ports=10101-10120   all interfaces, fixed ports (CURVE is on off loopback)
-  ipctl --restore                      take up the work of a controller that crashed
+  ipctl --hosts a:4,b:4 --tunnel       eight engines on two hosts, everything through SSH
+  ipctl --engines slurm -n 64 -- --time=8:00:00      sixty-four as a job of Slurm
+  ipctl --restore -n 4                 take up the work of a controller that crashed
   ipctl connection-string              what to paste on a host that shares no files with this one
 
 Every option may also be written the way ipcontroller takes it, e.g. --TaskScheduler.hwm=10.";
@@ -32,6 +34,14 @@ pub struct Cli {
     #[command(flatten)]
     pub cluster: ClusterArgs,
 
+    /// Engines in all, counting those that come back with --restore: local ones, or shared out over --hosts by cores
+    #[arg(short = 'n', long = "n", value_name = "N", help_heading = "Engines")]
+    pub engines: Option<u32>,
+
+    /// Engines on other hosts.
+    #[command(flatten)]
+    pub hosts: HostArgs,
+
     /// Where the controller listens.
     #[command(flatten)]
     pub network: NetworkArgs,
@@ -44,14 +54,6 @@ pub struct Cli {
     #[command(flatten)]
     pub logging: LogArgs,
 
-    /// Engines on other hosts.
-    #[command(flatten)]
-    pub hosts: HostArgs,
-
-    /// Local engines to run in all, counting those that come back to a restarted controller
-    #[arg(short = 'n', long = "n", value_name = "N")]
-    pub engines: Option<u32>,
-
     /// End when standard input is closed
     #[arg(long, hide = true)]
     pub exit_with_parent: bool,
@@ -61,12 +63,12 @@ pub struct Cli {
 #[derive(Debug, Clone, Subcommand)]
 pub enum Action {
     /// Print what to paste on another host to start engines there, keys included
-    ///
-    /// Example: ipctl connection-string | ssh host sh
+    #[command(after_help = "Example:\n  ipctl connection-string | ssh host sh")]
     ConnectionString,
     /// Print a completion script for a shell
-    ///
-    /// Example: ipctl completions bash > /etc/bash_completion.d/ipctl
+    #[command(
+        after_help = "Example:\n  ipctl completions bash > ~/.local/share/bash-completion/completions/ipctl"
+    )]
     Completions {
         /// Which shell
         shell: clap_complete::Shell,

@@ -13,11 +13,12 @@ const EXAMPLES: &str = "\
 Examples:
   ipengine                                  one engine for the controller of the default profile
   ipengine -n 8 --tags rack7,gpu            eight engines that tasks may choose by tag
-  ipengine --file ipcontroller-engine.json  the controller that this file describes";
+  ipengine --file ipcontroller-engine.json  the controller that this file describes
+  ipengine --ssh me@front.example.org       a controller behind SSH, of my default profile there";
 
 /// Runs tasks of ipbroker's controller: N engines in one process.
 #[derive(Debug, Parser)]
-#[command(name = "ipengine", version, about, after_help = EXAMPLES)]
+#[command(name = "ipengine", version, after_help = EXAMPLES)]
 struct Options {
     /// How many engines; each runs one task at a time
     #[arg(short = 'n', long = "engines", value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..))]
@@ -86,7 +87,18 @@ fn level(text: &str) -> Result<LevelFilter, String> {
 }
 
 pub(crate) fn main() -> ExitCode {
-    let options = Options::parse();
+    let options = match Options::try_parse() {
+        Ok(options) => options,
+        Err(error) if !error.use_stderr() => {
+            // --help, --version
+            let _ = error.print();
+            return ExitCode::SUCCESS;
+        }
+        Err(error) => {
+            let _ = writeln!(std::io::stderr(), "ipengine: {}", one_line(&error));
+            return ExitCode::from(2);
+        }
+    };
     if let Some(shell) = options.completions {
         clap_complete::generate(
             shell,
@@ -111,6 +123,25 @@ pub(crate) fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// A usage error in one line: what, where, and what to do.
+fn one_line(error: &clap::Error) -> String {
+    let text = error.render().to_string();
+    let told: Vec<&str> = text
+        .lines()
+        .map(str::trim)
+        .take_while(|line| !line.starts_with("Usage:") && !line.starts_with("For more"))
+        .filter(|line| !line.is_empty() && !line.starts_with("tip: to pass"))
+        .map(|line| {
+            line.trim_start_matches("error: ")
+                .trim_start_matches("tip: ")
+        })
+        .collect();
+    format!(
+        "{} (see `ipengine --help`)",
+        told.join("; ").replace(":; ", ": ")
+    )
 }
 
 /// Why the program ended.

@@ -1,7 +1,7 @@
 //! Engines on other hosts: three of them, with real SSH servers (see `tests/hosts/lab`).
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     time::{Duration, Instant},
 };
 
@@ -117,6 +117,9 @@ fn a_host_that_is_cut_off_comes_back() {
     says(&controller, "b: the SSH connection was lost", 2 * LIMIT);
     lab.verb("heal", &["b"]);
     says(&controller, "b: connected again", 2 * LIMIT);
+    // What its engines said meanwhile, and say later, comes after.
+    says(&controller, "[b] ", LIMIT);
+    says(&controller, "waiting 60 s for it", LIMIT);
     let lines = running.finish(4 * LIMIT).ok().json_lines();
     assert_eq!(hosts_of(&lines).values().sum::<usize>(), 120);
     // The same engines, not new ones.
@@ -127,6 +130,70 @@ fn a_host_that_is_cut_off_comes_back() {
     );
     assert_eq!(lab.wait_for_engines(4).len(), 4);
     stop(&lab, controller, &["a", "b"]);
+}
+
+/// What runs on a host, by process id.
+fn engine_processes(lab: &Lab, host: &str) -> BTreeSet<String> {
+    let all = lab.root(host, "ps -eo pid=,args=");
+    let engines = all.lines().filter(|l| l.contains("/ipengine-"));
+    engines
+        .filter_map(|l| l.split_whitespace().next())
+        .map(str::to_owned)
+        .collect()
+}
+
+/// A controller dies, and another takes over: its engines count, whatever way they come.
+fn survivors_count(way: &str) {
+    let Some(lab) = Lab::up(&["a", "b"]) else {
+        return;
+    };
+    let controller = lab.controller(&["--hosts", "a:2,b:2", way]);
+    lab.wait_for_engines(4);
+    says(&controller, "Deployed 4 engine(s) over 2 host(s)", LIMIT);
+    let before = ["a", "b"].map(|host| engine_processes(&lab, host));
+    let done = lab.run(
+        "ipclient",
+        &["submit", "-"],
+        &jobs(8, "sleep 4; hostname"),
+        LIMIT,
+    );
+    let ids = done.ok().stdout;
+    controller.signal(Signal::KILL);
+    controller.finish(LIMIT);
+
+    let controller = lab.spawn("ipctl", &["--restore", "--hosts", "a:2,b:3", way]);
+    says(
+        &controller,
+        "Deployed 5 engine(s) over 2 host(s)",
+        2 * LIMIT,
+    );
+    lab.wait_for_engines(5);
+    let log = controller.stderr();
+    for host in ["a", "b"] {
+        let line = format!("{host}: 2 engine(s) of the earlier controller live");
+        assert!(log.contains(&line), "no {line:?} in\n{log}");
+    }
+    let after = ["a", "b"].map(|host| engine_processes(&lab, host));
+    assert_eq!(before[0], after[0]);
+    assert!(after[1].is_superset(&before[1]) && after[1].len() == 2);
+    let ids: Vec<&str> = ids.lines().collect();
+    let wait = [&["wait"][..], &ids].concat();
+    lab.run("ipclient", &wait, "", 4 * LIMIT).ok();
+    let results = [&["results"][..], &ids].concat();
+    let lines = lab.run("ipclient", &results, "", LIMIT).ok().json_lines();
+    assert_eq!(hosts_of(&lines).values().sum::<usize>(), 8);
+    // Those that were taken over end with the others.
+    stop(&lab, controller, &["a", "b"]);
+}
+
+#[test]
+fn survivors_count_after_a_crash() {
+    survivors_count("--ip=*");
+}
+
+#[test]
+fn survivors_count_after_a_crash_through_tunnels() {
+    survivors_count("--tunnel");
 }
 
 #[test]
@@ -200,6 +267,39 @@ fn what_cannot_be_started_is_told_in_words() {
         &["good", "full", "wrong", "new", "changed"],
     );
 
+    // A program that cannot run there: for another machine, or for a newer system.
+    let own = std::fs::read(ipbroker_tests::program("ipengine")).expect("ipengine");
+    let mut other = own.clone();
+    other[18] = 183;
+    let newer = [&own[..], b"\0GLIBC_2.99\0"].concat();
+    for (name, bytes, words) in [
+        (
+            "other",
+            other,
+            "good: the host is a x86_64, our ipengine is for aarch64: build ipengine there",
+        ),
+        (
+            "newer",
+            newer,
+            "our ipengine needs 2.99 or later: build it on the oldest of your systems",
+        ),
+    ] {
+        let path = lab.home().join(name);
+        std::fs::write(&path, bytes).expect("a program");
+        let path = path.to_str().expect("a path");
+        let controller = lab.controller(&["--hosts", "good:1", "--engine-program", path]);
+        says(&controller, "Deployed 0 engine(s) over 0 host(s)", LIMIT);
+        // On another kind of machine the words would be the other way round.
+        if cfg!(target_arch = "x86_64") {
+            assert!(
+                controller.stderr().contains(words),
+                "{}",
+                controller.stderr()
+            );
+        }
+        stop(&lab, controller, &["good"]);
+    }
+
     // The same host, trusted when it is asked for; its key is on file after that.
     let controller = lab.controller(&["--tunnel", "--hosts", "new:1", "--accept-new"]);
     lab.wait_for_engines(1);
@@ -246,6 +346,26 @@ fn files_tags_and_places() {
         "{engines:?}"
     );
 
+    // Where they would rather be, by host and by rack; what became of it is counted.
+    let input = ["a", "b", "rack1", "rack2"]
+        .map(|p| format!("{{\"cmd\": \"hostname\", \"cd\": \"/tmp\", \"prefer\": [\"{p}\"], \"prefer_wait\": 20}}\n"))
+        .concat();
+    let lines = lab
+        .run("ipclient", &["run"], &input, LIMIT)
+        .ok()
+        .json_lines();
+    for line in &lines {
+        let wanted = if ["a", "rack1"].iter().any(|p| line["prefer"][0] == *p) {
+            "a"
+        } else {
+            "b"
+        };
+        assert_eq!(line["result"]["host"], wanted, "{line}");
+    }
+    let stats = lab.run("ipclient", &["stats"], "", LIMIT).ok().stdout;
+    eprintln!("{stats}");
+    assert!(stats.contains("4 of 4"), "{stats}");
+
     let fs =
         |args: &[&str], input: &str| lab.run("ipclient", &[&["fs"], args].concat(), input, LIMIT);
     let big: String = (0..1_000_000).map(|i| format!("{i}\n")).collect();
@@ -264,6 +384,11 @@ fn files_tags_and_places() {
         "hello\nagain\n"
     );
     assert_eq!(fs(&["exists", "a,b", "/tmp/note"], "").code(), 1);
+    assert_eq!(fs(&["pwd", "b"], "").ok().stdout.trim(), "/home/alice");
+    fs(&["mkdir", "--parents", "a,b", "/tmp/deep/er"], "").ok();
+    let there = fs(&["stat", "--json", "b", "/tmp/deep/er"], "").ok().stdout;
+    assert!(there.contains("\"kind\":\"dir\""), "{there}");
+    assert_eq!(fs(&["mkdir", "a", "/tmp/deep/er"], "").code(), 1);
     let dir = fs(&["newdir", "b"], "").ok().stdout.trim().to_owned();
     fs(&["mkfifo", "b", &format!("{dir}/pipe")], "").ok();
     fs(&["ln", "b", "pipe", &format!("{dir}/link")], "").ok();
@@ -346,7 +471,56 @@ fn files_go_with_jobs() {
     lab.on("b", "rm -rf ~/.cache/ipbroker/files");
     let one = "{\"cmd\": \"./tool\", \"put\": [\"in/big\", \"tool\"], \"host\": [\"b\"]}\n";
     lab.run("ipclient", &["run"], one, LIMIT).ok();
+    submitted_files(&lab);
     stop(&lab, controller, &["a", "b"]);
+}
+
+/// `put` and `get` of jobs that outlive their client.
+fn submitted_files(lab: &Lab) {
+    let here = |name: &str| lab.home().join(name);
+    // Small inputs travel with the job, large ones go to the hosts.
+    let input = "{\"cmd\": \"./tool > count\", \"put\": [\"in/big\", \"tool\"], \"get\": {\"count\": \"later/1\"}}\n\
+                 {\"cmd\": \"cat tool > copy\", \"put\": [\"tool\"], \"get\": {\"copy\": \"later/2\"}}\n\
+                 {\"cmd\": \"exit 3\", \"get\": {\"none\": \"later/3\"}}\n";
+    let missing = "{\"cmd\": \"true\", \"put\": [\"not-there\"]}\n";
+    std::fs::write(here("bad"), format!("{input}{missing}")).expect("a file");
+    let refused = lab.run("ipclient", &["submit", "bad"], "", LIMIT);
+    assert!(
+        refused.code() == 2
+            && refused.stdout.is_empty()
+            && refused.stderr.starts_with("ipclient: bad:4: put: ")
+            && refused.stderr.contains("nothing was submitted"),
+        "{}",
+        refused.stderr
+    );
+    let done = lab.run("ipclient", &["submit", "-"], input, LIMIT).ok();
+    let ids: Vec<&str> = done.stdout.lines().collect();
+    // The files need not be there any more.
+    std::fs::remove_file(here("tool")).expect("the tool");
+    let wait = [&["wait"][..], &ids].concat();
+    assert_eq!(lab.run("ipclient", &wait, "", 2 * LIMIT).code(), 1);
+    assert!(!here("later").exists(), "`wait` writes nothing");
+    // From another directory: they belong where the job was submitted.
+    let print = |args: &[&str]| {
+        let mut command = lab.command("ipclient", &[args, &ids].concat());
+        command.current_dir(lab.home().join("in"));
+        let done = ipbroker_tests::programs::run(command, &lab.home(), "", LIMIT);
+        assert_eq!(done.code(), 1, "{}", done.stderr);
+        done.json_lines()
+    };
+    print(&["results", "--no-get"]);
+    assert!(!here("later").exists());
+    let lines = print(&["results"]);
+    let codes: Vec<&Value> = lines.iter().map(|l| &l["result"]["code"]).collect();
+    assert_eq!(codes, [0, 0, 3], "{lines:?}");
+    let read = |name: &str| std::fs::read_to_string(here(name)).expect("fetched");
+    assert_eq!(read("later/1").trim(), "1000000");
+    assert_eq!(read("later/2"), "#!/bin/sh\nwc -l < in/big\n");
+    assert!(!here("later/3").exists());
+    for host in ["a", "b"] {
+        let left = lab.on(host, "ls -d /tmp/ipbroker-job-* 2>/dev/null | wc -l");
+        assert_eq!(left.trim(), "0");
+    }
 }
 
 #[test]
@@ -469,6 +643,19 @@ fn a_host_behind_another_one() {
         .ok()
         .json_lines();
     assert_eq!(hosts_of(&lines).keys().collect::<Vec<_>>(), ["inner"]);
+    // The kernel here sees the gate alone, which is well.
+    let cut = Instant::now();
+    lab.verb("cut", &["inner"]);
+    says(&controller, "inner: the SSH connection was lost", 2 * LIMIT);
+    eprintln!(
+        "a host behind another one is missed after {:?}",
+        cut.elapsed()
+    );
+    lab.verb("heal", &["inner"]);
+    says(&controller, "inner: connected again", 2 * LIMIT);
+    lab.wait_for_engines(2);
+    lab.run("ipclient", &["run"], &jobs(10, "true"), 2 * LIMIT)
+        .ok();
     stop(&lab, controller, &["gate", "inner"]);
 }
 

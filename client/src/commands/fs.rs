@@ -37,7 +37,7 @@ enum Action {
     /// List a directory
     #[command(after_help = "Example:\n  ipclient fs ls a,b /tmp")]
     Ls {
-        /// Where
+        /// Names of hosts or numbers of engines, with commas between, or `all`
         hosts: String,
         /// Which directory
         #[arg(default_value = ".")]
@@ -46,7 +46,7 @@ enum Action {
     /// Tell kind, size, permissions and time of a path
     #[command(after_help = "Example:\n  ipclient fs stat a /etc/hostname --json")]
     Stat {
-        /// Where
+        /// Names of hosts or numbers of engines, with commas between, or `all`
         hosts: String,
         /// Which path
         path: String,
@@ -54,7 +54,7 @@ enum Action {
     /// Succeed if a path is there (on every host)
     #[command(after_help = "Example:\n  ipclient fs exists all /data && ipclient run jobs")]
     Exists {
-        /// Where
+        /// Names of hosts or numbers of engines, with commas between, or `all`
         hosts: String,
         /// Which path
         path: String,
@@ -62,7 +62,7 @@ enum Action {
     /// Make a directory
     #[command(after_help = "Example:\n  ipclient fs mkdir --parents all /tmp/work/in")]
     Mkdir {
-        /// Where
+        /// Names of hosts or numbers of engines, with commas between, or `all`
         hosts: String,
         /// Which directory
         path: String,
@@ -76,7 +76,7 @@ enum Action {
     /// Make a directory of a new name and print it
     #[command(after_help = "Example:\n  dir=$(ipclient fs newdir a)")]
     Newdir {
-        /// Where
+        /// Names of hosts or numbers of engines, with commas between, or `all`
         hosts: String,
         /// In which directory [default: the host's temporary one]
         #[arg(default_value = "", hide_default_value = true)]
@@ -85,13 +85,13 @@ enum Action {
     /// Print the engine's working directory
     #[command(after_help = "Example:\n  ipclient fs pwd all")]
     Pwd {
-        /// Where
+        /// Names of hosts or numbers of engines, with commas between, or `all`
         hosts: String,
     },
     /// Remove files
     #[command(after_help = "Example:\n  ipclient fs rm -r all /tmp/work")]
     Rm {
-        /// Where
+        /// Names of hosts or numbers of engines, with commas between, or `all`
         hosts: String,
         /// Which
         #[arg(required = true)]
@@ -106,7 +106,7 @@ enum Action {
     /// Remove an empty directory
     #[command(after_help = "Example:\n  ipclient fs rmdir a /tmp/work")]
     Rmdir {
-        /// Where
+        /// Names of hosts or numbers of engines, with commas between, or `all`
         hosts: String,
         /// Which directory
         path: String,
@@ -114,7 +114,7 @@ enum Action {
     /// Send a local file (`-`: standard input)
     #[command(after_help = "Example:\n  ipclient fs put all model.bin /tmp/model.bin")]
     Put {
-        /// Where
+        /// Names of hosts or numbers of engines, with commas between, or `all`
         hosts: String,
         /// Which local file
         local: PathBuf,
@@ -125,7 +125,7 @@ enum Action {
     /// Fetch a file; from several hosts each gets the host's name behind its own
     #[command(after_help = "Example:\n  ipclient fs get a,b /tmp/out.txt results/")]
     Get {
-        /// Where
+        /// Names of hosts or numbers of engines, with commas between, or `all`
         hosts: String,
         /// Which file there
         path: String,
@@ -136,7 +136,7 @@ enum Action {
     /// Print a file
     #[command(after_help = "Example:\n  ipclient fs cat a /etc/hostname")]
     Cat {
-        /// Where
+        /// Names of hosts or numbers of engines, with commas between, or `all`
         hosts: String,
         /// Which file
         path: String,
@@ -144,7 +144,7 @@ enum Action {
     /// Write standard input to a file
     #[command(after_help = "Example:\n  echo hello | ipclient fs write all /tmp/hello")]
     Write {
-        /// Where
+        /// Names of hosts or numbers of engines, with commas between, or `all`
         hosts: String,
         /// Which file
         path: String,
@@ -155,7 +155,7 @@ enum Action {
     /// Change permission bits
     #[command(after_help = "Example:\n  ipclient fs chmod all 755 /tmp/tool")]
     Chmod {
-        /// Where
+        /// Names of hosts or numbers of engines, with commas between, or `all`
         hosts: String,
         /// Octal
         #[arg(value_parser = octal)]
@@ -166,7 +166,7 @@ enum Action {
     /// Make a symbolic link
     #[command(after_help = "Example:\n  ipclient fs ln all /data/v2 /tmp/data")]
     Ln {
-        /// Where
+        /// Names of hosts or numbers of engines, with commas between, or `all`
         hosts: String,
         /// Where it points
         to: String,
@@ -176,7 +176,7 @@ enum Action {
     /// Make a named pipe
     #[command(after_help = "Example:\n  ipclient fs mkfifo a /tmp/pipe")]
     Mkfifo {
-        /// Where
+        /// Names of hosts or numbers of engines, with commas between, or `all`
         hosts: String,
         /// Which path
         path: String,
@@ -187,7 +187,7 @@ enum Action {
     /// Run a command at once, beside the queue
     #[command(after_help = "Example:\n  ipclient fs run all 'df -h /tmp'")]
     Run {
-        /// Where
+        /// Names of hosts or numbers of engines, with commas between, or `all`
         hosts: String,
         /// The command, for a shell
         #[arg(required = true, trailing_var_arg = true)]

@@ -4,7 +4,7 @@ use std::io::{BufWriter, Write};
 use std::process::ExitCode;
 
 use clap::Args;
-use ipbroker_client::job::{JobResult, JobStatus, write_line};
+use ipbroker_client::job::{JobResult, JobStatus, parse_line, write_line};
 use ipbroker_client::protocol::array::{member_id, split_id};
 use ipbroker_client::protocol::message::CommandResult;
 use ipbroker_client::protocol::time;
@@ -15,6 +15,7 @@ use serde_json::{Value, json};
 use super::Outcome;
 use crate::cli::ClusterArgs;
 use crate::failure::Failure;
+use crate::runner::files;
 
 /// Ids in one question to the hub.
 const CHUNK: usize = 1000;
@@ -24,12 +25,18 @@ const CHUNK: usize = 1000;
 #[command(after_help = "\
 The exit status is 0 only if all of them are done and ended well.
 
+Files that a submitted job's `get` names are written, relative to the directory in which it was submitted; the controller \
+keeps them as long as the result, so that they can be written again.
+
 Example:
   ipclient results $(cat ids) > results.json")]
 pub(crate) struct ResultsArgs {
     /// Ids of tasks; none: all that the controller has a record of
     #[arg(value_name = "ID")]
     ids: Vec<String>,
+    /// Print only: do not write the files that jobs name in `get`
+    #[arg(long)]
+    no_get: bool,
 }
 
 pub(crate) fn main(args: ResultsArgs, cluster: &ClusterArgs) -> Outcome {
@@ -37,7 +44,7 @@ pub(crate) fn main(args: ResultsArgs, cluster: &ClusterArgs) -> Outcome {
     let ids = if args.ids.is_empty() {
         client.history()?
     } else {
-        args.ids
+        args.ids.clone()
     };
     let zone = TimeZone::system();
     let mut out = BufWriter::new(std::io::stdout());
@@ -53,7 +60,7 @@ pub(crate) fn main(args: ResultsArgs, cluster: &ClusterArgs) -> Outcome {
                         let outcomes = client.outcomes(member, true)?;
                         for id in member {
                             match outcomes.records.get(id) {
-                                Some(record) => failed += print(id, record, &zone, &mut text),
+                                Some(record) => failed += print(id, record, None, &zone, &mut text),
                                 None => pending += 1,
                             }
                         }
@@ -61,7 +68,10 @@ pub(crate) fn main(args: ResultsArgs, cluster: &ClusterArgs) -> Outcome {
                         text.clear();
                     }
                 }
-                Some(record) => failed += print(id, record, &zone, &mut text),
+                Some(record) => {
+                    let files = (!args.no_get).then_some(&client);
+                    failed += print(id, record, files, &zone, &mut text);
+                }
             }
         }
         out.write_all(text.as_bytes())?;
@@ -82,9 +92,22 @@ pub(crate) fn main(args: ResultsArgs, cluster: &ClusterArgs) -> Outcome {
     })
 }
 
-/// Appends a task's line; 1 if it did not end well.
-fn print(id: &str, record: &Record, zone: &TimeZone, text: &mut String) -> u64 {
-    let result = result(id, record);
+/// Appends a task's line; 1 if it did not end well. With a client the files of its `get` are written first.
+fn print(
+    id: &str,
+    record: &Record,
+    files: Option<&Client>,
+    zone: &TimeZone,
+    text: &mut String,
+) -> u64 {
+    let mut result = result(id, record);
+    if let Some(client) = files
+        && result.status == JobStatus::Ok
+        && let Err(reason) = fetch(client, id, record, result.code == Some(0))
+    {
+        result.status = JobStatus::Error;
+        result.error = Some(reason);
+    }
     let line = match record.metadata.get("job") {
         Some(Value::String(line)) => line.clone(),
         _ => json!({ "id": id }).to_string(),
@@ -93,6 +116,22 @@ fn print(id: &str, record: &Record, zone: &TimeZone, text: &mut String) -> u64 {
         && serde_json::from_str::<Value>(&line).is_ok_and(|object| object.get("result").is_some());
     write_line(&line, has_result, &result, zone, text);
     u64::from(!result.success())
+}
+
+/// Writes the files that a submitted job names in `get`; those of a failed one only where there are any.
+fn fetch(client: &Client, id: &str, record: &Record, all: bool) -> Result<(), String> {
+    let text = |key: &str| record.metadata.get(key).and_then(Value::as_str);
+    let (Some(line), Some(dir)) = (text("job"), text("job_dir")) else {
+        return Ok(());
+    };
+    let job = parse_line(1, line.as_bytes()).map_err(|error| format!("get: {error}"))?;
+    let buffers = client
+        .result_buffers(id)
+        .map_err(|error| format!("get: {error}"))?;
+    if buffers.len() < job.get.len() && all {
+        return Err("get: the controller does not have the files".into());
+    }
+    files::fetch(dir, &job, &buffers, all)
 }
 
 /// Whether the record is that of a whole array, not of one of its members.

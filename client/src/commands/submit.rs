@@ -16,6 +16,7 @@ use ipbroker_client::{Client, Notice, Outgoing, Part, Sink};
 use super::{Outcome, run};
 use crate::cli::{ClusterArgs, JobArgs, size};
 use crate::failure::Failure;
+use crate::runner::files::{self, Files};
 use crate::runner::{Options, Submitted, metadata};
 use crate::source::{self, Line};
 
@@ -23,6 +24,9 @@ use crate::source::{self, Line};
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Jobs are lines as for `ipclient run`. They outlive this program: see `ipclient wait` and `ipclient results`.
+
+Files that `put` names are read and sent now; those that `get` names stay with the controller, as part of the result, until \
+`ipclient results` writes them.
 
 Example:
   ipclient submit jobs.json > ids
@@ -56,6 +60,9 @@ struct Submitter {
     client: Client,
     options: Options,
     sink: Arc<Acks>,
+    files: Files,
+    /// Whether the controller keeps results; none: not asked yet.
+    keeps: Option<bool>,
     names: HashMap<String, String>,
     /// Ids in order, and whether each is acknowledged; the first not printed has tag `printed`.
     ids: VecDeque<(String, bool)>,
@@ -73,9 +80,18 @@ pub(crate) fn main(args: SubmitArgs, cluster: &ClusterArgs) -> Outcome {
         }
         _ => None,
     };
+    let cwd = run::cwd()?;
+    for job in file.iter().flat_map(|(jobs, _)| jobs) {
+        files::look(&cwd, job).map_err(|error| {
+            Failure::usage(format!(
+                "{name}:{}: {error}; nothing was submitted",
+                job.line
+            ))
+        })?;
+    }
     let client = cluster.connect()?;
     let options = Options {
-        cwd: run::cwd()?,
+        cwd,
         jobs: args.jobs,
         capture: args.capture,
         no_wait: false,
@@ -89,6 +105,8 @@ pub(crate) fn main(args: SubmitArgs, cluster: &ClusterArgs) -> Outcome {
         client,
         options,
         sink,
+        files: Files::default(),
+        keeps: None,
         names: HashMap::new(),
         ids: VecDeque::new(),
         printed: 0,
@@ -99,7 +117,10 @@ pub(crate) fn main(args: SubmitArgs, cluster: &ClusterArgs) -> Outcome {
             // Ids are printed in the order of submission: what others depend on first.
             for level in &graph.levels {
                 for &at in level {
-                    submitter.submit(&jobs[at])?;
+                    let job = &jobs[at];
+                    submitter
+                        .submit(job)?
+                        .map_err(|error| submitter.at(job, &error))?;
                 }
             }
         }
@@ -133,10 +154,10 @@ impl Submitter {
     fn take(&mut self, line: Line, seen: &mut Submitted) -> Result<bool, Failure> {
         let error = match line {
             Line::Job(job) => match seen.check_stream(&job, &self.options) {
-                Ok(()) => {
-                    self.submit(&job)?;
-                    return Ok(true);
-                }
+                Ok(()) => match self.submit(&job)? {
+                    Ok(()) => return Ok(true),
+                    Err(error) => self.at(&job, &error).message,
+                },
                 Err(error) => error,
             },
             Line::Bad { error, .. } => error.to_string(),
@@ -145,17 +166,33 @@ impl Submitter {
         Ok(false)
     }
 
-    fn submit(&mut self, job: &Job) -> Result<(), Failure> {
-        if !(job.put.is_empty() && job.get.is_empty()) {
-            return Err(Failure::usage(format!(
-                "{}:{}: \"put\" and \"get\" need `ipclient run`, which stays until its jobs have ended",
-                self.options.source, job.line
-            )));
-        }
+    /// An error that belongs to a job's line.
+    fn at(&self, job: &Job, error: &str) -> Failure {
+        Failure::usage(format!("{}:{}: {error}", self.options.source, job.line))
+    }
+
+    /// The inner error: the job's inputs cannot be had.
+    fn submit(&mut self, job: &Job) -> Result<Result<(), String>, Failure> {
+        let inputs = self
+            .files
+            .stage_detached(&self.client, &self.options.cwd, job);
+        let (put, buffers) = match inputs {
+            Ok(inputs) => inputs,
+            Err(reason) => return Ok(Err(reason)),
+        };
         let mut metadata = metadata(&job.placement, &self.options, &self.names);
         metadata.detach = true;
         metadata.job = Some(job.text.to_string());
+        if !job.get.is_empty() {
+            if !self.results_are_kept()? {
+                return Ok(Err(
+                    "get: this controller keeps no results (--nodb), so that the files could never be fetched: use `ipclient run`".into(),
+                ));
+            }
+            metadata.job_dir = Some(self.options.cwd.clone());
+        }
         let mut command = job.command(&self.options.cwd);
+        command.put = put;
         if command.capture == 0 {
             command.capture = self.options.capture.unwrap_or(0);
         }
@@ -163,7 +200,7 @@ impl Submitter {
             msg_type: types::COMMAND_REQUEST,
             metadata: &metadata,
             content: &command,
-            buffers: Vec::new(),
+            buffers,
             tag: self.printed + self.ids.len() as u64,
         };
         let id = self.client.submit(task, self.sink.clone())?;
@@ -171,7 +208,16 @@ impl Submitter {
             self.names.insert(name.clone(), id.clone());
         }
         self.ids.push_back((id, false));
-        Ok(())
+        Ok(Ok(()))
+    }
+
+    fn results_are_kept(&mut self) -> Result<bool, Failure> {
+        if self.keeps.is_none() {
+            let status = self.client.status()?;
+            let store = status.0.get("store");
+            self.keeps = Some(store.is_none_or(|store| store["backend"] != "none"));
+        }
+        Ok(self.keeps == Some(true))
     }
 
     fn acknowledged(&mut self, tags: impl Iterator<Item = u64>) -> Result<(), Failure> {

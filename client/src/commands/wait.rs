@@ -15,7 +15,7 @@ const CHUNK: usize = 5000;
 /// Wait until tasks are done
 #[derive(Debug, Args)]
 #[command(after_help = "\
-The exit status is 0 only if all of them ended well.
+The exit status is 0 only if all of them ended well. Files of `get` are written by `ipclient results`.
 
 Example:
   ipclient wait && ipclient stats

@@ -13,8 +13,13 @@ use ipbroker_client::protocol::zmq::Message;
 use ipbroker_client::{Client, Host, Reply};
 use sha2::{Digest, Sha256};
 
-use super::{Options, Runner, submit};
+use super::{Runner, submit};
 use crate::failure::Failure;
+
+/// Inputs of one job that outlives its client travel with it up to this size, and those of one call up to the other;
+/// beyond that they go into the hosts' caches.
+const CARRIED: u64 = 1 << 20;
+const CARRIED_IN_ALL: u64 = 256 << 20;
 
 /// A local file as it was when it was last looked at.
 #[derive(PartialEq)]
@@ -30,6 +35,8 @@ pub(crate) struct Files {
     hashes: HashMap<PathBuf, (Look, String)>,
     /// Host and hash.
     placed: HashSet<(String, String)>,
+    /// Bytes that went with messages of jobs that outlive us.
+    carried: u64,
     /// Jobs with files by slot, and whether their inputs go with the message.
     moving: HashMap<usize, (Job, bool)>,
 }
@@ -46,7 +53,61 @@ fn local(cwd: &str, path: &str) -> PathBuf {
     Path::new(cwd).join(path)
 }
 
+/// Where a job's inputs go.
+fn hosts_of(client: &Client, job: &Job) -> Vec<Host> {
+    let names: Vec<&str> = match &job.placement.host[..] {
+        [] => vec!["all"],
+        hosts => hosts.iter().map(String::as_str).collect(),
+    };
+    // Without engines there is nobody to send to yet.
+    client.hosts(&names).unwrap_or_default()
+}
+
+/// Whether a job's inputs are there, and how large they are together.
+pub(crate) fn look(cwd: &str, job: &Job) -> Result<u64, String> {
+    let mut size = 0;
+    for input in &job.put {
+        let path = local(cwd, &input.local);
+        let problem = |e: io::Error| format!("put: {}: {e}", path.display());
+        let meta = fs::metadata(&path).map_err(problem)?;
+        if !meta.is_file() {
+            return Err(problem(io::Error::other("not a file")));
+        }
+        size += meta.len();
+    }
+    Ok(size)
+}
+
 impl Files {
+    /// The inputs of a job that outlives us: nobody could send them later. Small ones go with the message, wherever the
+    /// job will run; large ones to the hosts that are there now.
+    pub(crate) fn stage_detached(
+        &mut self,
+        client: &Client,
+        cwd: &str,
+        job: &Job,
+    ) -> Result<Inputs, String> {
+        let size = look(cwd, job)?;
+        let fits = self.carried + size <= CARRIED_IN_ALL;
+        let inline = if size <= CARRIED && fits {
+            true
+        } else {
+            let nobody = hosts_of(client, job).is_empty();
+            if nobody && !fits {
+                return Err(format!(
+                    "put: no engine is there to take {} MB of files, and no more than {} MB can wait with the controller: start the engines first",
+                    size >> 20,
+                    CARRIED_IN_ALL >> 20
+                ));
+            }
+            nobody
+        };
+        if inline {
+            self.carried += size;
+        }
+        self.stage(client, cwd, job, inline)
+    }
+
     /// Describes a job's inputs. `inline`: their bytes go with the message; else every host that may run the job has them
     /// in its cache after this, and what it had before is not sent again.
     pub(crate) fn stage(
@@ -79,12 +140,7 @@ impl Files {
             });
         }
         if !files.is_empty() {
-            let names: Vec<&str> = match &job.placement.host[..] {
-                [] => vec!["all"],
-                hosts => hosts.iter().map(String::as_str).collect(),
-            };
-            // Without engines there is nobody to send to yet: the bytes go with the message later.
-            for host in client.hosts(&names).unwrap_or_default() {
+            for host in hosts_of(client, job) {
                 self.place(&host, &files)
                     .map_err(|e| format!("put: {}: {e}", host.name()))?;
             }
@@ -200,7 +256,12 @@ impl Runner<'_> {
         }
         if let Some(reply) = reply
             && result.status == JobStatus::Ok
-            && let Err(reason) = fetch(&self.options, &job, reply, result.code == Some(0))
+            && let Err(reason) = fetch(
+                &self.options.cwd,
+                &job,
+                reply.envelope().buffers(),
+                result.code == Some(0),
+            )
         {
             result.status = JobStatus::Error;
             result.error = Some(reason);
@@ -210,12 +271,12 @@ impl Runner<'_> {
 }
 
 /// Writes a job's outputs; those of a failed job only where there are any.
-fn fetch(options: &Options, job: &Job, reply: &Reply, all: bool) -> Result<(), String> {
-    for (output, bytes) in job.get.iter().zip(reply.envelope().buffers()) {
+pub(crate) fn fetch(cwd: &str, job: &Job, buffers: &[Message], all: bool) -> Result<(), String> {
+    for (output, bytes) in job.get.iter().zip(buffers) {
         if bytes.is_empty() && !all {
             continue;
         }
-        let path = local(&options.cwd, &output.local);
+        let path = local(cwd, &output.local);
         let write = || -> io::Result<()> {
             if let Some(dir) = path.parent() {
                 fs::create_dir_all(dir)?;

@@ -1,4 +1,4 @@
-//! Connection files, and the CURVE secret that a controller with `--reuse` needs again.
+//! Connection files, and the CURVE secret that the next controller needs with them.
 
 use std::{env, fs, io, io::Write, net::UdpSocket, os::unix::fs::PermissionsExt, path::PathBuf};
 
@@ -99,13 +99,17 @@ pub(super) fn write(
     Ok(())
 }
 
-/// Removes both files, unless they are for the next controller.
+/// Removes both files and the secret, unless they are for the next controller.
 pub(super) fn remove(settings: &Settings) {
     if settings.reuse {
         return;
     }
-    for role in [Role::Client, Role::Engine] {
-        let path = settings.profile.connection_file(role);
+    let profile = &settings.profile;
+    for path in [
+        profile.connection_file(Role::Client),
+        profile.connection_file(Role::Engine),
+        secret_file(profile),
+    ] {
         match fs::remove_file(&path) {
             Ok(()) => {}
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
@@ -122,11 +126,11 @@ fn secret_file(profile: &Profile) -> PathBuf {
     profile.security_dir().join(name)
 }
 
-/// The controller's key pair: of the environment, of the earlier controller, or a new one (kept when it is to be reused).
+/// The controller's key pair: of the environment, of the earlier controller, or a new one, which is kept: who comes after a
+/// crash needs it as it needs the connection files.
 pub(super) fn curve_keys(
     profile: &Profile,
     earlier: Option<&(ClientConnection, EngineConnection)>,
-    keep: bool,
 ) -> Result<CurveServer, AppError> {
     let variable = |name| {
         env::var(name)
@@ -160,20 +164,18 @@ pub(super) fn curve_keys(
             "this ipctl has no CURVE ({error}); --no-curve goes without"
         ))
     })?;
-    if keep {
-        let write = || -> io::Result<()> {
-            let mut file = tempfile::NamedTempFile::new_in(profile.security_dir())?;
-            file.as_file()
-                .set_permissions(fs::Permissions::from_mode(0o600))?;
-            writeln!(file, "{}", server.secret())?;
-            file.persist(&path)?;
-            Ok(())
-        };
-        write().map_err(|source| AppError::System {
-            what: format!("cannot write {}", path.display()),
-            source,
-        })?;
-    }
+    let write = || -> io::Result<()> {
+        let mut file = tempfile::NamedTempFile::new_in(profile.security_dir())?;
+        file.as_file()
+            .set_permissions(fs::Permissions::from_mode(0o600))?;
+        writeln!(file, "{}", server.secret())?;
+        file.persist(&path)?;
+        Ok(())
+    };
+    write().map_err(|source| AppError::System {
+        what: format!("cannot write {}", path.display()),
+        source,
+    })?;
     Ok(server)
 }
 

@@ -249,7 +249,14 @@ fn watch_stdin(events: &Sender<MainEvent>) -> Result<(), AppError> {
 
 /// Prints what starts an engine on a host that shares no files with this one.
 fn connection_string(profile: &Profile) -> Result<(), AppError> {
-    let mut engine: EngineConnection = connection::load(&profile.connection_file(Role::Engine))?;
+    let file = profile.connection_file(Role::Engine);
+    if !file.exists() {
+        return Err(AppError::Usage(format!(
+            "no connection file {}: is a controller running for this profile? Start one with `ipctl`",
+            file.display()
+        )));
+    }
+    let mut engine: EngineConnection = connection::load(&file)?;
     let host = engine
         .common
         .interface

@@ -21,7 +21,7 @@ use super::{AppError, files, threads};
 use crate::{
     cli::{Cli, Hwm, LogLevel},
     config_py,
-    launch::{LaunchEvent, Launcher, args::HostArgs, batch, local, ssh},
+    launch::{LaunchEvent, Launcher, args::HostArgs, batch, hosts::HostSpec, local, ssh},
     scheduler::core,
     store::{Backend, Keep, SyncMode},
 };
@@ -77,6 +77,8 @@ pub struct Settings {
     pub local_engines: u32,
     /// Engines elsewhere.
     pub hosts: HostArgs,
+    /// The hosts for them, and what is needed to go there.
+    remote: Option<(Vec<HostSpec>, ssh::Tools)>,
     /// Engines in all.
     pub engines: Option<u32>,
     /// End when standard input does.
@@ -190,7 +192,7 @@ impl Settings {
             }
         };
         let curve = if wants_curve {
-            Some(files::curve_keys(&profile, earlier.as_ref(), reuse)?)
+            Some(files::curve_keys(&profile, earlier.as_ref())?)
         } else {
             None
         };
@@ -288,6 +290,7 @@ impl Settings {
                 cli.engines.unwrap_or(0)
             },
             engines: cli.engines,
+            remote: remote_plan(&cli.hosts)?,
             hosts: cli.hosts,
             exit_with_parent: cli.exit_with_parent,
             log_level: cli
@@ -368,20 +371,14 @@ impl Settings {
                 batch::BatchLauncher::start(&plan, sink).map_err(launch)?,
             )));
         }
-        let hosts = self
-            .hosts
-            .hosts()
-            .map_err(|error| AppError::Launch(error.to_string()))?;
-        if hosts.is_empty() {
+        let Some((hosts, tools)) = self.remote.clone() else {
             return Ok(None);
-        }
+        };
         let plan = ssh::Plan {
             hosts,
             total: self.engines,
             tunnel: self.hosts.tunnel,
-            accept_new: self.hosts.accept_new,
-            ssh_config: self.hosts.ssh_config.clone(),
-            program: self.hosts.engine_program.clone(),
+            tools,
             parallel: self.hosts.parallel,
             engine_args: self
                 .log_level
@@ -394,11 +391,33 @@ impl Settings {
                 controller.curve.as_ref(),
             ),
             location_given: self.location_given,
+            record: self
+                .profile
+                .dir()
+                .join("pid")
+                .join(format!("ipctl-hosts{}.json", self.profile.cluster_id())),
+            // With other keys and ports they would not find us.
+            adopt: self.restore && self.earlier.is_some(),
         };
         let launcher = ssh::SshLauncher::start(plan, sink)
             .map_err(|error| AppError::Launch(error.to_string()))?;
         Ok(Some(Box::new(launcher)))
     }
+}
+
+/// The hosts that are asked for, and what is needed to go there: what is wrong with either is told before anything runs.
+fn remote_plan(args: &HostArgs) -> Result<Option<(Vec<HostSpec>, ssh::Tools)>, AppError> {
+    let launch = |error: &dyn std::fmt::Display| AppError::Launch(error.to_string());
+    let hosts = args.hosts().map_err(|error| launch(&error))?;
+    if hosts.is_empty() {
+        return Ok(None);
+    }
+    let tools = ssh::Tools::find(
+        args.ssh_config.as_deref(),
+        args.accept_new,
+        args.engine_program.as_deref(),
+    );
+    Ok(Some((hosts, tools.map_err(|error| launch(&error))?)))
 }
 
 /// The connection files that are there; a warning when they are of no use.

@@ -245,6 +245,7 @@ impl Hub {
         ids.dedup();
         let flag = |key: &str| content[key].as_bool().unwrap_or(false);
         let status_only = flag("status_only") || flag("statusonly");
+        let with_buffers = content["buffers"].as_bool().unwrap_or(true);
         let to = asker.clone();
         self.states(ids.clone(), move |hub, states| {
             let (pending, rest): (Vec<_>, Vec<_>) = ids
@@ -281,9 +282,13 @@ impl Hub {
                 Ok(records) => hub.result_records(&to, pending, &ids, records),
                 Err(error) => hub.reply_error(&to, &error),
             });
-            hub.links
-                .store
-                .records(rest.into_iter().map(|(id, _)| id).collect(), answer);
+            // Nobody asks here for what went in.
+            let mut keys: Vec<String> = FIELDS.iter().map(|field| (*field).to_owned()).collect();
+            if with_buffers {
+                keys.push("result_buffers".into());
+            }
+            let ids = rest.into_iter().map(|(id, _)| id).collect();
+            hub.links.store.records(ids, Some(keys), answer);
         });
     }
 

@@ -8,9 +8,9 @@ use super::hosts::{self, HostSpec, HostsError};
 
 /// Engines on other hosts.
 #[derive(Debug, Clone, Default, Args)]
-#[command(next_help_heading = "Engines on other hosts")]
+#[command(next_help_heading = "Engines")]
 pub struct HostArgs {
-    /// Hosts to start engines on over SSH: `a:4,b:4`, or `a b c` with -n (shared out by cores)
+    /// Hosts to start engines on over SSH: a:4,b:4, or a b c with -n (else one engine a core)
     #[arg(long, value_name = "HOST[:ENGINES]", num_args = 1.., conflicts_with = "hosts_file")]
     pub hosts: Vec<String>,
     /// File of hosts: one `host[:engines] [tags…]` a line, or an ipcluster_config.py
@@ -38,7 +38,7 @@ pub struct HostArgs {
         ignore_case = true
     )]
     pub batch_system: Option<String>,
-    /// Script for the batch system instead of the built-in one, with `n`, `program` and `args` in braces
+    /// Script for the batch system instead of the built-in one, with {engines}, {program} and {args}
     #[arg(long, value_name = "FILE", requires = "batch_system")]
     pub batch_template: Option<PathBuf>,
     /// Options for the batch system's submit command

@@ -144,6 +144,7 @@ impl std::fmt::Debug for Request {
 pub(crate) enum Query {
     Records {
         msg_ids: Vec<String>,
+        keys: Option<Vec<String>>,
         answer: Answer<Vec<Record>>,
     },
     Find {
@@ -231,9 +232,18 @@ impl StoreHandle {
         }
     }
 
-    /// The records of these tasks or members, whole, with buffers; unknown ones are left out.
-    pub fn records(&self, msg_ids: Vec<String>, answer: Answer<Vec<Record>>) {
-        self.ask(Query::Records { msg_ids, answer });
+    /// The records of these tasks or members, with these fields (all, with buffers, if `None`); unknown ones are left out.
+    pub fn records(
+        &self,
+        msg_ids: Vec<String>,
+        keys: Option<Vec<String>>,
+        answer: Answer<Vec<Record>>,
+    ) {
+        self.ask(Query::Records {
+            msg_ids,
+            keys,
+            answer,
+        });
     }
 
     /// The records that match a Mongo-style query, with these fields (all, if `None`).

@@ -46,7 +46,11 @@ impl Reader {
 
     pub(crate) fn run(&self, conn: &Connection, query: Query, store: &Sender<Request>) {
         match query {
-            Query::Records { msg_ids, answer } => answer(self.records(conn, &msg_ids, None)),
+            Query::Records {
+                msg_ids,
+                keys,
+                answer,
+            } => answer(self.records(conn, &msg_ids, keys.as_deref())),
             Query::Find {
                 query,
                 keys,

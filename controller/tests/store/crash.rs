@@ -136,7 +136,7 @@ fn killed_at_any_moment() {
             .take(20)
             .map(|r| format!("done-{r}"))
             .collect();
-        for record in ask(|a| handle.records(newest.clone(), a)).unwrap() {
+        for record in ask(|a| handle.records(newest.clone(), None, a)).unwrap() {
             assert_eq!(record.fields["result_content"]["status"], "ok");
             assert_eq!(record.buffers[0], [2; 2000]);
             let round: u64 = record.fields["msg_id"].as_str().unwrap()[5..]
@@ -153,7 +153,7 @@ fn killed_at_any_moment() {
             );
         }
         assert_eq!(
-            ask(|a| handle.records(newest, a)).unwrap().len(),
+            ask(|a| handle.records(newest, None, a)).unwrap().len(),
             rounds.len().min(20),
             "life {life}, up to {last}"
         );

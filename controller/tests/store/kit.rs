@@ -138,7 +138,8 @@ pub(crate) fn find(
 }
 
 pub(crate) fn records(handle: &StoreHandle, ids: &[&str]) -> Vec<Record> {
-    ask(|answer| handle.records(ids.iter().map(ToString::to_string).collect(), answer)).unwrap()
+    ask(|answer| handle.records(ids.iter().map(ToString::to_string).collect(), None, answer))
+        .unwrap()
 }
 
 pub(crate) fn history(handle: &StoreHandle) -> Vec<String> {

@@ -2,6 +2,7 @@
 
 use std::{
     fs,
+    io::{self, Read},
     os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
 };
@@ -68,15 +69,19 @@ pub(crate) fn place(
     Ok(())
 }
 
+/// What the outputs of one job may have together: a reply is held in memory here, at the controller and at the client.
+const LARGEST_OUTPUTS: u64 = 1 << 30;
+
 /// Reads a job's outputs in `dir`, in their order; a missing one is an empty buffer, and the first error is returned
 /// beside.
 pub(crate) fn collect(dir: Option<&Path>, get: &[String]) -> (Vec<Message>, Option<FileError>) {
     let mut failed = None;
+    let mut left = LARGEST_OUTPUTS;
     let buffers = get
         .iter()
         .map(|path| {
             let path = dir.map_or_else(|| PathBuf::from(path), |dir| dir.join(path));
-            match fs::read(&path) {
+            match read(&path, &mut left) {
                 Ok(bytes) => Message::from(bytes),
                 Err(source) => {
                     failed.get_or_insert(FileError::Io {
@@ -90,4 +95,23 @@ pub(crate) fn collect(dir: Option<&Path>, get: &[String]) -> (Vec<Message>, Opti
         })
         .collect();
     (buffers, failed)
+}
+
+/// Reads a file that has no more than `left` bytes.
+fn read(path: &Path, left: &mut u64) -> io::Result<Vec<u8>> {
+    let too_much = || {
+        io::Error::other(format!(
+            "more than {} MiB in all: too much for a reply; write it outside of the job's own directory, and fetch it with `ipclient fs get`",
+            LARGEST_OUTPUTS >> 20
+        ))
+    };
+    let file = fs::File::open(path)?;
+    if file.metadata()?.len() > *left {
+        return Err(too_much());
+    }
+    let mut bytes = Vec::new();
+    // It may still grow.
+    file.take(*left + 1).read_to_end(&mut bytes)?;
+    *left = left.checked_sub(bytes.len() as u64).ok_or_else(too_much)?;
+    Ok(bytes)
 }

@@ -105,6 +105,9 @@ pub struct TaskRequest {
     /// The job line as its user wrote it: kept with the record, so that results can be printed on it later.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub job: Option<String>,
+    /// The directory where paths of the job's user begin, kept with it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub job_dir: Option<String>,
 }
 
 /// What a command needs on its engine's host; anything lacking is an unmet dependency there.

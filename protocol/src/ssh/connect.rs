@@ -18,7 +18,7 @@ use ssh2::{DisconnectCode, Session};
 use super::{Pump, PumpEvent, Settings, SshError, Target, known_hosts::Known};
 
 /// How long a connection may be silent after we asked for a sign of life.
-const DEAD_AFTER: Duration = Duration::from_secs(15);
+pub(super) const DEAD_AFTER: Duration = Duration::from_secs(15);
 /// How many hosts a way may lead through.
 const MAX_JUMPS: usize = 8;
 

@@ -235,6 +235,7 @@ fn start(connection: Connection, server: &str, forwards: &[Forward]) -> Result<P
             })?;
         pump.listen_local(listener, &forward.host, forward.port)?;
     }
+    pump.watch_far_end()?;
     Ok(pump)
 }
 

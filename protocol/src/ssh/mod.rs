@@ -23,7 +23,7 @@ use std::{io, path::PathBuf};
 #[derive(Debug, thiserror::Error)]
 pub enum SshError {
     /// The user's SSH configuration cannot be read.
-    #[error("{path}: {reason}", path = path.display())]
+    #[error("SSH configuration {path}: {reason}", path = path.display())]
     Config {
         /// The file.
         path: PathBuf,

@@ -16,7 +16,7 @@ use crate::wake::Wake;
 
 use super::{
     Connection, Output, SshError,
-    connect::signal_number,
+    connect::{DEAD_AFTER, signal_number},
     link::{End, Link, settle},
 };
 
@@ -24,6 +24,10 @@ use super::{
 const AGAIN: ErrorCode = ErrorCode::Session(-37);
 /// How long a step on the other host may take.
 const STEP: Duration = Duration::from_secs(20);
+/// How often an echo is asked for.
+const BEAT: Duration = Duration::from_secs(5);
+/// How long a program that has told its exit status may still have something to say.
+const LAST_WORDS: Duration = Duration::from_secs(1);
 
 /// What happened to the program that [`Pump::spawn`] started.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -46,6 +50,7 @@ pub struct Pump {
     local: Vec<Local>,
     links: Vec<Link>,
     program: Option<Program>,
+    echo: Option<Echo>,
     wake: Option<Wake>,
     keepalive: Instant,
     /// Something is left to do that no descriptor will announce.
@@ -70,6 +75,16 @@ struct Program {
     input: Vec<u8>,
     written: usize,
     eof_sent: bool,
+    /// When its exit status came.
+    ended: Option<Instant>,
+}
+
+/// A `cat` on the other host: what it gives back shows that the whole way is open.
+struct Echo {
+    channel: Channel,
+    /// What it has not given back yet, since when.
+    asked: Option<Instant>,
+    next: Instant,
 }
 
 impl Pump {
@@ -85,6 +100,7 @@ impl Pump {
             local: Vec::new(),
             links: Vec::new(),
             program: None,
+            echo: None,
             wake: None,
             keepalive: Instant::now(),
             busy: false,
@@ -190,8 +206,46 @@ impl Pump {
             input,
             written: 0,
             eof_sent: false,
+            ended: None,
         });
         self.busy = true;
+        Ok(())
+    }
+
+    /// Whether the program has told its exit status; [`PumpEvent::Ended`] follows when its last words are in.
+    #[must_use]
+    pub fn is_ending(&self) -> bool {
+        self.program.as_ref().is_some_and(|p| p.ended.is_some())
+    }
+
+    /// Asks the other host itself for signs of life. Where the way leads through others the kernel sees only the first
+    /// of them, and would learn after a quarter of an hour that the last one is gone; elsewhere this does nothing.
+    ///
+    /// # Errors
+    /// When the connection fails. A host that runs no commands is left unwatched.
+    pub fn watch_far_end(&mut self) -> Result<(), SshError> {
+        if !self.connection.jumped() {
+            return Ok(());
+        }
+        let opened = self.blocking(|c| {
+            let mut channel = c
+                .session
+                .channel_session()
+                .map_err(c.failed("open a channel"))?;
+            channel.exec("cat").map_err(c.failed("start cat"))?;
+            Ok(channel)
+        });
+        match opened {
+            Ok(channel) => {
+                self.echo = Some(Echo {
+                    channel,
+                    asked: None,
+                    next: Instant::now() + BEAT,
+                });
+            }
+            Err(e) if self.connection.session.authenticated() => tracing::debug!("{e}"),
+            Err(e) => return Err(e),
+        }
         Ok(())
     }
 
@@ -252,6 +306,7 @@ impl Pump {
         self.accept_local();
         self.accept_remote()?;
         self.drain()?;
+        self.listen_for_echo()?;
         let fd = self.connection.socket.as_fd();
         let mut index = 0;
         while index < self.links.len() {
@@ -274,11 +329,14 @@ impl Pump {
     fn wait(&mut self, timeout: Duration) -> Result<(), SshError> {
         let timeout = if self.busy {
             Duration::ZERO
+        } else if self.is_ending() {
+            timeout.min(LAST_WORDS / 10)
         } else {
             timeout.min(Duration::from_secs(2))
         };
         let listens = !self.remote.is_empty()
             || self.program.is_some()
+            || self.echo.is_some()
             || self.links.iter().any(Link::drains);
         let session_interest = if listens {
             PollFlags::IN
@@ -331,6 +389,41 @@ impl Pump {
                 .keepalive_send()
                 .map_err(|_| self.lost("no answer"))?;
             self.keepalive = Instant::now() + Duration::from_secs(u64::from(next.clamp(1, 60)));
+        }
+        Ok(())
+    }
+
+    fn listen_for_echo(&mut self) -> Result<(), SshError> {
+        let Some(echo) = &mut self.echo else {
+            return Ok(());
+        };
+        let session = &self.connection.session;
+        let fd = self.connection.socket.as_fd();
+        let lost = |reason: String| SshError::Lost {
+            host: self.connection.host().to_owned(),
+            reason,
+        };
+        let now = Instant::now();
+        let mut block = [0; 64];
+        match settle(session, fd, || echo.channel.read(&mut block)) {
+            // It has been killed there, or there is none: nothing is lost by that.
+            Ok(Some(0)) if echo.channel.eof() => {
+                self.echo = None;
+                return Ok(());
+            }
+            Ok(Some(n)) if n > 0 => (echo.asked, echo.next) = (None, now + BEAT),
+            Ok(_) => {}
+            Err(e) => return Err(lost(e.to_string())),
+        }
+        match echo.asked {
+            Some(since) if since.elapsed() > DEAD_AFTER => {
+                return Err(lost(format!("no answer for {} s", DEAD_AFTER.as_secs())));
+            }
+            None if now >= echo.next => match settle(session, fd, || echo.channel.write(b"\n")) {
+                Ok(_) => echo.asked = Some(now),
+                Err(e) => return Err(lost(e.to_string())),
+            },
+            _ => {}
         }
         Ok(())
     }
@@ -456,7 +549,13 @@ impl Pump {
             .exit_signal()
             .ok()
             .and_then(|s| s.exit_signal);
-        if program.channel.eof() || status.is_some() || signal.is_some() {
+        let known = status.is_some() || signal.is_some();
+        if known && program.ended.is_none() {
+            program.ended = Some(Instant::now());
+            self.busy = true;
+        }
+        let silent = program.ended.is_some_and(|at| at.elapsed() > LAST_WORDS);
+        if program.channel.eof() || silent {
             let mut status = signal.map(|name| 128 + signal_number(&name)).or(status);
             let channel = &mut program.channel;
             let closed = settle(session, fd, || channel.close().map_err(io::Error::from))
@@ -475,6 +574,7 @@ impl Pump {
     pub fn close(mut self) {
         self.links.clear();
         self.program = None;
+        self.echo = None;
         // Dropping a listener asks the other side to close the port, which would block here.
         self.connection.session.set_blocking(true);
         self.connection.session.set_timeout(1000);

@@ -6,7 +6,7 @@ use super::{BatchError, Plan};
 
 /// One batch system.
 ///
-/// In a template `{n}` is the number of engines, `{program}` the quoted ipengine, `{args}` its quoted options, `{dir}` the
+/// In a template `{n}` or `{engines}` is the number of engines, `{program}` the quoted ipengine, `{args}` its quoted options, `{dir}` the
 /// directory of the output files, `{array:…}` a line that is there only for more than one engine (the `…`).
 #[derive(Debug)]
 pub struct System {
@@ -301,6 +301,7 @@ impl System {
             };
             let line = line
                 .replace("{n}", &plan.engines.to_string())
+                .replace("{engines}", &plan.engines.to_string())
                 .replace("{program}", &quote(&program))
                 .replace("{program:raw}", &program)
                 .replace("{args}", &quoted.join(" "))

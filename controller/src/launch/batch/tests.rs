@@ -204,7 +204,7 @@ fn a_job_is_watched_and_cancelled() {
         name: "fake",
         submit: "/bin/sh",
         script_on_stdin: false,
-        template: "{array:# array}\n# {n} {program}\necho Submitted batch job 7; echo RUNNING None > state\n",
+        template: "{array:# array}\n# {engines} {program}\necho Submitted batch job 7; echo RUNNING None > state\n",
         number: |text| {
             text.strip_prefix("Submitted batch job ")
                 .map(|s| s.trim().to_owned())

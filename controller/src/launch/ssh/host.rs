@@ -9,6 +9,7 @@ use std::{
 };
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
+use serde::{Deserialize, Serialize};
 
 use ipbroker_protocol::{
     connection::EngineConnection,
@@ -17,7 +18,7 @@ use ipbroker_protocol::{
 };
 
 use super::{
-    Report, Shared,
+    Report, Shared, Survivor,
     remote::{self, Probe, Process},
 };
 use crate::launch::{LaunchEvent, hosts::HostSpec};
@@ -28,6 +29,8 @@ const STEP: Duration = Duration::from_secs(60);
 const LEAVE: Duration = Duration::from_secs(4);
 /// How long engines must run to count as started.
 const SETTLE: Duration = Duration::from_millis(300);
+/// How much the engines of a host may have written to standard error before that file is emptied.
+const MOST_ERRORS: u64 = 16 << 20;
 const FIRST_PAUSE: Duration = Duration::from_millis(500);
 const LONGEST_PAUSE: Duration = Duration::from_secs(15);
 
@@ -66,14 +69,19 @@ fn said(output: &str) -> String {
 }
 
 /// A forwarded port: opened at the first connection, asked for again at every later one.
-#[derive(Debug, Clone, Copy)]
-struct Forwarded {
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Forwarded {
     local: u16,
     remote: u16,
 }
 
 pub(super) struct Host {
+    /// Which of the plan's hosts.
     index: usize,
+    /// The engines of an earlier controller that this is about; none: those that are started.
+    survivor: Option<Survivor>,
+    /// The name of its engines in the record.
+    key: usize,
     shared: Arc<Shared>,
     wake: Option<Wake>,
     report: Sender<Report>,
@@ -82,6 +90,10 @@ pub(super) struct Host {
     engines: u32,
     process: Option<Process>,
     tunnel: Option<Vec<Forwarded>>,
+    /// How much of the engines' file of errors has come; none: they have no such file.
+    said: Option<u64>,
+    /// The process there that passes it on.
+    tail: Option<u32>,
     /// An unfinished line of standard error.
     line: Vec<u8>,
     /// The last lines of standard error, for when the start fails.
@@ -99,13 +111,20 @@ enum Ending {
 impl Host {
     pub(super) fn new(
         index: usize,
+        survivor: Option<(usize, Survivor)>,
         shared: Arc<Shared>,
         wake: Wake,
         report: Sender<Report>,
         told: Receiver<u32>,
     ) -> Self {
+        let (key, survivor) = match survivor {
+            Some((key, survivor)) => (key, Some(survivor)),
+            None => (index, None),
+        };
         Self {
             index,
+            survivor,
+            key,
             shared,
             wake: Some(wake),
             report,
@@ -114,6 +133,8 @@ impl Host {
             engines: 0,
             process: None,
             tunnel: None,
+            said: None,
+            tail: None,
             line: Vec::new(),
             last_lines: Vec::new(),
         }
@@ -135,43 +156,24 @@ impl Host {
     }
 
     pub(super) fn run(mut self) {
-        let mut pump = match self.first() {
-            Ok(Some(pump)) => {
-                let _ = self
-                    .report
-                    .send(Report::Started(self.index, Ok(self.engines)));
-                self.shared.tell(LaunchEvent::Started {
-                    host: self.name(),
-                    engines: self.engines,
-                });
-                pump
-            }
-            // None for this host.
-            Ok(None) => {
-                let _ = self.report.send(Report::Started(self.index, Ok(0)));
-                return;
-            }
-            Err(e) => {
-                let reason = e.to_string();
-                let _ = self
-                    .report
-                    .send(Report::Started(self.index, Err(reason.clone())));
-                if !matches!(e, HostError::Stopped) {
-                    self.shared.tell(LaunchEvent::Failed {
-                        host: self.name(),
-                        reason,
-                    });
-                }
-                return;
-            }
+        let mut pump = match self.survivor.take() {
+            Some(survivor) => match self.adopt(survivor) {
+                Some(pump) => pump,
+                None => return,
+            },
+            None => match self.begin() {
+                Some(pump) => pump,
+                None => return,
+            },
         };
         loop {
+            self.note();
             let ending = self.live(&mut pump);
             self.wake = pump.take_wake().or(self.wake.take());
             match ending {
                 Ending::Over => {
                     pump.close();
-                    return;
+                    break;
                 }
                 Ending::Lost(error) => {
                     drop(pump);
@@ -185,9 +187,103 @@ impl Host {
             }
             pump = match self.again() {
                 Some(pump) => pump,
-                None => return,
+                None => break,
             };
         }
+        self.process = None;
+        self.note();
+    }
+
+    /// Says in the record what runs there, for a controller that comes after a crash.
+    fn note(&self) {
+        let survivor = self.process.map(|process| Survivor {
+            host: self.name(),
+            engines: self.engines,
+            process,
+            sshd: self.probe.sshd,
+            tail: self.tail,
+            tunnel: self.tunnel.clone(),
+        });
+        self.shared.note(self.key, survivor);
+    }
+
+    /// The engines that are started; none: there are none, and it has been told why.
+    fn begin(&mut self) -> Option<Pump> {
+        match self.first() {
+            Ok(Some(pump)) => {
+                let _ = self
+                    .report
+                    .send(Report::Started(self.index, Ok(self.engines)));
+                self.shared.tell(LaunchEvent::Started {
+                    host: self.name(),
+                    engines: self.engines,
+                });
+                Some(pump)
+            }
+            // None for this host.
+            Ok(None) => {
+                let _ = self.report.send(Report::Started(self.index, Ok(0)));
+                None
+            }
+            Err(e) => {
+                let reason = e.to_string();
+                let _ = self
+                    .report
+                    .send(Report::Started(self.index, Err(reason.clone())));
+                if !matches!(e, HostError::Stopped) {
+                    self.shared.tell(LaunchEvent::Failed {
+                        host: self.name(),
+                        reason,
+                    });
+                }
+                None
+            }
+        }
+    }
+
+    /// Takes over engines of an earlier controller, if they live.
+    fn adopt(&mut self, survivor: Survivor) -> Option<Pump> {
+        let adopted = self.try_adopt(survivor);
+        let engines = adopted.as_ref().map_or(0, |_| self.engines);
+        let pump = match adopted {
+            Ok(pump) => {
+                self.step(format!(
+                    "{engines} engine(s) of the earlier controller live"
+                ));
+                Some(pump)
+            }
+            Err(HostError::Stopped) => None,
+            // What keeps us from going there is told by those who start engines there.
+            Err(e) => {
+                tracing::debug!("{e}");
+                None
+            }
+        };
+        let _ = self.report.send(Report::Survived(self.index, engines));
+        pump
+    }
+
+    fn try_adopt(&mut self, survivor: Survivor) -> Result<Pump, HostError> {
+        let _turn = self.turn();
+        if self.shared.stopping() {
+            return Err(HostError::Stopped);
+        }
+        let connection = connect(&self.shared.plan.tools.settings, &self.name())?;
+        self.look(&connection)?;
+        let output = connection.run(&remote::is_alive(survivor.process), io::empty(), STEP)?;
+        if output.status != 0 {
+            connection.close();
+            return Err(HostError::Unfit {
+                host: self.name(),
+                reason: "its engines have ended".into(),
+            });
+        }
+        // Errors from before are the earlier controller's.
+        self.said = String::from_utf8_lossy(&output.stdout).trim().parse().ok();
+        self.process = Some(survivor.process);
+        self.engines = survivor.engines;
+        self.tunnel = survivor.tunnel;
+        self.rejoin(connection, survivor.process, (survivor.sshd, survivor.tail))
     }
 
     /// A turn among the hosts that are being started; given back when dropped.
@@ -202,7 +298,7 @@ impl Host {
             return Err(HostError::Stopped);
         }
         let name = self.name();
-        let connection = connect(&self.shared.settings, &name)?;
+        let connection = connect(&self.shared.plan.tools.settings, &name)?;
         self.look(&connection)?;
         self.step(format!(
             "connected to {} ({} cores)",
@@ -231,16 +327,22 @@ impl Host {
 
     /// Looks at the host; an unfit one is an error.
     fn look(&mut self, connection: &Connection) -> Result<(), HostError> {
-        let output = connection.run(&remote::probe(&self.shared.program), io::empty(), STEP)?;
+        let output = connection.run(
+            &remote::probe(&self.shared.plan.tools.program),
+            io::empty(),
+            STEP,
+        )?;
         let text = String::from_utf8_lossy(&output.stdout);
         let probe = remote::parse_probe(&text).ok_or_else(|| HostError::Shell {
             host: self.name(),
             output: first_line(&output.stderr, &text),
         })?;
-        if let Some(reason) = self
-            .shared
-            .program
-            .unfit(&probe.system, &probe.machine, probe.glibc)
+        if let Some(reason) =
+            self.shared
+                .plan
+                .tools
+                .program
+                .unfit(&probe.system, &probe.machine, probe.glibc)
         {
             return Err(HostError::Unfit {
                 host: self.name(),
@@ -255,7 +357,7 @@ impl Host {
         if self.probe.cached {
             return Ok(());
         }
-        let program = &self.shared.program;
+        let program = &self.shared.plan.tools.program;
         let file = File::open(&program.path).map_err(|source| HostError::Program {
             host: self.name(),
             path: program.path.display().to_string(),
@@ -311,24 +413,25 @@ impl Host {
         if tunnel {
             self.open_tunnel(&mut pump)?;
         }
+        pump.watch_far_end()?;
         let info =
             serde_json::to_vec(&self.connection_for_host()).map_err(|e| HostError::Start {
                 host: self.name(),
                 output: e.to_string(),
             })?;
         let command = remote::start(
-            &self.shared.program,
+            &self.shared.plan.tools.program,
             &self.probe.cache,
             &self.engine_args(pump.address()),
         );
         pump.spawn(&command, info)?;
-        self.process = None;
+        (self.process, self.said, self.tail) = (None, None, None);
         self.last_lines.clear();
         let mut stdout = Vec::new();
         let until = Instant::now() + STEP;
         // A program that cannot run says so at once: that belongs to the start.
         let mut settled = None;
-        while settled.is_none_or(|at| Instant::now() < at) {
+        while settled.is_none_or(|at| Instant::now() < at) || pump.is_ending() {
             if Instant::now() > until {
                 return Err(HostError::Start {
                     host: self.name(),
@@ -353,6 +456,7 @@ impl Host {
                 settled = self.process.map(|_| Instant::now() + SETTLE);
             }
         }
+        self.tail = remote::parse_tail(&String::from_utf8_lossy(&stdout));
         for line in std::mem::take(&mut self.last_lines) {
             self.shared.tell(LaunchEvent::Stderr {
                 host: self.name(),
@@ -516,6 +620,14 @@ impl Host {
                     return Ending::Lost(e);
                 }
             }
+            if let Some(process) = self.process
+                && self.said.is_some_and(|said| said > MOST_ERRORS)
+            {
+                self.said = Some(0);
+                if let Err(e) = pump.run(&remote::forget_errors(process), io::empty()) {
+                    return Ending::Lost(e);
+                }
+            }
             let timeout = if told.is_some() {
                 Duration::from_millis(100)
             } else {
@@ -527,7 +639,13 @@ impl Host {
             };
             for event in events {
                 match event {
-                    PumpEvent::Stdout(_) => {}
+                    PumpEvent::Stdout(bytes) => {
+                        let tail = remote::parse_tail(&String::from_utf8_lossy(&bytes));
+                        if tail.is_some() && tail != self.tail {
+                            self.tail = tail;
+                            self.note();
+                        }
+                    }
                     PumpEvent::Stderr(bytes) => self.stderr(&bytes, true),
                     PumpEvent::Ended { status } => {
                         self.process = None;
@@ -592,8 +710,8 @@ impl Host {
     /// One attempt: finds the engines as they are, or starts them anew if they have given up. None: stopping, and gone.
     fn reconnect(&mut self) -> Result<Option<Pump>, HostError> {
         let stopping = self.shared.stopping();
-        let connection = connect(&self.shared.settings, &self.name())?;
-        let before = self.probe.sshd;
+        let connection = connect(&self.shared.plan.tools.settings, &self.name())?;
+        let before = (self.probe.sshd, self.tail);
         self.look(&connection)?;
         let Some(process) = self.process else {
             return Ok(None);
@@ -606,21 +724,43 @@ impl Host {
             connection.close();
             return Ok(None);
         }
-        // The old connection may still hold our ports there: its server does not know yet that it is lost.
-        if let Some(sshd) = before.filter(|&p| Some(p) != self.probe.sshd) {
-            connection.run(&remote::drop_connection(sshd), io::empty(), STEP)?;
-        }
         if !alive {
+            self.drop_connection(&connection, before)?;
             self.step("its engines have ended meanwhile; starting them again");
             self.send_program(&connection)?;
             return self.start(connection).map(Some);
         }
+        self.rejoin(connection, process, before).map(Some)
+    }
+
+    /// Goes on with engines that live: on a new connection, behind the same ports.
+    fn rejoin(
+        &mut self,
+        connection: Connection,
+        process: Process,
+        before: (Option<u32>, Option<u32>),
+    ) -> Result<Pump, HostError> {
+        self.drop_connection(&connection, before)?;
         let mut pump = Pump::new(connection)?;
         if self.tunnel.is_some() {
             self.open_tunnel(&mut pump)?;
         }
-        pump.spawn(&remote::watch(process), Vec::new())?;
-        Ok(Some(pump))
+        pump.watch_far_end()?;
+        pump.spawn(&remote::watch(process, self.said), Vec::new())?;
+        Ok(pump)
+    }
+
+    /// The old connection may still hold our ports there: its server does not know yet that it is lost.
+    fn drop_connection(
+        &self,
+        connection: &Connection,
+        (sshd, tail): (Option<u32>, Option<u32>),
+    ) -> Result<(), HostError> {
+        let sshd = sshd.filter(|&p| Some(p) != self.probe.sshd);
+        if sshd.is_some() || tail.is_some() {
+            connection.run(&remote::drop_connection(sshd, tail), io::empty(), STEP)?;
+        }
+        Ok(())
     }
 
     /// Passes whole lines on.
@@ -628,7 +768,15 @@ impl Host {
         self.line.extend_from_slice(bytes);
         while let Some(end) = self.line.iter().position(|&b| b == b'\n') {
             let line: Vec<u8> = self.line.drain(..=end).collect();
+            let length = line.len() as u64;
             let line = String::from_utf8_lossy(&line).trim_end().to_owned();
+            if line == remote::STDERR_MARK {
+                self.said = Some(0);
+                continue;
+            }
+            if let Some(said) = &mut self.said {
+                *said += length;
+            }
             if line.is_empty() {
                 continue;
             }

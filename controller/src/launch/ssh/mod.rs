@@ -5,9 +5,11 @@ mod host;
 mod remote;
 
 use std::{
-    path::PathBuf,
+    collections::BTreeMap,
+    fs, io,
+    path::{Path, PathBuf},
     sync::{
-        Arc,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
     thread::{self, JoinHandle},
@@ -15,6 +17,7 @@ use std::{
 };
 
 use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
+use serde::{Deserialize, Serialize};
 
 use ipbroker_protocol::{
     connection::EngineConnection,
@@ -38,12 +41,8 @@ pub struct Plan {
     /// Let the engines reach the controller through the SSH connection. Without it that is done only where they could
     /// not reach it otherwise: when it listens on loopback alone, or the host is behind another one.
     pub tunnel: bool,
-    /// Trust hosts seen for the first time.
-    pub accept_new: bool,
-    /// Instead of `~/.ssh/config`.
-    pub ssh_config: Option<PathBuf>,
-    /// Instead of the `ipengine` beside this program.
-    pub program: Option<PathBuf>,
+    /// What is needed on this side.
+    pub tools: Tools,
     /// How many hosts to work on at once while starting.
     pub parallel: usize,
     /// Further options for `ipengine`.
@@ -52,6 +51,49 @@ pub struct Plan {
     pub connection: EngineConnection,
     /// The controller's address was given by the user: do not replace it by the one that the host sees.
     pub location_given: bool,
+    /// File that says what runs where, for the next controller.
+    pub record: PathBuf,
+    /// Take over what is in that file and still lives; it counts.
+    pub adopt: bool,
+}
+
+/// What is needed here to start engines elsewhere, looked up before anything is started.
+#[derive(Debug, Clone)]
+pub struct Tools {
+    settings: Settings,
+    program: Program,
+}
+
+impl Tools {
+    /// Reads the SSH configuration (none: `~/.ssh/config`) and the program to send (none: the `ipengine` beside this one).
+    /// `accept_new`: hosts seen for the first time are trusted.
+    ///
+    /// # Errors
+    /// When either is of no use.
+    pub fn find(
+        ssh_config: Option<&Path>,
+        accept_new: bool,
+        program: Option<&Path>,
+    ) -> Result<Self, LaunchError> {
+        Ok(Self {
+            settings: Settings::load(ssh_config)?.accept_new(accept_new),
+            program: Program::find(program)?,
+        })
+    }
+}
+
+/// Engines on a host, in the record.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+struct Survivor {
+    /// As the user calls it.
+    host: String,
+    engines: u32,
+    process: remote::Process,
+    /// What the connection has left there.
+    sshd: Option<u32>,
+    tail: Option<u32>,
+    /// The ports there that lead to ours.
+    tunnel: Option<Vec<host::Forwarded>>,
 }
 
 /// Why nothing can be started at all.
@@ -71,12 +113,12 @@ pub enum LaunchError {
 /// What the hosts' threads share.
 struct Shared {
     plan: Plan,
-    settings: Settings,
-    program: Program,
     sink: Sink,
     stop: AtomicBool,
     /// Tokens of those that may start something now.
     turns: (Sender<()>, Receiver<()>),
+    /// What runs where, by the number of its thread.
+    running: Mutex<BTreeMap<usize, Survivor>>,
 }
 
 impl Shared {
@@ -87,10 +129,43 @@ impl Shared {
     fn stopping(&self) -> bool {
         self.stop.load(Ordering::Acquire)
     }
+
+    /// Keeps the record up to date; at an orderly end it is not needed.
+    fn note(&self, key: usize, engines: Option<Survivor>) {
+        let mut running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = match engines {
+            Some(engines) => running.insert(key, engines),
+            None => running.remove(&key),
+        };
+        if before.as_ref() == running.get(&key) || self.stopping() {
+            return;
+        }
+        let all: Vec<&Survivor> = running.values().collect();
+        if let Err(error) = write_record(&self.plan.record, &all) {
+            tracing::warn!("cannot write {}: {error}", self.plan.record.display());
+        }
+    }
+}
+
+fn write_record(path: &Path, engines: &[&Survivor]) -> io::Result<()> {
+    let dir = path.parent().unwrap_or(Path::new("."));
+    let mut file = tempfile::NamedTempFile::new_in(dir)?;
+    serde_json::to_writer(&mut file, engines)?;
+    file.persist(path)?;
+    Ok(())
+}
+
+/// What an earlier controller has left running on hosts.
+fn read_record(path: &Path) -> Vec<Survivor> {
+    let read = fs::read(path).ok();
+    read.and_then(|bytes| serde_json::from_slice(&bytes).ok())
+        .unwrap_or_default()
 }
 
 /// A host's thread, on its way.
 enum Report {
+    /// So many engines of an earlier controller live there.
+    Survived(usize, u32),
     /// It has looked at its host and waits to be told how many engines to start.
     Cores(usize, u32),
     /// Its first start has ended well or not.
@@ -108,20 +183,24 @@ impl SshLauncher {
     /// Begins to start the engines; what becomes of it is told to `sink`, at last a [`LaunchEvent::Settled`].
     ///
     /// # Errors
-    /// When nothing can be tried: no program to send, a broken SSH configuration.
+    /// When there are no threads to be had.
     pub fn start(plan: Plan, sink: Sink) -> Result<Self, LaunchError> {
-        let settings = Settings::load(plan.ssh_config.as_deref())?.accept_new(plan.accept_new);
-        let program = Program::find(plan.program.as_deref())?;
         let turns = bounded(plan.parallel.max(1));
         for _ in 0..plan.parallel.max(1) {
             let _ = turns.0.send(());
         }
+        let survivors: Vec<(usize, Survivor)> = if plan.adopt {
+            let of = |name: &str| plan.hosts.iter().position(|h| h.name == name);
+            let recorded = read_record(&plan.record).into_iter();
+            recorded.filter_map(|s| Some((of(&s.host)?, s))).collect()
+        } else {
+            Vec::new()
+        };
         let shared = Arc::new(Shared {
-            settings,
-            program,
             sink,
             stop: AtomicBool::new(false),
             turns,
+            running: Mutex::default(),
             plan,
         });
         let (report, reports) = unbounded();
@@ -130,41 +209,61 @@ impl SshLauncher {
             wakers: Vec::new(),
             threads: Vec::new(),
         };
+        let hosts = shared.plan.hosts.len();
+        let expected = survivors.len();
+        // Survivors first: they have less time.
+        let survivors = (hosts..)
+            .zip(survivors)
+            .map(|(key, (index, survivor))| (index, Some((key, survivor))));
         let mut shares = Vec::new();
-        for index in 0..shared.plan.hosts.len() {
+        for (index, survivor) in survivors.chain((0..hosts).map(|index| (index, None))) {
             let (waker, wake) = wake::pair()?;
             let (share, told) = bounded(1);
+            if survivor.is_none() {
+                shares.push(share);
+            }
             let (shared, report) = (shared.clone(), report.clone());
             let name = format!("ssh-{}", shared.plan.hosts[index].name);
-            let thread = thread::Builder::new()
-                .name(name)
-                .spawn(move || host::Host::new(index, shared, wake, report, told).run())?;
+            let thread = thread::Builder::new().name(name).spawn(move || {
+                host::Host::new(index, survivor, shared, wake, report, told).run();
+            })?;
             this.wakers.push(waker);
             this.threads.push(thread);
-            shares.push(share);
         }
         let thread = thread::Builder::new()
             .name("ssh-launch".into())
-            .spawn(move || coordinate(&shared, &reports, &shares))?;
+            .spawn(move || coordinate(&shared, expected, &reports, &shares))?;
         this.threads.push(thread);
         Ok(this)
     }
 }
 
-/// Shares the engines out once every host has been looked at, and tells when all have been tried.
-fn coordinate(shared: &Shared, reports: &Receiver<Report>, shares: &[Sender<u32>]) {
+/// Shares the engines out once every host has been looked at, and tells when all have been tried. `expected`: so many
+/// processes of an earlier controller have yet to be found or not.
+fn coordinate(
+    shared: &Shared,
+    mut expected: usize,
+    reports: &Receiver<Report>,
+    shares: &[Sender<u32>],
+) {
     let hosts = &shared.plan.hosts;
+    let mut survived = vec![0; hosts.len()];
     let mut cores: Vec<Option<u32>> = vec![None; hosts.len()];
     let mut results: Vec<Option<Result<u32, String>>> = vec![None; hosts.len()];
     let mut shared_out = false;
     while results.iter().any(Option::is_none) {
         match reports.recv() {
+            Ok(Report::Survived(index, n)) => {
+                survived[index] += n;
+                expected -= 1;
+            }
             Ok(Report::Cores(index, n)) => cores[index] = Some(n),
             Ok(Report::Started(index, result)) => results[index] = Some(result),
             // The threads are gone: stopped.
             Err(_) => return,
         }
-        if !shared_out && (0..hosts.len()).all(|i| cores[i].is_some() || results[i].is_some()) {
+        let looked_at = |i: usize| cores[i].is_some() || results[i].is_some();
+        if !shared_out && expected == 0 && (0..hosts.len()).all(looked_at) {
             shared_out = true;
             let there: Vec<usize> = (0..hosts.len())
                 .filter(|&i| cores[i].is_some() && results[i].is_none())
@@ -177,7 +276,7 @@ fn coordinate(shared: &Shared, reports: &Receiver<Report>, shares: &[Sender<u32>
                     .collect::<Vec<_>>(),
             );
             for (&index, number) in there.iter().zip(numbers) {
-                let _ = shares[index].send(number);
+                let _ = shares[index].send(number.saturating_sub(survived[index]));
             }
         }
     }
@@ -185,9 +284,9 @@ fn coordinate(shared: &Shared, reports: &Receiver<Report>, shares: &[Sender<u32>
         return;
     }
     let (mut engines, mut failed) = (Vec::new(), Vec::new());
-    for (host, result) in hosts.iter().zip(results) {
+    for ((host, result), survived) in hosts.iter().zip(results).zip(survived) {
         match result {
-            Some(Ok(n)) => engines.push((host.name.clone(), n)),
+            Some(Ok(n)) => engines.push((host.name.clone(), n + survived)),
             Some(Err(reason)) => failed.push((host.name.clone(), reason)),
             None => {}
         }
@@ -239,6 +338,7 @@ impl Launcher for SshLauncher {
                 let _ = thread.join();
             }
         }
+        let _ = fs::remove_file(&self.shared.plan.record);
     }
 }
 

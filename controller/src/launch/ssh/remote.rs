@@ -1,6 +1,7 @@
 //! What is said to a host's shell, and what its answers mean.
 
 use ipbroker_protocol::ssh::quote;
+use serde::{Deserialize, Serialize};
 
 use crate::launch::program::{Program, version};
 
@@ -80,17 +81,33 @@ pub(super) fn store(program: &Program, cache: &str) -> String {
 }
 
 /// Starts the engines in place of the shell, after saying which process they are.
+///
+/// Their standard error is a file without a name, which a `tail` passes on: a pipe would end with the connection, and what
+/// they say later would be lost. Where there is no such `tail` it is the connection's own.
 pub(super) fn start(program: &Program, cache: &str, args: &[String]) -> String {
     let args: Vec<String> = args.iter().map(|a| quote(a)).collect();
     sh(&format!(
-        "echo; echo ipb:pid=$$ $(cut -d\" \" -f22 /proc/$$/stat); exec {path} {args}",
+        "echo; echo ipb:pid=$$ $(cut -d\" \" -f22 /proc/$$/stat); p={path}; \
+         tail --pid=1 -s 1 -n 0 /dev/null >/dev/null 2>&1 && e=$(mktemp 2>/dev/null) || exec \"$p\" {args}; \
+         exec 4<\"$e\" 5>>\"$e\"; rm -f \"$e\"; echo {STDERR_MARK} >&2; \
+         ({tail} -n +1 <&4 >&2 2>/dev/null 4<&- 5>&- & echo ipb:tail=$!); \
+         exec 4<&-; exec \"$p\" {args} 2>&5 5>&-",
         path = quote(&format!("{cache}/{}", program.cached_name())),
         args = args.join(" "),
+        tail = tail("$$"),
     ))
 }
 
+/// Follows standard input until the process ends.
+fn tail(pid: &str) -> String {
+    format!("tail -f -s 0.3 --pid={pid}")
+}
+
+/// The line of standard error before the engines' own.
+pub(super) const STDERR_MARK: &str = "ipb:stderr";
+
 /// The engines' process: its id, and when it began, because ids are used again.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Process {
     pub(super) pid: u32,
     pub(super) began: u64,
@@ -106,6 +123,12 @@ pub(super) fn parse_process(output: &str) -> Option<Process> {
     })
 }
 
+pub(super) fn parse_tail(output: &str) -> Option<u32> {
+    output
+        .lines()
+        .find_map(|line| line.strip_prefix("ipb:tail=")?.parse().ok())
+}
+
 /// Succeeds while the process is there.
 fn alive(process: Process) -> String {
     format!(
@@ -114,13 +137,39 @@ fn alive(process: Process) -> String {
     )
 }
 
+/// Succeeds while the process is there, and prints how long its file of errors is, if it has one.
 pub(super) fn is_alive(process: Process) -> String {
-    sh(&alive(process))
+    let errors = errors(process);
+    sh(&format!(
+        "{} || exit 1; [ ! -f {errors} ] || wc -c <{errors}",
+        alive(process)
+    ))
 }
 
-/// Lasts as long as the process, or as its reader.
-pub(super) fn watch(process: Process) -> String {
-    sh(&format!("while {}; do echo; sleep 1; done", alive(process)))
+/// A process's standard error, which is a file where [`start`] has seen to it.
+fn errors(process: Process) -> String {
+    format!("/proc/{}/fd/2", process.pid)
+}
+
+/// Lasts as long as the process, or as its reader; passes on what it has written to its file of errors after `said` bytes.
+pub(super) fn watch(process: Process, said: Option<u64>) -> String {
+    let follow = said.map_or_else(String::new, |said| {
+        format!(
+            "if [ -f {errors} ]; then echo ipb:tail=$$; exec {} -c +{} <{errors} >&2 2>/dev/null; fi; ",
+            tail(&process.pid.to_string()),
+            said + 1,
+            errors = errors(process),
+        )
+    });
+    sh(&format!(
+        "{follow}while {}; do echo; sleep 1; done",
+        alive(process)
+    ))
+}
+
+/// Empties the file of errors, so that it does not grow for ever.
+pub(super) fn forget_errors(process: Process) -> String {
+    sh(&format!("{} && : >{}", alive(process), errors(process)))
 }
 
 /// Asks the process to end.
@@ -138,11 +187,15 @@ pub(super) fn kill(process: Process) -> String {
     ))
 }
 
-/// Ends the server process of a connection that is lost for us, but still holds its ports there.
-pub(super) fn drop_connection(sshd: u32) -> String {
-    sh(&format!(
-        "if grep -qs ^sshd /proc/{sshd}/comm; then kill {sshd}; fi"
-    ))
+/// Ends what a connection that is lost for us has left there: its server, which may still hold its ports, and the `tail`
+/// that nobody reads.
+pub(super) fn drop_connection(sshd: Option<u32>, tail: Option<u32>) -> String {
+    let kill = |pid: Option<u32>, name: &str| {
+        pid.map_or_else(String::new, |pid| {
+            format!("if grep -qs ^{name} /proc/{pid}/comm; then kill {pid}; fi; ")
+        })
+    };
+    sh(&format!("{}{}:", kill(sshd, "sshd"), kill(tail, "tail")))
 }
 
 #[cfg(test)]

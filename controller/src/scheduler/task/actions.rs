@@ -270,6 +270,7 @@ impl Scheduler {
                 };
                 store.records(
                     vec![id.to_string()],
+                    Some(vec!["engine_uuid".to_owned()]),
                     Box::new(move |records| {
                         let engine = records
                             .ok()
