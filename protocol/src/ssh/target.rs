@@ -241,10 +241,9 @@ fn split_spec(spec: &str) -> Option<(Option<&str>, &str, Option<u16>)> {
 }
 
 fn read_config(path: &Path, home: &Path) -> Result<SshConfig, SshError> {
-    let text = fs::read_to_string(path).map_err(|source| SshError::Io {
-        host: path.display().to_string(),
-        doing: "read".into(),
-        source,
+    let text = fs::read_to_string(path).map_err(|source| SshError::Config {
+        path: path.to_owned(),
+        reason: source.to_string(),
     })?;
     let rules = ParseRule::ALLOW_UNKNOWN_FIELDS | ParseRule::ALLOW_UNSUPPORTED_FIELDS;
     SshConfig::default()

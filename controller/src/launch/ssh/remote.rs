@@ -22,9 +22,10 @@ pub(super) struct Probe {
     pub(super) sshd: Option<u32>,
 }
 
-/// Runs a script in a POSIX shell, whatever the user's own shell is. No newlines: not every shell takes them in quotes.
+/// Runs a script in a POSIX shell, whatever the user's own shell is. No newlines, no exclamation marks: not every shell
+/// takes them in quotes.
 fn sh(script: &str) -> String {
-    debug_assert!(!script.contains('\n'));
+    debug_assert!(!script.contains(['\n', '!']));
     format!("/bin/sh -c {}", quote(script))
 }
 
@@ -90,7 +91,7 @@ pub(super) fn start(program: &Program, cache: &str, args: &[String]) -> String {
         "echo; echo ipb:pid=$$ $(cut -d\" \" -f22 /proc/$$/stat); p={path}; \
          tail --pid=1 -s 1 -n 0 /dev/null >/dev/null 2>&1 && e=$(mktemp 2>/dev/null) || exec \"$p\" {args}; \
          exec 4<\"$e\" 5>>\"$e\"; rm -f \"$e\"; echo {STDERR_MARK} >&2; \
-         ({tail} -n +1 <&4 >&2 2>/dev/null 4<&- 5>&- & echo ipb:tail=$!); \
+         (/bin/sh -c \"echo ipb:tail=\\$\\$; exec {tail} -n +1 >&2 2>/dev/null\" <&4 4<&- 5>&- &); \
          exec 4<&-; exec \"$p\" {args} 2>&5 5>&-",
         path = quote(&format!("{cache}/{}", program.cached_name())),
         args = args.join(" "),
@@ -141,7 +142,7 @@ fn alive(process: Process) -> String {
 pub(super) fn is_alive(process: Process) -> String {
     let errors = errors(process);
     sh(&format!(
-        "{} || exit 1; [ ! -f {errors} ] || wc -c <{errors}",
+        "{} || exit 1; if [ -f {errors} ]; then wc -c <{errors}; fi",
         alive(process)
     ))
 }
