@@ -243,7 +243,18 @@ impl Host {
 
     /// Takes over engines of an earlier controller, if they live.
     fn adopt(&mut self, survivor: Survivor) -> Option<Pump> {
-        let adopted = self.try_adopt(survivor);
+        let mut adopted = self.try_adopt(&survivor);
+        // The server of the lost connection may take a moment to give our ports back.
+        for _ in 0..10 {
+            match &adopted {
+                Err(HostError::Ssh(e)) if self.process.is_some() && e.is_transient() => {
+                    tracing::debug!("{e}");
+                    std::thread::sleep(FIRST_PAUSE);
+                    adopted = self.try_adopt(&survivor);
+                }
+                _ => break,
+            }
+        }
         let engines = adopted.as_ref().map_or(0, |_| self.engines);
         let pump = match adopted {
             Ok(pump) => {
@@ -253,6 +264,12 @@ impl Host {
                 Some(pump)
             }
             Err(HostError::Stopped) => None,
+            Err(e) if self.process.take().is_some() => {
+                self.step(format!(
+                    "its engines of the earlier controller cannot be taken over, and will end: {e}"
+                ));
+                None
+            }
             // What keeps us from going there is told by those who start engines there.
             Err(e) => {
                 tracing::debug!("{e}");
@@ -263,7 +280,8 @@ impl Host {
         pump
     }
 
-    fn try_adopt(&mut self, survivor: Survivor) -> Result<Pump, HostError> {
+    /// Once its process is known here, the engines live.
+    fn try_adopt(&mut self, survivor: &Survivor) -> Result<Pump, HostError> {
         let _turn = self.turn();
         if self.shared.stopping() {
             return Err(HostError::Stopped);
@@ -282,7 +300,7 @@ impl Host {
         self.said = String::from_utf8_lossy(&output.stdout).trim().parse().ok();
         self.process = Some(survivor.process);
         self.engines = survivor.engines;
-        self.tunnel = survivor.tunnel;
+        self.tunnel = survivor.tunnel.clone();
         self.rejoin(connection, survivor.process, (survivor.sshd, survivor.tail))
     }
 
