@@ -1,12 +1,14 @@
 """The same Python client and two Python engines on `ipcontroller` and on `ipctl`, side by side.
 
-    python tests/python/compare.py [--tasks 100000] [--trips 2000] [--rounds 3] [--json]
+    python tests/python/compare.py [--tasks 5000] [--trips 1000] [--rounds 3] [--memory-tasks 100000] [--json]
 
-Prints a table: task throughput, round trip, time to connect, memory of the controller after the tasks. Rounds
-alternate between the two; the table has their medians.
+Prints a table: task throughput, round trip, time to connect, processor time and memory of the controller. Rounds
+alternate between the controllers; the table has their medians, and in brackets the least and the most. Memory is
+measured once each, after `--memory-tasks` tasks (0: not at all).
 """
 
 import argparse
+import contextlib
 import json
 import os
 import statistics
@@ -22,13 +24,16 @@ import ipyparallel as ipp
 
 from ipctl_plugin import find_ipctl
 
+# Tasks in flight.
+BATCH = 1000
+
 
 def controllers():
-    """Name and command of each; both keep their history in memory, as is ipcontroller's default."""
+    """Name and command of each; the first two keep their history in memory, as is ipcontroller's default."""
     return {
         "ipcontroller": [sys.executable, "-m", "ipyparallel.controller", "--dictdb"],
         "ipctl": [find_ipctl(), "--dictdb"],
-        "ipctl (store)": [find_ipctl()],
+        "ipctl, store": [find_ipctl()],
     }
 
 
@@ -36,100 +41,137 @@ def nothing():
     pass
 
 
+def family(process):
+    return [process, *process.children(recursive=True)]
+
+
 def memory(process):
-    """Resident bytes (shared pages counted once) of a process and its children."""
-    family = [process, *process.children(recursive=True)]
-    return sum(one.memory_full_info().pss for one in family)
+    """Resident bytes (shared pages counted once) of a process and its children, in MB."""
+    return sum(one.memory_full_info().pss for one in family(process)) / 1e6
 
 
-def measure(command, tasks, trips):
-    """One controller, from nothing to nothing."""
-    figures = {}
-    with tempfile.TemporaryDirectory() as directory:
+def processor_time(process):
+    """Seconds of processor time of a process and its children."""
+    times = [one.cpu_times() for one in family(process)]
+    return sum(one.user + one.system for one in times)
+
+
+def timed(action):
+    started = time.perf_counter()
+    action()
+    return time.perf_counter() - started
+
+
+@contextlib.contextmanager
+def cluster(command):
+    """A controller and two engines in a profile of their own: process, connection file, client, seconds to be ready."""
+    with tempfile.TemporaryDirectory() as directory, open(Path(directory) / "output", "wb") as log:
         profile = Path(directory) / "profile_compare"
         env = {key: value for key, value in os.environ.items() if not key.startswith("IPP_")}
         env["IPYTHONDIR"] = directory
-        log = open(Path(directory) / "log", "wb")
         started = time.perf_counter()
         controller = subprocess.Popen([*command, f"--profile-dir={profile}"], env=env, stdout=log, stderr=log)
-        engines = []
+        processes = [controller]
         try:
             file = profile / "security" / "ipcontroller-client.json"
             engine_file = file.with_name("ipcontroller-engine.json")
             while not (file.exists() and engine_file.exists()):
                 if controller.poll() is not None:
-                    raise RuntimeError(f"{command[0]} ended: {(Path(directory) / 'log').read_text()}")
+                    raise RuntimeError(f"{command[0]} ended: {(Path(directory) / 'output').read_text()}")
                 time.sleep(0.005)
-            figures["controller ready (s)"] = time.perf_counter() - started
-            command = [sys.executable, "-m", "ipyparallel.engine", f"--profile-dir={profile}"]
-            engines = [subprocess.Popen(command, env=env, stdout=log, stderr=log) for _ in range(2)]
-            with ipp.Client(str(file), timeout=30) as rc:
-                rc.wait_for_engines(2, timeout=60)
-                connecting = []
-                for _ in range(10):
-                    started = time.perf_counter()
-                    ipp.Client(str(file), timeout=30).close()
-                    connecting.append(time.perf_counter() - started)
-                figures["connect (ms)"] = 1000 * statistics.median(connecting)
-                view = rc.load_balanced_view()
-                view.apply_sync(nothing)
-                times = []
-                for _ in range(trips):
-                    started = time.perf_counter()
-                    view.apply_sync(nothing)
-                    times.append(time.perf_counter() - started)
-                times.sort()
-                figures["round trip p50 (ms)"] = 1000 * times[len(times) // 2]
-                figures["round trip p99 (ms)"] = 1000 * times[len(times) * 99 // 100]
-                before = memory(psutil.Process(controller.pid))
-                spent = 0.0
-                for first in range(0, tasks, 1000):
-                    batch = min(1000, tasks - first)
-                    started = time.perf_counter()
-                    results = [view.apply_async(nothing) for _ in range(batch)]
-                    rc.wait(results, timeout=600)
-                    spent += time.perf_counter() - started
-                figures["tasks/s"] = tasks / spent
-                after = memory(psutil.Process(controller.pid))
-                figures["memory before (MB)"] = before / 1e6
-                figures["memory after (MB)"] = after / 1e6
+            ready = time.perf_counter() - started
+            engine = [sys.executable, "-m", "ipyparallel.engine", f"--profile-dir={profile}"]
+            processes = [subprocess.Popen(engine, env=env, stdout=log, stderr=log) for _ in range(2)] + processes
+            with ipp.Client(str(file), timeout=60) as rc:
+                rc.wait_for_engines(2, timeout=120)
+                # Engines import what they need with their first task.
+                rc[:].apply_sync(nothing)
+                yield psutil.Process(controller.pid), file, rc, ready
         finally:
-            for process in [*engines, controller]:
+            for process in processes:
                 process.terminate()
-            for process in [*engines, controller]:
+            for process in processes:
                 try:
                     process.wait(10)
                 except subprocess.TimeoutExpired:
                     process.kill()
-            log.close()
-    return figures
+
+
+def submit(rc, view, tasks):
+    """Runs tasks, a thousand in flight."""
+    for first in range(0, tasks, BATCH):
+        results = [view.apply_async(nothing) for _ in range(min(BATCH, tasks - first))]
+        rc.wait(results, timeout=600)
+
+
+def speed(command, tasks, trips):
+    """One round: figures by name."""
+    with cluster(command) as (controller, file, rc, ready):
+        connecting = [timed(lambda: ipp.Client(str(file), timeout=60).close()) for _ in range(10)]
+        view = rc.load_balanced_view()
+        submit(rc, view, 200)
+        times = sorted(timed(lambda: view.apply_sync(nothing)) for _ in range(trips))
+        used = processor_time(controller)
+        spent = timed(lambda: submit(rc, view, tasks))
+        used = processor_time(controller) - used
+        return {
+            "tasks/s": tasks / spent,
+            "round trip p50 (ms)": 1000 * times[len(times) // 2],
+            "round trip p99 (ms)": 1000 * times[len(times) * 99 // 100],
+            "connect (ms)": 1000 * statistics.median(connecting),
+            "controller ready (ms)": 1000 * ready,
+            "controller, processor time a task (ms)": 1000 * used / tasks,
+        }
+
+
+def growth(command, tasks):
+    """Memory of the controller before and after: figures by name."""
+    with cluster(command) as (controller, _, rc, _):
+        before = memory(controller)
+        view = rc.load_balanced_view()
+        for first in range(0, tasks, BATCH):
+            submit(rc, view, min(BATCH, tasks - first))
+            # The client keeps every result: its memory is not what is measured.
+            rc.purge_local_results("all")
+        return {"memory, idle (MB)": before, f"memory after {tasks:,} tasks (MB)": memory(controller)}
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--tasks", type=int, default=100_000, help="tasks for throughput and memory")
-    parser.add_argument("--trips", type=int, default=2000, help="round trips, one at a time")
+    parser.add_argument("--tasks", type=int, default=5000, help="tasks for throughput, a thousand in flight")
+    parser.add_argument("--trips", type=int, default=1000, help="round trips, one at a time")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--memory-tasks", type=int, default=100_000, help="tasks for memory; 0: leave it out")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     rounds = {name: [] for name in controllers()}
     for _ in range(options.rounds):
         for name, command in controllers().items():
-            rounds[name].append(measure(command, options.tasks, options.trips))
+            rounds[name].append(speed(command, options.tasks, options.trips))
             print(f"{name}: {rounds[name][-1]}", file=sys.stderr)
-    table = {
-        name: {key: statistics.median(figures[key] for figures in all_) for key in all_[0]}
-        for name, all_ in rounds.items()
-    }
+    table = {name: {} for name in rounds}
+    for name, all_ in rounds.items():
+        for key in all_[0] if all_ else ():
+            table[name][key] = [figures[key] for figures in all_]
+    if options.memory_tasks:
+        for name, command in controllers().items():
+            for key, value in growth(command, options.memory_tasks).items():
+                table[name][key] = [value]
+            print(f"{name}: {table[name]}", file=sys.stderr)
     if options.json:
-        print(json.dumps({"tasks": options.tasks, "rounds": options.rounds, "table": table}, indent=2))
+        print(json.dumps({"options": vars(options), "table": table}, indent=2))
         return
-    keys = list(next(iter(table.values())))
-    print(f"{options.tasks} tasks, two Python engines, median of {options.rounds} round(s)\n")
+    print(f"{options.tasks:,} tasks, {options.trips:,} round trips, two Python engines, median of {options.rounds} rounds\n")
     print("| | " + " | ".join(table) + " |")
     print("|---|" + "---:|" * len(table))
-    for key in keys:
-        print(f"| {key} | " + " | ".join(f"{row[key]:.2f}" for row in table.values()) + " |")
+    for key in next(iter(table.values())):
+        cells = []
+        for row in table.values():
+            values = row[key]
+            digits = 0 if max(values) >= 100 else 1 if max(values) >= 10 else 2
+            spread = f" ({min(values):.{digits}f}–{max(values):.{digits}f})" if len(values) > 1 else ""
+            cells.append(f"{statistics.median(values):,.{digits}f}{spread}")
+        print(f"| {key} | " + " | ".join(cells) + " |")
 
 
 if __name__ == "__main__":

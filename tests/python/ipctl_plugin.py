@@ -3,11 +3,15 @@
     IPCTL=target/release/ipctl PYTHONPATH=tests/python pytest -p ipctl_plugin --pyargs ipyparallel.tests
 
 Every launcher's controller command is replaced, in this process and, through `site/sitecustomize.py`, in those
-that the tests start (`ipcluster`).
+that the tests start (`ipcluster`). With $IPCTL_PEER=1 it stays the peer's own, for comparison. The suite's limits for
+starting engines are made longer ($IPCTL_PATIENCE times, 4 by default): Python engines take seconds on a busy machine.
 """
 
 import os
 import shutil
+import sys
+import time
+import types
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
@@ -37,13 +41,38 @@ def replace_controller(ipctl):
     launcher.ControllerLauncher.controller_cmd.default_args = ([ipctl],)
 
 
+def be_patient(factor):
+    """Make the suite's own limits longer; none of them is what a test is about."""
+    tests = sys.modules.get("ipyparallel.tests")
+    if tests is None:
+        return
+    # Its limits for controller and engines to start are written into the functions: there, time passes more slowly.
+    tests.time = types.SimpleNamespace(sleep=time.sleep, time=lambda: time.time() / factor)
+    case = getattr(sys.modules.get("ipyparallel.tests.clienttest"), "ClusterTestCase", None)
+    if case is not None:
+        case.timeout *= factor
+        case.test_timeout *= factor
+        for function in (case.wait_on_engines, case._wait_for):
+            function.__defaults__ = tuple(limit * factor for limit in function.__defaults__)
+    cluster = sys.modules.get("ipyparallel.tests.test_cluster")
+    if cluster is not None:
+        cluster._timeout *= factor
+
+
+def pytest_collection_finish(session):
+    be_patient(int(os.environ.get("IPCTL_PATIENCE", "4")))
+
+
 def pytest_configure(config):
-    ipctl = find_ipctl()
-    os.environ["IPCTL"] = ipctl
-    site = str(HERE / "site")
-    paths = [site, str(HERE)] + [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
-    os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(paths))
-    replace_controller(ipctl)
+    if os.environ.get("IPCTL_PEER") == "1":
+        os.environ.pop("IPCTL", None)
+    else:
+        ipctl = find_ipctl()
+        os.environ["IPCTL"] = ipctl
+        site = str(HERE / "site")
+        paths = [site, str(HERE)] + [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
+        os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(paths))
+        replace_controller(ipctl)
     # As in the peer's own pyproject.toml, which is not installed.
     if hasattr(config.option, "asyncio_mode"):
         config.option.asyncio_mode = "auto"
@@ -59,4 +88,4 @@ def hide_slurm():
 
 
 def pytest_report_header(config):
-    return f"controller: {os.environ['IPCTL']}"
+    return f"controller: {os.environ.get('IPCTL', 'ipcontroller')}"

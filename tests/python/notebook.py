@@ -2,13 +2,14 @@
 
     python tests/python/notebook.py [--ipctl PATH] [--only NAME]
 
-Starts its own controller and two Python engines for each kind of cluster. Parts whose library is not installed
-(joblib, dask.distributed) say so. Exit status 0: everything behaved.
+Starts its own controller and two Python engines for each kind of cluster. Our `ipclient` and `ipengine` are those
+beside `ipctl`. Parts whose library is not installed (joblib, dask.distributed) say so. Exit status 0: everything behaved.
 """
 
 import argparse
 import contextlib
 import io
+import json
 import os
 import signal
 import subprocess
@@ -74,14 +75,22 @@ def sleep(seconds):
 class Notebook:
     """The cells. Each method is one; they run in order of definition."""
 
-    def __init__(self, rc, profile_dir):
+    def __init__(self, rc, profile_dir, programs):
         self.rc = rc
         self.all = rc[:]
         self.balanced = rc.load_balanced_view()
         self.profile_dir = profile_dir
+        self.programs = programs
+        self.connection = json.loads((Path(profile_dir) / "security" / "ipcontroller-client.json").read_text())
 
     def another_client(self):
         return ipp.Client(profile_dir=self.profile_dir)
+
+    def ours(self, *arguments):
+        """What our `ipclient` prints, and what it says."""
+        command = [self.programs / "ipclient", f"--profile-dir={self.profile_dir}", *arguments]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+        return done.stdout, done.stderr
 
     def apply(self):
         assert self.all.apply_sync(double, 21) == [42, 42]
@@ -107,8 +116,7 @@ class Notebook:
         assert self.rc.broadcast_view().apply_sync(double, 3) == [6, 6]
         coalescing = self.rc.broadcast_view(is_coalescing=True)
         assert coalescing.apply_sync(double, 3) == [6, 6]
-        ids = coalescing.apply_sync(lambda: engine_id_ if "engine_id_" in globals() else None)
-        assert len(ids) == 2
+        assert coalescing.apply_async(double, 4).get(10) == [8, 8]
         with raises("ZeroDivisionError"):
             coalescing.apply_sync(lambda: 1 / 0)
 
@@ -124,9 +132,10 @@ class Notebook:
 
     def magics(self):
         from IPython.core.interactiveshell import InteractiveShell
+        from traitlets.config import Config
 
         main = sys.modules["__main__"]
-        shell = InteractiveShell.instance()
+        shell = InteractiveShell.instance(config=Config({"HistoryManager": {"enabled": False}}))
         # The shell puts a module of its own there; our functions are in this one.
         sys.modules["__main__"] = main
         self.all.block = True
@@ -176,6 +185,26 @@ class Notebook:
         assert neighbour.get(10) == 2
         assert abort(direct)["done"] == direct.msg_ids
 
+    def abort_with_ipclient(self):
+        first = self.rc.load_balanced_view(targets=[0])
+        running = first.apply_async(sleep, 30)
+        waiting = first.apply_async(double, 1)
+        direct = self.rc[1].apply_async(sleep, 30)
+        wait_for(lambda: self.rc.queue_status()[0]["tasks"] == 1, "the task is on its engine")
+        wait_for(lambda: self.rc.queue_status()[1]["queue"] == 1, "the direct task is on its engine")
+        tasks = json.loads(self.ours("status", "--json")[0])["tasks"]
+        assert (tasks["ready"], tasks["running"], tasks["direct"]) == (1, 1, 1), tasks
+        ids = running.msg_ids + waiting.msg_ids + direct.msg_ids
+        said = self.ours("abort", *ids)[1]
+        assert "1 aborted, 2 being stopped" in said, said
+        for result in (running, waiting):
+            with raises("TaskAborted"):
+                result.get(5)
+        with raises("KeyboardInterrupt", "TaskAborted"):
+            direct.get(5)
+        # The engines are as good as before.
+        assert self.all.apply_sync(double, 3) == [6, 6]
+
     def clear(self):
         self.all.push({"gone": 1}, block=True)
         self.rc.clear(block=True)
@@ -183,8 +212,17 @@ class Notebook:
             self.all.pull("gone", block=True)
 
     def signals(self):
-        running = self.all.apply_async(sleep, 20)
-        time.sleep(1)
+        def told_sleep():
+            import sys
+            import time
+
+            print("begun")
+            sys.stdout.flush()
+            for _ in range(1000):
+                time.sleep(0.02)
+
+        running = self.all.apply_async(told_sleep)
+        wait_for(lambda: all("begun" in out for out in running.stdout), "both have begun")
         self.rc.send_signal(signal.SIGINT, block=True)
         with raises("KeyboardInterrupt"):
             running.get(10)
@@ -244,6 +282,27 @@ class Notebook:
         later = self.rc.db_query({"submitted": {"$gt": submitted}, "completed": {"$ne": None}}, keys=["msg_id"])
         missing = set(ids[1:]) - {record["msg_id"] for record in later}
         assert not missing, (missing, later)
+        same = {"msg_id": {"$in": ids}}
+        for condition, count in (
+            ({"msg_id": ids[0]}, 1),
+            ({"msg_id": {"$eq": ids[0]}}, 1),
+            ({"msg_id": {"$ne": ids[0], "$in": ids}}, 2),
+            ({"msg_id": {"$in": ids, "$nin": ids[:2]}}, 1),
+            (dict(same, submitted={"$lt": submitted}), 0),
+            (dict(same, submitted={"$lte": submitted}), 1),
+            (dict(same, submitted={"$gt": submitted}), 2),
+            (dict(same, submitted={"$gte": submitted}), 3),
+            (dict(same, completed={"$exists": True}), 3),
+            (dict(same, resubmitted={"$exists": True}), 0),
+            ({"msg_id": {"$glob": ids[0][:-1] + "*", "$in": ids}}, len([i for i in ids if i[:-1] == ids[0][:-1]])),
+        ):
+            found = self.rc.db_query(condition, keys=["msg_id"])
+            assert len(found) == count, (condition, count, found)
+            assert all(set(record) == {"msg_id"} for record in found)
+        with raises("KeyError"):
+            self.rc.db_query({"no_such_key": 1})
+        with raises("KeyError"):
+            self.rc.db_query({"msg_id": ids[0]}, keys=["no_such_key"])
         # Output of broadcasts has records, too, that are no submissions.
         assert not self.rc.db_query({"msg_id": {"$nin": self.rc.hub_history()}, "submitted": {"$ne": None}})
         buffers = self.rc.db_query({"msg_id": ids[0]}, keys=["buffers", "result_buffers"])[0]
@@ -260,6 +319,14 @@ class Notebook:
         with raises("IndexError"):
             self.rc.purge_hub_results(running)
         running.get(10)
+        # All that one engine ever did, and then everything.
+        last = self.balanced.apply_async(double, 8)
+        last.get(10)
+        self.rc.purge_hub_results(targets=[0])
+        uuid = self.rc._engines[0]
+        assert not self.rc.db_query({"engine_uuid": uuid}, keys=["msg_id"])
+        self.rc.purge_hub_results("all")
+        assert self.rc.hub_history() == []
 
     def resubmit(self):
         result = self.balanced.apply_async(double, 9)
@@ -311,10 +378,7 @@ class Notebook:
             from joblib import Parallel, delayed, parallel_backend
         except ImportError:
             return "joblib is not installed"
-        from ipyparallel.client._joblib import IPythonParallelBackend
-        from joblib import register_parallel_backend
-
-        register_parallel_backend("ipyparallel", lambda **_: IPythonParallelBackend(view=self.balanced))
+        self.balanced.register_joblib_backend()
         with parallel_backend("ipyparallel"):
             assert Parallel(n_jobs=2)(delayed(abs)(-n) for n in range(5)) == [0, 1, 2, 3, 4]
 
@@ -330,14 +394,59 @@ class Notebook:
         dask.close()
         self.rc.stop_dask()
 
+    def both_kinds_of_engine(self):
+        ipengine = subprocess.Popen(
+            [self.programs / "ipengine", "-n", "1", f"--profile-dir={self.profile_dir}"], stderr=subprocess.DEVNULL
+        )
+        try:
+            wait_for(lambda: len(self.rc.ids) == 3, "our engine is there")
+            kinds = {engine["id"]: engine["kind"] for engine in json.loads(self.ours("engines", "--json")[0])}
+            assert kinds == {0: "python", 1: "python", 2: "ipengine"}, kinds
+            table = self.ours("engines")[0]
+            assert table.count("python") == 2 and table.count("ipengine") == 1, table
+            # Each kind gets what it can do.
+            assert self.balanced.map_sync(double, range(20)) == list(map(double, range(20)))
+            assert self.ours("map", "-k", "echo {}", ":::", "a", "b")[0] == "a\nb\n"
+        finally:
+            ipengine.terminate()
+            ipengine.wait(10)
+        wait_for(lambda: len(self.rc.ids) == 2, "our engine is gone")
+
+    def without_msgpack(self):
+        # As on a machine that has no msgpack package: the client says what is missing.
+        code = (
+            "import sys\n"
+            "class Missing:\n"
+            "    def find_spec(self, name, path=None, target=None):\n"
+            "        if name.split('.')[0] == 'msgpack': raise ModuleNotFoundError(\"No module named 'msgpack'\")\n"
+            "sys.meta_path.insert(0, Missing())\n"
+            "import ipyparallel as ipp\n"
+            "print(len(ipp.Client(sys.argv[1], timeout=30).ids))\n"
+        )
+        file = Path(self.profile_dir) / "security" / "ipcontroller-client.json"
+        done = subprocess.run([sys.executable, "-c", code, file], capture_output=True, text=True, timeout=60)
+        if self.connection["pack"] == "json":
+            assert done.stdout == "2\n", done
+        else:
+            last = done.stderr.strip().splitlines()[-1]
+            assert last == "ModuleNotFoundError: No module named 'msgpack'", done
+
     def curve(self):
         if not self.rc.curve_serverkey:
             return "no CURVE in this cluster"
-        connection = dict(self.rc._config_of_file)
+        assert self.connection["key"] == ""
         for key in (None, "rq:rM>}U?@Lns47E1%kR.o@n%FcmmsL/@{H8]yf7"):
-            wrong = dict(connection, curve_serverkey=key)
+            wrong = dict(self.connection, curve_serverkey=key)
             with raises("TimeoutError"):
                 ipp.Client(wrong, timeout=1)
+            with tempfile.NamedTemporaryFile("w", suffix=".json") as file:
+                json.dump(wrong, file)
+                file.flush()
+                command = [self.programs / "ipclient", f"--file={file.name}", "--connect-timeout=1", "status"]
+                done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+                assert done.returncode != 0 and not done.stdout and done.stderr.count("\n") == 1, done
+        # Nobody else was disturbed.
+        assert self.all.apply_sync(double, 3) == [6, 6]
 
     def shutdown_engine(self):
         self.rc.shutdown(targets=[1], block=True)
@@ -350,20 +459,17 @@ class Notebook:
 
 def cells():
     names = list(vars(Notebook))
-    skip = {"__init__", "another_client", "record"}
+    skip = {"another_client", "ours", "record"}
     return [name for name in names if not name.startswith("__") and name not in skip]
 
 
 def run(ipctl, name, options):
     """One cluster: all cells."""
-    import json
-
     failures = 0
     with tempfile.TemporaryDirectory() as directory:
         profile = Path(directory) / "profile_notebook"
         env = {key: value for key, value in os.environ.items() if not key.startswith("IPP_")}
         env["IPYTHONDIR"] = directory
-        env.setdefault("IPBROKER_PYTHON", sys.executable)
         os.environ["IPYTHONDIR"] = directory
         log = open(Path(directory) / "log", "w+")
         begin = [ipctl, f"--profile-dir={profile}", "--ping=250", *options]
@@ -374,10 +480,9 @@ def run(ipctl, name, options):
             file = profile / "security" / "ipcontroller-client.json"
             wait_for(lambda: file.exists() or controller.poll() is not None, "connection file")
             engines = [subprocess.Popen(engine, env=env, stdout=log, stderr=log) for _ in range(2)]
-            rc = ipp.Client(profile_dir=str(profile))
-            rc._config_of_file = json.loads(file.read_text())
-            rc.wait_for_engines(2, timeout=60)
-            notebook = Notebook(rc, str(profile))
+            rc = ipp.Client(profile_dir=str(profile), timeout=60)
+            rc.wait_for_engines(2, timeout=120)
+            notebook = Notebook(rc, str(profile), Path(ipctl).resolve().parent)
             for cell in cells():
                 started = time.monotonic()
                 try:

@@ -2,7 +2,11 @@
 
 use std::{
     env,
-    io::{BufRead, BufReader, Read},
+    ffi::OsStr,
+    fs,
+    io::{self, BufRead, BufReader},
+    os::unix::ffi::OsStrExt,
+    path::{Path, PathBuf},
     process::{Child, ChildStdin, Command, Stdio},
     thread,
 };
@@ -76,65 +80,93 @@ impl Running {
     }
 }
 
-/// The Python to use: `$IPBROKER_PYTHON`, or the one on the path.
-fn python() -> String {
-    env::var("IPBROKER_PYTHON")
-        .ok()
-        .filter(|python| !python.is_empty())
-        .unwrap_or_else(|| "python3".into())
+/// Pythons that may have `distributed`, the likeliest first: `$IPBROKER_PYTHON` alone if it is set; else that of the program
+/// that started us (`ipp.Cluster`, `ipcluster`), that of the virtual environment, and the one on the path.
+fn pythons() -> Vec<PathBuf> {
+    let given = |name| env::var_os(name).filter(|value| !value.is_empty());
+    if let Some(python) = given("IPBROKER_PYTHON") {
+        return vec![python.into()];
+    }
+    let environment = given("VIRTUAL_ENV").map(|dir| Path::new(&dir).join("bin/python3"));
+    let mut pythons: Vec<PathBuf> = parent_python().into_iter().chain(environment).collect();
+    pythons.push("python3".into());
+    pythons.dedup();
+    pythons
 }
 
+/// The interpreter of our parent process, if it is a Python, by the name it was started with: that is what tells a virtual
+/// environment.
+fn parent_python() -> Option<PathBuf> {
+    let parent = Path::new("/proc").join(rustix::process::getppid()?.as_raw_nonzero().to_string());
+    let line = fs::read(parent.join("cmdline")).ok()?;
+    let program = OsStr::from_bytes(line.split(|byte| *byte == 0).next()?);
+    let name = Path::new(program).file_name()?.to_str()?;
+    if !name.starts_with("python") {
+        return None;
+    }
+    // One without a slash is on the path; a relative one is seen from where the parent works.
+    Some(if Path::new(program) == Path::new(name) {
+        program.into()
+    } else {
+        fs::read_link(parent.join("cwd")).ok()?.join(program)
+    })
+}
+
+/// Starts a scheduler with the first Python that can.
 fn start(arguments: &Value) -> Result<(Running, Value), HubError> {
-    let python = python();
-    let no_python = |error| {
-        HubError::new(
-            "RuntimeError",
-            format!(
-                "no dask scheduler: ipctl cannot start {python} ({error}); set IPBROKER_PYTHON to a Python that has `distributed`"
-            ),
-        )
-    };
-    let mut child = Command::new(&python)
+    let mut tried = Vec::new();
+    for python in pythons() {
+        match start_with(&python, arguments) {
+            Ok(Ok(started)) => return Ok(started),
+            Ok(Err(error)) => return Err(error),
+            Err(why) => tried.push(format!("{}: {why}", python.display())),
+        }
+    }
+    Err(HubError::new(
+        "ImportError",
+        format!(
+            "no dask scheduler, for want of a Python with `distributed` ({}); `pip install distributed` there, or start \
+             ipctl with IPBROKER_PYTHON set to a Python that has it",
+            tried.join("; ")
+        ),
+    ))
+}
+
+/// `Err`: another Python may do better.
+fn start_with(
+    python: &Path,
+    arguments: &Value,
+) -> Result<Result<(Running, Value), HubError>, String> {
+    let mut child = Command::new(python)
         .args(["-c", SCRIPT, &arguments.to_string()])
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .spawn()
-        .map_err(no_python)?;
+        .map_err(|error| error.to_string())?;
     let stdin = child.stdin.take();
     let mut line = String::new();
     let mut stdout = child.stdout.take().map(BufReader::new);
     if let Some(stdout) = &mut stdout {
-        stdout.read_line(&mut line).map_err(no_python)?;
+        stdout
+            .read_line(&mut line)
+            .map_err(|error| error.to_string())?;
     }
     let said: Value = serde_json::from_str(&line).unwrap_or_default();
     if said["address"].is_string() {
         // Whatever it prints later must not block it.
         let _ = thread::Builder::new()
             .name("dask output".into())
-            .spawn(move || {
-                let mut sink = Vec::new();
-                stdout.map(|mut stdout| stdout.read_to_end(&mut sink))
-            });
-        return Ok((Running { child, stdin }, said));
+            .spawn(move || stdout.map(|mut stdout| io::copy(&mut stdout, &mut io::sink())));
+        return Ok(Ok((Running { child, stdin }, said)));
     }
     drop(stdin);
     let _ = child.wait();
     let text = |key: &str| said[key].as_str().unwrap_or_default().to_owned();
-    Err(match text("ename").as_str() {
-        "ImportError" => HubError::new(
-            "ImportError",
-            format!(
-                "no dask scheduler: {python} has no `distributed` ({}); `pip install distributed` there, or set \
-                 IPBROKER_PYTHON to a Python that has it, and start ipctl again",
-                text("evalue")
-            ),
-        ),
-        "" => HubError::new(
-            "RuntimeError",
-            format!("no dask scheduler: {python} ended without a word"),
-        ),
-        ename => HubError::new(ename, text("evalue")),
-    })
+    match text("ename").as_str() {
+        "ImportError" => Err(text("evalue")),
+        "" => Err("ended without a word".into()),
+        ename => Ok(Err(HubError::new(ename, text("evalue")))),
+    }
 }
 
 impl Hub {
