@@ -6,5 +6,6 @@ mod graph;
 mod hostile;
 mod library;
 mod lifecycle;
+mod peer;
 mod run;
 mod schemes;
