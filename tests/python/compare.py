@@ -107,7 +107,7 @@ def submit(rc, view, tasks):
 def speed(command, tasks, trips):
     """One round: figures by name."""
     with cluster(command) as (controller, file, rc, ready):
-        connecting = [timed(lambda: ipp.Client(str(file), timeout=60).close()) for _ in range(10)]
+        connecting = [timed(lambda: ipp.Client(str(file), timeout=60).close()) for _ in range(40)]
         view = rc.load_balanced_view()
         submit(rc, view, 200)
         times = sorted(timed(lambda: view.apply_sync(nothing)) for _ in range(trips))
