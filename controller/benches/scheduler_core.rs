@@ -67,10 +67,7 @@ impl Bench {
             self.next * 1000,
             engine,
             group,
-            range,
-            Outcome::Ok,
-            &[],
-            1000,
+            &Report::all(range, Outcome::Ok, 1000),
         );
         self.act();
     }

@@ -7,8 +7,8 @@
 //! Run it: `cargo run -p ipbroker-controller --example own_scheme`
 
 use ipbroker_controller::scheduler::core::{
-    Action, Candidate, Config, Core, EngineKey, EngineSpec, GroupSpec, Hwm, Index, Outcome, Scheme,
-    own_scheme,
+    Action, Candidate, Config, Core, EngineKey, EngineSpec, GroupSpec, Hwm, Index, Outcome, Report,
+    Scheme, own_scheme,
 };
 use rand::rngs::SmallRng;
 
@@ -92,7 +92,7 @@ fn run(scheme: Box<dyn Scheme>) {
             {
                 println!("  task {i} goes to engine {}", engine.slot());
                 if i == 3 {
-                    core.replied(i, engine, group, range, Outcome::Ok, &[], 0);
+                    core.replied(i, engine, group, &Report::all(range, Outcome::Ok, 0));
                 }
             }
         }

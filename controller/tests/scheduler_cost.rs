@@ -79,8 +79,12 @@ impl Bench {
 
     fn reply(&mut self) {
         let (group, engine) = self.held.pop_front().expect("engines are busy");
-        self.core
-            .replied(self.next, engine, group, 0..1, Outcome::Ok, &[], 1000);
+        self.core.replied(
+            self.next,
+            engine,
+            group,
+            &Report::all(0..1, Outcome::Ok, 1000),
+        );
         self.act();
     }
 

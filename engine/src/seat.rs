@@ -4,7 +4,7 @@ use std::{
     collections::{HashSet, VecDeque},
     sync::{
         Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock,
-        atomic::{AtomicU32, Ordering},
+        atomic::{AtomicBool, AtomicU32, Ordering},
     },
 };
 
@@ -12,6 +12,7 @@ use ipbroker_protocol::{
     array::{member_id, split_id},
     message::Held,
     session::Session,
+    zmq::Message,
 };
 
 use crate::{
@@ -38,6 +39,8 @@ pub(crate) struct Seat {
     /// What it holds for clients.
     pub(crate) values: Values,
     session: RwLock<Arc<Session>>,
+    /// Ranges are given back with their request.
+    whole: AtomicBool,
     queue: Mutex<Queue>,
     bell: Condvar,
 }
@@ -69,6 +72,8 @@ struct Current {
     aborted: bool,
     /// The member at work and its generation.
     member: Option<(u64, u64)>,
+    /// The request's frames, where ranges are given back with them.
+    frames: Vec<Message>,
 }
 
 /// Ids to be answered `aborted` when they come, the oldest forgotten first.
@@ -110,6 +115,8 @@ pub(crate) enum Returned {
     Task(Box<Task>),
     /// The end of the range at work: its id and `lo..hi`.
     Range(String, u64, u64),
+    /// The same, and the request's frames from the client's identity on: for a scheduler that keeps none.
+    Part(String, u64, u64, Vec<Message>),
 }
 
 /// How a claim for the next members turned out.
@@ -133,6 +140,7 @@ impl Seat {
             running: Arc::default(),
             values: Values::default(),
             session: RwLock::new(session),
+            whole: AtomicBool::new(false),
             queue: Mutex::default(),
             bell: Condvar::new(),
         }
@@ -155,6 +163,11 @@ impl Seat {
         *self.session.write().unwrap_or_else(PoisonError::into_inner) = session;
     }
 
+    /// Whether ranges are given back with their request, as a scheduler needs that keeps none.
+    pub(crate) fn keep_whole(&self, whole: bool) {
+        self.whole.store(whole, Ordering::Relaxed);
+    }
+
     /// Its id.
     pub(crate) fn id(&self) -> u32 {
         self.id.load(Ordering::Relaxed)
@@ -171,9 +184,18 @@ impl Seat {
         let mut queue = self.queue();
         let idle = queue.current.is_none() && queue.waiting.is_empty() && queue.closed.is_none();
         if idle {
-            queue.current = Some(Current::of(task));
+            queue.current = Some(self.current(task));
         }
         idle
+    }
+
+    fn current(&self, task: &Task) -> Current {
+        let mut current = Current::of(task);
+        if current.array && current.via == Via::Task && self.whole.load(Ordering::Relaxed) {
+            let frames = task.envelope.frames().iter().skip(1);
+            current.frames = frames.map(|frame| Message::from(&frame[..])).collect();
+        }
+        current
     }
 
     /// Puts a task at the end of the queue. True when a worker thread has to be started for it.
@@ -194,7 +216,7 @@ impl Seat {
                 return None;
             }
             if let Some(task) = queue.waiting.pop_front() {
-                queue.current = Some(Current::of(&task));
+                queue.current = Some(self.current(&task));
                 return Some(task);
             }
             queue.parked = true;
@@ -492,6 +514,7 @@ impl Current {
             array: task.wants.range.is_some(),
             aborted: false,
             member: None,
+            frames: Vec::new(),
         }
     }
 
@@ -507,7 +530,14 @@ impl Current {
             return None;
         }
         let hi = std::mem::replace(&mut self.end, lo);
-        Some(Returned::Range(self.msg_id.clone(), lo, hi))
+        let msg_id = self.msg_id.clone();
+        Some(if self.frames.is_empty() {
+            Returned::Range(msg_id, lo, hi)
+        } else {
+            let frames = self.frames.iter();
+            let frames = frames.map(|frame| Message::from(&frame[..])).collect();
+            Returned::Part(msg_id, lo, hi, frames)
+        })
     }
 }
 

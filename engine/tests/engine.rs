@@ -367,6 +367,18 @@ fn a_terminated_engine_gives_back_what_it_has_not_started() {
     assert_eq!(controller.reply().0, probe);
     let pid = rustix::process::Pid::from_child(&process.0);
     rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+    // It asks first, and waits for the word that nothing more comes.
+    let (_, header, _) = controller.recv(&controller.task);
+    assert_eq!(header.msg_type, types::LEAVE_REQUEST);
+    let word = json!({"uuids": [uuids[0]]});
+    controller.send(
+        &controller.task,
+        &uuids[0],
+        types::LEAVE_REPLY,
+        &json!({}),
+        &word,
+        &[],
+    );
     let mut given = HashMap::new();
     for _ in 0..2 {
         let (_, header, envelope) = controller.recv(&controller.task);
@@ -383,6 +395,10 @@ fn a_terminated_engine_gives_back_what_it_has_not_started() {
     assert_eq!(given[&array], (json!([4, 6]), 0));
     let (answered, _, content, _) = controller.reply();
     assert_eq!((answered, &content["ename"]), (id, &json!("EngineError")));
+    let (_, header, envelope) = controller.recv(&controller.task);
+    assert_eq!(header.msg_type, types::LEFT_NOTICE);
+    let content: Value = controller.session.unpack(envelope.content()).unwrap();
+    assert_eq!(content["uuid"], uuids[0]);
     let (_, header, _) = controller.recv(&controller.hub);
     assert_eq!(header.msg_type, types::UNREGISTRATION_REQUEST);
     assert!(process.0.wait().unwrap().success());

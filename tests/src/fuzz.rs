@@ -177,6 +177,8 @@ const MESSAGES: &[fn(Packer, &[u8])] = &[
     only::<Stats>,
     only::<Dependency>,
     only::<Value>,
+    only::<Leaving>,
+    only::<LeaveReply>,
 ];
 
 /// Any bytes as any message.

@@ -51,6 +51,24 @@ impl RawClient {
         header["msg_id"].as_str().expect("an id").to_owned()
     }
 
+    /// Submits an array of calls, one for each argument; returns its id.
+    pub fn array(&self, name: &str, arguments: &[Value]) -> String {
+        let mut offsets = 0u32.to_le_bytes().to_vec();
+        let mut values = Vec::new();
+        for argument in arguments {
+            values.extend(rmp_serde::to_vec_named(argument).expect("a JSON value packs"));
+            offsets.extend((values.len() as u32).to_le_bytes());
+        }
+        let header = self.wire.send(
+            &self.socket,
+            "function_request",
+            json!({"array": arguments.len()}),
+            json!({"name": name}),
+            &[offsets, values],
+        );
+        header["msg_id"].as_str().expect("an id").to_owned()
+    }
+
     /// The same, for one engine, on the direct channel.
     pub fn call_on(&self, engine: &str, name: &str, argument: &Value) -> String {
         let argument = rmp_serde::to_vec_named(argument).expect("a JSON value packs");

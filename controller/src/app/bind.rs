@@ -31,6 +31,8 @@ pub(super) struct Bound {
     pub(super) mux: mux::Sockets,
     pub(super) control: (Socket, Socket),
     pub(super) task: (Socket, Socket),
+    /// Tells of the connections of the pure path's DEALER.
+    pub(super) pure_monitor: Option<Socket>,
     pub(super) iopub: iopub::Sockets,
     pub(super) ports: Ports,
 }
@@ -113,6 +115,7 @@ pub(super) fn bind(settings: &Settings, context: &Context) -> Result<Bound, AppE
     engine.control = binder.bind(&control_engines, engine.control)?;
     let mux_engines = router(Some(routing::MUX))?;
     engine.mux = binder.bind(&mux_engines, engine.mux)?;
+    let mut pure_monitor = None;
     let task_engines = if pure {
         let dealer = socket::open(context, zmq::DEALER).map_err(sockets)?;
         let hwm = match settings.hwm {
@@ -121,6 +124,7 @@ pub(super) fn bind(settings: &Settings, context: &Context) -> Result<Bound, AppE
         };
         dealer.set_sndhwm(hwm).map_err(sockets)?;
         dealer.set_identity(routing::TASK).map_err(sockets)?;
+        pure_monitor = Some(pure::watch(context, &dealer).map_err(sockets)?);
         dealer
     } else {
         router(Some(routing::TASK))?
@@ -165,6 +169,7 @@ pub(super) fn bind(settings: &Settings, context: &Context) -> Result<Bound, AppE
         },
         control: (control_clients, control_engines),
         task: (task_clients, task_engines),
+        pure_monitor,
         iopub,
         ports: Ports { client, engine },
     })

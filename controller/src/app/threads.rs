@@ -80,10 +80,11 @@ pub(super) fn start(settings: &Settings, main: &Sender<MainEvent>) -> Result<Con
         })
     };
     let session_of_tasks = Arc::new(session());
-    let thread = if settings.scheme == "pure" {
+    let thread = if let Some(monitor) = bound.pure_monitor {
         let pure = PureThread {
             clients,
             engines,
+            monitor,
             session: session_of_tasks,
             commands,
             junk: junk.clone(),

@@ -5,10 +5,7 @@ use std::time::Instant;
 use ipbroker_protocol::{
     array::View,
     envelope::DELIMITER,
-    message::{
-        AbortReply, AbortRequest, EngineDied, EngineInfo, Header, LeaseReply, ReceivedNotice,
-        Stats, types,
-    },
+    message::{AbortReply, AbortRequest, EngineDied, EngineInfo, Header, LeaseReply, Stats, types},
     session::{Packer, Session},
     value::{AnyMap, Map},
     zmq::Message,
@@ -22,7 +19,7 @@ use super::{
     run::Hub,
 };
 use crate::{
-    relay::{iopub, lane::hex, mux},
+    relay::{iopub, mux},
     scheduler::command::{
         Aborted, Command, Departure, Explanation, Selection, TaskState, TaskTotals,
     },
@@ -43,7 +40,6 @@ impl Hub {
             }
             types::ENGINES_REQUEST => self.engines(asker),
             types::STATUS_REQUEST => self.status(asker),
-            types::RECEIVED_NOTICE => self.received(asker, content),
             types::ENGINE_DIED => self.died(asker, content),
             _ => return false,
         }
@@ -379,33 +375,6 @@ impl Hub {
             "troubles": self.all_troubles(),
         });
         self.reply(to, &reply, Vec::new());
-    }
-
-    /// An engine on the pure path has taken tasks.
-    fn received(&mut self, asker: &Asker, content: Value) {
-        let notice = match ReceivedNotice::deserialize(content) {
-            Ok(notice) => notice,
-            Err(error) => return self.query.refuse("bad received_notice", &error),
-        };
-        let client = |hex: &str| {
-            let digits = hex.as_bytes();
-            let byte = |at: usize| {
-                u8::from_str_radix(std::str::from_utf8(digits.get(at..at + 2)?).ok()?, 16).ok()
-            };
-            (0..digits.len())
-                .step_by(2)
-                .map(byte)
-                .collect::<Option<Vec<u8>>>()
-        };
-        let tasks = notice
-            .tasks
-            .into_iter()
-            .filter_map(|(id, msg_id, msg_type)| Some((client(&id)?, msg_id, msg_type)));
-        let uuid = hex(asker.identity());
-        self.links.tasks.send(Command::Received {
-            uuid,
-            tasks: tasks.collect(),
-        });
     }
 
     /// An engine process has ended; its reaper knows what each of its engines had started.

@@ -263,13 +263,6 @@ pub enum Command {
         /// The new id, once the task is accepted, or what is wrong with it.
         answer: Answer<Result<String, String>>,
     },
-    /// An engine on the pure path took these off its socket: `(client id, msg_id, msg_type)`.
-    Received {
-        /// The engine's uuid.
-        uuid: String,
-        /// What it holds now.
-        tasks: Vec<(Vec<u8>, String, String)>,
-    },
     /// Stop: send what can be sent, close the sockets, end the thread.
     Shutdown,
 }

@@ -236,7 +236,12 @@ fn clients_take_turns() {
     let mut running = dispatches(&drain(&mut core))[0].0;
     let mut step = |core: &mut Core, running: &mut GroupKey| {
         now += MILLISECOND;
-        core.replied(now, engine, *running, 0..1, Outcome::Ok, &[], MILLISECOND);
+        core.replied(
+            now,
+            engine,
+            *running,
+            &Report::all(0..1, Outcome::Ok, MILLISECOND),
+        );
         *running = dispatches(&drain(core))[0].0;
     };
     for _ in 0..100 {
@@ -341,7 +346,7 @@ fn a_controller_restart() {
     assert_eq!(of(&core, "next"), [0]);
     let kept = core.find("kept").expect("live");
     assert_eq!(
-        core.replied(SECOND, engine, kept, 0..1, Outcome::Ok, &[], 0),
+        core.replied(SECOND, engine, kept, &Report::all(0..1, Outcome::Ok, 0)),
         Deliver::All
     );
     let next_wakeup = core.next_wakeup().expect("the other engine is awaited");
@@ -354,7 +359,12 @@ fn a_controller_restart() {
     assert_eq!(gone, Some(FailKind::EngineError));
     let many = core.find("many").expect("live");
     assert_eq!(
-        core.replied(2 * SECOND, engine, many, 4..10, Outcome::Ok, &[], 0),
+        core.replied(
+            2 * SECOND,
+            engine,
+            many,
+            &Report::all(4..10, Outcome::Ok, 0)
+        ),
         Deliver::All
     );
     assert_eq!(core.state("many"), TaskState::Ok);
@@ -431,21 +441,29 @@ fn a_chunk_is_answered_in_parts() {
     assert!(members.len() == 64 && members.values().all(|&n| n == 1));
     let failed = [(5, Outcome::Error), (9, Outcome::Aborted)];
     assert_eq!(
-        core.replied(1, engine, key, 4..20, Outcome::Ok, &failed, 160),
+        core.replied(
+            1,
+            engine,
+            key,
+            &Report {
+                exceptions: &failed,
+                ..Report::all(4..20, Outcome::Ok, 160)
+            }
+        ),
         Deliver::All
     );
     assert_eq!(
-        core.replied(1, engine, key, 4..20, Outcome::Ok, &[], 160),
+        core.replied(1, engine, key, &Report::all(4..20, Outcome::Ok, 160)),
         Deliver::Nothing
     );
     assert_eq!(
-        core.replied(1, engine, key, 0..6, Outcome::Ok, &[], 60),
+        core.replied(1, engine, key, &Report::all(0..6, Outcome::Ok, 60)),
         Deliver::Some(std::iter::once(0..4).collect())
     );
     assert_eq!(core.state("a:5"), TaskState::Failed);
     assert_eq!(core.state("a:6"), TaskState::Ok);
     assert_eq!(
-        core.replied(2, engine, key, 20..64, Outcome::Ok, &[], 60),
+        core.replied(2, engine, key, &Report::all(20..64, Outcome::Ok, 60)),
         Deliver::All
     );
     assert_eq!(core.state("a"), TaskState::Failed);
@@ -500,7 +518,12 @@ fn preference_waits_and_then_goes_anywhere() {
         core.explain(0, "b").text
     );
     assert_eq!(core.next_wakeup(), Some(SECOND));
-    core.replied(SECOND / 2, near, first[0].0, 0..1, Outcome::Ok, &[], 0);
+    core.replied(
+        SECOND / 2,
+        near,
+        first[0].0,
+        &Report::all(0..1, Outcome::Ok, 0),
+    );
     assert_eq!(dispatches(&drain(&mut core))[0].2, near);
     core.tick(SECOND);
     let last = dispatches(&drain(&mut core));
@@ -613,7 +636,7 @@ fn a_long_chain_of_impossible_tasks_does_not_recurse() {
         core.submit(0, &spec).expect("new");
     }
     drain(&mut core);
-    core.replied(1, engine, first, 0..1, Outcome::Error, &[], 0);
+    core.replied(1, engine, first, &Report::all(0..1, Outcome::Error, 0));
     let failed = drain(&mut core)
         .iter()
         .filter(|a| matches!(a, Action::Fail { .. }))

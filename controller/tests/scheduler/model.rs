@@ -81,6 +81,8 @@ struct Node {
     uuid: String,
     key: EngineKey,
     alive: bool,
+    /// It has said that it leaves.
+    leaving: bool,
     caps: BTreeSet<&'static str>,
     host: String,
     tags: Vec<String>,
@@ -184,6 +186,7 @@ impl World {
             Kind::GiveBack => self.give_back(op.n),
             Kind::Join => self.join(op.n),
             Kind::Leave => self.leave(op.n),
+            Kind::Leaving => self.leaving(op.n),
             Kind::Abort => self.abort(op.n),
             Kind::Tick => {
                 self.now += Nanos::from(op.n[0] % 12) * MS;
@@ -198,6 +201,13 @@ impl World {
     /// Everything that can end is brought to its end.
     fn drain(&mut self) -> Check {
         self.event += 1;
+        for node in self.alive() {
+            if self.nodes[node].leaving {
+                self.lose(node, None)?;
+                self.after_event()?;
+                self.event += 1;
+            }
+        }
         let all: Vec<&'static str> = CAPS.to_vec();
         self.add_node("h0", &["t0".into(), "t1".into(), "t2".into()], &all)?;
         self.after_event()?;

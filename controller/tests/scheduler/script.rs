@@ -11,17 +11,19 @@ pub(crate) enum Kind {
     GiveBack,
     Join,
     Leave,
+    Leaving,
     Abort,
     Tick,
     Answer,
 }
 
-pub(crate) const KINDS: [(Kind, &str); 8] = [
+pub(crate) const KINDS: [(Kind, &str); 9] = [
     (Kind::Submit, "submit"),
     (Kind::Reply, "reply"),
     (Kind::GiveBack, "give_back"),
     (Kind::Join, "join"),
     (Kind::Leave, "leave"),
+    (Kind::Leaving, "leaving"),
     (Kind::Abort, "abort"),
     (Kind::Tick, "tick"),
     (Kind::Answer, "answer"),

@@ -204,9 +204,9 @@ impl Simulation {
                     let (now, key) = (self.controller_free, self.engines[engine].key);
                     self.messages += 1;
                     self.done += u64::from(range.end - range.start);
-                    let deliver = self
-                        .core
-                        .replied(now, key, group, range, Outcome::Ok, &[], run);
+                    let deliver =
+                        self.core
+                            .replied(now, key, group, &Report::all(range, Outcome::Ok, run));
                     assert_eq!(deliver, Deliver::All);
                     last = now;
                     self.act(now);

@@ -7,6 +7,7 @@ use ipbroker_protocol::{
     message::{
         ClockNotice, HeaderRef, ReceivedNotice, Registration, RegistrationReply, capability, types,
     },
+    socket::routing,
     zmq::Message,
 };
 
@@ -186,18 +187,42 @@ impl Server {
                 }
             }
         }
+        let mut received = std::mem::take(&mut link.received);
+        engine.keep_whole(reply.pure);
+        if reply.pure {
+            // What has been answered meanwhile needs no announcement any more.
+            let (running, queued) = engine.holding();
+            received.retain(|(_, id, _)| {
+                let (msg_id, _) = id.rsplit_once(':').unwrap_or((id, ""));
+                running
+                    .iter()
+                    .chain(&queued)
+                    .any(|(held, ..)| held == id || held == msg_id)
+            });
+            link.received = received;
+            self.announce(seat);
+        }
     }
 
-    /// Tells the hub what was received on the pure path, where the scheduler keeps no books.
+    /// Tells what was received on the pure path, where the scheduler keeps no books: by the way of the replies, which
+    /// come after it.
     pub(super) fn announce(&mut self, seat: usize) {
         let link = &mut self.links[seat];
-        if link.received.is_empty() {
+        if link.received.is_empty() || !link.pure {
             return;
         }
-        let tasks = std::mem::take(&mut link.received);
-        let message = self.seats[seat]
-            .session()
-            .request(types::RECEIVED_NOTICE, &ReceivedNotice { tasks });
-        self.tell_hub(seat, message);
+        let notice = ReceivedNotice {
+            uuid: self.seats[seat].uuid.clone(),
+            tasks: std::mem::take(&mut link.received),
+        };
+        let session = self.seats[seat].session();
+        let mut message = session.request(types::RECEIVED_NOTICE, &notice);
+        message.set_identities([Message::from(routing::TASK)]);
+        self.send(Outgoing {
+            seat,
+            channel: Channel::Shell,
+            frames: message.into_frames(),
+            answers: None,
+        });
     }
 }

@@ -1,20 +1,29 @@
-//! How engines leave: what is unstarted goes back, what runs is stopped, the hub is told.
+//! How engines leave: what is unstarted goes back, what runs is stopped, the scheduler and the hub are told.
+//!
+//! An engine asks the scheduler first (`leave_request`). The answer comes after all tasks that were sent to it, so what
+//! it has given back by then is everything; its last word (`left_notice`) comes after all that it has given back.
 
 use std::{
     io::Read,
     time::{Duration, Instant},
 };
 
-use ipbroker_protocol::message::types;
+use ipbroker_protocol::{
+    message::{LeaveReply, Leaving, types},
+    session::Session,
+    socket::routing,
+    zmq::Message,
+};
 use serde_json::json;
 
-use super::Server;
+use super::{Leave, Server};
+use crate::process::{Channel, Outgoing};
 
 /// How long a running task may take to end once it was told to.
 const PATIENCE: Duration = Duration::from_millis(1500);
 
-/// How long an engine of a pure cluster sends back what still comes.
-const BOUNCE: Duration = Duration::from_millis(300);
+/// How long the scheduler's word is waited for: by an engine that is registered, and by one that may not be known yet.
+const WORD: (Duration, Duration) = (Duration::from_millis(2500), Duration::from_millis(300));
 
 impl Server {
     /// The process got a signal: the first asks to leave, the second to leave at once.
@@ -54,28 +63,74 @@ impl Server {
         if link.gone || link.leaving.is_some() {
             return;
         }
-        link.leaving = Some(Instant::now() + PATIENCE);
+        // What is given back must have been announced before.
+        self.announce(seat);
+        let now = Instant::now();
+        let link = &mut self.links[seat];
+        let word = match link.registered {
+            true => WORD.0,
+            false => WORD.1,
+        };
+        link.leaving = Some(Leave {
+            task: now + PATIENCE,
+            word: self.pulse.up.then_some(now + word),
+        });
+        if self.pulse.up {
+            // First of all, so that nothing comes back that is given back.
+            self.tell_scheduler(seat, types::LEAVE_REQUEST);
+        }
         let engine = self.seats[seat].clone();
         for returned in engine.close(&self.process.warden, why) {
             self.return_unstarted(seat, returned, why);
         }
     }
 
+    /// The scheduler has sent the last task to these engines.
+    pub(super) fn may_leave(&mut self, seat: usize, session: &Session, content: &[u8]) {
+        match session.unpack::<LeaveReply>(content) {
+            Ok(reply) => {
+                if let Some(leave) = &mut self.links[seat].leaving
+                    && reply.uuids.contains(&self.seats[seat].uuid)
+                {
+                    leave.word = None;
+                }
+            }
+            Err(error) => self.junk.refuse("leave_reply", &error),
+        }
+    }
+
+    fn tell_scheduler(&mut self, seat: usize, msg_type: &str) {
+        let uuid = self.seats[seat].uuid.clone();
+        let mut message = self.seats[seat]
+            .session()
+            .request(msg_type, &Leaving { uuid });
+        message.set_identities([Message::from(routing::TASK)]);
+        self.send(Outgoing {
+            seat,
+            channel: Channel::Shell,
+            frames: message.into_frames(),
+            answers: None,
+        });
+    }
+
     /// Unregisters those whose task has ended, or would not.
     pub(super) fn finish_leaving(&mut self, now: Instant) {
         for seat in 0..self.seats.len() {
-            let Some(deadline) = self.links[seat].leaving.filter(|_| !self.links[seat].gone) else {
+            let Some(leave) = self.links[seat].leaving.filter(|_| !self.links[seat].gone) else {
                 continue;
             };
-            if !self.seats[seat].is_idle() && now < deadline {
-                continue;
-            }
-            // A DEALER goes on sending to whoever is connected: stay until what comes meanwhile has gone back, too.
-            if self.links[seat].pure && now + PATIENCE < deadline + BOUNCE {
+            let ends = self.seats[seat].is_idle() || now >= leave.task;
+            let has_word = !self.pulse.up || leave.word.is_none_or(|until| now >= until);
+            if !ends || !has_word {
                 continue;
             }
             // The last reply may still be in the outbox.
             self.flush();
+            if self.pulse.up {
+                self.tell_scheduler(seat, types::LEFT_NOTICE);
+                // A DEALER goes on sending to whoever is connected.
+                self.net.leave_scheduler(seat);
+            }
             let message = self.seats[seat].session().request(
                 types::UNREGISTRATION_REQUEST,
                 &json!({"id": self.links[seat].id, "uuid": self.seats[seat].uuid}),

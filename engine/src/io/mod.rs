@@ -75,9 +75,17 @@ struct Link {
     unsent: VecDeque<(Instant, Outgoing)>,
     /// Tasks to be announced, on the pure path.
     received: Vec<(String, String, String)>,
-    /// Until when it waits for its task to end, once it leaves.
-    leaving: Option<Instant>,
+    leaving: Option<Leave>,
     gone: bool,
+}
+
+/// How far an engine is that leaves.
+#[derive(Debug, Clone, Copy)]
+struct Leave {
+    /// Until when it waits for its task to end.
+    task: Instant,
+    /// Until when it waits for the scheduler's word that nothing more will come; `None`: it has it, or cannot get it.
+    word: Option<Instant>,
 }
 
 /// How the engines of a process left.
@@ -211,6 +219,9 @@ impl Server {
             if now >= next_tick {
                 next_tick = now + TICK;
                 self.tick(now)?;
+            }
+            if self.links.iter().any(|link| link.leaving.is_some()) {
+                self.finish_leaving(Instant::now());
             }
             if self.links.iter().all(|link| link.gone) {
                 let left = if self.at_once {
@@ -364,7 +375,6 @@ impl Server {
         self.retry(now);
         self.watch_controller(now)?;
         self.register(now);
-        self.finish_leaving(now);
         self.junk.tell(now);
         Ok(())
     }

@@ -142,6 +142,14 @@ impl Net {
         Ok(())
     }
 
+    /// Ends the connection to the task scheduler once all that was sent is on its way.
+    pub(super) fn leave_scheduler(&self, seat: usize) {
+        let url = self.connection.common.url(self.connection.task);
+        if let Err(error) = self.wires[seat].shell.disconnect(&url) {
+            tracing::debug!(%error, "the connection to the scheduler stays");
+        }
+    }
+
     /// What the monitor has seen since, in order.
     pub(super) fn seen(&self) -> Vec<Seen> {
         let mut seen = Vec::new();

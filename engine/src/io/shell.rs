@@ -34,6 +34,7 @@ impl Server {
             types::ABORT_REQUEST => return self.abort(seat, &session, &envelope),
             types::GIVE_BACK_REQUEST => return self.give_back(seat, &session, &envelope),
             types::HOLDS_REQUEST => return self.tell_holds(seat, &session, &envelope),
+            types::LEAVE_REPLY => return self.may_leave(seat, &session, envelope.content()),
             types::REPLY_ACK => return self.acknowledge(seat, &session, &envelope),
             _ => return self.refuse(Channel::Shell, seat, &session, &envelope, &msg_type),
         };
@@ -42,8 +43,8 @@ impl Server {
             Err(error) => return self.junk.refuse("metadata of a task", &error),
         };
         let link = &mut self.links[seat];
-        // What goes straight back is not announced: the word of it could come after the task itself.
-        if link.pure && task.via == Via::Task && link.leaving.is_none() {
+        // Whether this is the pure path is not known before the hub has answered.
+        if (link.pure || link.id.is_none()) && task.via == Via::Task && link.leaving.is_none() {
             let client = task
                 .envelope
                 .identities()
@@ -62,8 +63,11 @@ impl Server {
                 "the engine leaves",
             );
         }
+        let pure = link.pure;
         let engine = &self.seats[seat];
+        // On the pure path a task is announced before it begins, so not one by one as they are read.
         if kind == Kind::Function
+            && !pure
             && task.members() <= QUICK
             && self.is_quick(&session, &task)
             && engine.begin_now(&task)
@@ -206,20 +210,28 @@ impl Server {
         let session = engine.session();
         let scheduler = || vec![Message::from(ipbroker_protocol::socket::routing::TASK)];
         let header = session.header(types::GIVEN_BACK);
+        let part = |parent: &[u8], lo: u64, hi: u64, frames: Vec<Message>| {
+            let metadata = json!({"engine": engine.uuid, "range": [lo, hi]});
+            let content = json!({});
+            session
+                .message(
+                    scheduler(),
+                    &header,
+                    Some(parent),
+                    &metadata,
+                    &content,
+                    frames,
+                )
+                .into_frames()
+        };
         let frames = match returned {
             Returned::Range(msg_id, lo, hi) => {
                 let parent = session.pack(&json!({"msg_id": msg_id}));
-                let metadata = json!({"engine": engine.uuid, "range": [lo, hi]});
-                session
-                    .message(
-                        scheduler(),
-                        &header,
-                        Some(&parent),
-                        &metadata,
-                        &json!({}),
-                        Vec::new(),
-                    )
-                    .into_frames()
+                part(&parent, lo, hi, Vec::new())
+            }
+            Returned::Part(msg_id, lo, hi, frames) => {
+                let parent = session.pack(&json!({"msg_id": msg_id}));
+                part(&parent, lo, hi, frames)
             }
             Returned::Task(task) if task.via == Via::Task => {
                 let parent = task.envelope.header().to_vec();

@@ -39,7 +39,7 @@ fn ranges(returned: Vec<Returned>) -> Vec<(String, u64, u64)> {
         .into_iter()
         .map(|one| match one {
             Returned::Task(task) => task.held(),
-            Returned::Range(id, lo, hi) => (id, lo, hi),
+            Returned::Range(id, lo, hi) | Returned::Part(id, lo, hi, _) => (id, lo, hi),
         })
         .collect()
 }
@@ -82,6 +82,26 @@ fn the_last_is_given_back_first_and_what_runs_stays() {
     assert_eq!(seat.claim(1), Claim::Done);
     seat.done();
     assert!(!seat.is_idle(), "a direct request is nobody else's");
+}
+
+#[test]
+fn where_the_scheduler_keeps_no_request_a_range_goes_back_with_it() {
+    let seat = seat();
+    seat.keep_whole(true);
+    let (task, id) = task(&seat, routing::TASK, Some((0, 10)));
+    let request: Vec<Vec<u8>> = task.envelope.frames()[1..]
+        .iter()
+        .map(|frame| frame.to_vec())
+        .collect();
+    seat.push(task);
+    seat.next().unwrap();
+    assert_eq!(seat.claim(3), Claim::Run(0, 3));
+    let returned = seat.give_back(u64::MAX);
+    let [Returned::Part(msg_id, 3, 10, frames)] = &returned[..] else {
+        panic!("{returned:?}");
+    };
+    assert_eq!(*msg_id, id);
+    assert!(frames.iter().map(|frame| &frame[..]).eq(request.iter()));
 }
 
 #[test]

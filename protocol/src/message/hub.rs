@@ -147,8 +147,26 @@ pub struct ClockNotice {
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(default)]
 pub struct ReceivedNotice {
+    /// The engine.
+    pub uuid: String,
     /// The tasks.
     pub tasks: Vec<(String, String, String)>,
+}
+
+/// Content of `leave_request` and `left_notice`: a DEALER does not tell who speaks.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Leaving {
+    /// The engine.
+    pub uuid: String,
+}
+
+/// Content of `leave_reply`. On the pure path it comes to whichever engine has the turn: who is not named ignores it.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct LeaveReply {
+    /// The engines that are given nothing more.
+    pub uuids: Vec<String>,
 }
 
 /// One engine in `engines_reply`.

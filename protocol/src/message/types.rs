@@ -41,6 +41,12 @@ types! {
     HOLDS_REQUEST = "holds_request";
     /// What it holds.
     HOLDS_REPLY = "holds_reply";
+    /// An engine leaves: it is to be given nothing more.
+    LEAVE_REQUEST = "leave_request";
+    /// All that was given to these engines came before this.
+    LEAVE_REPLY = "leave_reply";
+    /// The last word of an engine: what it had, it has answered or given back.
+    LEFT_NOTICE = "left_notice";
     /// Tasks that an engine has received on the pure path.
     RECEIVED_NOTICE = "received_notice";
     /// How far an engine's clock is ahead of the controller's.

@@ -236,8 +236,7 @@ impl Core {
                     self.fail_members(
                         now,
                         index,
-                        lo,
-                        hi,
+                        lo..hi,
                         FailKind::TaskAborted,
                         text,
                         Some(engine),

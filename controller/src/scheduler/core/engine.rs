@@ -14,6 +14,8 @@ pub(super) struct Engine {
     pub used: bool,
     /// Registered.
     pub live: bool,
+    /// It has said that it leaves: it is given nothing more.
+    pub leaving: bool,
     pub uuid: TaskId,
     pub name: Box<str>,
     pub id: u32,
@@ -67,6 +69,7 @@ impl Engine {
             slot,
             used: false,
             live: false,
+            leaving: false,
             uuid: TaskId::default(),
             name: "".into(),
             id: 0,

@@ -54,6 +54,7 @@ impl Core {
             engine.absent_at = 0;
         }
         engine.live = true;
+        engine.leaving = false;
         engine.id = spec.id;
         engine.hosts = boxed(spec.hosts);
         engine.tags = boxed(spec.tags);
@@ -140,6 +141,14 @@ impl Core {
             return None;
         }
         self.holdings(engine.slot).first().map(|h| h.since)
+    }
+
+    /// An engine is about to leave: it is given nothing more. What it holds it answers or gives back; then `engine_left`.
+    pub fn engine_leaving(&mut self, engine: EngineKey) {
+        if self.is_registered(engine) {
+            self.engines[engine.slot as usize].leaving = true;
+            self.refresh(engine.slot);
+        }
     }
 
     /// An engine is gone. `started`: ids of what it had started (`MSGID` or `MSGID:INDEX`); `None`: anything it
@@ -420,8 +429,7 @@ impl Core {
             self.fail_members(
                 now,
                 index,
-                lo,
-                hi,
+                lo..hi,
                 FailKind::TaskAborted,
                 "aborted before it ran",
                 None,
@@ -494,8 +502,7 @@ impl Core {
             self.fail_members(
                 now,
                 index,
-                lo,
-                hi,
+                lo..hi,
                 FailKind::TaskAborted,
                 "aborted; its engine is gone",
                 Some(engine),
@@ -507,8 +514,7 @@ impl Core {
                 self.fail_members(
                     now,
                     index,
-                    lo,
-                    hi,
+                    lo..hi,
                     FailKind::EngineError,
                     text,
                     Some(engine),

@@ -475,6 +475,8 @@ impl Core {
                 "it failed there or lacked what it requires".to_owned()
             } else if !constraints.prefer.is_empty() && !constraints.matches(engine) {
                 "is not preferred".to_owned()
+            } else if engine.leaving {
+                "is leaving".to_owned()
             } else if !(if constraints.retryable { retry } else { any }) {
                 format!("is busy with {} tasks", engine.load)
             } else {

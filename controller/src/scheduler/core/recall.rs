@@ -45,7 +45,7 @@ impl Core {
                     wake(engine.recall_until)
                 }
             }
-            if engine.load == 0 {
+            if engine.load == 0 && !engine.leaving {
                 idle.push(slot);
             }
         }
@@ -60,6 +60,7 @@ impl Core {
                 let engine = &self.engines[slot as usize];
                 if engine.load < 2
                     || engine.recalled > 0
+                    || engine.leaving
                     || !engine.can_give_back
                     || engine.hwm != Hwm::Auto
                 {

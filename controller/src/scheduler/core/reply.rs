@@ -10,37 +10,33 @@ use super::group::{ABORTED, FIRST, KILLED, MAY_RETURN, Stage};
 use super::id::NONE;
 use super::past::{Members, Past, Places};
 use super::place::from_units;
-use super::types::{Action, Deliver, EngineKey, FailKind, GroupKey, Nanos, Outcome};
+use super::types::{Action, Deliver, EngineKey, FailKind, GroupKey, Nanos, Outcome, Report};
 
 impl Core {
-    /// A reply: members `range` (`0..1` for an ordinary task) ended as `default` but for `exceptions` (ascending).
-    /// `run`: the sum of their run times. The answer says what of it goes to the client.
-    #[allow(clippy::too_many_arguments)]
+    /// An engine has answered. What this returns says what of the answer goes to the client.
     pub fn replied(
         &mut self,
         now: Nanos,
         engine: EngineKey,
         group: GroupKey,
-        range: Range<u32>,
-        default: Outcome,
-        exceptions: &[(u32, Outcome)],
-        run: Nanos,
+        report: &Report<'_>,
     ) -> Deliver {
         let Some(entry) = self.groups.get(group) else {
             return Deliver::Nothing;
         };
-        if !self.is_registered(engine) || range.is_empty() {
+        if !self.is_registered(engine) || report.range.is_empty() {
             return Deliver::Nothing;
         }
         let index = group.index;
         let deliver = if entry.array().is_some() {
-            self.reply_array(now, engine.slot, index, range, default, exceptions, run)
-        } else if range.start == 0 && on_engine(entry.stage) && entry.engine == engine.slot {
-            let outcome = exceptions
+            self.reply_array(now, engine.slot, index, report)
+        } else if report.range.start == 0 && on_engine(entry.stage) && entry.engine == engine.slot {
+            let outcome = report
+                .exceptions
                 .first()
                 .filter(|(i, _)| *i == 0)
-                .map_or(default, |(_, o)| *o);
-            if self.end_single(now, index, outcome, run) {
+                .map_or(report.outcome, |(_, o)| *o);
+            if self.end_single(now, index, outcome, report.run) {
                 Deliver::All
             } else {
                 Deliver::Nothing
@@ -60,17 +56,13 @@ impl Core {
             .is_some_and(|e| e.live && e.generation == engine.generation)
     }
 
-    #[allow(clippy::too_many_arguments)]
-    fn reply_array(
-        &mut self,
-        now: Nanos,
-        slot: u32,
-        index: u32,
-        range: Range<u32>,
-        default: Outcome,
-        exceptions: &[(u32, Outcome)],
-        run: Nanos,
-    ) -> Deliver {
+    fn reply_array(&mut self, now: Nanos, slot: u32, index: u32, report: &Report<'_>) -> Deliver {
+        let Report {
+            range,
+            outcome: default,
+            exceptions,
+            run,
+        } = report.clone();
         let each = run / u64::from(range.end - range.start);
         let mut delivered: Vec<Range<u32>> = Vec::new();
         let array = self.groups[index].array().expect("checked");
@@ -240,7 +232,7 @@ impl Core {
             if killed || (aborted && outcome == Outcome::Unmet) {
                 let place = (outcome != Outcome::Unmet).then_some(engine);
                 let (kind, text) = (FailKind::TaskAborted, "aborted while it ran");
-                self.fail_members(now, index, member, member + 1, kind, text, place);
+                self.fail_members(now, index, member..member + 1, kind, text, place);
                 continue;
             }
             if outcome == Outcome::Error {
@@ -343,17 +335,16 @@ impl Core {
     }
 
     /// The core answers for members of an array that were running (and may be still).
-    #[allow(clippy::too_many_arguments)]
     pub(super) fn fail_members(
         &mut self,
         now: Nanos,
         index: u32,
-        lo: u32,
-        hi: u32,
+        range: Range<u32>,
         kind: FailKind,
         text: &str,
         engine: Option<EngineKey>,
     ) {
+        let (lo, hi) = (range.start, range.end);
         self.say_failed(index, lo, hi, kind, text, engine);
         self.count_end(
             self.groups[index].client,

@@ -207,6 +207,31 @@ pub enum Outcome {
     Unmet,
 }
 
+/// What an engine says of members of a group.
+#[derive(Clone, Debug)]
+pub struct Report<'a> {
+    /// The members; `0..1` for an ordinary task.
+    pub range: Range<u32>,
+    /// How they ended.
+    pub outcome: Outcome,
+    /// Members that ended otherwise, ascending.
+    pub exceptions: &'a [(u32, Outcome)],
+    /// The sum of their run times.
+    pub run: Nanos,
+}
+
+impl Report<'_> {
+    /// All of them ended alike.
+    pub fn all(range: Range<u32>, outcome: Outcome, run: Nanos) -> Self {
+        Report {
+            range,
+            outcome,
+            exceptions: &[],
+            run,
+        }
+    }
+}
+
 /// Which members of a reply the client gets.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Deliver {

@@ -32,6 +32,8 @@ pub(super) struct Engine {
     pub(super) uuid: Box<str>,
     /// It is one of ours: it understands what only our programs say.
     pub(super) ours: bool,
+    /// It has said that it leaves, and will say when it has.
+    pub(super) leaving: bool,
     /// It keeps replies until they are acknowledged.
     keeps: bool,
     /// Index of its host in the statistics.
@@ -93,6 +95,7 @@ impl Engines {
             key,
             uuid: uuid.into(),
             ours,
+            leaving: false,
             keeps,
             host,
             places,
@@ -120,6 +123,20 @@ impl Engines {
 
     pub(super) fn find(&self, uuid: &[u8]) -> Option<&Engine> {
         self.slots[*self.by_uuid.get(uuid)?].as_ref()
+    }
+
+    pub(super) fn is_leaving(&self, uuid: &str) -> bool {
+        self.find(uuid.as_bytes())
+            .is_some_and(|engine| engine.leaving)
+    }
+
+    /// It is to be given nothing more.
+    pub(super) fn set_leaving(&mut self, key: EngineKey) {
+        if let Some(Some(engine)) = self.slots.get_mut(key.slot())
+            && engine.key == key
+        {
+            engine.leaving = true;
+        }
     }
 
     pub(super) fn iter(&self) -> impl Iterator<Item = &Engine> {

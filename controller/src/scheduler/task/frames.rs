@@ -54,7 +54,7 @@ pub(crate) mod at {
 }
 
 /// The message with other metadata, signed anew.
-pub(super) fn with_metadata(
+pub(crate) fn with_metadata(
     session: &Session,
     mut frames: Vec<Message>,
     change: impl FnOnce(&mut Map),

@@ -182,11 +182,6 @@ impl Scheduler {
         let ours = matches!(msg_type, types::COMMAND_REQUEST | types::FUNCTION_REQUEST);
         let after = dependency(&metadata.after);
         let follow = dependency(&metadata.follow);
-        let seconds = |value: Option<f64>| {
-            value
-                .filter(|value| *value > 0.0)
-                .map_or(0, |value| (value.min(1e9) * SECOND as f64) as u64)
-        };
         let spec = GroupSpec {
             msg_id,
             client: if from.is_empty() {
@@ -196,21 +191,9 @@ impl Scheduler {
             },
             count,
             needs,
-            targets: &metadata.targets,
-            hosts: &metadata.hosts,
-            tags: &metadata.tags,
-            require: &[],
-            prefer: &metadata.prefer,
-            prefer_wait: seconds(metadata.prefer_wait.or(Some(PREFER_WAIT))),
-            priority: metadata.priority.unwrap_or(0),
-            after: after.as_ref(),
-            follow: follow.as_ref(),
-            timeout: seconds(metadata.timeout),
-            retries: metadata.retries.unwrap_or(0),
-            may_return: ours,
-            detach: metadata.detach.unwrap_or(!ours),
             no_wait: metadata.no_wait.unwrap_or(false),
             bytes: bytes as u64,
+            ..wishes(&metadata, ours, after.as_ref(), follow.as_ref())
         };
         let key = self.store.next_key();
         let slices: Vec<&[u8]> = if self.journal.keeps() {
@@ -422,7 +405,36 @@ impl Scheduler {
 /// More waiting messages than this are kept in one piece each: half the memory, at the price of a copy.
 const MANY: usize = 20_000;
 
-fn dependency(wire: &Dependency) -> Option<core::Dependency> {
+/// What metadata asks of the core. `ours`: the request is of a kind that only our programs know.
+pub(super) fn wishes<'a>(
+    metadata: &'a TaskMetadata,
+    ours: bool,
+    after: Option<&'a core::Dependency>,
+    follow: Option<&'a core::Dependency>,
+) -> GroupSpec<'a> {
+    let seconds = |value: Option<f64>| {
+        value
+            .filter(|value| *value > 0.0)
+            .map_or(0, |value| (value.min(1e9) * SECOND as f64) as u64)
+    };
+    GroupSpec {
+        targets: &metadata.targets,
+        hosts: &metadata.hosts,
+        tags: &metadata.tags,
+        prefer: &metadata.prefer,
+        prefer_wait: seconds(metadata.prefer_wait.or(Some(PREFER_WAIT))),
+        priority: metadata.priority.unwrap_or(0),
+        after,
+        follow,
+        timeout: seconds(metadata.timeout),
+        retries: metadata.retries.unwrap_or(0),
+        may_return: ours,
+        detach: metadata.detach.unwrap_or(!ours),
+        ..GroupSpec::default()
+    }
+}
+
+pub(super) fn dependency(wire: &Dependency) -> Option<core::Dependency> {
     (!wire.is_empty()).then(|| core::Dependency {
         ids: wire.ids.clone(),
         all: wire.all,

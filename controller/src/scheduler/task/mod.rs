@@ -120,6 +120,8 @@ struct Scheduler {
     early: Vec<(Duration, Envelope)>,
     /// Who waits for the end of this batch.
     settled: Vec<Answer<()>>,
+    /// Engines that have left according to the hub, and until when their last word is waited for, oldest first.
+    goodbyes: Vec<(Duration, String)>,
     /// Set while the journal cannot be written.
     stuck: bool,
     /// Members a client preferred to run somewhere, and those that did.
@@ -167,6 +169,7 @@ impl TaskThread {
             post,
             early: Vec::new(),
             settled: Vec::new(),
+            goodbyes: Vec::new(),
             stuck: false,
             preferred: (0, 0),
             needs: HashMap::new(),

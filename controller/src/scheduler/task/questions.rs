@@ -19,10 +19,20 @@ use crate::scheduler::{
     core::{self, EngineKey, EngineSpec, GroupKey, Held, Selector, Span, Totals},
 };
 
+/// How long the last word of an engine may take after the hub has heard that it left.
+const GOODBYE: Duration = Duration::from_secs(5);
+
 impl Scheduler {
     pub(super) fn command(&mut self, command: Command) {
         match command {
             Command::EngineJoined(profile) => self.engine_joined(&profile),
+            // Its last word is on its way, on another connection.
+            Command::EngineLeft {
+                uuid,
+                departure: Departure::Clean,
+            } if self.engines.is_leaving(&uuid) => {
+                self.goodbyes.push((self.begun.elapsed() + GOODBYE, uuid));
+            }
             Command::EngineLeft { uuid, departure } => self.engine_left(&uuid, departure),
             Command::Settled { answer } => self.settled.push(answer),
             Command::ClientGone { session, answer } => {
@@ -55,8 +65,7 @@ impl Scheduler {
             Command::Explain { id, answer } => answer.send(self.explain(&id)),
             Command::Stats { answer } => answer.send(self.stats()),
             Command::Inject { frames, answer } => answer.send(self.inject(frames)),
-            // Only the pure path has engines that announce.
-            Command::Received { .. } | Command::Shutdown => {}
+            Command::Shutdown => {}
         }
     }
 
@@ -151,7 +160,17 @@ impl Scheduler {
         self.core.engine_holds(now, engine, asked, &held, &may);
     }
 
-    fn engine_left(&mut self, uuid: &str, departure: Departure) {
+    /// Engines that were taken off the books and whose last word did not come are gone without it.
+    pub(super) fn miss_goodbyes(&mut self) {
+        let now = self.begun.elapsed();
+        while self.goodbyes.first().is_some_and(|(due, _)| *due <= now) {
+            let (_, uuid) = self.goodbyes.remove(0);
+            self.engine_left(&uuid, Departure::Clean);
+        }
+    }
+
+    pub(super) fn engine_left(&mut self, uuid: &str, departure: Departure) {
+        self.goodbyes.retain(|(_, other)| other != uuid);
         let Some(key) = self.core.engine(uuid) else {
             return;
         };

@@ -1,7 +1,6 @@
 //! Taking up what an earlier controller left, and answers of the store.
 
 use ipbroker_protocol::{
-    dependency::Dependency,
     envelope::{DELIMITER, FRAME_OVERHEAD},
     message::{HeaderRef, TaskMetadata, types},
     zmq::Message,
@@ -10,10 +9,10 @@ use ipbroker_protocol::{
 use super::{
     Answered, Outgoing, Scheduler,
     groups::{Body, Group},
-    intake::reply_type,
+    intake::{dependency, reply_type, wishes},
 };
 use crate::{
-    scheduler::core::{self, GroupSpec, Known, SECOND},
+    scheduler::core::{GroupSpec, Known},
     store::{Outcome, Recovered, RecoveredTask, StoredReply},
 };
 
@@ -67,20 +66,7 @@ impl Scheduler {
         };
         let ours = matches!(&*msg_type, types::COMMAND_REQUEST | types::FUNCTION_REQUEST);
         let count = u32::try_from(task.count).map_err(|_| "too many members")?;
-        let seconds = |value: Option<f64>| {
-            value
-                .filter(|value| *value > 0.0)
-                .map_or(0, |value| (value.min(1e9) * SECOND as f64) as u64)
-        };
-        let convert = |wire: &Dependency| {
-            (!wire.is_empty()).then(|| core::Dependency {
-                ids: wire.ids.clone(),
-                all: wire.all,
-                success: wire.success,
-                failure: wire.failure,
-            })
-        };
-        let (after, follow) = (convert(&wire.after), convert(&wire.follow));
+        let (after, follow) = (dependency(&wire.after), dependency(&wire.follow));
         let bytes: usize = frames
             .iter()
             .map(|frame| frame.len() + FRAME_OVERHEAD)
@@ -94,21 +80,9 @@ impl Scheduler {
             },
             count,
             needs,
-            targets: &wire.targets,
-            hosts: &wire.hosts,
-            tags: &wire.tags,
-            require: &[],
-            prefer: &wire.prefer,
-            prefer_wait: seconds(wire.prefer_wait),
-            priority: wire.priority.unwrap_or(0),
-            after: after.as_ref(),
-            follow: follow.as_ref(),
-            timeout: seconds(wire.timeout),
             retries: task.retries.or(wire.retries).unwrap_or(0),
-            may_return: ours,
-            detach: wire.detach.unwrap_or(!ours),
-            no_wait: false,
             bytes: bytes as u64,
+            ..wishes(&wire, ours, after.as_ref(), follow.as_ref())
         };
         let done: Vec<(u32, u32, bool)> = task
             .ended

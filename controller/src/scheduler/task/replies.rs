@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use ipbroker_protocol::{
     envelope::Envelope,
-    message::{HeaderRef, ParentRef, ReplyMetadata, types},
+    message::{HeaderRef, LeaveReply, ParentRef, ReplyMetadata, types},
     time,
     zmq::Message,
 };
@@ -15,7 +15,8 @@ use super::{
     groups::{Body, Group},
 };
 use crate::{
-    scheduler::core::{Deliver, EngineKey, GroupKey, Outcome, SECOND},
+    scheduler::command::Departure,
+    scheduler::core::{Deliver, EngineKey, GroupKey, Outcome, Report, SECOND},
     store::{self, Exception, Finish, TaskRef},
 };
 
@@ -58,16 +59,37 @@ impl Scheduler {
             return self.reply(engine, envelope);
         }
         let session = self.session.clone();
-        match session.packer.unpack::<HeaderRef<'_>>(envelope.header()) {
-            Ok(header) if header.msg_type == types::GIVEN_BACK => {
-                self.given_back(engine, &mut envelope)
+        let header: HeaderRef<'_> = match session.packer.unpack(envelope.header()) {
+            Ok(header) => header,
+            Err(error) => return self.junk_engines.refuse("header", &error),
+        };
+        match &*header.msg_type {
+            types::GIVEN_BACK => {
+                drop(header);
+                self.given_back(engine, &mut envelope);
             }
-            Ok(header) if header.msg_type == types::HOLDS_REPLY => {
-                self.engine_holds(engine, &envelope)
+            types::HOLDS_REPLY => self.engine_holds(engine, &envelope),
+            // What it is given before the answer reaches it first.
+            types::LEAVE_REQUEST => {
+                self.core.engine_leaving(engine);
+                self.engines.set_leaving(engine);
+                self.answer_leave(&envelope);
             }
-            Ok(header) => self.junk_engines.refuse("message type", &header.msg_type),
-            Err(error) => self.junk_engines.refuse("header", &error),
+            // What it had, it has answered or given back before this, on the same connection.
+            types::LEFT_NOTICE => {
+                let uuid = String::from_utf8_lossy(&envelope.identities()[0]).into_owned();
+                self.engine_left(&uuid, Departure::Clean);
+            }
+            other => self.junk_engines.refuse("message type", &other),
         }
+    }
+
+    fn answer_leave(&mut self, envelope: &Envelope) {
+        let uuid = String::from_utf8_lossy(&envelope.identities()[0]).into_owned();
+        let reply = LeaveReply {
+            uuids: vec![uuid.clone()],
+        };
+        self.tell_engine(&uuid, types::LEAVE_REPLY, &reply);
     }
 
     fn reply(&mut self, engine: EngineKey, envelope: Envelope) {
@@ -81,10 +103,20 @@ impl Scheduler {
             Err(error) => return self.junk_engines.refuse("reply metadata", &error),
         };
         let Some(key) = self.core.find(&parent.msg_id) else {
-            return self.late(&parent.msg_id, metadata.range, &envelope);
+            return self.late(
+                &envelope.identities()[1],
+                &parent.msg_id,
+                metadata.range,
+                &envelope,
+            );
         };
         let Some(count) = self.groups.get(key).map(|group| group.count) else {
-            return self.late(&parent.msg_id, metadata.range, &envelope);
+            return self.late(
+                &envelope.identities()[1],
+                &parent.msg_id,
+                metadata.range,
+                &envelope,
+            );
         };
         let (lo, hi) = metadata.range.unwrap_or((0, 1));
         let (Ok(lo), Ok(hi)) = (u32::try_from(lo), u32::try_from(hi)) else {
@@ -133,10 +165,12 @@ impl Scheduler {
             now,
             engine,
             key,
-            lo..hi,
-            default,
-            &exceptions,
-            (seconds * SECOND as f64) as u64,
+            &Report {
+                range: lo..hi,
+                outcome: default,
+                exceptions: &exceptions,
+                run: (seconds * SECOND as f64) as u64,
+            },
         );
         if self.durable {
             self.engines
@@ -153,7 +187,7 @@ impl Scheduler {
                 self.engines.count(engine, u64::from(hi - lo), seconds);
                 self.deliver(&result, lo, hi, envelope.into_frames());
             }
-            Deliver::Nothing => self.late(&msg_id, range, &envelope),
+            Deliver::Nothing => self.late(&envelope.identities()[1], &msg_id, range, &envelope),
             Deliver::Some(ranges) => {
                 let members: u32 = ranges.iter().map(|range| range.end - range.start).sum();
                 self.engines.count(
@@ -237,16 +271,20 @@ impl Scheduler {
         self.out.push(Outgoing::Client(frames));
     }
 
-    /// A reply to something that was answered before: recorded, not delivered.
-    fn late(&mut self, msg_id: &str, range: Option<(u64, u64)>, envelope: &Envelope) {
+    /// A reply to something that was answered before, or of an engine that was given up: recorded, not delivered.
+    fn late(
+        &mut self,
+        engine: &[u8],
+        msg_id: &str,
+        range: Option<(u64, u64)>,
+        envelope: &Envelope,
+    ) {
         tracing::debug!(msg_id, "a late reply is not delivered");
         if !self.journal.keeps() || msg_id.is_empty() {
             return;
         }
         let (lo, hi) = range.unwrap_or((0, 1));
-        let engine =
-            String::from_utf8_lossy(&envelope.identities()[envelope.identities().len() - 1])
-                .into_owned();
+        let uuid = String::from_utf8_lossy(engine);
         let frames = envelope.frames();
         let begin = envelope.identities().len() + 2;
         let slices: Vec<&[u8]> = frames[begin..].iter().map(|frame| &frame[..]).collect();
@@ -260,19 +298,15 @@ impl Scheduler {
             range: lo..hi,
             outcome: stored(outcome(&metadata)),
             exceptions: &[],
-            engine: &engine,
+            engine: &uuid,
             done: false,
             late: true,
             frames: &slices,
         });
         if self.durable
-            && let Some(engine) = self
-                .engines
-                .find(engine.as_bytes())
-                .map(|engine| engine.key)
+            && let Some(key) = self.engines.find(engine).map(|engine| engine.key)
         {
-            self.engines
-                .safe(engine, msg_id, range, self.begun.elapsed());
+            self.engines.safe(key, msg_id, range, self.begun.elapsed());
         }
     }
 
@@ -283,12 +317,23 @@ impl Scheduler {
             .packer
             .unpack::<ParentRef<'_>>(envelope.parent_header())
             .is_ok_and(|parent| self.core.find(&parent.msg_id).is_some());
-        // An engine that comes back speaks before its first heartbeat has made it known.
-        if live && self.early.len() < EARLY {
+        // An engine that comes back, or leaves at once, speaks before its first heartbeat has made it known.
+        if (live || self.is_about_leaving(&envelope)) && self.early.len() < EARLY {
             self.early.push((self.begun.elapsed(), envelope));
         } else {
             self.departed_engine(&envelope);
         }
+    }
+
+    fn is_about_leaving(&self, envelope: &Envelope) -> bool {
+        envelope.identities().len() == 1
+            && self
+                .session
+                .packer
+                .unpack::<HeaderRef<'_>>(envelope.header())
+                .is_ok_and(|header| {
+                    matches!(&*header.msg_type, types::LEAVE_REQUEST | types::LEFT_NOTICE)
+                })
     }
 
     /// An engine is known now: what it said before counts.
@@ -338,43 +383,15 @@ impl Scheduler {
                     .unpack::<ReplyMetadata<'_>>(envelope.metadata())
                     .ok()
                     .and_then(|metadata| metadata.range);
-                self.late_from(&parent.msg_id, range, envelope);
+                self.late(&envelope.identities()[0], &parent.msg_id, range, envelope);
             }
+            // It was never known, or the hub was quicker.
+            _ if self.is_about_leaving(envelope) => {}
             _ => self.junk_engines.refuse(
                 "unknown engine",
                 &String::from_utf8_lossy(&envelope.identities()[0]),
             ),
         }
-    }
-
-    fn late_from(&mut self, msg_id: &str, range: Option<(u64, u64)>, envelope: &Envelope) {
-        if self.journal.keeps() {
-            let (lo, hi) = range.unwrap_or((0, 1));
-            let metadata: ReplyMetadata<'_> = self
-                .session
-                .packer
-                .unpack(envelope.metadata())
-                .unwrap_or_default();
-            let engine = String::from_utf8_lossy(&envelope.identities()[0]);
-            let slices: Vec<&[u8]> = envelope.frames()[4..]
-                .iter()
-                .map(|frame| &frame[..])
-                .collect();
-            self.journal.finished(&Finish {
-                task: TaskRef::Id(msg_id),
-                range: lo..hi,
-                outcome: stored(outcome(&metadata)),
-                exceptions: &[],
-                engine: &engine,
-                done: false,
-                late: true,
-                frames: &slices,
-            });
-        }
-        tracing::debug!(
-            msg_id,
-            "a reply of an engine that was given up is not delivered"
-        );
     }
 
     /// An engine returns what it has not started.

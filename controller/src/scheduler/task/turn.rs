@@ -95,6 +95,7 @@ impl Scheduler {
             }
             self.drop_early();
             self.ask_silent();
+            self.miss_goodbyes();
             self.end_batch();
         }
     }

@@ -139,6 +139,10 @@ impl World {
             self.may_run(t, m as usize, n),
             "{id} is given to e{n}, where it may not run"
         );
+        ensure!(
+            !self.nodes[n].leaving,
+            "{id} is given to e{n}, which is leaving"
+        );
         if let Hwm::Fixed(most) = self.hwm {
             ensure!(
                 self.nodes[n].holds.len() < most as usize,

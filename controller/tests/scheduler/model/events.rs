@@ -49,6 +49,7 @@ impl World {
             uuid,
             key,
             alive: true,
+            leaving: false,
             caps: caps.iter().copied().collect(),
             host: host.to_owned(),
             tags: tags.to_vec(),
@@ -124,10 +125,12 @@ impl World {
             self.now,
             self.nodes[node].key,
             self.tasks[task].key,
-            lo..hi,
-            default,
-            &exceptions,
-            MS / 2 * u64::from(hi - lo),
+            &Report {
+                range: lo..hi,
+                outcome: default,
+                exceptions: &exceptions,
+                run: MS / 2 * u64::from(hi - lo),
+            },
         );
         let mut expected = BTreeSet::new();
         for m in lo..hi {
@@ -237,6 +240,15 @@ impl World {
         if !apart && !own_entry {
             self.tasks[task].since = now;
         }
+    }
+
+    pub(super) fn leaving(&mut self, [a, ..]: [u16; 4]) -> Check {
+        let alive = self.alive();
+        if let Some(&node) = alive.get(a as usize % alive.len().max(1)) {
+            self.core.engine_leaving(self.nodes[node].key);
+            self.nodes[node].leaving = true;
+        }
+        Ok(())
     }
 
     pub(super) fn leave(&mut self, [a, b, c, _]: [u16; 4]) -> Check {

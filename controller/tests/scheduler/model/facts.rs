@@ -171,6 +171,9 @@ impl World {
 
     pub(super) fn has_room(&self, n: usize) -> bool {
         let held = self.nodes[n].holds.len();
+        if self.nodes[n].leaving {
+            return false;
+        }
         match self.hwm {
             Hwm::Fixed(most) => held < most as usize,
             Hwm::Unlimited => true,

@@ -1,11 +1,21 @@
 //! The pure path: a ROUTER for clients and a DEALER for engines, and libzmq does the balancing.
 //!
 //! What it gives up is the price of its speed, and is refused by name instead of being ignored: dependencies, targets and
-//! retries. What a crash of an engine can cost is bounded: the tasks that the engine had announced (their clients are
-//! told) and at most the DEALER's high-water mark of tasks that were on their way to it.
+//! retries.
+//!
+//! An engine of ours that leaves loses nothing: it gives back what it has not started ([`leave`] says how). One that
+//! crashes costs the tasks that it had announced, whose clients are told, and those on their way to it, of which nobody
+//! knows: at most the DEALER's high-water mark ([`HIGH_WATER`], or `--hwm`) and what the two hosts buffer of the
+//! connection. An engine announces what it has received on the connection by which it answers, so an announcement comes
+//! before its answer. Engines of Python neither announce nor give back.
+
+mod books;
+mod leave;
+
+pub use leave::watch;
 
 use std::{
-    collections::VecDeque,
+    collections::{HashSet, VecDeque},
     io,
     ops::Range,
     sync::Arc,
@@ -14,8 +24,12 @@ use std::{
 
 use foldhash::{HashMap, HashMapExt};
 use ipbroker_protocol::{
+    array::View,
     envelope::{DELIMITER, Envelope},
-    message::{ErrorContent, HeaderRef, ParentRef, ReplyMetadata, SubmitAck, TaskMetadata, types},
+    message::{
+        ErrorContent, HeaderRef, Leaving, ParentRef, ReceivedNotice, ReplyMetadata, SubmitAck,
+        TaskMetadata, types,
+    },
     session::Session,
     socket,
     value::{AnyMap, Map},
@@ -23,12 +37,13 @@ use ipbroker_protocol::{
 };
 use serde_json::json;
 
+use self::{books::Books, leave::Leaves};
 use super::{
     command::{
         Aborted, Command, Departure, EngineTasks, Explanation, Selection, TaskQueues, TaskState,
         TaskTotals,
     },
-    task::frames::{at, chunk},
+    task::frames::{at, chunk, with_metadata},
 };
 use crate::{
     junk::{Junk, JunkTotal},
@@ -42,6 +57,9 @@ pub const HIGH_WATER: i32 = 1000;
 /// Messages moved in one direction before the other gets its turn.
 const BATCH: usize = 256;
 
+/// Messages read at once where order between sockets matters.
+const CATCH_UP: usize = 10_000;
+
 /// Parts into which an array is cut for each engine: enough for balance, few enough for speed.
 const PARTS: u32 = 8;
 
@@ -51,21 +69,14 @@ pub struct PureThread {
     pub clients: Socket,
     /// DEALER that engines connect to, bound.
     pub engines: Socket,
+    /// What [`watch`] made for it.
+    pub monitor: Socket,
     /// Signs the few messages of its own.
     pub session: Arc<Session>,
     /// Questions and events of the hub.
     pub commands: Mailbox<Command>,
     /// Where refused messages are counted.
     pub junk: JunkTotal,
-}
-
-/// A task, or a range of an array, that an engine has announced and not answered.
-struct Announced {
-    engine: String,
-    client: Vec<u8>,
-    msg_type: String,
-    /// The members of an array that are not answered; empty for an ordinary task.
-    open: Vec<Range<u64>>,
 }
 
 /// An array on its way to the engines, part by part.
@@ -77,32 +88,48 @@ struct Splitting {
     part: u32,
 }
 
+/// A registered engine.
+#[derive(Debug, Default)]
+struct Known {
+    /// It announces what it receives.
+    ours: bool,
+    /// Tasks and ranges it has completed, as far as announcements tell.
+    completed: u64,
+}
+
 struct Pure {
     clients: Socket,
     engines: Socket,
+    monitor: Socket,
     session: Arc<Session>,
     junk: Junk,
     /// Metadata that asked for nothing that this path lacks: most messages repeat it byte for byte.
     good: Vec<u8>,
     good_acks: bool,
-    /// Registered engines and what they have completed, as far as announcements tell.
-    known: HashMap<String, u64>,
-    announced: HashMap<String, Announced>,
-    /// How many of them are ranges.
-    arrays: usize,
+    known: HashMap<String, Known>,
+    books: Books,
     splitting: VecDeque<Splitting>,
     /// Replies for clients that do not read fast enough.
     outbox: Outbox,
     /// Given back by an engine, to be sent again.
     again: VecDeque<Vec<Message>>,
     acks: HashMap<Vec<u8>, SubmitAck>,
-    /// Engines that left in order: what they give back may come after the word that they are gone, on another connection.
-    leaving: VecDeque<(Instant, String, Departure)>,
+    leaves: Leaves,
+    /// Engines that have died, and when what they have sent will have come.
+    dying: VecDeque<(Instant, String, Departure)>,
+    /// Engines of ours that are gone: their tasks were told lost, so what they still say comes too late.
+    gone: HashSet<String>,
     relayed: u64,
 }
 
-/// How long that may take.
-const LEAVING: Duration = Duration::from_secs(1);
+/// How long what an engine has sent before it died may take to come.
+const DYING: Duration = Duration::from_millis(250);
+
+/// Engines that are remembered as gone.
+const GONE: usize = 4096;
+
+/// How often it is looked at who leaves, while somebody does.
+const TICK: Duration = Duration::from_millis(10);
 
 enum Verdict {
     Pass,
@@ -120,18 +147,20 @@ impl PureThread {
         let mut pure = Pure {
             clients: self.clients,
             engines: self.engines,
+            monitor: self.monitor,
             session: self.session,
             junk: Junk::new("task (pure)", &self.junk),
             good: Vec::new(),
             good_acks: false,
             known: HashMap::new(),
-            announced: HashMap::new(),
-            arrays: 0,
+            books: Books::default(),
             splitting: VecDeque::new(),
             outbox: Outbox::new(),
             again: VecDeque::new(),
             acks: HashMap::new(),
-            leaving: VecDeque::new(),
+            leaves: Leaves::new(),
+            dying: VecDeque::new(),
+            gone: HashSet::new(),
             relayed: 0,
         };
         pure.run(&self.commands)
@@ -145,29 +174,22 @@ impl Pure {
         // While the DEALER takes nothing, clients are not read: they feel it, and memory does not.
         let mut writable = true;
         loop {
+            let pause = self.leaves.pause();
             let mut items = [
                 zmq::PollItem::from_fd(commands.fd(), zmq::POLLIN),
-                self.engines.as_poll_item(if writable {
+                self.monitor.as_poll_item(zmq::POLLIN),
+                self.engines.as_poll_item(if writable || pause {
                     zmq::POLLIN
                 } else {
                     zmq::POLLIN | zmq::POLLOUT
                 }),
-                self.clients.as_poll_item(if writable {
+                self.clients.as_poll_item(if writable && !pause {
                     zmq::POLLIN
                 } else {
                     zmq::PollEvents::empty()
                 }),
             ];
-            let wait = self
-                .outbox
-                .timeout()
-                .map_or(1000, |due| due.as_millis() as i64 + 1);
-            let wait = if self.leaving.is_empty() {
-                wait
-            } else {
-                wait.min(100)
-            };
-            match zmq::poll(&mut items, wait) {
+            match zmq::poll(&mut items, self.timeout()) {
                 Ok(_) | Err(zmq::Error::EINTR) => {}
                 Err(error) => return Err(error),
             }
@@ -176,7 +198,7 @@ impl Pure {
                     if matches!(command, Command::Shutdown) {
                         return Ok(());
                     }
-                    self.command(command);
+                    self.command(command)?;
                 }
             }
             for _ in 0..BATCH {
@@ -185,21 +207,50 @@ impl Pure {
                 }
                 self.engine_message(&mut frames);
             }
-            while self
-                .leaving
-                .front()
-                .is_some_and(|(due, ..)| *due <= Instant::now())
-            {
-                if let Some((_, uuid, departure)) = self.leaving.pop_front() {
-                    self.engine_left(&uuid, &departure);
-                }
+            self.bury()?;
+            self.see_off()?;
+            if !self.leaves.pause() {
+                writable = self.forward(&mut frames)?;
             }
-            writable = self.forward(&mut frames)?;
             for (_, lost) in self.outbox.flush(&self.clients) {
                 tracing::debug!(lost, "a client went away with replies undelivered");
             }
             self.acknowledge();
         }
+    }
+
+    /// Milliseconds until something is due.
+    fn timeout(&self) -> i64 {
+        let mut wait = self.outbox.timeout().unwrap_or(Duration::from_secs(1));
+        if self.leaves.pause() {
+            wait = wait.min(TICK);
+        }
+        if let Some((due, ..)) = self.dying.front() {
+            wait = wait.min(due.saturating_duration_since(Instant::now()));
+        }
+        wait.as_millis() as i64 + 1
+    }
+
+    /// Takes in all that engines have sent: what follows depends on it.
+    fn catch_up(&mut self) -> zmq::Result<()> {
+        let mut frames = Vec::with_capacity(16);
+        for _ in 0..CATCH_UP {
+            if !socket::recv(&self.engines, &mut frames)? {
+                break;
+            }
+            self.engine_message(&mut frames);
+        }
+        Ok(())
+    }
+
+    /// Tells the clients of engines that have died, once all that these have answered is passed on.
+    fn bury(&mut self) -> zmq::Result<()> {
+        let due = |(due, ..): &mut (Instant, String, Departure)| *due <= Instant::now();
+        while let Some((_, uuid, departure)) = self.dying.pop_front_if(due) {
+            self.catch_up()?;
+            self.engine_left(&uuid, &departure);
+        }
+        Ok(())
     }
 
     /// Moves a batch towards the engines; whether they take more.
@@ -284,7 +335,16 @@ impl Pure {
         }
         match metadata.array {
             Some(count) => match u32::try_from(count) {
-                Ok(count) if count > 0 => Verdict::Array(count),
+                Ok(count) if count > 0 => match &frames[at::BUFFERS..] {
+                    [] => Verdict::Array(count),
+                    [offsets, values, ..] => match View::new(offsets, values, count.into()) {
+                        Ok(_) => Verdict::Array(count),
+                        Err(error) => Verdict::Refuse(error.to_string()),
+                    },
+                    _ => Verdict::Refuse(
+                        "an array has two buffers, 32-bit offsets and values, or none".into(),
+                    ),
+                },
                 _ => Verdict::Refuse(format!("an array has 1 to {} members", u32::MAX)),
             },
             None => {
@@ -392,73 +452,54 @@ impl Pure {
         drop(self.outbox.send(&self.clients, envelope.into_frames()));
     }
 
-    /// A reply goes to its client; a task that is given back goes out again.
+    /// A reply goes to its client; the rest is for this relay.
     fn engine_message(&mut self, frames: &mut Vec<Message>) {
         if frames.first().is_some_and(|frame| frame[..] == *DELIMITER) {
-            return self.given_back(std::mem::take(frames));
+            return self.own_message(std::mem::take(frames));
         }
-        if !self.announced.is_empty() && frames.len() > at::METADATA {
-            self.note_reply(frames);
+        if (!self.books.is_empty() || !self.gone.is_empty())
+            && frames.len() > at::METADATA
+            && !self.note_reply(frames)
+        {
+            return tracing::debug!("a reply of an engine that was given up is not delivered");
         }
         if let Err(refused) = self.outbox.send(&self.clients, std::mem::take(frames)) {
             tracing::debug!(%refused, "a reply has no client any more");
         }
     }
 
-    /// Takes what is answered out of the announced.
-    fn note_reply(&mut self, frames: &[Message]) {
+    /// Takes what is answered out of the books; `false`: the client has been told otherwise.
+    fn note_reply(&mut self, frames: &[Message]) -> bool {
         let session = self.session.clone();
         let Ok(parent) = session.packer.unpack::<ParentRef<'_>>(&frames[at::PARENT]) else {
-            return;
+            return true;
         };
-        let mut answered = self.announced.remove(&*parent.msg_id);
-        if answered.is_none()
-            && self.arrays > 0
-            && let Ok(ReplyMetadata {
-                range: Some((lo, hi)),
-                ..
-            }) = session.packer.unpack(&frames[at::METADATA])
-        {
-            let of_array = |id: &str| {
-                id.rsplit_once(':')
-                    .is_some_and(|(msg_id, _)| msg_id == parent.msg_id)
+        let mut engine = self.books.replied(&parent.msg_id, None);
+        if engine.is_none() {
+            let Ok(metadata) = session
+                .packer
+                .unpack::<ReplyMetadata<'_>>(&frames[at::METADATA])
+            else {
+                return true;
             };
-            let found = self.announced.iter_mut().find(|(id, task)| {
-                of_array(id)
-                    && task
-                        .open
-                        .iter()
-                        .any(|open| open.start <= lo && hi <= open.end)
-            });
-            if let Some((id, task)) = found {
-                let rest = |open: &Range<u64>| {
-                    [
-                        open.start..lo.clamp(open.start, open.end),
-                        hi.clamp(open.start, open.end)..open.end,
-                    ]
-                };
-                task.open = task
-                    .open
-                    .iter()
-                    .flat_map(rest)
-                    .filter(|open| !open.is_empty())
-                    .collect();
-                if task.open.is_empty() {
-                    let id = id.clone();
-                    answered = self.announced.remove(&id);
-                    self.arrays -= 1;
-                }
+            if metadata
+                .engine
+                .is_some_and(|engine| self.gone.contains(&*engine))
+            {
+                return false;
             }
+            engine = self.books.replied(&parent.msg_id, metadata.range);
         }
-        if let Some(answered) = answered
-            && let Some(completed) = self.known.get_mut(&answered.engine)
-        {
-            *completed += 1;
+        if let Some(known) = engine.and_then(|engine| self.known.get_mut(&engine)) {
+            known.completed += 1;
         }
+        true
     }
 
-    fn given_back(&mut self, frames: Vec<Message>) {
-        let mut envelope = match Envelope::parse(frames) {
+    /// What an engine of ours says to this relay.
+    fn own_message(&mut self, mut frames: Vec<Message>) {
+        let connection = leave::connection(&mut frames[0]);
+        let envelope = match Envelope::parse(frames) {
             Ok(envelope) => envelope,
             Err(error) => return self.junk.refuse("not a message", &error),
         };
@@ -466,77 +507,118 @@ impl Pure {
             return self.junk.refuse("signature", &error);
         }
         let session = self.session.clone();
-        match session.packer.unpack::<HeaderRef<'_>>(envelope.header()) {
-            Ok(header) if header.msg_type == types::GIVEN_BACK => {}
-            Ok(header) => return self.junk.refuse("message type", &header.msg_type),
+        let header: HeaderRef<'_> = match session.packer.unpack(envelope.header()) {
+            Ok(header) => header,
             Err(error) => return self.junk.refuse("header", &error),
+        };
+        let uuid = || {
+            session
+                .unpack::<Leaving>(envelope.content())
+                .map(|leaving| leaving.uuid)
+        };
+        match &*header.msg_type {
+            types::GIVEN_BACK => {
+                drop(header);
+                self.given_back(envelope);
+            }
+            types::RECEIVED_NOTICE => match session.unpack(envelope.content()) {
+                Ok(notice) => self.received(notice),
+                Err(error) => self.junk.refuse("received_notice", &error),
+            },
+            types::LEAVE_REQUEST => match uuid() {
+                Ok(uuid) => self.leaves.begin(uuid, Instant::now()),
+                Err(error) => self.junk.refuse("leave_request", &error),
+            },
+            types::LEFT_NOTICE => match uuid() {
+                Ok(uuid) => self.left(uuid, connection),
+                Err(error) => self.junk.refuse("left_notice", &error),
+            },
+            other => self.junk.refuse("message type", &other),
         }
-        if let Ok(parent) = session
-            .packer
-            .unpack::<ParentRef<'_>>(envelope.parent_header())
-        {
-            let metadata = session
-                .packer
-                .unpack::<ReplyMetadata<'_>>(envelope.metadata())
-                .unwrap_or_default();
-            let id = match metadata.range {
-                Some((lo, hi)) => format!("{}:{lo}-{hi}", parent.msg_id),
-                None => parent.msg_id.into_owned(),
-            };
-            if let Some(task) = self.announced.remove(&id) {
-                self.arrays -= usize::from(!task.open.is_empty());
+    }
+
+    /// An engine has taken tasks.
+    fn received(&mut self, notice: ReceivedNotice) {
+        for (client, id, msg_type) in notice.tasks {
+            match unhex(&client) {
+                Some(client) => self.books.received(&notice.uuid, client, id, msg_type),
+                None => self
+                    .junk
+                    .refuse("received_notice", &format_args!("{client:?} is no client")),
             }
         }
+        if self.gone.contains(&notice.uuid) {
+            self.engine_left(
+                &notice.uuid,
+                &Departure::Died {
+                    reason: "it was gone already".into(),
+                    started: Vec::new(),
+                },
+            );
+        }
+    }
+
+    fn given_back(&mut self, mut envelope: Envelope) {
+        let session = self.session.clone();
+        let range = {
+            let parent = session
+                .packer
+                .unpack::<ParentRef<'_>>(envelope.parent_header());
+            let metadata = session
+                .packer
+                .unpack::<ReplyMetadata<'_>>(envelope.metadata());
+            let (Ok(parent), Ok(metadata)) = (parent, metadata) else {
+                return self.junk.refuse("given_back", &"of what?");
+            };
+            self.books.given_back(&parent.msg_id, metadata.range);
+            metadata.range
+        };
         let request = envelope.take_buffers();
         if request.len() < at::BUFFERS {
             return self.junk.refuse("given_back", &"without the task's frames");
         }
-        self.again.push_back(request);
+        match cut(&session, request, range) {
+            Some(request) => self.again.push_back(request),
+            None => self
+                .junk
+                .refuse("given_back", &"a range that its frames do not have"),
+        }
     }
 
-    fn command(&mut self, command: Command) {
+    fn command(&mut self, command: Command) -> zmq::Result<()> {
         match command {
             Command::EngineJoined(profile) => {
-                self.known.entry(profile.uuid.clone()).or_insert(0);
+                self.gone.remove(&profile.uuid);
+                let known = self.known.entry(profile.uuid.clone()).or_default();
+                known.ours = profile.is_ours();
             }
-            Command::EngineLeft { uuid, departure: Departure::Clean } => {
-                self.known.remove(&uuid);
-                self.leaving.push_back((Instant::now() + LEAVING, uuid, Departure::Clean));
+            Command::EngineLeft { uuid, departure } => self.departed(uuid, departure)?,
+            Command::QueueStatus { answer, .. } => {
+                let counts = self.books.counts();
+                let engines = self.known.iter().map(|(uuid, known)| EngineTasks {
+                    uuid: uuid.clone(),
+                    running: counts.get(uuid.as_str()).copied().unwrap_or_default(),
+                    completed: known.completed,
+                    ..EngineTasks::default()
+                });
+                answer.send(TaskQueues {
+                    engines: engines.collect(),
+                    ..TaskQueues::default()
+                });
             }
-            Command::EngineLeft { uuid, departure } => self.engine_left(&uuid, &departure),
-            Command::Received { uuid, tasks } => {
-                for (client, msg_id, msg_type) in tasks {
-                    let open = range_of(&msg_id).map(|(_, range)| range);
-                    self.arrays += usize::from(open.is_some());
-                    let open = open.into_iter().collect();
-                    self.announced.insert(msg_id, Announced { engine: uuid.clone(), client, msg_type, open });
-                }
+            Command::TaskStates { ids, answer } => {
+                answer.send(ids.iter().map(|id| self.state(id)).collect());
             }
-            Command::QueueStatus { answer, .. } => answer.send(TaskQueues {
-                engines: self
-                    .known
-                    .iter()
-                    .map(|(uuid, completed)| EngineTasks {
-                        uuid: uuid.clone(),
-                        running: self.announced.values().filter(|task| task.engine == *uuid).count() as u64,
-                        completed: *completed,
-                        ..EngineTasks::default()
-                    })
-                    .collect(),
-                ..TaskQueues::default()
+            Command::Totals { answer, .. } => answer.send(TaskTotals {
+                running: self.books.len() as u64,
+                ..TaskTotals::default()
             }),
-            Command::TaskStates { ids, answer } => answer.send(
-                ids.iter()
-                    .map(|id| if self.announced.contains_key(id) { TaskState::Running } else { TaskState::Unknown })
-                    .collect(),
-            ),
-            Command::Totals { answer, .. } => {
-                answer.send(TaskTotals { running: self.announced.len() as u64, ..TaskTotals::default() });
-            }
-            Command::Unfinished { answer, .. } => answer.send(self.announced.keys().cloned().collect()),
-            Command::Abort { selection, answer, .. } => answer.send(self.abort(selection)),
+            Command::Unfinished { answer, .. } => answer.send(self.books.ids()),
+            Command::Abort {
+                selection, answer, ..
+            } => answer.send(self.abort(selection)),
             Command::Explain { id, answer } => answer.send(Explanation {
-                state: if self.announced.contains_key(&id) { TaskState::Running } else { TaskState::Unknown },
+                state: self.state(&id),
                 text: "this controller runs --scheme=pure: libzmq hands tasks out in turn, and nobody knows of a task \
                        until an engine has announced it"
                     .into(),
@@ -558,75 +640,124 @@ impl Pure {
                 }
             }
             Command::Settled { answer } => answer.send(()),
-            Command::ClientGone { .. } | Command::Shutdown => {}
+            Command::ClientGone { answer, .. } => answer.send(Aborted::default()),
+            Command::Shutdown => {}
         }
+        Ok(())
+    }
+
+    fn state(&self, id: &str) -> TaskState {
+        if self.books.contains(id) {
+            TaskState::Running
+        } else {
+            TaskState::Unknown
+        }
+    }
+
+    /// The hub has taken an engine off its books.
+    fn departed(&mut self, uuid: String, departure: Departure) -> zmq::Result<()> {
+        // It may have asked to leave, and said that it has.
+        self.catch_up()?;
+        match departure {
+            Departure::Clean if self.leaves.contains(&uuid) => {
+                // Its connection ends; until then nothing is sent.
+            }
+            Departure::Died { .. } => {
+                self.leaves.forget(&uuid);
+                self.dying
+                    .push_back((Instant::now() + DYING, uuid, departure));
+            }
+            Departure::Clean | Departure::Silent => {
+                self.leaves.forget(&uuid);
+                self.engine_left(&uuid, &departure);
+            }
+        }
+        Ok(())
     }
 
     /// What the engine had announced and not answered is lost, and its clients are told.
     fn engine_left(&mut self, uuid: &str, departure: &Departure) {
-        self.known.remove(uuid);
+        let known = self.known.remove(uuid);
+        if known.is_none_or(|known| known.ours) {
+            if self.gone.len() >= GONE {
+                self.gone.clear();
+            }
+            self.gone.insert(uuid.to_owned());
+        }
         let why = match departure {
             Departure::Clean => "the engine left",
             Departure::Silent => "its heartbeat stopped",
             Departure::Died { reason, .. } => reason,
         };
-        let lost: Vec<String> = self
-            .announced
-            .iter()
-            .filter(|(_, task)| task.engine == uuid)
-            .map(|(id, _)| id.clone())
-            .collect();
-        for id in lost {
-            let Some(task) = self.announced.remove(&id) else {
-                continue;
-            };
-            let content = ErrorContent::new(
-                "EngineError",
-                format!("engine {uuid} is gone while it had this task: {why}"),
-            );
+        let content = ErrorContent::new(
+            "EngineError",
+            format!("engine {uuid} is gone while it had this task: {why}"),
+        );
+        for task in self.books.lost(uuid) {
             let reply_type = super::task::reply_type(&task.msg_type);
-            match range_of(&id) {
-                None => {
-                    let parent = self
-                        .session
-                        .pack(&json!({"msg_id": id, "msg_type": task.msg_type}));
-                    self.answer(&task.client, &parent, reply_type, &content, None);
-                }
-                Some((msg_id, _)) => {
-                    self.arrays -= 1;
-                    let parent = self
-                        .session
-                        .pack(&json!({"msg_id": msg_id, "msg_type": task.msg_type}));
-                    for open in task.open {
-                        self.answer(&task.client, &parent, reply_type, &content, Some(open));
-                    }
-                }
+            let parent = json!({"msg_id": task.msg_id, "msg_type": task.msg_type});
+            let parent = self.session.pack(&parent);
+            if task.open.is_empty() {
+                self.answer(&task.client, &parent, reply_type, &content, None);
+            }
+            for open in task.open {
+                self.answer(&task.client, &parent, reply_type, &content, Some(open));
             }
         }
     }
 
     /// Only what engines have announced can be found; the hub tells them to stop it.
-    fn abort(&mut self, selection: Selection) -> Aborted {
+    fn abort(&self, selection: Selection) -> Aborted {
         let mut aborted = Aborted::default();
         let ids = match selection {
             Selection::Ids(ids) => ids,
-            Selection::All | Selection::Session(_) => self.announced.keys().cloned().collect(),
+            Selection::All | Selection::Session(_) => self.books.ids(),
         };
         for id in ids {
-            match self.announced.get(&id) {
-                None => aborted.unknown.push(id),
-                Some(task) => match aborted
-                    .running
-                    .iter_mut()
-                    .find(|(uuid, _)| *uuid == task.engine)
-                {
-                    Some((_, ids)) => ids.push(id),
-                    None => aborted.running.push((task.engine.clone(), vec![id])),
-                },
+            let engines = self.books.engines(&id);
+            if engines.is_empty() {
+                aborted.unknown.push(id);
+                continue;
+            }
+            for engine in engines {
+                match aborted.running.iter_mut().find(|(uuid, _)| uuid == engine) {
+                    Some((_, ids)) => ids.push(id.clone()),
+                    None => aborted.running.push((engine.to_owned(), vec![id.clone()])),
+                }
             }
         }
         aborted
     }
+}
+
+/// A request, from the client's identity on, for this range of its members only.
+fn cut(session: &Session, frames: Vec<Message>, range: Option<(u64, u64)>) -> Option<Vec<Message>> {
+    let metadata: AnyMap = session.unpack(&frames[at::METADATA]).ok()?;
+    let has: TaskMetadata = session.unpack(&frames[at::METADATA]).ok()?;
+    let number = |value: u64| u32::try_from(value).ok();
+    let Some((lo, hi)) = range else {
+        return Some(frames);
+    };
+    let (from, to) = has
+        .range
+        .or(has.array.map(|count| (0, count)))
+        .filter(|(from, to)| *from <= lo && lo < hi && hi <= *to)?;
+    if (from, to) == (lo, hi) {
+        return Some(frames);
+    }
+    let (start, end) = (number(lo - from)?, number(hi - from)?);
+    if let [offsets, values, ..] = &frames[at::BUFFERS..] {
+        View::new(offsets, values, to - from).ok()?;
+    }
+    let part = chunk(session, &frames, &metadata.0, start, end, 0);
+    Some(with_metadata(session, part, |metadata| {
+        metadata.insert("range".into(), json!([lo, hi]));
+    }))
+}
+
+fn unhex(digits: &str) -> Option<Vec<u8>> {
+    let byte = |at: usize| u8::from_str_radix(digits.get(at..at + 2)?, 16).ok();
+    (0..digits.len()).step_by(2).map(byte).collect()
 }
 
 /// What the metadata asks for that this path does not have.
@@ -647,11 +778,4 @@ fn lacking(metadata: &TaskMetadata) -> Option<&'static str> {
     ]
     .into_iter()
     .find_map(|(asked, name)| asked.then_some(name))
-}
-
-/// Reads `MSGID:LO-HI`.
-fn range_of(id: &str) -> Option<(&str, Range<u64>)> {
-    let (msg_id, range) = id.rsplit_once(':')?;
-    let (lo, hi) = range.split_once('-')?;
-    Some((msg_id, lo.parse().ok()?..hi.parse().ok()?))
 }
