@@ -135,6 +135,50 @@ fn nothing_but_glibc_is_linked() {
     assert_eq!(zmq::has("curve"), Some(true));
 }
 
+/// `2.36` of `GLIBC_2.36` or `ldd (…) 2.36`.
+fn version(text: &str) -> Option<(u32, u32)> {
+    let mut parts = text.trim().splitn(3, '.');
+    Some((parts.next()?.parse().ok()?, parts.next()?.parse().ok()?))
+}
+
+#[test]
+fn the_readme_names_the_glibc_that_is_needed() {
+    let output = |command: &mut Command| {
+        let done = command.output().expect("binutils and ldd");
+        assert!(done.status.success(), "{command:?}: {done:?}");
+        String::from_utf8_lossy(&done.stdout).into_owned()
+    };
+    let readme = concat!(env!("CARGO_MANIFEST_DIR"), "/../README.md");
+    let readme = std::fs::read_to_string(readme).expect("README.md");
+    let told = readme
+        .split_once(" or later, as built on Debian 12")
+        .and_then(|(before, _)| version(before.rsplit('(').next()?))
+        .expect("README.md says which glibc the programs need");
+    let here = output(Command::new("ldd").arg("--version"));
+    let here = here
+        .lines()
+        .next()
+        .and_then(|line| version(line.rsplit(' ').next()?))
+        .expect("a version of glibc");
+    for name in ["ipctl", "ipengine", "ipclient"] {
+        let versions = output(Command::new("readelf").arg("-VW").arg(program(name)));
+        let needed = versions
+            .split("GLIBC_")
+            .skip(1)
+            .filter_map(|rest| version(rest.split_whitespace().next()?))
+            .max()
+            .unwrap_or_else(|| panic!("{name} names no version of glibc"));
+        eprintln!("{name} needs glibc {}.{}", needed.0, needed.1);
+        // A newer system gives newer symbols.
+        if here <= (2, 36) {
+            assert!(
+                needed <= told,
+                "{name} needs {needed:?}, README.md says {told:?}"
+            );
+        }
+    }
+}
+
 #[test]
 fn every_ipcontroller_spelling() {
     let spellings: &[&[&str]] = &[
