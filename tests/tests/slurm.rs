@@ -141,6 +141,7 @@ fn engines_of_a_batch_job() {
     let mut cluster = Cluster::builder()
         .env("SLURM_CONF", &conf)
         .args([
+            "--restore",
             "--engines",
             "slurm",
             "-n",
@@ -173,6 +174,17 @@ fn engines_of_a_batch_job() {
     assert!(
         lines.len() == 40 && ranks.is_subset(&["0", "1", "2", "3"].into()) && ranks.len() > 1,
         "{ranks:?}"
+    );
+    // A controller that comes after a crash takes the job over.
+    let queue = slurm.says("squeue", &["-h", "-o", "%i"]);
+    cluster.controller().kill();
+    cluster.start_controller();
+    cluster.wait_engines(4);
+    assert_eq!(slurm.says("squeue", &["-h", "-o", "%i"]), queue);
+    let log = cluster.controller().stderr();
+    assert!(
+        log.contains("4 engine(s) of the earlier controller"),
+        "{log}"
     );
     let controller = cluster.controller.take().expect("a controller");
     controller.signal(Signal::INT);

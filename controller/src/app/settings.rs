@@ -335,12 +335,14 @@ impl Settings {
         local::Plan {
             program: self.hosts.engine_program.clone(),
             arguments,
-            record: self
-                .profile
-                .dir()
-                .join("pid")
-                .join(format!("ipctl-engines{}.json", self.profile.cluster_id())),
+            record: self.record_file("engines"),
         }
+    }
+
+    /// Where a controller that comes after a crash finds what was started.
+    fn record_file(&self, what: &str) -> PathBuf {
+        let name = format!("ipctl-{what}{}.json", self.profile.cluster_id());
+        self.profile.dir().join("pid").join(name)
     }
 
     /// Starts the engines on other hosts, if any are asked for.
@@ -355,6 +357,8 @@ impl Settings {
                 tracing::info!("{event}");
             }
         });
+        // With other keys and ports an earlier controller's engines would not find us.
+        let adopt = self.restore && self.earlier.is_some();
         if let Some(system) = &self.hosts.batch_system {
             let launch = |error: batch::BatchError| AppError::Launch(error.to_string());
             let plan = batch::Plan {
@@ -366,6 +370,8 @@ impl Settings {
                 connection_file: self.profile.connection_file(Role::Engine),
                 dir: self.profile.log_dir(),
                 engine_args: Vec::new(),
+                record: self.record_file("batch"),
+                adopt,
             };
             return Ok(Some(Box::new(
                 batch::BatchLauncher::start(&plan, sink).map_err(launch)?,
@@ -391,13 +397,8 @@ impl Settings {
                 controller.curve.as_ref(),
             ),
             location_given: self.location_given,
-            record: self
-                .profile
-                .dir()
-                .join("pid")
-                .join(format!("ipctl-hosts{}.json", self.profile.cluster_id())),
-            // With other keys and ports they would not find us.
-            adopt: self.restore && self.earlier.is_some(),
+            record: self.record_file("hosts"),
+            adopt,
         };
         let launcher = ssh::SshLauncher::start(plan, sink)
             .map_err(|error| AppError::Launch(error.to_string()))?;

@@ -18,6 +18,7 @@ use std::{
 };
 
 use ipbroker_protocol::wake::{self, Wake, Waker};
+use serde::{Deserialize, Serialize};
 
 use super::{LaunchEvent, Launcher, Sink};
 
@@ -42,6 +43,18 @@ pub struct Plan {
     pub dir: PathBuf,
     /// Further options for `ipengine`.
     pub engine_args: Vec<String>,
+    /// File that names the job, for the next controller.
+    pub record: PathBuf,
+    /// Take over the job in that file, if it is still there.
+    pub adopt: bool,
+}
+
+/// A job, in the record.
+#[derive(Debug, Serialize, Deserialize)]
+struct Recorded {
+    system: String,
+    job: String,
+    engines: u32,
 }
 
 /// Why nothing was submitted.
@@ -101,32 +114,46 @@ pub struct BatchLauncher {
     stop: Arc<AtomicBool>,
     waker: Waker,
     thread: Option<JoinHandle<()>>,
+    record: PathBuf,
 }
 
 impl BatchLauncher {
-    /// Writes the script and submits it; what becomes of the job is told to `sink`.
+    /// Writes the script and submits it, unless an earlier controller's job is there; what becomes of the job is told to
+    /// `sink`.
     ///
     /// # Errors
     /// When the script cannot be written or the job is refused.
     pub fn start(plan: &Plan, sink: Sink) -> Result<Self, BatchError> {
-        let script = write_script(plan)?;
-        let job = submit(plan, &script)?;
-        let host = format!("{} job {job}", plan.system.name);
+        let name = |job: &str| format!("{} job {job}", plan.system.name);
+        let (job, engines, step) = match survivor(plan) {
+            Some(Recorded { job, engines, .. }) => {
+                let step = format!(
+                    "{engines} engine(s) of the earlier controller; nothing else is submitted"
+                );
+                (job, engines, step)
+            }
+            None => {
+                let script = write_script(plan)?;
+                let (job, engines) = (submit(plan, &script)?, plan.engines);
+                let step = format!("submitted {engines} engine(s) ({})", script.display());
+                (job, engines, step)
+            }
+        };
+        let host = name(&job);
         sink(LaunchEvent::Progress {
             host: host.clone(),
-            step: format!(
-                "submitted {} engine(s) ({})",
-                plan.engines,
-                script.display()
-            ),
+            step,
         });
+        if let Err(error) = write_record(plan, &job, engines) {
+            tracing::warn!("cannot write {}: {error}", plan.record.display());
+        }
         let stop = Arc::new(AtomicBool::new(false));
         let (waker, wake) = wake::pair()?;
         let watcher = Watcher {
             system: plan.system,
             job,
             host,
-            engines: plan.engines,
+            engines,
             dir: plan.dir.clone(),
             stop: stop.clone(),
             wake,
@@ -139,6 +166,7 @@ impl BatchLauncher {
             stop,
             waker,
             thread: Some(thread),
+            record: plan.record.clone(),
         })
     }
 }
@@ -156,7 +184,48 @@ impl Launcher for BatchLauncher {
                 let _ = thread.join();
             }
         }
+        let _ = fs::remove_file(&self.record);
     }
+}
+
+fn write_record(plan: &Plan, job: &str, engines: u32) -> io::Result<()> {
+    let recorded = Recorded {
+        system: plan.system.name.to_owned(),
+        job: job.to_owned(),
+        engines,
+    };
+    let dir = plan.record.parent().unwrap_or(Path::new("."));
+    let mut file = tempfile::NamedTempFile::new_in(dir)?;
+    serde_json::to_writer(&mut file, &recorded)?;
+    file.persist(&plan.record)?;
+    Ok(())
+}
+
+/// The job of an earlier controller, if it waits or runs.
+fn survivor(plan: &Plan) -> Option<Recorded> {
+    if !plan.adopt {
+        return None;
+    }
+    let bytes = fs::read(&plan.record).ok()?;
+    let recorded: Recorded = serde_json::from_slice(&bytes).ok()?;
+    let there = recorded.system == plan.system.name
+        && state(plan.system, &recorded.job).is_some_and(|state| state != JobState::Gone);
+    there.then_some(recorded)
+}
+
+/// How a job is, as far as its system answers.
+fn state(system: &System, job: &str) -> Option<JobState> {
+    let (program, args) = (system.query)(job);
+    let output = Command::new(program)
+        .args(args)
+        .stdin(Stdio::null())
+        .output()
+        .ok()?;
+    (system.state)(
+        output.status.success(),
+        &String::from_utf8_lossy(&output.stdout),
+        &String::from_utf8_lossy(&output.stderr),
+    )
 }
 
 fn write_script(plan: &Plan) -> Result<PathBuf, BatchError> {
@@ -239,7 +308,7 @@ impl Watcher {
                 self.cancel();
                 return;
             }
-            match self.state() {
+            match state(self.system, &self.job) {
                 Some(JobState::Gone) => {
                     self.tail();
                     (self.sink)(LaunchEvent::Ended {
@@ -280,20 +349,6 @@ impl Watcher {
         }
     }
 
-    fn state(&self) -> Option<JobState> {
-        let (program, args) = (self.system.query)(&self.job);
-        let output = Command::new(program)
-            .args(args)
-            .stdin(Stdio::null())
-            .output()
-            .ok()?;
-        (self.system.state)(
-            output.status.success(),
-            &String::from_utf8_lossy(&output.stdout),
-            &String::from_utf8_lossy(&output.stderr),
-        )
-    }
-
     /// Cancels the job and waits until it is gone; the launcher does not wait for longer than its grace.
     fn cancel(&self) {
         let cancelled = Command::new(self.system.cancel)
@@ -307,7 +362,7 @@ impl Watcher {
             });
             return;
         }
-        while self.state().is_some_and(|s| s != JobState::Gone) {
+        while state(self.system, &self.job).is_some_and(|s| s != JobState::Gone) {
             thread::sleep(Duration::from_millis(200));
         }
     }

@@ -13,6 +13,8 @@ fn plan(system: &str, engines: u32, dir: &Path) -> Plan {
             .into(),
         dir: dir.to_owned(),
         engine_args: vec!["--tag".into(), "it's".into()],
+        record: dir.join("record"),
+        adopt: false,
     }
 }
 
@@ -252,6 +254,23 @@ fn a_job_is_watched_and_cancelled() {
         assert!(Instant::now() < until, "{:?}", events.lock().unwrap());
         thread::sleep(Duration::from_millis(10));
     }
+    // Who comes after a crash submits nothing while the job is there.
+    plan.adopt = true;
+    let told = Arc::new(Mutex::new(Vec::new()));
+    let sink: Sink = Arc::new({
+        let told = told.clone();
+        move |e| told.lock().unwrap().push(e)
+    });
+    let _second = BatchLauncher::start(&plan, sink).unwrap();
+    assert!(
+        matches!(
+            &told.lock().unwrap()[0],
+            LaunchEvent::Progress { host, step }
+                if host == "fake job 7" && step.contains("3 engine(s) of the earlier controller")
+        ),
+        "{:?}",
+        told.lock().unwrap()
+    );
     launcher.stop(Duration::from_secs(10));
     assert_eq!(
         fs::read_to_string(dir.path().join("cancelled")).unwrap(),
