@@ -48,6 +48,15 @@ pub(super) struct Engine {
     asked: Duration,
 }
 
+/// An engine that joins, as [`Engine`] has it.
+pub(super) struct Newcomer<'a> {
+    pub(super) uuid: &'a str,
+    pub(super) ours: bool,
+    pub(super) keeps: bool,
+    pub(super) host: &'a str,
+    pub(super) places: Box<[String]>,
+}
+
 #[derive(Default)]
 pub(super) struct Engines {
     slots: Vec<Option<Engine>>,
@@ -61,16 +70,14 @@ pub(super) struct Engines {
 }
 
 impl Engines {
-    pub(super) fn join(
-        &mut self,
-        key: EngineKey,
-        uuid: &str,
-        ours: bool,
-        keeps: bool,
-        host: &str,
-        places: Box<[String]>,
-        now: Duration,
-    ) {
+    pub(super) fn join(&mut self, key: EngineKey, newcomer: Newcomer<'_>, now: Duration) {
+        let Newcomer {
+            uuid,
+            ours,
+            keeps,
+            host,
+            places,
+        } = newcomer;
         self.leave(uuid);
         let host = self
             .hosts

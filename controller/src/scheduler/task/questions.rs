@@ -87,11 +87,13 @@ impl Scheduler {
         let places = profile.hosts.iter().chain(&profile.tags).cloned().collect();
         self.engines.join(
             key,
-            &profile.uuid,
-            profile.is_ours(),
-            self.durable && profile.can("ack"),
-            host,
-            places,
+            engines::Newcomer {
+                uuid: &profile.uuid,
+                ours: profile.is_ours(),
+                keeps: self.durable && profile.can("ack"),
+                host,
+                places,
+            },
             self.begun.elapsed(),
         );
         self.heed_early(&profile.uuid, key);
