@@ -1,6 +1,6 @@
 """The same Python client and two Python engines on `ipcontroller` and on `ipctl`, side by side.
 
-    python tests/python/compare.py [--tasks 5000] [--trips 1000] [--rounds 3] [--memory-tasks 100000] [--json]
+    python tests/python/compare.py [--tasks 5000] [--trips 1000] [--rounds 3] [--memory-tasks 100000] [--only NAME…] [--json]
 
 Prints a table: task throughput, round trip, time to connect, processor time and memory of the controller. Rounds
 alternate between the controllers; the table has their medians, and in brackets the least and the most. Memory is
@@ -142,11 +142,13 @@ def main():
     parser.add_argument("--trips", type=int, default=1000, help="round trips, one at a time")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--memory-tasks", type=int, default=100_000, help="tasks for memory; 0: leave it out")
+    parser.add_argument("--only", nargs="+", choices=controllers(), help="some of the controllers")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
-    rounds = {name: [] for name in controllers()}
+    commands = {name: command for name, command in controllers().items() if not options.only or name in options.only}
+    rounds = {name: [] for name in commands}
     for _ in range(options.rounds):
-        for name, command in controllers().items():
+        for name, command in commands.items():
             rounds[name].append(speed(command, options.tasks, options.trips))
             print(f"{name}: {rounds[name][-1]}", file=sys.stderr)
     table = {name: {} for name in rounds}
@@ -154,14 +156,15 @@ def main():
         for key in all_[0] if all_ else ():
             table[name][key] = [figures[key] for figures in all_]
     if options.memory_tasks:
-        for name, command in controllers().items():
+        for name, command in commands.items():
             for key, value in growth(command, options.memory_tasks).items():
                 table[name][key] = [value]
             print(f"{name}: {table[name]}", file=sys.stderr)
     if options.json:
         print(json.dumps({"options": vars(options), "table": table}, indent=2))
         return
-    print(f"{options.tasks:,} tasks, {options.trips:,} round trips, two Python engines, median of {options.rounds} rounds\n")
+    if options.rounds:
+        print(f"{options.tasks:,} tasks, {options.trips:,} round trips, two Python engines, median of {options.rounds} rounds\n")
     print("| | " + " | ".join(table) + " |")
     print("|---|" + "---:|" * len(table))
     for key in next(iter(table.values())):
