@@ -399,6 +399,14 @@ fn a_terminated_engine_gives_back_what_it_has_not_started() {
     assert_eq!(header.msg_type, types::LEFT_NOTICE);
     let content: Value = controller.session.unpack(envelope.content()).unwrap();
     assert_eq!(content["uuid"], uuids[0]);
+    controller.send(
+        &controller.task,
+        &uuids[0],
+        types::LEAVE_REPLY,
+        &json!({}),
+        &json!({"left": [uuids[0]]}),
+        &[],
+    );
     let (_, header, _) = controller.recv(&controller.hub);
     assert_eq!(header.msg_type, types::UNREGISTRATION_REQUEST);
     assert!(process.0.wait().unwrap().success());

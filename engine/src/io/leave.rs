@@ -1,7 +1,9 @@
 //! How engines leave: what is unstarted goes back, what runs is stopped, the scheduler and the hub are told.
 //!
 //! An engine asks the scheduler first (`leave_request`). The answer comes after all tasks that were sent to it, so what
-//! it has given back by then is everything; its last word (`left_notice`) comes after all that it has given back.
+//! it has given back by then is everything; its last word (`left_notice`) comes after all that it has given back. It stays
+//! connected until that was heard: to close a connection on which something still comes resets it, and what was sent last
+//! could be lost.
 
 use std::{
     io::Read,
@@ -24,6 +26,9 @@ const PATIENCE: Duration = Duration::from_millis(1500);
 
 /// How long the scheduler's word is waited for: by an engine that is registered, and by one that may not be known yet.
 const WORD: (Duration, Duration) = (Duration::from_millis(2500), Duration::from_millis(300));
+
+/// How long the answer to the last word is waited for.
+const HEARD: Duration = Duration::from_secs(1);
 
 impl Server {
     /// The process got a signal: the first asks to leave, the second to leave at once.
@@ -74,6 +79,7 @@ impl Server {
         link.leaving = Some(Leave {
             task: now + PATIENCE,
             word: self.pulse.up.then_some(now + word),
+            said: None,
         });
         if self.pulse.up {
             // First of all, so that nothing comes back that is given back.
@@ -85,14 +91,18 @@ impl Server {
         }
     }
 
-    /// The scheduler has sent the last task to these engines.
+    /// The scheduler has sent the last task to these engines, and heard the last word of those.
     pub(super) fn may_leave(&mut self, seat: usize, session: &Session, content: &[u8]) {
         match session.unpack::<LeaveReply>(content) {
             Ok(reply) => {
-                if let Some(leave) = &mut self.links[seat].leaving
-                    && reply.uuids.contains(&self.seats[seat].uuid)
-                {
-                    leave.word = None;
+                let uuid = &self.seats[seat].uuid;
+                if let Some(leave) = &mut self.links[seat].leaving {
+                    if reply.uuids.contains(uuid) {
+                        leave.word = None;
+                    }
+                    if reply.left.contains(uuid) && leave.said.is_some() {
+                        leave.said = Some(Instant::now());
+                    }
                 }
             }
             Err(error) => self.junk.refuse("leave_reply", &error),
@@ -119,18 +129,29 @@ impl Server {
             let Some(leave) = self.links[seat].leaving.filter(|_| !self.links[seat].gone) else {
                 continue;
             };
-            let ends = self.seats[seat].is_idle() || now >= leave.task;
-            let has_word = !self.pulse.up || leave.word.is_none_or(|until| now >= until);
-            if !ends || !has_word {
-                continue;
+            if let Some(until) = leave.said {
+                if self.pulse.up && now < until {
+                    continue;
+                }
+            } else {
+                let ends = self.seats[seat].is_idle() || now >= leave.task;
+                let has_word = !self.pulse.up || leave.word.is_none_or(|until| now >= until);
+                if !ends || !has_word {
+                    continue;
+                }
+                // The last reply may still be in the outbox.
+                self.flush();
+                if self.pulse.up {
+                    self.tell_scheduler(seat, types::LEFT_NOTICE);
+                    self.links[seat].leaving = Some(Leave {
+                        said: Some(now + HEARD),
+                        ..leave
+                    });
+                    continue;
+                }
             }
-            // The last reply may still be in the outbox.
-            self.flush();
-            if self.pulse.up {
-                self.tell_scheduler(seat, types::LEFT_NOTICE);
-                // A DEALER goes on sending to whoever is connected.
-                self.net.leave_scheduler(seat);
-            }
+            // A DEALER goes on sending to whoever is connected.
+            self.net.leave_scheduler(seat);
             let message = self.seats[seat].session().request(
                 types::UNREGISTRATION_REQUEST,
                 &json!({"id": self.links[seat].id, "uuid": self.seats[seat].uuid}),

@@ -86,6 +86,8 @@ struct Leave {
     task: Instant,
     /// Until when it waits for the scheduler's word that nothing more will come; `None`: it has it, or cannot get it.
     word: Option<Instant>,
+    /// Once it has said its last word: until when it waits for the answer.
+    said: Option<Instant>,
 }
 
 /// How the engines of a process left.

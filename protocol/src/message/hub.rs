@@ -167,6 +167,8 @@ pub struct Leaving {
 pub struct LeaveReply {
     /// The engines that are given nothing more.
     pub uuids: Vec<String>,
+    /// Engines whose `left_notice` has arrived: they may end the connection.
+    pub left: Vec<String>,
 }
 
 /// One engine in `engines_reply`.

@@ -3,8 +3,10 @@
 //! A DEALER sends to whoever has the turn, and does not tell to whom it has sent. So an engine of ours asks before it
 //! leaves. From then on nothing goes into the DEALER but answers (`leave_reply`), which name the engines that leave; as
 //! the DEALER takes turns, the one meant gets one soon, and as a connection keeps the order, it has by then whatever was
-//! sent to it. It gives back what it has not started, says that it has left, and closes its connection. When the DEALER
-//! has lost that connection too, tasks go on. All this takes milliseconds and is bounded by [`LIMIT`].
+//! sent to it. It gives back what it has not started, and says that it has left. When that was heard, it is answered in the
+//! same way, and only then it closes its connection: who closes one on which something still comes resets it, and may take
+//! along what it has sent. When the DEALER has lost that connection too, tasks go on. All this takes milliseconds and is
+//! bounded by [`LIMIT`].
 
 use std::time::{Duration, Instant};
 
@@ -112,6 +114,7 @@ impl Leaves {
             left: None,
         });
         leaving.left = Some(left);
+        self.round = now;
     }
 
     /// A connection has come (`true`) or gone.
@@ -147,23 +150,31 @@ impl Leaves {
         if now < self.round {
             return None;
         }
-        let waiting = self.engines.iter_mut().filter(|(_, e)| e.left.is_none());
-        let mut waiting: Vec<_> = waiting.collect();
-        waiting.sort_unstable_by_key(|(_, leaving)| leaving.rounds);
-        let uuids: Vec<String> = waiting
-            .into_iter()
-            .take(NAMED)
-            .map(|(uuid, leaving)| {
-                leaving.rounds += 1;
-                uuid.clone()
+        let mut waiting: Vec<_> = self
+            .engines
+            .iter_mut()
+            .filter(|(_, leaving)| {
+                leaving
+                    .left
+                    .as_ref()
+                    .is_none_or(|left| left.closed.is_none())
             })
             .collect();
-        if uuids.is_empty() {
+        if waiting.is_empty() {
             return None;
+        }
+        waiting.sort_unstable_by_key(|(_, leaving)| leaving.rounds);
+        let mut reply = LeaveReply::default();
+        for (uuid, leaving) in waiting.into_iter().take(NAMED) {
+            leaving.rounds += 1;
+            match leaving.left {
+                None => reply.uuids.push(uuid.clone()),
+                Some(_) => reply.left.push(uuid.clone()),
+            }
         }
         self.round = now + self.pause;
         self.pause = (self.pause * 2).min(ROUNDS.1);
-        Some(LeaveReply { uuids })
+        Some(reply)
     }
 }
 
@@ -259,10 +270,17 @@ mod tests {
         assert_eq!(round.uuids, ["a"]);
         assert!(leaves.next_round(ms(31)).is_none());
         leaves.left("a".into(), Some(7), ms(40));
-        assert!(leaves.next_round(ms(500)).is_none(), "it has been answered");
+        let round = leaves
+            .next_round(ms(41))
+            .expect("its last word is answered");
+        assert_eq!(
+            (round.uuids.len(), &round.left[..]),
+            (0, &["a".to_owned()][..])
+        );
         assert!(leaves.over(ms(500)).is_empty(), "it is still connected");
         leaves.connection(9, false, ms(510));
         leaves.connection(7, false, ms(520));
+        assert!(leaves.next_round(ms(900)).is_none());
         assert!(leaves.over(ms(530)).is_empty());
         assert_eq!(leaves.over(ms(570)), [("a".to_owned(), true)]);
         assert!(!leaves.pause());

@@ -73,23 +73,25 @@ impl Scheduler {
             types::LEAVE_REQUEST => {
                 self.core.engine_leaving(engine);
                 self.engines.set_leaving(engine);
-                self.answer_leave(&envelope);
+                let uuid = String::from_utf8_lossy(&envelope.identities()[0]).into_owned();
+                let reply = LeaveReply {
+                    uuids: vec![uuid.clone()],
+                    ..LeaveReply::default()
+                };
+                self.tell_engine(&uuid, types::LEAVE_REPLY, &reply);
             }
             // What it had, it has answered or given back before this, on the same connection.
             types::LEFT_NOTICE => {
                 let uuid = String::from_utf8_lossy(&envelope.identities()[0]).into_owned();
                 self.engine_left(&uuid, Departure::Clean);
+                let reply = LeaveReply {
+                    left: vec![uuid.clone()],
+                    ..LeaveReply::default()
+                };
+                self.tell_engine(&uuid, types::LEAVE_REPLY, &reply);
             }
             other => self.junk_engines.refuse("message type", &other),
         }
-    }
-
-    fn answer_leave(&mut self, envelope: &Envelope) {
-        let uuid = String::from_utf8_lossy(&envelope.identities()[0]).into_owned();
-        let reply = LeaveReply {
-            uuids: vec![uuid.clone()],
-        };
-        self.tell_engine(&uuid, types::LEAVE_REPLY, &reply);
     }
 
     fn reply(&mut self, engine: EngineKey, envelope: Envelope) {
