@@ -245,8 +245,14 @@ impl Pure {
 
     /// Tells the clients of engines that have died, once all that these have answered is passed on.
     fn bury(&mut self) -> zmq::Result<()> {
-        let due = |(due, ..): &mut (Instant, String, Departure)| *due <= Instant::now();
-        while let Some((_, uuid, departure)) = self.dying.pop_front_if(due) {
+        while self
+            .dying
+            .front()
+            .is_some_and(|(due, ..)| *due <= Instant::now())
+        {
+            let Some((_, uuid, departure)) = self.dying.pop_front() else {
+                break;
+            };
             self.catch_up()?;
             self.engine_left(&uuid, &departure);
         }
