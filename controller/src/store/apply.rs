@@ -1,22 +1,18 @@
 //! Turns records of the journal into rows: what happened to a task within one transaction is folded into one statement.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
 use rusqlite::{Connection, OptionalExtension, params};
 
 use super::db;
-use super::event::{
-    Event, Exception, Finished, Frame, Frames, Outcome, Queue, Stream, TaskRef, exceptions,
-};
+use super::event::{Event, Exception, Finished, Frames, Outcome, Stream, TaskRef, exceptions};
+use super::fold::{Fold, Folds, Keyed, Parts, ResultColumns, Submitted, Times, head, some};
 use super::options::Packing;
 use super::ranges::RangeMap;
 use super::shared::Shared;
-use super::unpack::{Glance, is_empty_map, parse_time};
+use super::unpack::parse_time;
 use super::update;
-
-type Keyed<T> = HashMap<u64, T, foldhash::fast::RandomState>;
 
 /// A name column holds this much.
 const NAME_CHARS: usize = 200;
@@ -41,114 +37,6 @@ pub(crate) struct Applier {
 struct Held {
     ranges: Vec<HeldRange>,
     changed: bool,
-}
-
-/// What happened to one task.
-#[derive(Debug)]
-struct Fold<'a> {
-    key: u64,
-    submitted: Option<Submitted<'a>>,
-    dispatched: Option<(&'a str, u32, i64)>,
-    requeued: bool,
-    /// What it has left since it was requeued.
-    retries: Option<u32>,
-    finished: Option<Finished<'a>>,
-    /// An array has ended: like this, then.
-    ended: Option<(Outcome, i64)>,
-}
-
-#[derive(Debug, Clone, Copy)]
-struct Submitted<'a> {
-    msg_id: &'a str,
-    client: &'a [u8],
-    queue: Queue,
-    count: u64,
-    received: i64,
-    frames: Frames<'a>,
-}
-
-/// The frames of a message by column.
-#[derive(Debug, Default)]
-struct Parts<'a> {
-    header: Option<&'a [u8]>,
-    parent: Option<&'a [u8]>,
-    metadata: Option<&'a [u8]>,
-    content: Option<&'a [u8]>,
-    buffers: Option<&'a [u8]>,
-    file: Option<i64>,
-}
-
-impl<'a> Parts<'a> {
-    fn of(frames: &Frames<'a>) -> Self {
-        let mut iter = frames.iter();
-        let mut map = || match iter.next() {
-            Some(Frame::Inline(bytes)) => Some(bytes),
-            _ => None,
-        };
-        let mut parts = Parts {
-            header: map(),
-            parent: map(),
-            metadata: map(),
-            ..Parts::default()
-        };
-        parts.parent = parts.parent.filter(|p| !is_empty_map(p));
-        let mut rest = iter.rest();
-        if let Some(Frame::Inline(bytes)) = iter.next() {
-            parts.content = Some(bytes);
-            rest = iter.rest();
-        }
-        parts.buffers = (rest.0 > 0).then_some(rest.1);
-        parts.file = (frames.file != 0).then_some(frames.file.cast_signed());
-        parts
-    }
-
-    fn glance(part: Option<&'a [u8]>, packing: Packing) -> Glance<'a> {
-        part.map_or_else(Glance::default, |p| Glance::at(p, packing))
-    }
-}
-
-/// The folds of a transaction, in the order of their first record.
-#[derive(Debug, Default)]
-struct Folds<'a> {
-    list: Vec<Fold<'a>>,
-    by_key: Keyed<usize>,
-    by_id: Option<HashMap<&'a str, u64, foldhash::fast::RandomState>>,
-}
-
-impl<'a> Folds<'a> {
-    fn at(&mut self, key: u64) -> &mut Fold<'a> {
-        let list = &mut self.list;
-        let i = *self.by_key.entry(key).or_insert_with(|| {
-            list.push(Fold {
-                key,
-                submitted: None,
-                dispatched: None,
-                requeued: false,
-                retries: None,
-                finished: None,
-                ended: None,
-            });
-            list.len() - 1
-        });
-        &mut list[i]
-    }
-
-    fn submitted(&mut self, key: u64, submitted: Submitted<'a>) {
-        self.at(key).submitted = Some(submitted);
-        if let Some(by_id) = &mut self.by_id {
-            by_id.insert(submitted.msg_id, key);
-        }
-    }
-
-    fn key_of(&mut self, msg_id: &str) -> Option<u64> {
-        let list = &self.list;
-        let by_id = self.by_id.get_or_insert_with(|| {
-            list.iter()
-                .filter_map(|f| f.submitted.map(|s| (s.msg_id, f.key)))
-                .collect()
-        });
-        by_id.get(msg_id).copied()
-    }
 }
 
 impl Applier {
@@ -661,96 +549,6 @@ impl Held {
         });
         self.ranges.extend(cut);
     }
-}
-
-/// What a result says when.
-struct Times {
-    started: Option<i64>,
-    completed: i64,
-}
-
-impl Times {
-    fn of(parts: &Parts<'_>, received: i64, packing: Packing) -> Self {
-        let metadata = Parts::glance(parts.metadata, packing);
-        let completed = metadata
-            .completed
-            .as_deref()
-            .and_then(parse_time)
-            .or_else(|| {
-                let header = Parts::glance(parts.header, packing);
-                header.date.as_deref().and_then(parse_time)
-            });
-        Times {
-            started: metadata.started.as_deref().and_then(parse_time),
-            completed: completed.unwrap_or(received),
-        }
-    }
-}
-
-/// The columns of a result, empty if there is none.
-struct ResultColumns<'a> {
-    outcome: Option<Outcome>,
-    engine: Option<&'a str>,
-    dispatched: bool,
-    code: Option<i64>,
-    started: Option<i64>,
-    completed: Option<i64>,
-    received: Option<i64>,
-    parts: Parts<'a>,
-}
-
-impl<'a> ResultColumns<'a> {
-    fn of(fold: &Fold<'a>, packing: Packing) -> Self {
-        let waits = fold.requeued && fold.finished.is_none();
-        let dispatched = fold.dispatched.filter(|_| !waits);
-        let mut columns = ResultColumns {
-            outcome: None,
-            engine: dispatched.and_then(|d| some(d.0)),
-            dispatched: dispatched.is_some(),
-            code: None,
-            started: None,
-            completed: None,
-            received: None,
-            parts: Parts::default(),
-        };
-        if let Some((outcome, at)) = fold.ended {
-            columns.outcome = Some(outcome);
-            columns.completed = Some(at);
-            columns.received = Some(at);
-        }
-        if let Some(finished) = &fold.finished {
-            columns.parts = Parts::of(&finished.frames);
-            let times = Times::of(&columns.parts, finished.received, packing);
-            columns.outcome = Some(finished.outcome);
-            columns.engine = some(finished.engine).or(columns.engine);
-            columns.started = times.started;
-            columns.completed = Some(times.completed);
-            columns.received = Some(finished.received);
-            // Only replies to commands have a small content with a code in it.
-            let content = columns.parts.content.filter(|c| c.len() < 4096);
-            columns.code = Parts::glance(content, packing).code;
-        }
-        columns
-    }
-
-    fn status(&self, array: bool) -> &'static str {
-        match self.outcome {
-            Some(outcome) => outcome.as_str(),
-            None if array => "running",
-            None if self.dispatched => "dispatched",
-            None => "waiting",
-        }
-    }
-}
-
-fn some(text: &str) -> Option<&str> {
-    (!text.is_empty()).then_some(text)
-}
-
-fn head(text: &str, chars: usize) -> &str {
-    text.char_indices()
-        .nth(chars)
-        .map_or(text, |(i, _)| &text[..i])
 }
 
 /// Passes on what trying again may cure; says and skips what it will not.

@@ -37,6 +37,7 @@ mod apply;
 mod db;
 mod event;
 mod filter;
+mod fold;
 mod handle;
 mod journal;
 mod opening;
