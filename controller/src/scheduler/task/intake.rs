@@ -193,7 +193,7 @@ impl Scheduler {
             needs,
             no_wait: metadata.no_wait.unwrap_or(false),
             bytes: bytes as u64,
-            ..wishes(&metadata, ours, after.as_ref(), follow.as_ref())
+            ..wishes(metadata, ours, after.as_ref(), follow.as_ref())
         };
         let key = self.store.next_key();
         let slices: Vec<&[u8]> = if self.journal.keeps() {
