@@ -3,7 +3,6 @@
 use std::{
     collections::HashMap,
     fs,
-    io::ErrorKind,
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -61,11 +60,8 @@ impl Settings {
         let home = home();
         let mut configs = Vec::new();
         let user_file = config.map_or_else(|| home.join(".ssh/config"), Path::to_path_buf);
-        match read_config(&user_file, &home) {
-            Ok(parsed) => configs.push(parsed),
-            Err(SshError::Io { source, .. })
-                if source.kind() == ErrorKind::NotFound && config.is_none() => {}
-            Err(e) => return Err(e),
+        if config.is_some() || user_file.exists() {
+            configs.push(read_config(&user_file, &home)?);
         }
         // The system's file is not the user's to mend: what we cannot read there we do without.
         match read_config(Path::new("/etc/ssh/ssh_config"), &home) {
