@@ -165,7 +165,7 @@ pub struct TaskArgs {
     /// Keep no history
     #[arg(long, overrides_with_all = ["dictdb", "sqlitedb"])]
     pub nodb: bool,
-    /// Keep a bounded history in memory
+    /// Keep a bounded history in memory: the last 10,000 tasks
     #[arg(long, overrides_with_all = ["nodb", "sqlitedb"])]
     pub dictdb: bool,
     /// Keep the history in the profile directory (the default)

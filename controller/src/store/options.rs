@@ -25,7 +25,7 @@ impl Backend {
     #[must_use]
     pub const fn memory() -> Self {
         Backend::Memory {
-            records: 100_000,
+            records: 10_000,
             bytes: 1 << 30,
         }
     }
