@@ -6,6 +6,7 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand};
 use ipbroker_client::job::parse_size;
 use ipbroker_client::protocol::ssh::Settings;
+use ipbroker_client::protocol::usage;
 use ipbroker_client::{Client, ClientBuilder};
 
 use crate::commands;
@@ -174,39 +175,7 @@ pub(crate) fn parse(
 
 /// A usage error in one line: what, where, and what to do.
 pub(crate) fn one_line(error: &clap::Error) -> String {
-    let text = error.render().to_string();
-    let mut parts = Vec::new();
-    let mut usage = None;
-    for line in text.lines().map(str::trim).filter(|line| !line.is_empty()) {
-        if let Some(rest) = line.strip_prefix("Usage:") {
-            usage = Some(rest.trim().to_owned());
-            break;
-        }
-        if line.starts_with("For more information") {
-            break;
-        }
-        // Hardly what somebody wanted who has mistyped an option.
-        if line.starts_with("tip: to pass") {
-            continue;
-        }
-        parts.push(
-            line.strip_prefix("error: ")
-                .or_else(|| line.strip_prefix("tip: "))
-                .unwrap_or(line)
-                .to_owned(),
-        );
-    }
-    let program: Vec<&str> = usage
-        .as_deref()
-        .unwrap_or("ipclient")
-        .split_whitespace()
-        .take_while(|word| !word.starts_with(['[', '<', '-']))
-        .collect();
-    format!(
-        "{} (see `{} --help`)",
-        parts.join("; ").replace(":; ", ": "),
-        program.join(" ")
-    )
+    usage::one_line(&error.render().to_string(), "ipclient")
 }
 
 #[cfg(test)]

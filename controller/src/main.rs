@@ -3,6 +3,7 @@
 use std::process::ExitCode;
 
 use ipbroker_controller::app::{self, AppError};
+use ipbroker_protocol::usage;
 
 /// libzmq allocates for every frame, and it uses this one too.
 #[global_allocator]
@@ -17,7 +18,8 @@ fn main() -> ExitCode {
             ExitCode::SUCCESS
         }
         Err(AppError::Clap(error)) => {
-            eprintln!("ipctl: {}", one_line(&error));
+            let text = error.render().to_string();
+            eprintln!("ipctl: {}", usage::one_line(&text, "ipctl"));
             ExitCode::from(2)
         }
         Err(error) => {
@@ -25,23 +27,4 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
-}
-
-/// A usage error in one line: what, where, and what to do.
-fn one_line(error: &clap::Error) -> String {
-    let text = error.render().to_string();
-    let told: Vec<&str> = text
-        .lines()
-        .map(str::trim)
-        .take_while(|line| !line.starts_with("Usage:") && !line.starts_with("For more"))
-        .filter(|line| !line.is_empty() && !line.starts_with("tip: to pass"))
-        .map(|line| {
-            line.trim_start_matches("error: ")
-                .trim_start_matches("tip: ")
-        })
-        .collect();
-    format!(
-        "{} (see `ipctl --help`)",
-        told.join("; ").replace(":; ", ": ")
-    )
 }

@@ -4,7 +4,10 @@ use std::{io::Write, path::PathBuf, process::ExitCode, time::Duration};
 
 use clap::{CommandFactory, Parser};
 use clap_complete::Shell;
-use ipbroker_engine::{Engine, EngineError, protocol::profile::Profile};
+use ipbroker_engine::{
+    Engine, EngineError,
+    protocol::{profile::Profile, usage},
+};
 use tracing::level_filters::LevelFilter;
 
 use crate::gateway::{self, Wanted, WayError};
@@ -95,7 +98,8 @@ pub(crate) fn main() -> ExitCode {
             return ExitCode::SUCCESS;
         }
         Err(error) => {
-            let _ = writeln!(std::io::stderr(), "ipengine: {}", one_line(&error));
+            let line = usage::one_line(&error.render().to_string(), "ipengine");
+            let _ = writeln!(std::io::stderr(), "ipengine: {line}");
             return ExitCode::from(2);
         }
     };
@@ -123,25 +127,6 @@ pub(crate) fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
-}
-
-/// A usage error in one line: what, where, and what to do.
-fn one_line(error: &clap::Error) -> String {
-    let text = error.render().to_string();
-    let told: Vec<&str> = text
-        .lines()
-        .map(str::trim)
-        .take_while(|line| !line.starts_with("Usage:") && !line.starts_with("For more"))
-        .filter(|line| !line.is_empty() && !line.starts_with("tip: to pass"))
-        .map(|line| {
-            line.trim_start_matches("error: ")
-                .trim_start_matches("tip: ")
-        })
-        .collect();
-    format!(
-        "{} (see `ipengine --help`)",
-        told.join("; ").replace(":; ", ": ")
-    )
 }
 
 /// Why the program ended.

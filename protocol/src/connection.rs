@@ -162,6 +162,76 @@ pub fn save<T: Serialize>(path: &Path, connection: &T) -> Result<(), ConnectionE
     })
 }
 
+impl ClientConnection {
+    /// The ports in use, to be changed.
+    pub fn ports_mut(&mut self) -> impl Iterator<Item = &mut u16> {
+        // Without `..`, here and below: a port that is added must not be forgotten.
+        let Self {
+            registration,
+            control,
+            mux,
+            task,
+            task_scheme: _,
+            iopub,
+            notification,
+            broadcast,
+            common: _,
+        } = self;
+        [
+            registration,
+            control,
+            mux,
+            task,
+            iopub,
+            notification,
+            broadcast,
+        ]
+        .into_iter()
+        .filter(|port| **port != 0)
+    }
+}
+
+impl EngineConnection {
+    /// The ports in use.
+    pub fn ports(&self) -> impl Iterator<Item = u16> {
+        let Self {
+            registration,
+            control,
+            mux,
+            task,
+            iopub,
+            hb_ping,
+            hb_pong,
+            broadcast,
+            common: _,
+        } = self;
+        [registration, control, mux, task, iopub, hb_ping, hb_pong]
+            .into_iter()
+            .chain(broadcast)
+            .copied()
+            .filter(|port| *port != 0)
+    }
+
+    /// The ports in use, to be changed.
+    pub fn ports_mut(&mut self) -> impl Iterator<Item = &mut u16> {
+        let Self {
+            registration,
+            control,
+            mux,
+            task,
+            iopub,
+            hb_ping,
+            hb_pong,
+            broadcast,
+            common: _,
+        } = self;
+        [registration, control, mux, task, iopub, hb_ping, hb_pong]
+            .into_iter()
+            .chain(broadcast)
+            .filter(|port| **port != 0)
+    }
+}
+
 impl Common {
     /// The packer that the file names.
     ///
@@ -296,6 +366,28 @@ mod tests {
                 .to_string()
                 .contains("registration")
         );
+    }
+
+    #[test]
+    fn ports_are_those_in_use() {
+        let mut engine = EngineConnection {
+            registration: 1,
+            hb_pong: 2,
+            broadcast: vec![3, 0, 4],
+            ..EngineConnection::default()
+        };
+        for port in engine.ports_mut() {
+            *port += 10;
+        }
+        assert_eq!(engine.ports().collect::<Vec<_>>(), [11, 12, 13, 14]);
+        assert_eq!(engine.broadcast, [13, 0, 14]);
+        let mut client = ClientConnection {
+            mux: 1,
+            notification: 2,
+            ..ClientConnection::default()
+        };
+        let ports: Vec<u16> = client.ports_mut().map(|port| *port).collect();
+        assert_eq!(ports, [1, 2]);
     }
 
     proptest! {

@@ -2,7 +2,8 @@
 //!
 //! The controller, the engine and the client meet only here. `PROTOCOL.md` beside this crate is normative; the modules
 //! follow its chapters: [`envelope`] (frames), [`session`] (packing and signing), [`message`] (headers and contents),
-//! [`dependency`], [`connection`] and [`profile`] (files), [`socket`] and [`wake`] (I/O helpers), [`time`] (dates).
+//! [`dependency`], [`connection`] and [`profile`] (files), [`socket`] and [`wake`] (I/O helpers), [`time`] (dates),
+//! [`usage`] (errors of the programs' command lines).
 
 pub mod array;
 pub mod connection;
@@ -15,6 +16,7 @@ pub mod socket;
 #[cfg(feature = "ssh")]
 pub mod ssh;
 pub mod time;
+pub mod usage;
 pub mod value;
 pub mod wake;
 

@@ -70,11 +70,13 @@ impl Wake {
     }
 
     /// Silences the bell. Call it *before* looking at the queue that the ringer fills: what comes later rings again.
+    ///
+    /// Invariant: while `rung` is set, a byte is in the pipe, or will be, or the queue is about to be looked at. So the
+    /// pipe is emptied first: a byte written after `rung` is reset must stay there, or nobody would ever ring again.
     pub fn clear(&self) {
-        if self.shared.rung.swap(false, Ordering::AcqRel) {
-            let mut sink = [0; 64];
-            while matches!(rustix::io::read(&self.read, &mut sink), Ok(n) if n == sink.len()) {}
-        }
+        let mut sink = [0; 64];
+        while matches!(rustix::io::read(&self.read, &mut sink), Ok(n) if n == sink.len()) {}
+        self.shared.rung.swap(false, Ordering::AcqRel);
     }
 
     /// Waits until the bell is rung, or for `timeout`; does not silence it.
@@ -122,5 +124,38 @@ mod tests {
         assert!(!readable(&wake));
         waker.wake();
         assert!(readable(&wake));
+    }
+
+    #[test]
+    fn no_ring_is_lost_between_threads() {
+        const RINGERS: u32 = 4;
+        const RINGS: u32 = 200_000;
+        let (waker, wake) = pair().unwrap();
+        let (post, letters) = std::sync::mpsc::channel();
+        let ringers: Vec<_> = (0..RINGERS)
+            .map(|_| {
+                let (waker, post) = (waker.clone(), post.clone());
+                std::thread::spawn(move || {
+                    for number in 0..RINGS {
+                        post.send(number).unwrap();
+                        waker.wake();
+                        if number % 4 == 0 {
+                            std::thread::yield_now();
+                        }
+                    }
+                })
+            })
+            .collect();
+        let mut read = 0;
+        while read < RINGERS * RINGS {
+            let mut items = [zmq::PollItem::from_fd(wake.fd(), zmq::POLLIN)];
+            let rung = zmq::poll(&mut items, 10_000).unwrap();
+            assert_eq!(rung, 1, "after {read} letters nobody rings any more");
+            wake.clear();
+            read += letters.try_iter().count() as u32;
+        }
+        for ringer in ringers {
+            ringer.join().unwrap();
+        }
     }
 }

@@ -94,20 +94,32 @@ impl Outbox {
         socket: &Socket,
         mut frames: Vec<Message>,
     ) -> Result<(), Refused> {
+        self.pass(socket, &mut frames)
+    }
+
+    /// As [`Outbox::send`], and leaves the room of the frames for the next message.
+    ///
+    /// # Errors
+    /// [`Refused`], with the frames.
+    pub(crate) fn pass(
+        &mut self,
+        socket: &Socket,
+        frames: &mut Vec<Message>,
+    ) -> Result<(), Refused> {
         if !self.queues.is_empty() && self.queues.contains_key(&frames[0][..]) {
-            return self.keep(frames);
+            return self.keep(std::mem::take(frames));
         }
-        match try_send(socket, &mut frames) {
+        match try_send(socket, frames) {
             Ok(()) => Ok(()),
             Err(zmq::Error::EAGAIN | zmq::Error::EINTR) => {
                 self.retry.get_or_insert_with(|| Instant::now() + PAUSES.0);
-                self.keep(frames)
+                self.keep(std::mem::take(frames))
             }
             Err(_) if self.patient => {
                 self.retry.get_or_insert_with(|| Instant::now() + PAUSES.0);
-                self.keep(frames)
+                self.keep(std::mem::take(frames))
             }
-            Err(_) => Err(Refused::Unroutable(frames)),
+            Err(_) => Err(Refused::Unroutable(std::mem::take(frames))),
         }
     }
 
@@ -185,7 +197,7 @@ fn cost(frames: &[Message]) -> usize {
 }
 
 /// Sends all frames and leaves `frames` empty, or sends nothing and leaves them as they are.
-fn try_send(socket: &Socket, frames: &mut Vec<Message>) -> zmq::Result<()> {
+pub(crate) fn try_send(socket: &Socket, frames: &mut Vec<Message>) -> zmq::Result<()> {
     let last = frames.len() - 1;
     // Only the identity can be refused, so only it is copied.
     socket.send(

@@ -143,21 +143,10 @@ impl Gateway {
     /// # Errors
     /// When no local ports can be had.
     pub fn engine(self, connection: &mut EngineConnection) -> Result<Forwards, SshError> {
-        let EngineConnection {
-            registration,
-            control,
-            mux,
-            task,
-            iopub,
-            hb_ping,
-            hb_pong,
-            broadcast,
-            common,
-        } = connection;
-        let ports = [registration, control, mux, task, iopub, hb_ping, hb_pong]
-            .into_iter()
-            .chain(broadcast);
-        self.rewrite(common, ports)
+        let host = host_behind(&connection.common);
+        let forwards = self.rewrite(host, connection.ports_mut())?;
+        lead_here(&mut connection.common);
+        Ok(forwards)
     }
 
     /// Rewrites a client's connection so that it leads through the server.
@@ -165,47 +154,33 @@ impl Gateway {
     /// # Errors
     /// When no local ports can be had.
     pub fn client(self, connection: &mut ClientConnection) -> Result<Forwards, SshError> {
-        let ClientConnection {
-            registration,
-            control,
-            mux,
-            task,
-            iopub,
-            notification,
-            broadcast,
-            common,
-            ..
-        } = connection;
-        let ports = [
-            registration,
-            control,
-            mux,
-            task,
-            iopub,
-            notification,
-            broadcast,
-        ]
-        .into_iter();
-        self.rewrite(common, ports)
+        let host = host_behind(&connection.common);
+        let forwards = self.rewrite(host, connection.ports_mut())?;
+        lead_here(&mut connection.common);
+        Ok(forwards)
     }
 
+    /// Puts local ports in place of the controller's ports on `host`.
     fn rewrite<'a>(
         self,
-        common: &mut Common,
+        host: String,
         ports: impl Iterator<Item = &'a mut u16>,
     ) -> Result<Forwards, SshError> {
-        let ports: Vec<&mut u16> = ports.filter(|port| **port != 0).collect();
-        let host = host_behind(common);
+        let ports: Vec<&mut u16> = ports.collect();
         let to: Vec<(String, u16)> = ports.iter().map(|port| (host.clone(), **port)).collect();
         let (forwards, local) = Forwards::open(self, &to)?;
         for (port, local) in ports.into_iter().zip(local) {
             *port = local;
         }
-        common.interface = "tcp://127.0.0.1".into();
-        common.location = "127.0.0.1".into();
-        common.ssh.clear();
         Ok(forwards)
     }
+}
+
+/// The forwards listen on loopback, and no other way is needed.
+fn lead_here(common: &mut Common) {
+    common.interface = "tcp://127.0.0.1".into();
+    common.location = "127.0.0.1".into();
+    common.ssh.clear();
 }
 
 /// The controller's address as the SSH server sees it. A controller on all interfaces is looked for where it says it is:

@@ -48,7 +48,7 @@ use super::{
 use crate::{
     junk::{Junk, JunkTotal},
     mailbox::Mailbox,
-    relay::outbox::Outbox,
+    relay::outbox::{Outbox, try_send},
 };
 
 /// The DEALER's high-water mark when `--hwm` gives none: messages on their way to one engine.
@@ -119,7 +119,6 @@ struct Pure {
     dying: VecDeque<(Instant, String, Departure)>,
     /// Engines of ours that are gone: their tasks were told lost, so what they still say comes too late.
     gone: HashSet<String>,
-    relayed: u64,
 }
 
 /// How long what an engine has sent before it died may take to come.
@@ -161,7 +160,6 @@ impl PureThread {
             leaves: Leaves::new(),
             dying: VecDeque::new(),
             gone: HashSet::new(),
-            relayed: 0,
         };
         pure.run(&self.commands)
             .map_err(|error| io::Error::other(format!("pure relay: {error}")))
@@ -193,6 +191,7 @@ impl Pure {
                 Ok(_) | Err(zmq::Error::EINTR) => {}
                 Err(error) => return Err(error),
             }
+            let monitored = items[1].is_readable();
             if items[0].is_readable() {
                 for command in commands.take() {
                     if matches!(command, Command::Shutdown) {
@@ -208,7 +207,9 @@ impl Pure {
                 self.engine_message(&mut frames);
             }
             self.bury()?;
-            self.see_off()?;
+            if monitored || self.leaves.pause() {
+                self.see_off()?;
+            }
             if !self.leaves.pause() {
                 writable = self.forward(&mut frames)?;
             }
@@ -262,16 +263,17 @@ impl Pure {
     /// Moves a batch towards the engines; whether they take more.
     fn forward(&mut self, frames: &mut Vec<Message>) -> zmq::Result<bool> {
         for _ in 0..BATCH {
-            if !self.engines.get_events()?.contains(zmq::POLLOUT) {
-                return Ok(false);
-            }
-            if let Some(mut again) = self.again.pop_front() {
-                self.pass(&mut again)?;
-            } else if let Some(mut part) = self.next_part() {
-                self.pass(&mut part)?;
+            if let Some(mut own) = self.again.pop_front().or_else(|| self.next_part()) {
+                if !self.pass(&mut own)? {
+                    return Ok(false);
+                }
             } else if socket::recv(&self.clients, frames)? {
                 match self.judge(frames) {
-                    Verdict::Pass => self.pass(frames)?,
+                    Verdict::Pass => {
+                        if !self.pass(frames)? {
+                            return Ok(false);
+                        }
+                    }
                     Verdict::Array(count) => self.split(std::mem::take(frames), count),
                     Verdict::Refuse(why) => self.refuse(frames, why),
                     Verdict::Swallow => {}
@@ -283,9 +285,18 @@ impl Pure {
         Ok(true)
     }
 
-    fn pass(&mut self, frames: &mut Vec<Message>) -> zmq::Result<()> {
-        self.relayed += 1;
-        socket::send(&self.engines, frames.drain(..))
+    /// Gives a message to the DEALER; `false`: it is full, and the message is the next to go.
+    ///
+    /// Asking the DEALER first would cost a system call for each message.
+    fn pass(&mut self, frames: &mut Vec<Message>) -> zmq::Result<bool> {
+        match try_send(&self.engines, frames) {
+            Ok(()) => Ok(true),
+            Err(zmq::Error::EAGAIN | zmq::Error::EINTR) => {
+                self.again.push_front(std::mem::take(frames));
+                Ok(false)
+            }
+            Err(error) => Err(error),
+        }
     }
 
     /// Looks at the metadata, and at nothing else if it has been seen before.
@@ -469,7 +480,7 @@ impl Pure {
         {
             return tracing::debug!("a reply of an engine that was given up is not delivered");
         }
-        if let Err(refused) = self.outbox.send(&self.clients, std::mem::take(frames)) {
+        if let Err(refused) = self.outbox.pass(&self.clients, frames) {
             tracing::debug!(%refused, "a reply has no client any more");
         }
     }

@@ -12,17 +12,11 @@ pub(super) struct Packed {
 
 impl Packed {
     pub(super) fn new(frames: &[Message]) -> Self {
-        let mut bytes = Vec::with_capacity(frames.iter().map(|frame| frame.len()).sum());
-        let lengths = frames
-            .iter()
-            .map(|frame| {
-                bytes.extend_from_slice(frame);
-                frame.len() as u32
-            })
-            .collect();
+        // Each look into a frame is a call of libzmq.
+        let frames: Vec<&[u8]> = frames.iter().map(|frame| &frame[..]).collect();
         Self {
-            lengths,
-            bytes: bytes.into_boxed_slice(),
+            lengths: frames.iter().map(|frame| frame.len() as u32).collect(),
+            bytes: frames.concat().into_boxed_slice(),
         }
     }
 

@@ -100,7 +100,7 @@ impl Scheduler {
                     header.msg_type.into_owned(),
                     header.session.into_owned(),
                 );
-                self.submit(envelope.into_frames(), msg_id, &msg_type, &from);
+                self.submit(envelope.into_frames(), &msg_id, &msg_type, &from);
             }
         }
     }
@@ -108,34 +108,32 @@ impl Scheduler {
     /// Takes a submission in, or answers why not. Says what was wrong.
     pub(super) fn submit(
         &mut self,
-        frames: Vec<Message>,
-        msg_id: String,
+        mut frames: Vec<Message>,
+        msg_id: &str,
         msg_type: &str,
         from: &str,
     ) -> Option<String> {
-        let header: Box<[u8]> = frames[at::HEADER][..].into();
-        let client: Box<[u8]> = frames[0][..].into();
-        let reply_type = reply_type(msg_type);
-        match self.accept(frames, &msg_id, msg_type, from) {
+        match self.accept(&mut frames, msg_id, msg_type, from) {
             Ok(()) => None,
             Err(bad) => {
                 let text = bad.evalue.clone();
                 let reply = self.failure(
-                    &header,
-                    reply_type,
+                    &frames[at::HEADER],
+                    reply_type(msg_type),
                     &ErrorContent::new(bad.ename, bad.evalue),
                     None,
                     "",
                 );
-                self.tell_client(&client, reply);
+                self.tell_client(&frames[0], reply);
                 Some(text)
             }
         }
     }
 
+    /// Takes the frames, unless it refuses them.
     fn accept(
         &mut self,
-        frames: Vec<Message>,
+        frames: &mut Vec<Message>,
         msg_id: &str,
         msg_type: &str,
         from: &str,
@@ -238,7 +236,7 @@ impl Scheduler {
                 if ack {
                     self.acks.add(&group.client, msg_id, false);
                 }
-                self.place(group_key, group, frames, is_array);
+                self.place(group_key, group, std::mem::take(frames), is_array);
                 Ok(())
             }
             Err(Refusal::Empty) => Err(Bad::new("an array needs at least one member")),

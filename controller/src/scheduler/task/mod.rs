@@ -107,6 +107,8 @@ struct Scheduler {
     durable: bool,
     /// Messages that the current batch causes; they leave when the journal has it.
     out: Vec<Outgoing>,
+    /// Of these, what is for clients; empty but while it is sent.
+    replies: Vec<Vec<Message>>,
     outbox: Outbox,
     /// The same towards engines.
     engine_outbox: Outbox,
@@ -159,6 +161,7 @@ impl TaskThread {
             store: self.store,
             durable: self.durable,
             out: Vec::new(),
+            replies: Vec::new(),
             outbox: Outbox::new(),
             engine_outbox: Outbox::patient(),
             acks: Acks::default(),
@@ -205,8 +208,9 @@ impl Scheduler {
         ));
     }
 
-    /// Sends what the batch caused.
+    /// Sends what the batch caused, to engines first: messages of one direction together wake libzmq's threads less often.
     fn send_out(&mut self) {
+        let mut replies = std::mem::take(&mut self.replies);
         for outgoing in self.out.drain(..) {
             match outgoing {
                 // What was for an engine that is gone by now has been decided on.
@@ -218,13 +222,15 @@ impl Scheduler {
                         tracing::warn!(%refused, "an engine takes nothing more");
                     }
                 }
-                Outgoing::Client(frames) => {
-                    // A client that is gone asks again when it comes back; one that does not read keeps what fits.
-                    if let Err(refused) = self.outbox.send(&self.client_socket, frames) {
-                        tracing::debug!(%refused, "a client cannot be reached");
-                    }
-                }
+                Outgoing::Client(frames) => replies.push(frames),
             }
         }
+        for frames in replies.drain(..) {
+            // A client that is gone asks again when it comes back; one that does not read keeps what fits.
+            if let Err(refused) = self.outbox.send(&self.client_socket, frames) {
+                tracing::debug!(%refused, "a client cannot be reached");
+            }
+        }
+        self.replies = replies;
     }
 }

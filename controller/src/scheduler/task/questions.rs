@@ -338,7 +338,7 @@ impl Scheduler {
             header.msg_type.to_string(),
             header.session.to_string(),
         );
-        match self.submit(all, msg_id.clone(), &msg_type, &from) {
+        match self.submit(all, &msg_id, &msg_type, &from) {
             None => Ok(msg_id),
             Some(why) => Err(why),
         }

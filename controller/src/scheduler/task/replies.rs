@@ -215,18 +215,15 @@ impl Scheduler {
 
     /// Members have ended: into the journal, and to the client.
     fn deliver(&mut self, result: &EngineResult<'_>, lo: u32, hi: u32, mut frames: Vec<Message>) {
-        let preferred = self
-            .engines
-            .get(result.engine)
-            .map(|engine| engine.places.clone())
-            .unwrap_or_default();
         let Some(group) = self.groups.get_mut(result.key) else {
             return;
         };
         group.remaining = group.remaining.saturating_sub(hi - lo);
         if !group.prefer.is_empty() {
+            let engine = self.engines.get(result.engine);
+            let places = engine.map_or(&[][..], |engine| &engine.places);
             self.preferred.0 += u64::from(hi - lo);
-            if group.prefer.iter().any(|place| preferred.contains(place)) {
+            if group.prefer.iter().any(|place| places.contains(place)) {
                 self.preferred.1 += u64::from(hi - lo);
             }
         }

@@ -13,6 +13,9 @@ use crate::{mailbox::Mailbox, scheduler::command::Command};
 /// Messages read from one socket in one turn: enough to amortise a poll and a write, few enough to keep the latency low.
 const BATCH: usize = 128;
 
+/// Room for the frames of a task of one buffer and both identities, and one more.
+const FRAMES: usize = 10;
+
 /// How long a turn waits at most, so that nothing depends on a wake-up that got lost.
 const LONGEST: Duration = Duration::from_secs(1);
 
@@ -28,7 +31,7 @@ impl Scheduler {
         commands: &Mailbox<Command>,
         answers: &Mailbox<Answered>,
     ) -> io::Result<()> {
-        let mut frames = Vec::with_capacity(16);
+        let mut frames = Vec::with_capacity(FRAMES);
         let mut busy = false;
         loop {
             let intake = !self.stuck && !self.store.over_bound();
@@ -115,7 +118,7 @@ impl Scheduler {
                     return Err(io::Error::other(format!("task thread: receive: {error}")));
                 }
             }
-            let message = std::mem::replace(frames, Vec::with_capacity(8));
+            let message = std::mem::replace(frames, Vec::with_capacity(FRAMES));
             if from_engines {
                 self.engine_message(message);
             } else {
