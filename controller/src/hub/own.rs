@@ -63,6 +63,16 @@ impl Hub {
         self.reply(asker, &reply, Vec::new());
     }
 
+    /// Clients of an earlier controller have a lease from now on: one that vanished with it takes its tasks along.
+    pub(super) fn await_clients(&mut self) {
+        let answer = self.then(move |hub, sessions: Vec<String>| {
+            for session in sessions {
+                hub.leases.renew(&session, Instant::now());
+            }
+        });
+        self.links.tasks.send(Command::Attached { answer });
+    }
+
     /// A client's lease ran out: its tasks that are not detached go with it.
     pub(super) fn client_gone(&mut self, session: String) {
         tracing::debug!(session, "a client is gone: its lease ran out");

@@ -136,6 +136,9 @@ impl Hub {
     }
 
     pub(super) fn run(&mut self, events: &Mailbox<Event>) {
+        if self.settings.restore {
+            self.await_clients();
+        }
         loop {
             {
                 let mut items = [
@@ -143,6 +146,8 @@ impl Hub {
                     self.query.poll_item(),
                     self.pong.as_poll_item(zmq::POLLIN),
                     self.ping.as_poll_item(zmq::POLLIN),
+                    // Never readable; but connections that have ended are let go by whoever polls.
+                    self.notify.as_poll_item(zmq::POLLIN),
                 ];
                 match zmq::poll(&mut items, self.timeout()) {
                     Ok(_) | Err(zmq::Error::EINTR) => {}

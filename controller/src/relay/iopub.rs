@@ -105,6 +105,8 @@ impl<F: Fn(String)> Iopub<F> {
                 let mut items = [
                     zmq::PollItem::from_fd(self.requests.fd(), zmq::POLLIN),
                     self.sockets.engines.as_poll_item(zmq::POLLIN),
+                    // Never readable; but connections that have ended are let go by whoever polls.
+                    self.sockets.clients.as_poll_item(zmq::POLLIN),
                 ];
                 match zmq::poll(&mut items, -1) {
                     Ok(_) | Err(zmq::Error::EINTR) => {}

@@ -204,6 +204,11 @@ pub enum Command {
         /// What became of them; the hub tells the engines to stop the running ones.
         answer: Answer<Aborted>,
     },
+    /// Sessions whose unfinished tasks go when they go: of an earlier controller, they have to say that they live.
+    Attached {
+        /// Those.
+        answer: Answer<Vec<String>>,
+    },
     /// How many tasks are where.
     QueueStatus {
         /// Whether ids are wanted too.

@@ -200,6 +200,34 @@ fn a_client_that_vanishes_takes_its_jobs_with_it() {
 }
 
 #[test]
+fn a_client_that_vanishes_with_its_controller_takes_its_jobs_with_it() {
+    let mut cluster = Cluster::builder()
+        .args(["--lease", "3", "--ping", "500"])
+        .start();
+    cluster.start_engines(1);
+    cluster.wait_engines(1);
+    cluster.write(
+        "jobs.jsonl",
+        "{\"cmd\": \"touch running; sleep 300\"}\n{\"cmd\": \"touch second\"}\n",
+    );
+    cluster.write("detached.jsonl", "{\"cmd\": \"touch detached\"}\n");
+    let mut run = cluster.start_client(&["run", "jobs.jsonl"]);
+    eventually("the job to run", LIMIT, || {
+        cluster.path("running").exists().then_some(())
+    });
+    cluster.client(&["submit", "detached.jsonl"]).ok();
+    run.kill();
+    cluster.controller().kill();
+    cluster.start_controller_with(&["--restore"]);
+    eventually("the engine to be free for what is detached", LIMIT, || {
+        cluster.path("detached").exists().then_some(())
+    });
+    let status = cluster.client(&["status", "--json"]).ok().json_lines();
+    assert_eq!(status[0]["tasks"]["ready"], 0, "{}", status[0]);
+    assert!(!cluster.path("second").exists(), "nobody waits for it");
+}
+
+#[test]
 fn a_stopped_engine_is_given_up_and_taken_back() {
     let mut cluster = Cluster::builder().args(["--nodb", "--ping", "200"]).start();
     cluster.start_engines(1);

@@ -305,6 +305,50 @@ fn a_flood_of_connections() {
 }
 
 #[test]
+fn connections_that_end_leave_nothing() {
+    let mut cluster = Cluster::with_engines(1);
+    let pid = cluster.controller().pid().as_raw_nonzero().get();
+    let open = || {
+        let open = std::fs::read_dir(format!("/proc/{pid}/fd"));
+        open.unwrap().count()
+    };
+    let wire = cluster.wire();
+    let context = zmq::Context::new();
+    let channels = [
+        ("registration", zmq::DEALER),
+        ("control", zmq::DEALER),
+        ("mux", zmq::DEALER),
+        ("task", zmq::DEALER),
+        ("iopub", zmq::SUB),
+        ("notification", zmq::SUB),
+    ];
+    let idle = open();
+    let come_and_go = || {
+        let connected: Vec<_> = (0..40)
+            .flat_map(|_| channels)
+            .map(|(channel, kind)| wire.connect(&context, kind, None, channel))
+            .collect();
+        eventually("all to be connected", LIMIT, || {
+            (open() >= idle + connected.len()).then_some(())
+        });
+        drop(connected);
+        eventually("all to be gone", LIMIT, || {
+            (open() < idle + 40).then_some(())
+        });
+    };
+    for _ in 0..3 {
+        come_and_go();
+    }
+    let before = resident(pid);
+    for _ in 0..15 {
+        come_and_go();
+    }
+    // What libzmq has for 600 connections to one socket is 20 MB.
+    let after = resident(pid);
+    assert!(after < before + 12, "{before} MB before, {after} MB after");
+}
+
+#[test]
 fn no_descriptors_left() {
     let mut cluster = Cluster::with_engines(1);
     let task = RawClient::new(&cluster, "task");

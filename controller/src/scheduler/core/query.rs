@@ -1,7 +1,7 @@
 //! What is asked of the core.
 
 use super::Core;
-use super::group::{Dep, Stage};
+use super::group::{DETACHED, Dep, Stage};
 use super::id::{NONE, split_member};
 use super::past::Found;
 use super::types::{
@@ -216,6 +216,24 @@ impl Core {
                 None => spans.push((index, 0, 1)),
             }
         })
+    }
+
+    /// Clients with unfinished tasks that go when they go.
+    pub fn attached(&self) -> Vec<&[u8]> {
+        let mut clients: Vec<u32> = self
+            .groups
+            .iter()
+            .filter(|(_, group)| {
+                group.parent().is_none() && group.stage != Stage::Over && !group.is(DETACHED)
+            })
+            .map(|(_, group)| group.client)
+            .collect();
+        clients.sort_unstable();
+        clients.dedup();
+        clients
+            .into_iter()
+            .map(|client| &*self.clients[client as usize].name)
+            .collect()
     }
 
     fn spans(

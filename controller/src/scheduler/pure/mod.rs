@@ -657,6 +657,7 @@ impl Pure {
                 }
             }
             Command::Settled { answer } => answer.send(()),
+            Command::Attached { answer } => answer.send(Vec::new()),
             Command::ClientGone { answer, .. } => answer.send(Aborted::default()),
             Command::Shutdown => {}
         }

@@ -43,6 +43,14 @@ impl Scheduler {
                 };
                 answer.send(self.abort_selected(&selector, &[], true));
             }
+            Command::Attached { answer } => {
+                let sessions = self.core.attached().into_iter();
+                answer.send(
+                    sessions
+                        .map(|session| String::from_utf8_lossy(session).into_owned())
+                        .collect(),
+                );
+            }
             Command::QueueStatus { verbose, answer } => answer.send(self.queues(verbose)),
             Command::TaskStates { ids, answer } => {
                 answer.send(ids.iter().map(|id| state(self.core.state(id))).collect())
