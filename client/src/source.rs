@@ -68,7 +68,13 @@ fn parse(name: &str, bytes: &[u8]) -> Result<Vec<Job>, Failure> {
         }
     }
     match first {
-        None => Ok(jobs),
+        None => {
+            let suspects = jobs.iter().filter(|job| job.mistyped.is_some());
+            suspects
+                .take(SUSPECTS)
+                .for_each(|job| tell_mistyped(name, job));
+            Ok(jobs)
+        }
         Some(error) => {
             let more = match bad - 1 {
                 0 => String::new(),
@@ -79,6 +85,19 @@ fn parse(name: &str, bytes: &[u8]) -> Result<Vec<Job>, Failure> {
                 "{error}{more}; nothing was submitted"
             )))
         }
+    }
+}
+
+/// Mistyped keys that are told, at most: all lines may have the same.
+const SUSPECTS: usize = 3;
+
+/// A dependency that is misspelt would be none.
+fn tell_mistyped(name: &str, job: &Job) {
+    if let Some((key, meant)) = &job.mistyped {
+        eprintln!(
+            "ipclient: {name}:{}: warning: {key:?} means nothing here; did you mean {meant:?}?",
+            job.line
+        );
     }
 }
 
@@ -98,12 +117,20 @@ fn read_stream(input: impl Read, sender: &Sender<Vec<Line>>) {
     let mut number = 0;
     let mut batch = Vec::new();
     let mut text = Vec::new();
+    let mut suspects = 0;
     loop {
         text.clear();
         let end = !matches!(input.read_until(b'\n', &mut text), Ok(n) if n > 0);
         if !end {
             number += 1;
             if let Some(line) = one(number, &text) {
+                if let Line::Job(job) = &line
+                    && job.mistyped.is_some()
+                    && suspects < SUSPECTS
+                {
+                    suspects += 1;
+                    tell_mistyped("stdin", job);
+                }
                 batch.push(line);
             }
         }

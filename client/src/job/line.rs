@@ -56,6 +56,8 @@ pub struct Job {
     pub text: Box<str>,
     /// The object already has a `result`, to be replaced.
     pub has_result: bool,
+    /// A key that means nothing here and may be a mistyped one, and that one. Other keys are the user's own.
+    pub mistyped: Option<(Box<str>, &'static str)>,
     /// Its name for `after` and `follow` of others.
     pub id: Option<String>,
     /// The command.
@@ -140,8 +142,52 @@ pub fn parse_line(line: u64, bytes: &[u8]) -> Result<Job, LineError> {
     let mut job = from_object(&object)?;
     job.line = line;
     job.has_result = object.contains_key("result");
+    job.mistyped = object
+        .keys()
+        .find_map(|key| Some((key.as_str().into(), meant(key)?)));
     job.text = text.into();
     Ok(job)
+}
+
+/// All keys that mean something.
+const KEYS: [&str; 25] = [
+    "after",
+    "any",
+    "capture",
+    "cd",
+    "cmd",
+    "env",
+    "err",
+    "follow",
+    "get",
+    "host",
+    "id",
+    "limit",
+    "on",
+    "out",
+    "prefer",
+    "prefer_wait",
+    "priority",
+    "put",
+    "require",
+    "result",
+    "retries",
+    "scratch",
+    "stdin",
+    "tags",
+    "timeout",
+];
+
+/// The key that a user probably meant with one that means nothing.
+fn meant(key: &str) -> Option<&'static str> {
+    if KEYS.contains(&key) || key.len() < 3 {
+        return None;
+    }
+    let near = |known: &&&str| {
+        let most = if known.len() < 7 { 1 } else { 2 };
+        known.len() > 3 && strsim::osa_distance(&key.to_lowercase(), known) <= most
+    };
+    KEYS.iter().find(near).copied()
 }
 
 fn from_object(object: &Map<String, Value>) -> Result<Job, LineError> {
@@ -161,6 +207,7 @@ fn from_object(object: &Map<String, Value>) -> Result<Job, LineError> {
         line: 0,
         text: Box::default(),
         has_result: false,
+        mistyped: None,
         id: keys.id()?,
         cmd,
         cd: keys.path("cd")?,
@@ -267,6 +314,25 @@ mod tests {
         );
         assert_eq!(job.capture, Some(65536));
         assert!(!job.has_result);
+    }
+
+    #[test]
+    fn a_key_that_is_nearly_one_is_told() {
+        let mistyped = |text: &str| parse(text).unwrap().mistyped;
+        for (key, meant) in [
+            ("aftr", "after"),
+            ("Host", "host"),
+            ("hosts", "host"),
+            ("retires", "retries"),
+            ("tag", "tags"),
+        ] {
+            let line = format!(r#"{{"cmd": "x", "{key}": 1}}"#);
+            assert_eq!(mistyped(&line), Some((key.into(), meant)));
+        }
+        assert_eq!(
+            mistyped(r#"{"cmd": "x", "number": 1, "name": "n", "after": [], "n": 1}"#),
+            None
+        );
     }
 
     #[test]

@@ -1,0 +1,109 @@
+//! What the hub tells and asks.
+
+use ipbroker_protocol::{
+    message::HeaderRef,
+    zmq::{self, Message},
+};
+
+use super::Pure;
+use crate::scheduler::{
+    command::{
+        Aborted, Command, EngineTasks, Explanation, Selection, TaskQueues, TaskState, TaskTotals,
+    },
+    task::frames::at,
+};
+
+impl Pure {
+    pub(super) fn command(&mut self, command: Command) -> zmq::Result<()> {
+        match command {
+            Command::EngineJoined(profile) => {
+                self.gone.remove(&profile.uuid);
+                let known = self.known.entry(profile.uuid.clone()).or_default();
+                known.ours = profile.is_ours();
+            }
+            Command::EngineLeft { uuid, departure } => self.departed(uuid, departure)?,
+            Command::QueueStatus { answer, .. } => {
+                let counts = self.books.counts();
+                let engines = self.known.iter().map(|(uuid, known)| EngineTasks {
+                    uuid: uuid.clone(),
+                    running: counts.get(uuid.as_str()).copied().unwrap_or_default(),
+                    completed: known.completed,
+                    ..EngineTasks::default()
+                });
+                answer.send(TaskQueues {
+                    engines: engines.collect(),
+                    ..TaskQueues::default()
+                });
+            }
+            Command::TaskStates { ids, answer } => {
+                answer.send(ids.iter().map(|id| self.state(id)).collect());
+            }
+            Command::Totals { answer, .. } => answer.send(TaskTotals {
+                running: self.books.len() as u64,
+                ..TaskTotals::default()
+            }),
+            Command::Unfinished { answer, .. } => answer.send(self.books.ids()),
+            Command::Abort {
+                selection, answer, ..
+            } => answer.send(self.abort(selection)),
+            Command::Explain { id, answer } => answer.send(Explanation {
+                state: self.state(&id),
+                text: "this controller runs --scheme=pure: libzmq hands tasks out in turn, and nobody knows of a task \
+                       until an engine has announced it"
+                    .into(),
+                engines: Vec::new(),
+            }),
+            Command::Stats { answer } => answer.send(ipbroker_protocol::message::Stats::default()),
+            Command::Inject { mut frames, answer } => {
+                frames.insert(0, Message::new());
+                let id = frames
+                    .get(at::HEADER)
+                    .and_then(|header| self.session.packer.unpack::<HeaderRef<'_>>(header).ok())
+                    .map(|header| header.msg_id.into_owned());
+                match id {
+                    Some(id) => {
+                        self.again.push_back(frames);
+                        answer.send(Ok(id));
+                    }
+                    None => answer.send(Err("not a message".into())),
+                }
+            }
+            Command::Settled { answer } => answer.send(()),
+            Command::Attached { answer } => answer.send(Vec::new()),
+            Command::ClientGone { answer, .. } => answer.send(Aborted::default()),
+            Command::Shutdown => {}
+        }
+        Ok(())
+    }
+
+    fn state(&self, id: &str) -> TaskState {
+        if self.books.contains(id) {
+            TaskState::Running
+        } else {
+            TaskState::Unknown
+        }
+    }
+
+    /// Only what engines have announced can be found; the hub tells them to stop it.
+    fn abort(&self, selection: Selection) -> Aborted {
+        let mut aborted = Aborted::default();
+        let ids = match selection {
+            Selection::Ids(ids) => ids,
+            Selection::All | Selection::Session(_) => self.books.ids(),
+        };
+        for id in ids {
+            let engines = self.books.engines(&id);
+            if engines.is_empty() {
+                aborted.unknown.push(id);
+                continue;
+            }
+            for engine in engines {
+                match aborted.running.iter_mut().find(|(uuid, _)| uuid == engine) {
+                    Some((_, ids)) => ids.push(id.clone()),
+                    None => aborted.running.push((engine.to_owned(), vec![id.clone()])),
+                }
+            }
+        }
+        aborted
+    }
+}
