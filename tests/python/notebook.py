@@ -445,6 +445,20 @@ class Notebook:
                 command = [self.programs / "ipclient", f"--file={file.name}", "--connect-timeout=1", "status"]
                 done = subprocess.run(command, capture_output=True, text=True, timeout=60)
                 assert done.returncode != 0 and not done.stdout and done.stderr.count("\n") == 1, done
+        # Engines with another key end without having been registered.
+        with open(Path(self.profile_dir) / "security" / "ipcontroller-engine.json") as file:
+            engine = dict(json.load(file), curve_serverkey=key)
+        with tempfile.NamedTemporaryFile("w", suffix=".json") as file:
+            json.dump(engine, file)
+            file.flush()
+            theirs = [sys.executable, "-m", "ipyparallel.engine", f"--file={file.name}", "--timeout=2"]
+            ours = [self.programs / "ipengine", f"--file={file.name}", "--grace=2"]
+            engines = [subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+                       for command in (theirs, ours)]
+            for process in engines:
+                said = process.communicate(timeout=60)[1]
+                assert process.returncode != 0, said
+        assert self.rc.ids == [0, 1]
         # Nobody else was disturbed.
         assert self.all.apply_sync(double, 3) == [6, 6]
 

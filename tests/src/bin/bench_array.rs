@@ -1,4 +1,4 @@
-//! One array of no-op calls through the client library; prints how fast that was as JSON.
+//! Calls through the client library, as one array or message by message; prints how fast that was as JSON.
 
 use std::{path::PathBuf, time::Instant};
 
@@ -20,6 +20,12 @@ struct Options {
     /// One call at a time instead, each awaited.
     #[arg(long)]
     one_by_one: bool,
+    /// Messages of their own instead of an array, all at once; each call sleeps for so many seconds.
+    #[arg(long)]
+    sleep: Option<f64>,
+    /// Every so many-th of those sleeps for a second.
+    #[arg(long)]
+    second_every: Option<u64>,
 }
 
 fn main() -> ipbroker_client::Result<()> {
@@ -41,6 +47,23 @@ fn main() -> ipbroker_client::Result<()> {
             "{}",
             json!({"tasks": options.count, "p50_us": at(0.5), "p99_us": at(0.99)})
         );
+        return Ok(());
+    }
+    if let Some(sleep) = options.sleep {
+        let long = |number: u64| {
+            options
+                .second_every
+                .is_some_and(|every| number % every == 0)
+        };
+        let start = Instant::now();
+        let calls = (0..options.count)
+            .map(|number| view.apply::<f64>("sleep", &if long(number) { 1.0 } else { sleep }))
+            .collect::<ipbroker_client::Result<Vec<_>>>()?;
+        for call in calls {
+            call.get()?;
+        }
+        let took = start.elapsed().as_secs_f64();
+        println!("{}", json!({"tasks": options.count, "seconds": took}));
         return Ok(());
     }
     let start = Instant::now();
