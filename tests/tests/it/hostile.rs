@@ -147,8 +147,9 @@ fn every_socket(args: &[&str], rounds: usize) {
             };
             let socket = context.socket(kind).unwrap();
             socket.set_linger(200).unwrap();
-            if round % 4 == 3 {
-                // The controller's own name, as its engines know it.
+            // The controller's own name, as its engines know it. Rarely in the long form: libzmq keeps the connection from
+            // which a name was taken.
+            if round % if round < rounds { 4 } else { 256 } == 3 {
                 socket.set_identity(b"ipbroker.task").unwrap();
             }
             socket.connect(endpoint).unwrap();
