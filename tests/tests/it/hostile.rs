@@ -329,11 +329,12 @@ fn connections_that_end_leave_nothing() {
             .flat_map(|_| channels)
             .map(|(channel, kind)| wire.connect(&context, kind, None, channel))
             .collect();
-        eventually("all to be connected", LIMIT, || {
-            (open() >= idle + connected.len()).then_some(())
+        // Give or take what others open and close meanwhile.
+        eventually("them to be connected", LIMIT, || {
+            (open() + 40 > idle + connected.len()).then_some(())
         });
         drop(connected);
-        eventually("all to be gone", LIMIT, || {
+        eventually("them to be gone", LIMIT, || {
             (open() < idle + 40).then_some(())
         });
     };
