@@ -284,7 +284,11 @@ impl Io {
 
     fn send(&mut self, channel: Channel, envelope: Envelope) {
         if let Err(error) = self.try_send(channel, envelope) {
-            tracing::warn!(?channel, %error, "a message could not be sent");
+            match channel {
+                // Who asks the hub waits for an answer, and says himself that there is none.
+                Channel::Hub => tracing::debug!(%error, "a request could not be sent"),
+                _ => tracing::warn!(?channel, %error, "a message could not be sent"),
+            }
         }
     }
 

@@ -53,7 +53,7 @@ fn main() -> ipbroker_client::Result<()> {
         let long = |number: u64| {
             options
                 .second_every
-                .is_some_and(|every| number % every == 0)
+                .is_some_and(|every| number.is_multiple_of(every))
         };
         let start = Instant::now();
         let calls = (0..options.count)
