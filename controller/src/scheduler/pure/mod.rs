@@ -90,7 +90,7 @@ struct Pure {
     splitting: VecDeque<Splitting>,
     /// Replies for clients that do not read fast enough.
     outbox: Outbox,
-    /// Given back by an engine, to be sent again.
+    /// Next to be sent: what engines have given back, what the DEALER did not take, what the hub submits.
     again: VecDeque<Vec<Message>>,
     acks: HashMap<Vec<u8>, SubmitAck>,
     leaves: Leaves,
