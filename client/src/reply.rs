@@ -79,8 +79,7 @@ impl Reply {
 
     /// Id of the request.
     pub fn parent_id(&self) -> String {
-        self.packer
-            .unpack::<ParentRef<'_>>(self.envelope.parent_header())
+        ParentRef::read(self.packer, self.envelope.parent_header())
             .map(|parent| parent.msg_id.into_owned())
             .unwrap_or_default()
     }

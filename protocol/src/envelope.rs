@@ -128,15 +128,24 @@ impl Envelope {
         &self.frames[self.delimiter + 5]
     }
 
+    /// Signature and maps, all at once: each look into a frame is a call of libzmq.
+    #[must_use]
+    pub fn parts(&self) -> Parts<'_> {
+        let [signature, header, parent_header, metadata, content] =
+            std::array::from_fn(|index| &self.frames[self.delimiter + 1 + index][..]);
+        Parts {
+            signature,
+            header,
+            parent_header,
+            metadata,
+            content,
+        }
+    }
+
     /// The four packed maps in the order in which they are signed.
     #[must_use]
     pub fn maps(&self) -> [&[u8]; 4] {
-        [
-            self.header(),
-            self.parent_header(),
-            self.metadata(),
-            self.content(),
-        ]
+        self.parts().maps()
     }
 
     /// The buffers after the content.
@@ -179,6 +188,53 @@ impl Envelope {
                 .collect(),
             delimiter: self.delimiter,
         }
+    }
+}
+
+/// What every message has between delimiter and buffers, packed.
+#[derive(Debug, Clone, Copy)]
+pub struct Parts<'a> {
+    /// Lower-case hex, empty when messages are not signed.
+    pub signature: &'a [u8],
+    /// The header.
+    pub header: &'a [u8],
+    /// The parent header.
+    pub parent_header: &'a [u8],
+    /// The metadata.
+    pub metadata: &'a [u8],
+    /// The content.
+    pub content: &'a [u8],
+}
+
+impl<'a> Parts<'a> {
+    /// Finds the parts of a message, and how many identities precede them.
+    ///
+    /// # Errors
+    /// [`EnvelopeError`] when the frames are no message.
+    pub fn of(frames: &[&'a [u8]]) -> Result<(usize, Self), EnvelopeError> {
+        let Some(delimiter) = frames.iter().position(|frame| *frame == DELIMITER) else {
+            return Err(EnvelopeError::NoDelimiter {
+                frames: frames.len(),
+            });
+        };
+        let after = &frames[delimiter + 1..];
+        let [signature, header, parent_header, metadata, content, ..] = *after else {
+            return Err(EnvelopeError::Truncated { after: after.len() });
+        };
+        let parts = Self {
+            signature,
+            header,
+            parent_header,
+            metadata,
+            content,
+        };
+        Ok((delimiter, parts))
+    }
+
+    /// The four maps in the order in which they are signed.
+    #[must_use]
+    pub fn maps(&self) -> [&'a [u8]; 4] {
+        [self.header, self.parent_header, self.metadata, self.content]
     }
 }
 

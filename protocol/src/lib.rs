@@ -9,6 +9,7 @@ pub mod array;
 pub mod connection;
 pub mod dependency;
 pub mod envelope;
+mod fields;
 pub mod message;
 pub mod profile;
 pub mod session;

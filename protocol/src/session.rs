@@ -130,8 +130,19 @@ impl Signer {
         if self.0.is_none() {
             return Ok(());
         }
-        let right = self.sign(maps);
-        if bool::from(right.as_ref().ct_eq(signature)) {
+        let right = self.sign(maps).hex;
+        // Word by word: byte by byte takes as long as hashing them.
+        let word = |text: &[u8; 64], at: usize| {
+            u64::from_ne_bytes(std::array::from_fn(|byte| text[at * 8 + byte]))
+        };
+        if let Ok(signature) = <&[u8; 64]>::try_from(signature)
+            && (0..8)
+                .fold(0, |differ, at| {
+                    differ | (word(&right, at) ^ word(signature, at))
+                })
+                .ct_eq(&0)
+                .into()
+        {
             Ok(())
         } else {
             Err(WrongSignature)
@@ -318,7 +329,8 @@ impl Session {
     /// # Errors
     /// [`WrongSignature`] when the sender does not hold the key.
     pub fn verify(&self, envelope: &Envelope) -> Result<(), WrongSignature> {
-        self.signer.verify(envelope.signature(), envelope.maps())
+        let parts = envelope.parts();
+        self.signer.verify(parts.signature, parts.maps())
     }
 }
 

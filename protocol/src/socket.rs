@@ -203,22 +203,25 @@ pub fn bind(socket: &Socket, interface: &str, port: u16) -> zmq::Result<u16> {
 /// As `zmq_msg_recv`, but for `EAGAIN`.
 pub fn recv(socket: &Socket, frames: &mut Vec<Message>) -> zmq::Result<bool> {
     frames.clear();
-    let mut first = Message::new();
-    match socket.recv(&mut first, zmq::DONTWAIT) {
-        Ok(()) => {}
-        Err(zmq::Error::EAGAIN | zmq::Error::EINTR) => return Ok(false),
-        Err(error) => return Err(error),
-    }
-    let mut more = first.get_more();
-    frames.push(first);
     // The rest of a message is always there once its first frame is.
-    while more {
-        let mut frame = Message::new();
-        socket.recv(&mut frame, 0)?;
-        more = frame.get_more();
-        frames.push(frame);
+    let mut flags = zmq::DONTWAIT;
+    loop {
+        let last = frames.len();
+        frames.push(Message::new());
+        let frame = &mut frames[last];
+        match socket.recv(frame, flags) {
+            Ok(()) if frame.get_more() => flags = 0,
+            Ok(()) => return Ok(true),
+            Err(error) => {
+                let none = matches!(error, zmq::Error::EAGAIN | zmq::Error::EINTR);
+                if none && last == 0 {
+                    frames.clear();
+                    return Ok(false);
+                }
+                return Err(error);
+            }
+        }
     }
-    Ok(true)
 }
 
 /// Sends one whole message without waiting; the frames are moved.

@@ -86,6 +86,45 @@ pub fn between(from: Timestamp, to: Timestamp) -> Duration {
     Duration::from_nanos(u64::try_from(nanos).unwrap_or(0))
 }
 
+/// Seconds between two ISO 8601 dates, 0 when the second is earlier.
+#[must_use]
+pub fn seconds_between(from: &str, to: &str) -> Option<f64> {
+    // Of one minute, most are: then the rest is two numbers.
+    const MINUTE: usize = "0000-00-00T00:00:".len();
+    if let (Some((minute, from)), Some((same, to))) =
+        (from.split_at_checked(MINUTE), to.split_at_checked(MINUTE))
+        && minute == same
+        && minute
+            .bytes()
+            .zip(*b"0000-00-00T00:00:")
+            .all(|(byte, shape)| match shape {
+                b'0' => byte.is_ascii_digit(),
+                shape => byte == shape,
+            })
+        && let (Some(from), Some(to)) = (micros(from), micros(to))
+    {
+        return Some(to.saturating_sub(from) as f64 / 1e6);
+    }
+    Some(between(parse(from)?, parse(to)?).as_secs_f64())
+}
+
+/// `SS.ffffffZ` in microseconds.
+fn micros(text: &str) -> Option<u32> {
+    let number = |digits: &[u8]| {
+        digits.iter().try_fold(0, |value, digit| {
+            digit
+                .is_ascii_digit()
+                .then(|| value * 10 + u32::from(digit - b'0'))
+        })
+    };
+    match text.as_bytes() {
+        [a, b, b'.', fraction @ .., b'Z'] if fraction.len() == 6 => {
+            Some(number(&[*a, *b])? * 1_000_000 + number(fraction)?)
+        }
+        _ => None,
+    }
+}
+
 /// `moment` moved by `seconds`, for clocks that are known to be off.
 #[must_use]
 pub fn shifted(moment: Timestamp, seconds: f64) -> Timestamp {
@@ -134,5 +173,52 @@ mod tests {
         assert_eq!(parse("2014-12-13T02:17:05.593718+01:00"), Some(moment));
         assert_eq!(parse("yesterday"), None);
         assert_eq!(utc(shifted(moment, -47.0)), "2014-12-13T01:16:18.593718Z");
+    }
+
+    #[test]
+    fn seconds_between_dates() {
+        for (from, to, seconds) in [
+            (
+                "2014-12-13T01:17:05.593718Z",
+                "2014-12-13T01:17:07.000000Z",
+                Some(1.406282),
+            ),
+            (
+                "2014-12-13T01:17:05.593718Z",
+                "2014-12-13T01:17:05.000000Z",
+                Some(0.0),
+            ),
+            (
+                "2014-12-13T01:17:05.593718Z",
+                "2014-12-13T02:18:05.593718Z",
+                Some(3660.0),
+            ),
+            (
+                "2014-12-13T01:17:05.593718Z",
+                "2014-12-13T01:17:06.593718+00:00",
+                Some(1.0),
+            ),
+            ("2014-12-13T01:17:05Z", "2014-12-13T01:17:06.5Z", Some(1.5)),
+            ("2014-12-13T01:17:05.593718Z", "", None),
+            (
+                "yesterday, 17:00: 05.593718Z",
+                "yesterday, 17:00: 06.593718Z",
+                None,
+            ),
+            (
+                "2014-12-13T01:17:5x.593718Z",
+                "2014-12-13T01:17:06.593718Z",
+                None,
+            ),
+        ] {
+            let found = seconds_between(from, to);
+            assert!(
+                match (found, seconds) {
+                    (Some(found), Some(seconds)) => f64::abs(found - seconds) < 1e-9,
+                    (found, seconds) => found == seconds,
+                },
+                "{from} to {to}: {found:?}"
+            );
+        }
     }
 }

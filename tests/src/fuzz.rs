@@ -1,6 +1,8 @@
 //! What is fuzzed: each target takes any bytes and must return. `fuzz/` gives them to libFuzzer, `fuzz_run` mutates valid
 //! inputs on stable Rust.
 
+use std::fmt::Debug;
+
 use ipbroker_client::job::{Graph, Job, parse_line};
 use ipbroker_protocol::{
     array::{View, split_id},
@@ -8,7 +10,7 @@ use ipbroker_protocol::{
     dependency::Dependency,
     envelope::Envelope,
     message::*,
-    session::{Packer, Session},
+    session::{Packer, Session, UnpackError},
     value::Value,
 };
 use serde::{Serialize, de::DeserializeOwned};
@@ -91,8 +93,8 @@ pub fn envelope(bytes: &[u8]) {
     };
     let session = Session::with_id("fuzz".into(), b"key", Packer::Msgpack);
     let _ = session.verify(&envelope);
-    let _ = Packer::Msgpack.unpack::<HeaderRef<'_>>(envelope.header());
-    let _ = Packer::Msgpack.unpack::<ParentRef<'_>>(envelope.parent_header());
+    let _ = HeaderRef::read(Packer::Msgpack, envelope.header());
+    let _ = ParentRef::read(Packer::Msgpack, envelope.parent_header());
     let _ = Packer::Msgpack.unpack::<TaskMetadata>(envelope.metadata());
     if envelope.identities().len() >= 2 {
         envelope.swap_identities(0, 1);
@@ -147,6 +149,14 @@ fn only<T: DeserializeOwned>(packer: Packer, bytes: &[u8]) {
 }
 
 /// The typed messages; the first byte chooses packer and type.
+/// What is read the short way is what serde unpacks.
+fn same<T: Debug>(read: &Result<T, UnpackError>, unpacked: &Result<T, UnpackError>) {
+    match (read, unpacked) {
+        (Ok(read), Ok(unpacked)) => assert_eq!(format!("{read:?}"), format!("{unpacked:?}")),
+        _ => assert_eq!(read.is_ok(), unpacked.is_ok()),
+    }
+}
+
 const MESSAGES: &[fn(Packer, &[u8])] = &[
     one::<Header>,
     one::<Command>,
@@ -157,9 +167,9 @@ const MESSAGES: &[fn(Packer, &[u8])] = &[
     one::<AbortRequest>,
     one::<Registration>,
     one::<FsRequest>,
-    |packer, bytes| drop(packer.unpack::<HeaderRef<'_>>(bytes)),
-    |packer, bytes| drop(packer.unpack::<ParentRef<'_>>(bytes)),
-    |packer, bytes| drop(packer.unpack::<ReplyMetadata<'_>>(bytes)),
+    |packer, bytes| same(&HeaderRef::read(packer, bytes), &packer.unpack(bytes)),
+    |packer, bytes| same(&ParentRef::read(packer, bytes), &packer.unpack(bytes)),
+    |packer, bytes| same(&ReplyMetadata::read(packer, bytes), &packer.unpack(bytes)),
     only::<TaskMetadata>,
     only::<Reply>,
     only::<SubmitAck>,

@@ -366,13 +366,13 @@ impl Io {
     fn handle(&mut self, channel: Channel, envelope: Envelope) {
         let packer = self.settings.session.packer;
         // The common case first: a reply whose parent we await.
-        let number = match packer.unpack::<ParentRef<'_>>(envelope.parent_header()) {
+        let number = match ParentRef::read(packer, envelope.parent_header()) {
             Ok(parent) => number_of(&parent.msg_id, &self.settings.session.id)
                 .map(|(number, engine)| (number, engine.map(str::to_owned))),
             Err(_) => None,
         };
         if channel == Channel::Task {
-            let Ok(header) = packer.unpack::<HeaderRef<'_>>(envelope.header()) else {
+            let Ok(header) = HeaderRef::read(packer, envelope.header()) else {
                 return;
             };
             match &*header.msg_type {
@@ -400,8 +400,7 @@ impl Io {
             return;
         };
         let (lo, hi) = if pending.array {
-            let range = packer
-                .unpack::<ReplyMetadata<'_>>(envelope.metadata())
+            let range = ReplyMetadata::read(packer, envelope.metadata())
                 .ok()
                 .and_then(|metadata| metadata.range);
             match range {
@@ -458,7 +457,7 @@ impl Io {
             uuid: String,
         }
         let packer = self.settings.session.packer;
-        let Ok(header) = packer.unpack::<HeaderRef<'_>>(envelope.header()) else {
+        let Ok(header) = HeaderRef::read(packer, envelope.header()) else {
             return;
         };
         match &*header.msg_type {

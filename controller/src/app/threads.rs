@@ -46,9 +46,11 @@ pub(super) fn start(settings: &Settings, main: &Sender<MainEvent>) -> Result<Con
         }
     };
     let context = Context::new();
-    // Many engines and clients: two threads keep the sockets busy on two cores and more.
+    // One thread has sockets to serve most of the time, two sleep and are woken: that costs more than it brings, unless
+    // there are cores to spare.
+    let cores = thread::available_parallelism().map_or(1, usize::from);
     context
-        .set_io_threads(2)
+        .set_io_threads(if cores > 2 { 2 } else { 1 })
         .map_err(|error| system("cannot start ZeroMQ")(error.into()))?;
     let mut options = store::Options::new(settings.profile.dir());
     options.name = settings.store_name();

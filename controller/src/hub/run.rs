@@ -519,7 +519,7 @@ impl Hub {
     }
 
     fn requested(&mut self, request: ipbroker_protocol::envelope::Envelope) {
-        let header: HeaderRef<'_> = match self.session.packer.unpack(request.header()) {
+        let header = match HeaderRef::read(self.session.packer, request.header()) {
             Ok(header) => header,
             Err(error) => return self.query.refuse("bad header", &error),
         };

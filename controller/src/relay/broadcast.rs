@@ -200,7 +200,7 @@ impl Broadcast {
     }
 
     fn replied(&mut self, session: &Session, leaf: usize, mut reply: Envelope) {
-        let parent: ParentRef<'_> = match session.packer.unpack(reply.parent_header()) {
+        let parent = match ParentRef::read(session.packer, reply.parent_header()) {
             Ok(parent) => parent,
             Err(error) => return self.leaves[leaf].refuse("bad reply", &error),
         };

@@ -152,7 +152,7 @@ impl Control {
     }
 
     fn requested(&mut self, mut request: Envelope) {
-        let header: HeaderRef<'_> = match self.session.packer.unpack(request.header()) {
+        let header = match HeaderRef::read(self.session.packer, request.header()) {
             Ok(header) => header,
             Err(error) => return self.clients.refuse("bad header", &error),
         };

@@ -161,7 +161,7 @@ impl<F: Fn(String)> Iopub<F> {
 
     fn read(&mut self, message: &Envelope) -> Result<(), ipbroker_protocol::session::UnpackError> {
         let packer = self.session.packer;
-        let header: HeaderRef<'_> = packer.unpack(message.header())?;
+        let header = HeaderRef::read(packer, message.header())?;
         match &*header.msg_type {
             "status" => return self.status(message, &header),
             "shutdown_reply" => {
@@ -171,7 +171,7 @@ impl<F: Fn(String)> Iopub<F> {
             "stream" | "error" | "execute_input" | "execute_result" | "display_data" => {}
             _ => return Ok(()),
         }
-        let parent: ParentRef<'_> = packer.unpack(message.parent_header())?;
+        let parent = ParentRef::read(packer, message.parent_header())?;
         if parent.msg_id.is_empty() {
             return Ok(());
         }
@@ -205,7 +205,7 @@ impl<F: Fn(String)> Iopub<F> {
         header: &HeaderRef<'_>,
     ) -> Result<(), ipbroker_protocol::session::UnpackError> {
         let packer = self.session.packer;
-        let parent: ParentRef<'_> = packer.unpack(message.parent_header())?;
+        let parent = ParentRef::read(packer, message.parent_header())?;
         if !matches!(&*parent.msg_type, "apply_request" | "execute_request") {
             return Ok(());
         }

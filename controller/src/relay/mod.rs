@@ -76,7 +76,7 @@ impl Bounced {
             Refused::Full(frames) => (frames, "does not take its messages: its queue is full"),
         };
         let request = Envelope::parse(frames).ok()?;
-        let header: HeaderRef<'_> = session.packer.unpack(request.header()).ok()?;
+        let header = HeaderRef::read(session.packer, request.header()).ok()?;
         let engine = hex(&request.identities()[0]);
         let error = ErrorContent::new("EngineError", format!("engine {engine} {why}"));
         let identities = [1, 0]

@@ -213,7 +213,7 @@ impl Mux {
 
     /// A client's request: recorded, identities swapped.
     fn requested(&mut self, mut request: Envelope) -> Option<Vec<Message>> {
-        let header: HeaderRef<'_> = match self.session.packer.unpack(request.header()) {
+        let header = match HeaderRef::read(self.session.packer, request.header()) {
             Ok(header) => header,
             Err(error) => {
                 self.clients.refuse("bad header", &error);
@@ -281,7 +281,7 @@ impl Mux {
 
     /// An engine's reply: recorded, identities swapped back.
     fn replied(&mut self, mut reply: Envelope) -> Option<Vec<Message>> {
-        let parent: ParentRef<'_> = match self.session.packer.unpack(reply.parent_header()) {
+        let parent = match ParentRef::read(self.session.packer, reply.parent_header()) {
             Ok(parent) => parent,
             Err(error) => {
                 self.engines.refuse("bad parent header", &error);
@@ -289,11 +289,8 @@ impl Mux {
             }
         };
         if is_task(&parent.msg_type) {
-            let metadata: ReplyMetadata<'_> = self
-                .session
-                .packer
-                .unpack(reply.metadata())
-                .unwrap_or_default();
+            let metadata =
+                ReplyMetadata::read(self.session.packer, reply.metadata()).unwrap_or_default();
             let outcome = match &*metadata.status {
                 "ok" => Outcome::Ok,
                 "aborted" => Outcome::Aborted,

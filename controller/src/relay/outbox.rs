@@ -24,6 +24,9 @@ const ALL_BYTES: usize = 4 << 30;
 /// The first pause before a full peer is tried again, and the longest.
 const PAUSES: (Duration, Duration) = (Duration::from_millis(1), Duration::from_millis(40));
 
+/// No identity in ZMTP is longer.
+const IDENTITY_MOST: usize = 255;
+
 /// Why a message was not taken; it comes back whole.
 #[derive(Debug)]
 pub(crate) enum Refused {
@@ -199,11 +202,19 @@ fn cost(frames: &[Message]) -> usize {
 /// Sends all frames and leaves `frames` empty, or sends nothing and leaves them as they are.
 pub(crate) fn try_send(socket: &Socket, frames: &mut Vec<Message>) -> zmq::Result<()> {
     let last = frames.len() - 1;
-    // Only the identity can be refused, so only it is copied.
-    socket.send(
-        &frames[0][..],
-        zmq::DONTWAIT | if last > 0 { zmq::SNDMORE } else { 0 },
-    )?;
+    // Only the identity can be refused, and it is lost then: a copy that needs no allocation brings it back.
+    let flags = zmq::DONTWAIT | if last > 0 { zmq::SNDMORE } else { 0 };
+    let mut room = [0; IDENTITY_MOST];
+    match room.get_mut(..frames[0].len()) {
+        Some(copy) => {
+            copy.copy_from_slice(&frames[0]);
+            let identity = std::mem::replace(&mut frames[0], Message::new());
+            socket
+                .send(identity, flags)
+                .inspect_err(|_| frames[0] = Message::from(&*copy))?;
+        }
+        None => socket.send(&frames[0][..], flags)?,
+    }
     for (index, frame) in frames.drain(..).enumerate().skip(1) {
         let more = if index < last { zmq::SNDMORE } else { 0 };
         if let Err(error) = socket.send(frame, more) {

@@ -104,7 +104,7 @@ impl Server {
         if let Err(error) = session.verify(&envelope) {
             return self.junk.refuse("registration channel", &error);
         }
-        let header: HeaderRef<'_> = match session.packer.unpack(envelope.header()) {
+        let header = match HeaderRef::read(session.packer, envelope.header()) {
             Ok(header) => header,
             Err(error) => return self.junk.refuse("registration channel", &error),
         };

@@ -113,9 +113,7 @@ impl Server {
                 session
                     .verify(&envelope)
                     .map_err(|error| error.to_string())?;
-                let header: HeaderRef<'_> = session
-                    .packer
-                    .unpack(envelope.header())
+                let header = HeaderRef::read(session.packer, envelope.header())
                     .map_err(|error| format!("header: {error}"))?;
                 let names = (header.msg_type.into_owned(), header.msg_id.into_owned());
                 Ok((envelope, names))

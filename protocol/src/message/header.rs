@@ -4,7 +4,11 @@ use std::borrow::Cow;
 
 use serde::{Deserialize, Serialize};
 
-use crate::value::Map;
+use crate::{
+    fields::fields,
+    session::{Packer, UnpackError},
+    value::Map,
+};
 
 /// A message's header, owned.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -62,4 +66,58 @@ pub struct ParentRef<'a> {
     /// When the request was made.
     #[serde(borrow, default)]
     pub date: Cow<'a, str>,
+}
+
+impl<'a> HeaderRef<'a> {
+    /// Reads a packed header; the same as unpacking it, several times faster.
+    ///
+    /// # Errors
+    /// [`UnpackError`] when the bytes are no header.
+    pub fn read(packer: Packer, packed: &'a [u8]) -> Result<Self, UnpackError> {
+        if packer == Packer::Msgpack
+            && let Some([Some(msg_id), Some(msg_type), session, date]) = texts(packed)
+        {
+            return Ok(Self {
+                msg_id: msg_id.into(),
+                msg_type: msg_type.into(),
+                session: session.unwrap_or_default().into(),
+                date: date.unwrap_or_default().into(),
+            });
+        }
+        packer.unpack(packed)
+    }
+}
+
+impl<'a> ParentRef<'a> {
+    /// Reads a packed parent header; the same as unpacking it, several times faster.
+    ///
+    /// # Errors
+    /// [`UnpackError`] when the bytes are neither a header nor an empty map.
+    pub fn read(packer: Packer, packed: &'a [u8]) -> Result<Self, UnpackError> {
+        if packer == Packer::Msgpack
+            && let Some(texts) = texts(packed)
+        {
+            let [msg_id, msg_type, session, date] =
+                texts.map(|text| text.unwrap_or_default().into());
+            return Ok(Self {
+                msg_id,
+                msg_type,
+                session,
+                date,
+            });
+        }
+        packer.unpack(packed)
+    }
+}
+
+/// `msg_id`, `msg_type`, `session` and `date` of a header, unless it takes serde to read it.
+fn texts(packed: &[u8]) -> Option<[Option<&str>; 4]> {
+    let found = fields(packed, ["msg_id", "msg_type", "session", "date"])?;
+    let mut texts = [None; 4];
+    for (text, field) in texts.iter_mut().zip(found) {
+        if let Some(field) = field {
+            *text = Some(field.text()?);
+        }
+    }
+    Some(texts)
 }

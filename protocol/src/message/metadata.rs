@@ -4,7 +4,12 @@ use std::borrow::Cow;
 
 use serde::{Deserialize, Deserializer, Serialize};
 
-use crate::{dependency::Dependency, value::Map};
+use crate::{
+    dependency::Dependency,
+    fields::fields,
+    session::{Packer, UnpackError},
+    value::Map,
+};
 
 /// Scheduling metadata of a task request, as the scheduler reads it. Every key may be absent, null or empty.
 #[derive(Debug, Clone, PartialEq, Default, Deserialize)]
@@ -155,6 +160,56 @@ pub struct ReplyMetadata<'a> {
     /// Members that did not end well: index and `error`, `aborted` or `unmet`.
     #[serde(deserialize_with = "failed_list", borrow)]
     pub failed: Vec<(u64, Cow<'a, str>)>,
+}
+
+impl<'a> ReplyMetadata<'a> {
+    /// Reads packed metadata of a reply; the same as unpacking it, several times faster if it is of a single task.
+    ///
+    /// # Errors
+    /// [`UnpackError`] when the bytes are something else.
+    pub fn read(packer: Packer, packed: &'a [u8]) -> Result<Self, UnpackError> {
+        if packer == Packer::Msgpack
+            && let Some(metadata) = Self::plain(packed)
+        {
+            return Ok(metadata);
+        }
+        packer.unpack(packed)
+    }
+
+    /// That of a single task, unless it takes serde to read it.
+    fn plain(packed: &'a [u8]) -> Option<Self> {
+        let names = [
+            "status",
+            "engine",
+            "started",
+            "dependencies_met",
+            "duration",
+            "range",
+            "failed",
+        ];
+        let [status, engine, started, met, duration, None, None] = fields(packed, names)? else {
+            return None;
+        };
+        let mut metadata = Self::default();
+        if let Some(status) = status {
+            metadata.status = status.text()?.into();
+        }
+        for (field, text) in [
+            (engine, &mut metadata.engine),
+            (started, &mut metadata.started),
+        ] {
+            if let Some(field) = field.filter(|field| !field.is_nil()) {
+                *text = Some(field.text()?.into());
+            }
+        }
+        if let Some(met) = met.filter(|met| !met.is_nil()) {
+            metadata.dependencies_met = Some(met.bool()?);
+        }
+        if let Some(duration) = duration.filter(|duration| !duration.is_nil()) {
+            metadata.duration = Some(duration.f64()?);
+        }
+        Some(metadata)
+    }
 }
 
 /// Metadata that our engine puts on a reply.

@@ -96,104 +96,83 @@ pub(super) enum Found<'a> {
     Past(&'a Past),
 }
 
-/// Marks an entry as past.
-const PAST: u32 = 1 << 31;
-
-/// The table of ids: five bytes an entry, as the ids are with the groups and in the ring.
+/// The tables of ids: five bytes an entry, as the ids are with the groups and in the ring. Most that is looked up is
+/// live, and a table of what is live alone stays in the processor's cache.
 pub(super) struct Ids {
-    table: HashTable<u32>,
+    live: HashTable<u32>,
+    past: HashTable<u32>,
     ring: Vec<Past>,
     at: usize,
     most: usize,
 }
 
-fn id_of(entry: u32, groups: &Groups, ring: &[Past]) -> TaskId {
-    if entry & PAST != 0 {
-        ring[(entry & !PAST) as usize].id
-    } else {
-        groups[entry].id
-    }
-}
-
 impl Ids {
     pub(super) fn new(most: usize) -> Self {
         Ids {
-            table: HashTable::new(),
+            live: HashTable::new(),
+            past: HashTable::new(),
             ring: Vec::new(),
             at: 0,
-            most: most.clamp(1, (PAST - 1) as usize),
+            most: most.clamp(1, u32::MAX as usize),
         }
+    }
+
+    /// The group of that id that has no final outcome.
+    pub(super) fn live(&self, id: TaskId, groups: &Groups) -> Option<u32> {
+        let same = |&group: &u32| groups[group].id == id;
+        self.live.find(id.hash(), same).copied()
     }
 
     pub(super) fn find(&self, id: TaskId, groups: &Groups) -> Option<Found<'_>> {
-        let entry = *self
-            .table
-            .find(id.hash(), |&e| id_of(e, groups, &self.ring) == id)?;
-        Some(if entry & PAST != 0 {
-            Found::Past(&self.ring[(entry & !PAST) as usize])
-        } else {
-            Found::Live(entry)
-        })
+        if let Some(group) = self.live(id, groups) {
+            return Some(Found::Live(group));
+        }
+        let same = |&slot: &u32| self.ring[slot as usize].id == id;
+        let slot = *self.past.find(id.hash(), same)?;
+        Some(Found::Past(&self.ring[slot as usize]))
     }
 
-    /// A new group; its id must not be in the table.
+    /// A new group; its id must not be known.
     pub(super) fn insert(&mut self, index: u32, groups: &Groups) {
-        let ring = &self.ring;
-        self.table
-            .insert_unique(groups[index].id.hash(), index, |&e| {
-                id_of(e, groups, ring).hash()
-            });
+        let hash = |&group: &u32| groups[group].id.hash();
+        self.live.insert_unique(hash(&index), index, hash);
     }
 
-    /// A slot of the ring; the oldest outcome may be forgotten for it.
-    fn slot(&mut self) -> usize {
-        if self.ring.len() < self.most {
-            self.ring.len()
+    /// The oldest outcome may be forgotten for a new one.
+    fn keep(&mut self, past: Past) {
+        let hash = past.id.hash();
+        let slot = if self.ring.len() < self.most {
+            self.ring.push(past);
+            self.ring.len() - 1
         } else {
             let slot = self.at;
             self.at = (self.at + 1) % self.most;
-            let old = PAST | slot as u32;
-            if let Ok(entry) = self
-                .table
-                .find_entry(self.ring[slot].id.hash(), |&e| e == old)
-            {
+            let old = std::mem::replace(&mut self.ring[slot], past);
+            let same = |&kept: &u32| kept == slot as u32;
+            if let Ok(entry) = self.past.find_entry(old.id.hash(), same) {
                 entry.remove();
             }
             slot
-        }
-    }
-
-    fn keep(&mut self, slot: usize, past: Past) {
-        if slot == self.ring.len() {
-            self.ring.push(past);
-        } else {
-            self.ring[slot] = past;
-        }
-    }
-
-    /// An outcome from the store; its id must not be in the table.
-    pub(super) fn remember(&mut self, past: Past, groups: &Groups) {
-        if self.find(past.id, groups).is_some() {
-            return;
-        }
-        let slot = self.slot();
-        let id = past.id;
-        self.keep(slot, past);
+        };
         let ring = &self.ring;
-        self.table
-            .insert_unique(id.hash(), PAST | slot as u32, |&e| {
-                id_of(e, groups, ring).hash()
-            });
+        self.past
+            .insert_unique(hash, slot as u32, |&slot| ring[slot as usize].id.hash());
+    }
+
+    /// An outcome from the store, unless it is known.
+    pub(super) fn remember(&mut self, past: Past, groups: &Groups) {
+        if self.find(past.id, groups).is_none() {
+            self.keep(past);
+        }
     }
 
     /// The live group `index` becomes past.
     pub(super) fn conclude(&mut self, index: u32, past: Past, groups: &Groups) {
-        let slot = self.slot();
-        let id = past.id;
-        debug_assert_eq!(groups[index].id, id);
-        if let Some(entry) = self.table.find_mut(id.hash(), |&e| e == index) {
-            *entry = PAST | slot as u32;
+        debug_assert_eq!(groups[index].id, past.id);
+        let same = |&group: &u32| group == index;
+        if let Ok(entry) = self.live.find_entry(past.id.hash(), same) {
+            entry.remove();
         }
-        self.keep(slot, past);
+        self.keep(past);
     }
 }

@@ -21,10 +21,9 @@ impl Core {
     /// The group of this message id, while its key is valid.
     pub fn find(&self, msg_id: &str) -> Option<GroupKey> {
         let id = self.hasher.id(msg_id.as_bytes());
-        match self.ids.find(id, &self.groups)? {
-            Found::Live(index) => Some(self.groups.key(index)),
-            Found::Past(_) => self.late.get(&id).map(|&index| self.groups.key(index)),
-        }
+        let live = self.ids.live(id, &self.groups);
+        let index = live.or_else(|| self.late.get(&id).copied())?;
+        Some(self.groups.key(index))
     }
 
     /// Whether the group's key is valid.

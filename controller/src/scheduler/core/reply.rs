@@ -497,24 +497,21 @@ impl Core {
             .and_then(|array| Members::of(array, group.count));
         self.totals.bytes -= bytes;
         self.clients[client as usize].totals.bytes -= bytes;
-        self.ids.conclude(
-            index,
-            Past {
-                id,
-                ok,
-                places: places.clone(),
-                members,
-            },
-            &self.groups,
-        );
+        self.actions.push_back(Action::Release { group: key });
         self.ended.push_back(Ended {
             id,
             member: NONE,
             ok,
-            places,
+            places: places.clone(),
             doomed: false,
         });
-        self.actions.push_back(Action::Release { group: key });
+        let past = Past {
+            id,
+            ok,
+            places,
+            members,
+        };
+        self.ids.conclude(index, past, &self.groups);
         self.stop_waiting(index);
         self.stop_abort_timer(index);
         self.groups[index].stage = Stage::Over;

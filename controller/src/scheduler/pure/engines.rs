@@ -47,15 +47,12 @@ impl Pure {
     /// Takes what is answered out of the books; `false`: the client has been told otherwise.
     fn note_reply(&mut self, frames: &[Message]) -> bool {
         let session = self.session.clone();
-        let Ok(parent) = session.packer.unpack::<ParentRef<'_>>(&frames[at::PARENT]) else {
+        let Ok(parent) = ParentRef::read(session.packer, &frames[at::PARENT]) else {
             return true;
         };
         let mut engine = self.books.replied(&parent.msg_id, None);
         if engine.is_none() {
-            let Ok(metadata) = session
-                .packer
-                .unpack::<ReplyMetadata<'_>>(&frames[at::METADATA])
-            else {
+            let Ok(metadata) = ReplyMetadata::read(session.packer, &frames[at::METADATA]) else {
                 return true;
             };
             if metadata
@@ -83,7 +80,7 @@ impl Pure {
             return self.junk.refuse("signature", &error);
         }
         let session = self.session.clone();
-        let header: HeaderRef<'_> = match session.packer.unpack(envelope.header()) {
+        let header = match HeaderRef::read(session.packer, envelope.header()) {
             Ok(header) => header,
             Err(error) => return self.junk.refuse("header", &error),
         };
@@ -137,12 +134,8 @@ impl Pure {
     fn given_back(&mut self, mut envelope: Envelope) {
         let session = self.session.clone();
         let range = {
-            let parent = session
-                .packer
-                .unpack::<ParentRef<'_>>(envelope.parent_header());
-            let metadata = session
-                .packer
-                .unpack::<ReplyMetadata<'_>>(envelope.metadata());
+            let parent = ParentRef::read(session.packer, envelope.parent_header());
+            let metadata = ReplyMetadata::read(session.packer, envelope.metadata());
             let (Ok(parent), Ok(metadata)) = (parent, metadata) else {
                 return self.junk.refuse("given_back", &"of what?");
             };

@@ -47,7 +47,7 @@ impl Pure {
             self.junk.refuse("signature", &error);
             return Verdict::Swallow;
         }
-        let header: HeaderRef<'_> = match packer.unpack(&frames[at::HEADER]) {
+        let header = match HeaderRef::read(packer, &frames[at::HEADER]) {
             Ok(header) => header,
             Err(error) => {
                 self.junk.refuse("header", &error);
@@ -99,11 +99,7 @@ impl Pure {
     }
 
     fn note_ack(&mut self, frames: &[Message]) {
-        if let Ok(header) = self
-            .session
-            .packer
-            .unpack::<HeaderRef<'_>>(&frames[at::HEADER])
-        {
+        if let Ok(header) = HeaderRef::read(self.session.packer, &frames[at::HEADER]) {
             self.acks
                 .entry(frames[0].to_vec())
                 .or_default()
@@ -121,11 +117,7 @@ impl Pure {
     }
 
     pub(super) fn refuse(&mut self, frames: &[Message], why: String) {
-        let msg_type = match self
-            .session
-            .packer
-            .unpack::<HeaderRef<'_>>(&frames[at::HEADER])
-        {
+        let msg_type = match HeaderRef::read(self.session.packer, &frames[at::HEADER]) {
             Ok(header) => reply_type(&header.msg_type),
             Err(_) => types::APPLY_REPLY,
         };

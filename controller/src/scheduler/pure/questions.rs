@@ -58,7 +58,7 @@ impl Pure {
                 frames.insert(0, Message::new());
                 let id = frames
                     .get(at::HEADER)
-                    .and_then(|header| self.session.packer.unpack::<HeaderRef<'_>>(header).ok())
+                    .and_then(|header| HeaderRef::read(self.session.packer, header).ok())
                     .map(|header| header.msg_id.into_owned());
                 match id {
                     Some(id) => {

@@ -11,7 +11,7 @@ use serde_json::json;
 
 use super::{
     Answered, Outgoing, Scheduler,
-    frames::{Packed, chunk, with_metadata},
+    frames::{Packed, at, chunk, with_metadata},
     groups::Body,
 };
 use crate::{
@@ -85,11 +85,13 @@ impl Scheduler {
                 metadata.insert("attempt".into(), attempt.into());
             })
         };
-        let frames = match std::mem::replace(&mut group.body, Body::Gone) {
+        let frames = match std::mem::replace(&mut group.body, Body::Gone(Box::default())) {
             Body::Whole(frames) => {
-                if group.copy {
-                    group.body = Body::Copy(Packed::new(&frames));
-                }
+                group.body = if group.copy {
+                    Body::Copy(Packed::new(&frames))
+                } else {
+                    Body::Gone(frames[at::HEADER][..].into())
+                };
                 single(frames)
             }
             Body::Copy(packed) => {
@@ -109,7 +111,8 @@ impl Scheduler {
                 group.body = Body::Array(frames, metadata);
                 chunk
             }
-            Body::Gone => {
+            Body::Gone(header) => {
+                group.body = Body::Gone(header);
                 tracing::error!(
                     msg_id = &*group.msg_id,
                     "a task is to run again but its message was not kept"
@@ -142,11 +145,13 @@ impl Scheduler {
             group.client.clone(),
             group.ack,
         );
-        let is_array = matches!(group.body, Body::Array(..)) || group.count > 1;
-        let wire_range = is_array.then_some((range.start, range.end));
+        let wire_range = group.is_array.then_some((range.start, range.end));
         let content = ErrorContent::new(kind.ename(), text);
-        let (header, reply_type, msg_id) =
-            (group.header.clone(), group.reply_type, group.msg_id.clone());
+        let (header, reply_type, msg_id) = (
+            Box::<[u8]>::from(group.header()),
+            group.reply_type,
+            group.msg_id.clone(),
+        );
         let mut reply = self.failure(&header, reply_type, &content, wire_range, &uuid);
         let range = u64::from(range.start)..u64::from(range.end);
         if self.journal.keeps() {
@@ -237,7 +242,7 @@ impl Scheduler {
         let (Some(group), Some(engine)) = (self.groups.get(key), self.engines.get(engine)) else {
             return;
         };
-        let ids: Vec<String> = if group.count == 1 && !matches!(group.body, Body::Array(..)) {
+        let ids: Vec<String> = if !group.is_array {
             vec![group.msg_id.to_string()]
         } else {
             range

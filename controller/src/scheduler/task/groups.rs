@@ -1,8 +1,10 @@
 //! The frames of tasks that are not finished, beside the core, by its keys.
 
+use std::sync::Arc;
+
 use ipbroker_protocol::{value::Map, zmq::Message};
 
-use super::frames::Packed;
+use super::frames::{Packed, at};
 use crate::scheduler::core::GroupKey;
 
 /// One submission.
@@ -10,13 +12,15 @@ pub(super) struct Group {
     /// Its key in the store.
     pub(super) key: u64,
     /// Its client's identity; empty: nobody waits for the reply.
-    pub(super) client: Box<[u8]>,
+    pub(super) client: Arc<[u8]>,
     /// Its id.
     pub(super) msg_id: Box<str>,
     /// Type of the reply, for those that the controller makes.
     pub(super) reply_type: &'static str,
     /// Its members.
     pub(super) count: u32,
+    /// It is an array, if only of one member.
+    pub(super) is_array: bool,
     /// Members without a final outcome.
     pub(super) remaining: u32,
     /// The client acknowledges results.
@@ -25,8 +29,6 @@ pub(super) struct Group {
     pub(super) copy: bool,
     /// Where it would rather run.
     pub(super) prefer: Box<[String]>,
-    /// The packed header, for replies of the controller's own.
-    pub(super) header: Box<[u8]>,
     /// The message.
     pub(super) body: Body,
 }
@@ -34,7 +36,16 @@ pub(super) struct Group {
 impl Group {
     /// Whether its message can be sent (again): one that went without a copy cannot.
     pub(super) fn can_be_sent(&self) -> bool {
-        !matches!(self.body, Body::Gone)
+        !matches!(self.body, Body::Gone(_))
+    }
+
+    /// The packed header, for replies of the controller's own.
+    pub(super) fn header(&self) -> &[u8] {
+        match &self.body {
+            Body::Whole(frames) | Body::Array(frames, _) => &frames[at::HEADER],
+            Body::Copy(packed) => packed.frame(at::HEADER),
+            Body::Gone(header) => header,
+        }
     }
 }
 
@@ -46,8 +57,8 @@ pub(super) enum Body {
     Copy(Packed),
     /// An array: the message, and its metadata unpacked.
     Array(Vec<Message>, Map),
-    /// On an engine, without a copy.
-    Gone,
+    /// On an engine, without a copy: only the header is left.
+    Gone(Box<[u8]>),
 }
 
 /// All of them.

@@ -6,7 +6,7 @@ use foldhash::{HashMap, HashMapExt};
 use ipbroker_protocol::{
     array::View,
     dependency::Dependency,
-    envelope::{Envelope, FRAME_OVERHEAD},
+    envelope::{FRAME_OVERHEAD, Parts},
     message::{Acked, ErrorContent, HeaderRef, ResumeRequest, TaskMetadata, types},
     session::{Session, UnpackError},
     value::AnyMap,
@@ -15,11 +15,11 @@ use ipbroker_protocol::{
 
 use super::{
     Answered, Scheduler,
-    frames::{Packed, at},
+    frames::{Packed, at, slices},
     groups::{Body, Group},
 };
 use crate::{
-    scheduler::core::{self, GroupKey, GroupSpec, Needs, Refusal, SECOND, TaskState},
+    scheduler::core::{self, Core, GroupKey, GroupSpec, Needs, Refusal, SECOND, TaskState},
     store::{Queue, Submission},
 };
 
@@ -65,90 +65,97 @@ impl Bad {
 impl Scheduler {
     /// Reads one message of a client: its identity, then the message.
     pub(super) fn client_message(&mut self, frames: Vec<Message>) {
-        let envelope = match Envelope::parse(frames) {
-            Ok(envelope) if envelope.identities().len() == 1 => envelope,
-            Ok(envelope) => {
-                return self.junk_clients.refuse(
-                    "identities",
-                    &format_args!("{} instead of 1", envelope.identities().len()),
-                );
-            }
-            Err(error) => return self.junk_clients.refuse("not a message", &error),
-        };
-        if let Err(error) = self.session.verify(&envelope) {
-            return self.junk_clients.refuse("signature", &error);
+        let taken = self.client_frames(&slices(&frames));
+        if let Some((key, group)) = taken {
+            self.place(key, group, frames);
         }
-        let session = self.session.clone();
-        let header: HeaderRef<'_> = match session.packer.unpack(envelope.header()) {
+    }
+
+    /// What has been submitted, if anything.
+    fn client_frames(&mut self, frames: &[&[u8]]) -> Option<(GroupKey, Group)> {
+        let (client, parts) = match Parts::of(frames) {
+            Ok((1, parts)) => (frames[0], parts),
+            Ok((identities, _)) => {
+                let what = format_args!("{identities} instead of 1");
+                self.junk_clients.refuse("identities", &what);
+                return None;
+            }
+            Err(error) => {
+                self.junk_clients.refuse("not a message", &error);
+                return None;
+            }
+        };
+        if let Err(error) = self.session.signer().verify(parts.signature, parts.maps()) {
+            self.junk_clients.refuse("signature", &error);
+            return None;
+        }
+        let header = match HeaderRef::read(self.session.packer, parts.header) {
             Ok(header) => header,
-            Err(error) => return self.junk_clients.refuse("header", &error),
+            Err(error) => {
+                self.junk_clients.refuse("header", &error);
+                return None;
+            }
         };
         match &*header.msg_type {
-            types::RESULT_ACK => match session.packer.unpack::<Acked>(envelope.content()) {
-                Ok(acked) => self.kept.forget(&envelope.identities()[0], &acked),
+            types::RESULT_ACK => match self.session.unpack::<Acked>(parts.content) {
+                Ok(acked) => self.kept.forget(client, &acked),
                 Err(error) => self.junk_clients.refuse("result_ack", &error),
             },
-            types::RESUME_REQUEST => {
-                match session.packer.unpack::<ResumeRequest>(envelope.content()) {
-                    Ok(request) => self.resume(&envelope.identities()[0], request),
-                    Err(error) => self.junk_clients.refuse("resume_request", &error),
+            types::RESUME_REQUEST => match self.session.unpack::<ResumeRequest>(parts.content) {
+                Ok(request) => self.resume(client, request),
+                Err(error) => self.junk_clients.refuse("resume_request", &error),
+            },
+            msg_type => match self.accept(frames, &header) {
+                Ok(taken) => return taken,
+                Err(bad) => {
+                    let content = ErrorContent::new(bad.ename, bad.evalue);
+                    let reply =
+                        self.failure(parts.header, reply_type(msg_type), &content, None, "");
+                    self.tell_client(client, reply);
                 }
-            }
-            _ => {
-                let (msg_id, msg_type, from) = (
-                    header.msg_id.into_owned(),
-                    header.msg_type.into_owned(),
-                    header.session.into_owned(),
-                );
-                self.submit(envelope.into_frames(), &msg_id, &msg_type, &from);
-            }
+            },
         }
+        None
     }
 
-    /// Takes a submission in, or answers why not. Says what was wrong.
+    /// A submission of the controller's own, from the (empty) identity on.
+    ///
+    /// # Errors
+    /// Why it is refused.
     pub(super) fn submit(
         &mut self,
-        mut frames: Vec<Message>,
-        msg_id: &str,
-        msg_type: &str,
-        from: &str,
-    ) -> Option<String> {
-        match self.accept(&mut frames, msg_id, msg_type, from) {
-            Ok(()) => None,
-            Err(bad) => {
-                let text = bad.evalue.clone();
-                let reply = self.failure(
-                    &frames[at::HEADER],
-                    reply_type(msg_type),
-                    &ErrorContent::new(bad.ename, bad.evalue),
-                    None,
-                    "",
-                );
-                self.tell_client(&frames[0], reply);
-                Some(text)
-            }
+        frames: Vec<Message>,
+        header: &HeaderRef<'_>,
+    ) -> Result<(), String> {
+        let taken = self.accept(&slices(&frames), header);
+        if let Some((key, group)) = taken.map_err(|bad| bad.evalue)? {
+            self.place(key, group, frames);
         }
+        Ok(())
     }
 
-    /// Takes the frames, unless it refuses them.
+    /// Hands a submission to the core: the group whose frames are to be kept, unless the task is known already.
     fn accept(
         &mut self,
-        frames: &mut Vec<Message>,
-        msg_id: &str,
-        msg_type: &str,
-        from: &str,
-    ) -> Result<(), Bad> {
-        let state = self.core.state(msg_id);
-        if state != TaskState::Unknown {
-            return self.duplicate(&frames[0], msg_id, state);
+        frames: &[&[u8]],
+        header: &HeaderRef<'_>,
+    ) -> Result<Option<(GroupKey, Group)>, Bad> {
+        let (msg_id, msg_type): (&str, &str) = (&header.msg_id, &header.msg_type);
+        // The core refuses it too, but what it refuses must not be in the journal by then.
+        if self.journal.keeps() {
+            let state = self.core.state(msg_id);
+            if state != TaskState::Unknown {
+                self.duplicate(frames[0], msg_id, state);
+                return Ok(None);
+            }
         }
-        let session = self.session.clone();
         let now = self.now();
-        let needs = self.needs_of(msg_type, &frames[at::METADATA])?;
         let metadata = self
             .cache
-            .get(&session, &frames[at::METADATA])
+            .get(&self.session, frames[at::METADATA])
             .map_err(|error| Bad::new(format!("metadata: {error}")))?;
+        let is_array = metadata.array.is_some();
+        let needs = needs_of(&mut self.needs, &mut self.core, msg_type, is_array)?;
         let count = match metadata.array {
             None => 1,
             Some(0) => return Err(Bad::new("an array needs at least one member")),
@@ -159,7 +166,6 @@ impl Scheduler {
                 ))
             })?,
         };
-        let is_array = metadata.array.is_some();
         if is_array && frames.len() > at::BUFFERS {
             if metadata.wide == Some(true) || frames.len() < at::BUFFERS + 2 {
                 return Err(Bad::new(
@@ -167,8 +173,8 @@ impl Scheduler {
                 ));
             }
             View::new(
-                &frames[at::BUFFERS],
-                &frames[at::BUFFERS + 1],
+                frames[at::BUFFERS],
+                frames[at::BUFFERS + 1],
                 u64::from(count),
             )
             .map_err(|error| Bad::new(error.to_string()))?;
@@ -182,10 +188,10 @@ impl Scheduler {
         let follow = dependency(&metadata.follow);
         let spec = GroupSpec {
             msg_id,
-            client: if from.is_empty() {
-                &frames[0]
+            client: if header.session.is_empty() {
+                frames[0]
             } else {
-                from.as_bytes()
+                header.session.as_bytes()
             },
             count,
             needs,
@@ -194,66 +200,53 @@ impl Scheduler {
             ..wishes(metadata, ours, after.as_ref(), follow.as_ref())
         };
         let key = self.store.next_key();
-        let slices: Vec<&[u8]> = if self.journal.keeps() {
-            frames[at::HEADER..]
-                .iter()
-                .map(|frame| &frame[..])
-                .collect()
-        } else {
-            Vec::new()
-        };
         self.journal
             .submitted(&Submission {
                 key,
                 msg_id,
-                client: &frames[0],
+                client: frames[0],
                 queue: Queue::Task,
                 count: u64::from(count),
-                frames: &slices,
+                frames: &frames[at::HEADER..],
             })
             .map_err(|error| Bad {
                 ename: "OSError",
                 evalue: format!("the controller cannot store this task: {error}"),
             })?;
-        drop(slices);
-        let ack = metadata.ack.unwrap_or(false);
+        if *self.client != *frames[0] {
+            self.client = frames[0].into();
+        }
         let group = Group {
             key,
-            client: frames[0][..].into(),
+            client: self.client.clone(),
             msg_id: msg_id.into(),
             reply_type: reply_type(msg_type),
             count,
+            is_array,
             remaining: count,
-            ack,
+            ack: metadata.ack.unwrap_or(false),
             copy: !ours || spec.retries > 0 || bytes <= LARGE,
             prefer: metadata.prefer.clone().into_boxed_slice(),
-            header: Box::default(),
-            body: Body::Gone,
+            body: Body::Gone(Box::default()),
         };
-        let submitted = self.core.submit(now, &spec);
-        match submitted {
+        match self.core.submit(now, &spec) {
             Ok(group_key) => {
-                if ack {
+                if group.ack {
                     self.acks.add(&group.client, msg_id, false);
                 }
-                self.place(group_key, group, std::mem::take(frames), is_array);
-                Ok(())
+                Ok(Some((group_key, group)))
             }
             Err(Refusal::Empty) => Err(Bad::new("an array needs at least one member")),
-            Err(Refusal::Duplicate(state)) => self.duplicate(&frames[0], msg_id, state),
+            Err(Refusal::Duplicate(state)) => {
+                self.duplicate(frames[0], msg_id, state);
+                Ok(None)
+            }
         }
     }
 
     /// Keeps the frames of a group that the core has taken.
-    pub(super) fn place(
-        &mut self,
-        key: GroupKey,
-        mut group: Group,
-        frames: Vec<Message>,
-        is_array: bool,
-    ) {
-        group.header = frames[at::HEADER][..].into();
-        group.body = if is_array {
+    pub(super) fn place(&mut self, key: GroupKey, mut group: Group, frames: Vec<Message>) {
+        group.body = if group.is_array {
             let metadata = self
                 .session
                 .unpack::<AnyMap>(&frames[at::METADATA])
@@ -269,7 +262,7 @@ impl Scheduler {
     }
 
     /// A task that is known already is never run twice: it is acknowledged again, and answered again if it is done.
-    fn duplicate(&mut self, client: &Message, msg_id: &str, state: TaskState) -> Result<(), Bad> {
+    fn duplicate(&mut self, client: &[u8], msg_id: &str, state: TaskState) {
         self.acks.add(client, msg_id, true);
         if matches!(state, TaskState::Ok | TaskState::Failed) {
             self.resume(
@@ -280,41 +273,6 @@ impl Scheduler {
                 },
             );
         }
-        Ok(())
-    }
-
-    /// The capabilities that a request asks for.
-    fn needs_of(&mut self, msg_type: &str, metadata: &[u8]) -> Result<Needs, Bad> {
-        let session = self.session.clone();
-        let is_array = self
-            .cache
-            .get(&session, metadata)
-            .map_err(|error| Bad::new(format!("metadata: {error}")))?
-            .array
-            .is_some();
-        let name: Cow<'_, str> = if is_array {
-            format!("{msg_type}[]").into()
-        } else {
-            msg_type.into()
-        };
-        if let Some(needs) = self.needs.get(&*name) {
-            return Ok(*needs);
-        }
-        let Some(capability) = msg_type
-            .strip_suffix("_request")
-            .filter(|kind| matches!(*kind, "command" | "function" | "apply" | "execute"))
-        else {
-            return Err(Bad::new(format!(
-                "the task scheduler takes command_request, function_request, apply_request and execute_request, not {msg_type:?}"
-            )));
-        };
-        let needs = if is_array {
-            self.core.needs(&[capability, "array"])
-        } else {
-            self.core.needs(&[capability])
-        };
-        self.needs.insert(name.into(), needs);
-        Ok(needs)
     }
 
     /// A client tells which outcomes it lacks: what is done is sent again, what is not known is named.
@@ -402,6 +360,38 @@ impl Scheduler {
 
 /// More waiting messages than this are kept in one piece each: half the memory, at the price of a copy.
 const MANY: usize = 20_000;
+
+/// The capabilities that a request asks for.
+fn needs_of(
+    known: &mut HashMap<Box<str>, Needs>,
+    core: &mut Core,
+    msg_type: &str,
+    is_array: bool,
+) -> Result<Needs, Bad> {
+    let name: Cow<'_, str> = if is_array {
+        format!("{msg_type}[]").into()
+    } else {
+        msg_type.into()
+    };
+    if let Some(needs) = known.get(&*name) {
+        return Ok(*needs);
+    }
+    let Some(capability) = msg_type
+        .strip_suffix("_request")
+        .filter(|kind| matches!(*kind, "command" | "function" | "apply" | "execute"))
+    else {
+        return Err(Bad::new(format!(
+            "the task scheduler takes command_request, function_request, apply_request and execute_request, not {msg_type:?}"
+        )));
+    };
+    let needs = if is_array {
+        core.needs(&[capability, "array"])
+    } else {
+        core.needs(&[capability])
+    };
+    known.insert(name.into(), needs);
+    Ok(needs)
+}
 
 /// What metadata asks of the core. `ours`: the request is of a kind that only our programs know.
 pub(super) fn wishes<'a>(

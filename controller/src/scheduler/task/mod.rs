@@ -129,6 +129,8 @@ struct Scheduler {
     /// Members a client preferred to run somewhere, and those that did.
     preferred: (u64, u64),
     needs: HashMap<Box<str>, super::core::Needs>,
+    /// The client of the last submission: its groups share the name.
+    client: Arc<[u8]>,
 }
 
 enum Outgoing {
@@ -176,6 +178,7 @@ impl TaskThread {
             stuck: false,
             preferred: (0, 0),
             needs: HashMap::new(),
+            client: Arc::default(),
         };
         scheduler.restore(self.recovered);
         scheduler.run(&self.commands, &answers)

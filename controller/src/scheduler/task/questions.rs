@@ -148,7 +148,7 @@ impl Scheduler {
             Ok(holds) => holds,
             Err(error) => return self.junk_engines.refuse("holds_reply", &error),
         };
-        let parent: ParentRef<'_> = match session.packer.unpack(envelope.parent_header()) {
+        let parent = match ParentRef::read(session.packer, envelope.parent_header()) {
             Ok(parent) => parent,
             Err(error) => return self.junk_engines.refuse("parent header", &error),
         };
@@ -336,20 +336,11 @@ impl Scheduler {
         else {
             return Err("not a message".into());
         };
-        let header: HeaderRef<'_> = self
-            .session
-            .packer
-            .unpack(packed)
-            .map_err(|error| error.to_string())?;
-        let (msg_id, msg_type, from) = (
-            header.msg_id.to_string(),
-            header.msg_type.to_string(),
-            header.session.to_string(),
-        );
-        match self.submit(all, &msg_id, &msg_type, &from) {
-            None => Ok(msg_id),
-            Some(why) => Err(why),
-        }
+        let packed = packed.to_vec();
+        let header =
+            HeaderRef::read(self.session.packer, &packed).map_err(|error| error.to_string())?;
+        self.submit(all, &header)?;
+        Ok(header.msg_id.into_owned())
     }
 
     /// The ids of members, as users know them.

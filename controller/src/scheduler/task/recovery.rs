@@ -37,10 +37,7 @@ impl Scheduler {
             return Err("its frames are incomplete".into());
         };
         let session = self.session.clone();
-        let read: HeaderRef<'_> = session
-            .packer
-            .unpack(header)
-            .map_err(|error| error.to_string())?;
+        let read = HeaderRef::read(session.packer, header).map_err(|error| error.to_string())?;
         let wire: TaskMetadata = session
             .packer
             .unpack(metadata)
@@ -118,14 +115,14 @@ impl Scheduler {
             msg_id: task.msg_id.as_str().into(),
             reply_type: reply_type(&msg_type),
             count,
+            is_array,
             remaining: count - ended,
             ack: wire.ack.unwrap_or(false),
             copy: true,
             prefer: wire.prefer.clone().into(),
-            header: Box::default(),
-            body: Body::Gone,
+            body: Body::Gone(Box::default()),
         };
-        self.place(key, group, frames, is_array);
+        self.place(key, group, frames);
         Ok(())
     }
 

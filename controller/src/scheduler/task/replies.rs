@@ -5,6 +5,7 @@ use std::time::Duration;
 use ipbroker_protocol::{
     envelope::Envelope,
     message::{HeaderRef, LeaveReply, ParentRef, ReplyMetadata, types},
+    session::Packer,
     time,
     zmq::Message,
 };
@@ -59,7 +60,7 @@ impl Scheduler {
             return self.reply(engine, envelope);
         }
         let session = self.session.clone();
-        let header: HeaderRef<'_> = match session.packer.unpack(envelope.header()) {
+        let header = match HeaderRef::read(session.packer, envelope.header()) {
             Ok(header) => header,
             Err(error) => return self.junk_engines.refuse("header", &error),
         };
@@ -95,12 +96,13 @@ impl Scheduler {
     }
 
     fn reply(&mut self, engine: EngineKey, envelope: Envelope) {
-        let session = self.session.clone();
-        let parent: ParentRef<'_> = match session.packer.unpack(envelope.parent_header()) {
+        let packer = self.session.packer;
+        let parts = envelope.parts();
+        let parent = match ParentRef::read(packer, parts.parent_header) {
             Ok(parent) => parent,
             Err(error) => return self.junk_engines.refuse("parent header", &error),
         };
-        let metadata: ReplyMetadata<'_> = match session.packer.unpack(envelope.metadata()) {
+        let metadata = match ReplyMetadata::read(packer, parts.metadata) {
             Ok(metadata) => metadata,
             Err(error) => return self.junk_engines.refuse("reply metadata", &error),
         };
@@ -157,11 +159,10 @@ impl Scheduler {
         };
         let seconds = metadata
             .duration
-            .or_else(|| python_duration(&session, &metadata, &envelope))
+            .or_else(|| python_duration(packer, metadata.started.as_deref(), parts.header))
             .unwrap_or(0.0)
             .clamp(0.0, 1e9);
         let range = metadata.range;
-        let msg_id = parent.msg_id.into_owned();
         let now = self.now();
         let deliver = self.core.replied(
             now,
@@ -176,7 +177,7 @@ impl Scheduler {
         );
         if self.durable {
             self.engines
-                .safe(engine, &msg_id, range, self.begun.elapsed());
+                .safe(engine, &parent.msg_id, range, self.begun.elapsed());
         }
         let result = EngineResult {
             engine,
@@ -189,7 +190,9 @@ impl Scheduler {
                 self.engines.count(engine, u64::from(hi - lo), seconds);
                 self.deliver(&result, lo, hi, envelope.into_frames());
             }
-            Deliver::Nothing => self.late(&envelope.identities()[1], &msg_id, range, &envelope),
+            Deliver::Nothing => {
+                self.late(&envelope.identities()[1], &parent.msg_id, range, &envelope)
+            }
             Deliver::Some(ranges) => {
                 let members: u32 = ranges.iter().map(|range| range.end - range.start).sum();
                 self.engines.count(
@@ -204,6 +207,7 @@ impl Scheduler {
                     .map(|frame| Message::from(&frame[..]))
                     .collect();
                 let uuid = bare.remove(1);
+                let session = self.session.clone();
                 for range in ranges {
                     let mut frames = part(&session, &bare, (lo, hi), range.start, range.end);
                     frames.insert(1, Message::from(&uuid[..]));
@@ -287,11 +291,8 @@ impl Scheduler {
         let frames = envelope.frames();
         let begin = envelope.identities().len() + 2;
         let slices: Vec<&[u8]> = frames[begin..].iter().map(|frame| &frame[..]).collect();
-        let metadata: ReplyMetadata<'_> = self
-            .session
-            .packer
-            .unpack(envelope.metadata())
-            .unwrap_or_default();
+        let metadata =
+            ReplyMetadata::read(self.session.packer, envelope.metadata()).unwrap_or_default();
         self.journal.finished(&Finish {
             task: TaskRef::Id(msg_id),
             range: lo..hi,
@@ -311,10 +312,7 @@ impl Scheduler {
 
     /// An engine that was given up, or that is not registered yet, still answers.
     fn unknown_engine(&mut self, envelope: Envelope) {
-        let live = self
-            .session
-            .packer
-            .unpack::<ParentRef<'_>>(envelope.parent_header())
+        let live = ParentRef::read(self.session.packer, envelope.parent_header())
             .is_ok_and(|parent| self.core.find(&parent.msg_id).is_some());
         // An engine that comes back, or leaves at once, speaks before its first heartbeat has made it known.
         if (live || self.is_about_leaving(&envelope)) && self.early.len() < EARLY {
@@ -326,13 +324,9 @@ impl Scheduler {
 
     fn is_about_leaving(&self, envelope: &Envelope) -> bool {
         envelope.identities().len() == 1
-            && self
-                .session
-                .packer
-                .unpack::<HeaderRef<'_>>(envelope.header())
-                .is_ok_and(|header| {
-                    matches!(&*header.msg_type, types::LEAVE_REQUEST | types::LEFT_NOTICE)
-                })
+            && HeaderRef::read(self.session.packer, envelope.header()).is_ok_and(|header| {
+                matches!(&*header.msg_type, types::LEAVE_REQUEST | types::LEFT_NOTICE)
+            })
     }
 
     /// An engine is known now: what it said before counts.
@@ -372,14 +366,9 @@ impl Scheduler {
 
     fn departed_engine(&mut self, envelope: &Envelope) {
         let session = self.session.clone();
-        match session
-            .packer
-            .unpack::<ParentRef<'_>>(envelope.parent_header())
-        {
+        match ParentRef::read(session.packer, envelope.parent_header()) {
             Ok(parent) if envelope.identities().len() == 2 => {
-                let range = session
-                    .packer
-                    .unpack::<ReplyMetadata<'_>>(envelope.metadata())
+                let range = ReplyMetadata::read(session.packer, envelope.metadata())
                     .ok()
                     .and_then(|metadata| metadata.range);
                 self.late(&envelope.identities()[0], &parent.msg_id, range, envelope);
@@ -397,12 +386,8 @@ impl Scheduler {
     fn given_back(&mut self, engine: EngineKey, envelope: &mut Envelope) {
         let session = self.session.clone();
         let (msg_id, range) = {
-            let parent = session
-                .packer
-                .unpack::<ParentRef<'_>>(envelope.parent_header());
-            let metadata = session
-                .packer
-                .unpack::<ReplyMetadata<'_>>(envelope.metadata());
+            let parent = ParentRef::read(session.packer, envelope.parent_header());
+            let metadata = ReplyMetadata::read(session.packer, envelope.metadata());
             match (parent, metadata) {
                 (Ok(parent), Ok(metadata)) => (parent.msg_id.into_owned(), metadata.range),
                 (Err(error), _) | (_, Err(error)) => {
@@ -426,7 +411,7 @@ impl Scheduler {
                 &format_args!("{lo}..{hi} of {} members", group.count),
             );
         }
-        if matches!(group.body, Body::Gone) {
+        if matches!(group.body, Body::Gone(_)) {
             let frames = envelope.take_buffers();
             match returned(group, &frames) {
                 true => group.body = Body::Whole(frames),
@@ -446,7 +431,7 @@ impl Scheduler {
 /// Whether these are the frames of a group's request, from the client's identity on.
 fn returned(group: &Group, frames: &[Message]) -> bool {
     frames.len() >= super::frames::at::BUFFERS
-        && frames[super::frames::at::HEADER][..] == *group.header
+        && frames[super::frames::at::HEADER][..] == *group.header()
 }
 
 /// What an engine said of members.
@@ -476,16 +461,8 @@ pub(super) fn stored(outcome: Outcome) -> store::Outcome {
     }
 }
 
-/// How long a Python engine's task took: from `started` in the metadata to the date of the reply.
-fn python_duration(
-    session: &ipbroker_protocol::session::Session,
-    metadata: &ReplyMetadata<'_>,
-    envelope: &Envelope,
-) -> Option<f64> {
-    let started = time::parse(metadata.started.as_ref()?)?;
-    let header = session
-        .packer
-        .unpack::<HeaderRef<'_>>(envelope.header())
-        .ok()?;
-    Some(time::between(started, time::parse(&header.date)?).as_secs_f64())
+/// How long a Python engine's task took, in s: from `started` in the metadata to the date of the reply.
+fn python_duration(packer: Packer, started: Option<&str>, header: &[u8]) -> Option<f64> {
+    let header = HeaderRef::read(packer, header).ok()?;
+    time::seconds_between(started?, &header.date)
 }

@@ -58,7 +58,7 @@ impl Scheduler {
                         // What it had answered before it went is in the socket.
                         Command::EngineLeft { .. } => {
                             for _ in 0..CATCH_UP {
-                                if !self.read(&mut frames, true)? {
+                                if self.read(&mut frames, true)? < BATCH {
                                     break;
                                 }
                             }
@@ -66,7 +66,7 @@ impl Scheduler {
                         // What is to be aborted may just have been submitted, on another socket.
                         Command::Abort { .. } if intake => {
                             for _ in 0..CATCH_UP {
-                                if !self.read(&mut frames, false)? {
+                                if self.read(&mut frames, false)? < BATCH {
                                     break;
                                 }
                             }
@@ -90,11 +90,20 @@ impl Scheduler {
                 self.act();
             }
             busy = false;
-            if engines {
-                busy |= self.read(&mut frames, true)?;
-            }
-            if clients && intake {
-                busy |= self.read(&mut frames, false)?;
+            let (mut engines, mut clients) = (engines, clients && intake);
+            let mut read = 0;
+            // What comes meanwhile belongs to this turn: messages that leave together wake fewer threads.
+            while (engines || clients) && read < BATCH {
+                let before = read;
+                if engines {
+                    read += self.read(&mut frames, true)?;
+                }
+                if clients {
+                    read += self.read(&mut frames, false)?;
+                }
+                busy = read > before;
+                engines = busy;
+                clients = busy && intake;
             }
             self.drop_early();
             self.ask_silent();
@@ -103,9 +112,9 @@ impl Scheduler {
         }
     }
 
-    /// Reads a batch from one side; whether there may be more.
-    fn read(&mut self, frames: &mut Vec<Message>, from_engines: bool) -> io::Result<bool> {
-        for _ in 0..BATCH {
+    /// Reads a batch from one side: how many messages; less than [`BATCH`] if there were no more.
+    fn read(&mut self, frames: &mut Vec<Message>, from_engines: bool) -> io::Result<usize> {
+        for count in 0..BATCH {
             let socket = if from_engines {
                 &self.engine_socket
             } else {
@@ -113,7 +122,7 @@ impl Scheduler {
             };
             match socket::recv(socket, frames) {
                 Ok(true) => {}
-                Ok(false) => return Ok(false),
+                Ok(false) => return Ok(count),
                 Err(error) => {
                     return Err(io::Error::other(format!("task thread: receive: {error}")));
                 }
@@ -126,7 +135,7 @@ impl Scheduler {
             }
             self.act();
         }
-        Ok(true)
+        Ok(BATCH)
     }
 
     /// Writes the batch to the journal and, when that is done, sends what it caused.
