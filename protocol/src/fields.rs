@@ -114,6 +114,13 @@ mod tests {
         assert_eq!(read, packer.unpack::<HeaderRef<'_>>(packed).ok());
         let read = ParentRef::read(packer, packed).ok();
         assert_eq!(read, packer.unpack::<ParentRef<'_>>(packed).ok());
+        // What reads one text of a map needs no more of it than that.
+        if let Ok(parent) = packer.unpack::<ParentRef<'_>>(packed) {
+            assert_eq!(ParentRef::id(packer, packed).ok(), Some(parent.msg_id));
+        }
+        if let Ok(header) = packer.unpack::<HeaderRef<'_>>(packed) {
+            assert_eq!(HeaderRef::date(packer, packed).ok(), Some(header.date));
+        }
         let read = ReplyMetadata::read(packer, packed).ok();
         let serde = packer.unpack::<ReplyMetadata<'_>>(packed).ok();
         assert_eq!(format!("{read:?}"), format!("{serde:?}"));

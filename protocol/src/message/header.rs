@@ -88,7 +88,31 @@ impl<'a> HeaderRef<'a> {
     }
 }
 
+impl<'a> HeaderRef<'a> {
+    /// Only the date of a packed header.
+    ///
+    /// # Errors
+    /// [`UnpackError`] when the bytes are no header.
+    pub fn date(packer: Packer, packed: &'a [u8]) -> Result<Cow<'a, str>, UnpackError> {
+        match text(packer, packed, "date") {
+            Some(date) => Ok(date.into()),
+            None => Ok(Self::read(packer, packed)?.date),
+        }
+    }
+}
+
 impl<'a> ParentRef<'a> {
+    /// Only the request's id of a packed parent header.
+    ///
+    /// # Errors
+    /// As [`ParentRef::read`].
+    pub fn id(packer: Packer, packed: &'a [u8]) -> Result<Cow<'a, str>, UnpackError> {
+        match text(packer, packed, "msg_id") {
+            Some(id) => Ok(id.into()),
+            None => Ok(Self::read(packer, packed)?.msg_id),
+        }
+    }
+
     /// Reads a packed parent header; the same as unpacking it, several times faster.
     ///
     /// # Errors
@@ -108,6 +132,15 @@ impl<'a> ParentRef<'a> {
         }
         packer.unpack(packed)
     }
+}
+
+/// One text of a header, if it is there and serde is not needed to read it.
+fn text<'a>(packer: Packer, packed: &'a [u8], name: &str) -> Option<&'a str> {
+    if packer != Packer::Msgpack {
+        return None;
+    }
+    let [field] = fields(packed, [name])?;
+    field?.text()
 }
 
 /// `msg_id`, `msg_type`, `session` and `date` of a header, unless it takes serde to read it.

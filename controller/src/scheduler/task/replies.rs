@@ -98,18 +98,18 @@ impl Scheduler {
     fn reply(&mut self, engine: EngineKey, envelope: Envelope) {
         let packer = self.session.packer;
         let parts = envelope.parts();
-        let parent = match ParentRef::read(packer, parts.parent_header) {
-            Ok(parent) => parent,
+        let msg_id = match ParentRef::id(packer, parts.parent_header) {
+            Ok(msg_id) => msg_id,
             Err(error) => return self.junk_engines.refuse("parent header", &error),
         };
         let metadata = match ReplyMetadata::read(packer, parts.metadata) {
             Ok(metadata) => metadata,
             Err(error) => return self.junk_engines.refuse("reply metadata", &error),
         };
-        let Some(key) = self.core.find(&parent.msg_id) else {
+        let Some(key) = self.core.find(&msg_id) else {
             return self.late(
                 &envelope.identities()[1],
-                &parent.msg_id,
+                &msg_id,
                 metadata.range,
                 &envelope,
             );
@@ -117,7 +117,7 @@ impl Scheduler {
         let Some(count) = self.groups.get(key).map(|group| group.count) else {
             return self.late(
                 &envelope.identities()[1],
-                &parent.msg_id,
+                &msg_id,
                 metadata.range,
                 &envelope,
             );
@@ -177,7 +177,7 @@ impl Scheduler {
         );
         if self.durable {
             self.engines
-                .safe(engine, &parent.msg_id, range, self.begun.elapsed());
+                .safe(engine, &msg_id, range, self.begun.elapsed());
         }
         let result = EngineResult {
             engine,
@@ -190,9 +190,7 @@ impl Scheduler {
                 self.engines.count(engine, u64::from(hi - lo), seconds);
                 self.deliver(&result, lo, hi, envelope.into_frames());
             }
-            Deliver::Nothing => {
-                self.late(&envelope.identities()[1], &parent.msg_id, range, &envelope)
-            }
+            Deliver::Nothing => self.late(&envelope.identities()[1], &msg_id, range, &envelope),
             Deliver::Some(ranges) => {
                 let members: u32 = ranges.iter().map(|range| range.end - range.start).sum();
                 self.engines.count(
@@ -463,6 +461,5 @@ pub(super) fn stored(outcome: Outcome) -> store::Outcome {
 
 /// How long a Python engine's task took, in s: from `started` in the metadata to the date of the reply.
 fn python_duration(packer: Packer, started: Option<&str>, header: &[u8]) -> Option<f64> {
-    let header = HeaderRef::read(packer, header).ok()?;
-    time::seconds_between(started?, &header.date)
+    time::seconds_between(started?, &HeaderRef::date(packer, header).ok()?)
 }
