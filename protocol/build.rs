@@ -12,8 +12,14 @@ fn bundled() {
 
     const AGAIN: &str = "IPBROKER_BUILD_ZMQ";
     if env::var_os(AGAIN).is_none() {
-        // libzmq's own warnings are nothing to whoever builds this: `-w`, by the one way into its compiler that there is.
-        let flags = env::var("CXXFLAGS").unwrap_or_default();
+        // By the one way into libzmq's compiler that there is: what its own build would have found on this system, and
+        // `-w`, as its warnings are nothing to whoever builds this.
+        let mut flags = env::var("CXXFLAGS").unwrap_or_default();
+        if env::var("TARGET").is_ok_and(|target| target.contains("linux")) {
+            for found in LINUX {
+                flags += &format!(" -D{found}");
+            }
+        }
         let built = env::current_exe().and_then(|this| {
             std::process::Command::new(this)
                 .env(AGAIN, "1")
@@ -44,6 +50,27 @@ fn bundled() {
         println!("cargo:rustc-link-lib=c++");
     }
 }
+
+/// What libzmq's configuration finds on Linux and `zeromq-src` leaves out. Without it threads wake each other through
+/// socket pairs instead of eventfds, options for TCP keepalives are taken and ignored, and timers follow the clock on the wall.
+#[cfg(feature = "bundled")]
+const LINUX: [&str; 15] = [
+    "ZMQ_HAVE_EVENTFD=1",
+    "ZMQ_HAVE_EVENTFD_CLOEXEC=1",
+    "ZMQ_IOTHREAD_POLLER_USE_EPOLL_CLOEXEC=1",
+    "ZMQ_HAVE_SOCK_CLOEXEC=1",
+    "ZMQ_HAVE_O_CLOEXEC=1",
+    "HAVE_ACCEPT4=1",
+    "HAVE_CLOCK_GETTIME=1",
+    "HAVE_POSIX_MEMALIGN=1",
+    "ZMQ_CACHELINE_SIZE=64",
+    "ZMQ_HAVE_SO_KEEPALIVE=1",
+    "ZMQ_HAVE_TCP_KEEPIDLE=1",
+    "ZMQ_HAVE_TCP_KEEPINTVL=1",
+    "ZMQ_HAVE_TCP_KEEPCNT=1",
+    "ZMQ_HAVE_IFADDRS=1",
+    "ZMQ_HAVE_PTHREAD_SETNAME_2=1",
+];
 
 /// Links the C++ run-time and libgcc statically where the compiler has them, so that the programs need only glibc.
 #[cfg(feature = "bundled")]
