@@ -80,6 +80,7 @@ impl Server {
             task: now + PATIENCE,
             word: self.pulse.up.then_some(now + word),
             said: None,
+            heard: false,
         });
         if self.pulse.up {
             // First of all, so that nothing comes back that is given back.
@@ -100,9 +101,7 @@ impl Server {
                     if reply.uuids.contains(uuid) {
                         leave.word = None;
                     }
-                    if reply.left.contains(uuid) && leave.said.is_some() {
-                        leave.said = Some(Instant::now());
-                    }
+                    leave.heard |= leave.said.is_some() && reply.left.contains(uuid);
                 }
             }
             Err(error) => self.junk.refuse("leave_reply", &error),
@@ -130,8 +129,11 @@ impl Server {
                 continue;
             };
             if let Some(until) = leave.said {
-                if self.pulse.up && now < until {
-                    continue;
+                if self.pulse.up && !leave.heard {
+                    if now < until {
+                        continue;
+                    }
+                    tracing::warn!("the scheduler has not answered the last word");
                 }
             } else {
                 let ends = self.seats[seat].is_idle() || now >= leave.task;

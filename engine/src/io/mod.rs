@@ -88,6 +88,8 @@ struct Leave {
     word: Option<Instant>,
     /// Once it has said its last word: until when it waits for the answer.
     said: Option<Instant>,
+    /// Whether the answer has come.
+    heard: bool,
 }
 
 /// How the engines of a process left.

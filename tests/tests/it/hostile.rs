@@ -345,9 +345,10 @@ fn connections_that_end_leave_nothing() {
     for _ in 0..30 {
         come_and_go();
     }
-    // What libzmq has for 1200 connections to one socket is 40 MB.
-    let after = resident(pid);
-    assert!(after < before + 20, "{before} MB before, {after} MB after");
+    // What libzmq has for 1200 connections to one socket is 40 MB; the last of them may still be on their way out.
+    eventually("the memory of connections that ended", LIMIT, || {
+        (resident(pid) < before + 20).then_some(())
+    });
 }
 
 #[test]

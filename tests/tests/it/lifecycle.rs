@@ -45,6 +45,24 @@ fn starts_and_stops_without_a_trace() {
     }
 }
 
+/// Nobody waits in vain for the end of an engine, whatever it may have been for.
+#[test]
+fn engines_that_leave_are_answered() {
+    for scheme in ["leastload", "pure"] {
+        let scheme = format!("--scheme={scheme}");
+        let mut cluster = Cluster::builder().args([&scheme, "--nodb"]).start();
+        cluster.start_engines(2);
+        cluster.wait_engines(2);
+        let client = RawClient::new(&cluster, "task");
+        let done = client.reply(&client.command("true", json!({})));
+        assert_eq!(done.content["code"], 0);
+        let engines = cluster.engines.pop().unwrap();
+        engines.signal(Signal::TERM);
+        let left = engines.finish(LIMIT).ok();
+        assert!(!left.stderr.contains("WARN"), "{scheme}: {}", left.stderr);
+    }
+}
+
 #[test]
 fn reuse_keeps_ports_and_key() {
     let mut cluster = Cluster::builder().args(["--reuse", "--nodb"]).start();

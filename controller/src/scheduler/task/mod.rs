@@ -44,7 +44,7 @@ use super::{
 use crate::{
     junk::{Junk, JunkTotal},
     mailbox::{Mailbox, Post, mailbox},
-    relay::outbox::Outbox,
+    relay::outbox::{Outbox, try_send},
     store::{Journal, Recovered, StoreHandle, StoredReply},
 };
 
@@ -138,6 +138,8 @@ enum Outgoing {
     Engine(Message, Vec<Message>),
     /// To a client: frames with its identity first.
     Client(Vec<Message>),
+    /// To an engine that has left and waits for nothing but this: frames with its routing id first.
+    Farewell(Vec<Message>),
 }
 
 impl TaskThread {
@@ -226,6 +228,11 @@ impl Scheduler {
                     }
                 }
                 Outgoing::Client(frames) => replies.push(frames),
+                Outgoing::Farewell(mut frames) => {
+                    if let Err(error) = try_send(&self.engine_socket, &mut frames) {
+                        tracing::debug!(%error, "an engine is gone before its last word was answered");
+                    }
+                }
             }
         }
         for frames in replies.drain(..) {

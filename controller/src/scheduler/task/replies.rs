@@ -85,11 +85,14 @@ impl Scheduler {
             types::LEFT_NOTICE => {
                 let uuid = String::from_utf8_lossy(&envelope.identities()[0]).into_owned();
                 self.engine_left(&uuid, Departure::Clean);
+                let left = vec![uuid.clone()];
                 let reply = LeaveReply {
-                    left: vec![uuid.clone()],
+                    left,
                     ..LeaveReply::default()
                 };
-                self.tell_engine(&uuid, types::LEAVE_REPLY, &reply);
+                let mut reply = self.session.request(types::LEAVE_REPLY, &reply);
+                reply.set_identities([Message::from(&*uuid)]);
+                self.out.push(Outgoing::Farewell(reply.into_frames()));
             }
             other => self.junk_engines.refuse("message type", &other),
         }
