@@ -421,6 +421,38 @@ fn what_was_given_after_the_question_stays() {
     }
 }
 
+/// However short the tasks of its client were so far, nobody knows how long those of a new array take.
+#[test]
+fn each_engine_tries_one_member_of_a_new_array() {
+    let mut core = core_with(Config::default(), Builtin::LeastLoad);
+    let engines = ["e", "f"].map(|uuid| join(&mut core, 0, uuid));
+    let mut now = 0;
+    for number in 0..2 {
+        let id = format!("array {number}");
+        let key = submit(&mut core, now, &id, b"c", 100_000);
+        let mut first = dispatches(&drain(&mut core));
+        first.sort_by_key(|(_, range, _)| range.start);
+        let tried: Vec<u32> = first
+            .iter()
+            .map(|(_, range, _)| range.end - range.start)
+            .collect();
+        assert_eq!(tried, [1, 1], "{first:?}");
+        assert!(first[0].2 != first[1].2 && engines.contains(&first[0].2));
+        let mut given = first;
+        while let Some((_, range, engine)) = given.pop() {
+            now += 300_000;
+            let report = Report::all(
+                range.clone(),
+                Outcome::Ok,
+                u64::from(range.end - range.start) * 200,
+            );
+            assert_eq!(core.replied(now, engine, key, &report), Deliver::All);
+            given.extend(dispatches(&drain(&mut core)));
+        }
+        assert_eq!(core.state(&id), TaskState::Ok);
+    }
+}
+
 #[test]
 fn a_chunk_is_answered_in_parts() {
     let mut core = core_with(

@@ -143,12 +143,11 @@ impl Core {
         let (client, class, count, bytes) = (group.client, group.class, group.count, group.bytes);
         let array = group.array().expect("checked");
         let left = array.waiting.len();
-        let known = array.estimate.get();
-        let needs = self.constraints(class).needs;
-        let estimate = known.or_else(|| self.estimate(client, needs));
+        // The first chunks of an array tell how long its members take, whatever its client ran before: until then an engine
+        // has one of them.
+        let estimate = array.estimate.get();
         let engines = self.pool_engines(class).len();
-        // The first chunks of an array tell how long its members take, whatever its client ran before.
-        let most = self.engines[slot as usize].chunk(left, engines, known);
+        let most = self.engines[slot as usize].chunk(left, engines, estimate);
         let array = self.groups[index].array_mut().expect("checked");
         let Some((lo, hi)) = array.waiting.take_first(most) else {
             return;
