@@ -135,6 +135,7 @@ impl Client {
             .timeout
             .saturating_sub(begin.elapsed())
             .max(Duration::from_secs(1));
+        client.inner.engines.ask();
         let answer = client.ask(
             Channel::Hub,
             None,
@@ -155,13 +156,7 @@ impl Client {
             }
             other => other?,
         };
-        let reply: ConnectionReply = client.unpack(&answer)?;
-        client.inner.engines.replace(
-            reply
-                .engines
-                .into_iter()
-                .filter_map(|(id, uuid)| Some((id.parse().ok()?, uuid))),
-        );
+        client.inner.engines.answered(client.unpack(&answer)?);
         Ok(client)
     }
 
@@ -461,12 +456,6 @@ impl Client {
         let request = (types::FS_REQUEST, content);
         self.ask(Channel::Mux, Some(engine), request, buffers, limit)
     }
-}
-
-#[derive(serde::Deserialize, Default)]
-#[serde(default)]
-struct ConnectionReply {
-    engines: std::collections::BTreeMap<String, String>,
 }
 
 #[derive(serde::Deserialize, Default)]

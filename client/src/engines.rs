@@ -24,8 +24,29 @@ const NOTICES: usize = 100;
 #[derive(Debug, Default)]
 struct State {
     by_id: BTreeMap<u32, String>,
+    /// Questions for all engines that are open.
+    asked: usize,
+    /// What was heard meanwhile, oldest first: engines that joined, and those that left.
+    heard: Vec<(u32, Option<String>)>,
     notices: Vec<Notice>,
     troubles: Vec<String>,
+}
+
+impl State {
+    fn apply(&mut self, id: u32, uuid: Option<String>) {
+        match uuid {
+            Some(uuid) => self.by_id.insert(id, uuid),
+            None => self.by_id.remove(&id),
+        };
+    }
+}
+
+/// What the controller answers to `connection_request`.
+#[derive(Debug, Default, serde::Deserialize)]
+#[serde(default)]
+pub(crate) struct ConnectionReply {
+    /// Uuids by id.
+    pub(crate) engines: BTreeMap<String, String>,
 }
 
 /// Shared between the I/O thread and everyone else.
@@ -45,17 +66,42 @@ impl Engines {
     }
 
     pub(crate) fn joined(&self, id: u32, uuid: &str) {
-        self.state().by_id.insert(id, uuid.to_owned());
-        self.changed.notify_all();
+        self.hear(id, Some(uuid));
     }
 
     pub(crate) fn left(&self, id: u32) {
-        self.state().by_id.remove(&id);
+        self.hear(id, None);
+    }
+
+    fn hear(&self, id: u32, uuid: Option<&str>) {
+        let mut state = self.state();
+        state.apply(id, uuid.map(str::to_owned));
+        if state.asked > 0 {
+            state.heard.push((id, uuid.map(str::to_owned)));
+        }
         self.changed.notify_all();
     }
 
-    pub(crate) fn replace(&self, engines: impl IntoIterator<Item = (u32, String)>) {
-        self.state().by_id = engines.into_iter().collect();
+    /// The controller is asked for all engines.
+    pub(crate) fn ask(&self) {
+        self.state().asked += 1;
+    }
+
+    /// It has answered. What it said before is older than what was heard since it was asked.
+    pub(crate) fn answered(&self, reply: ConnectionReply) {
+        let engines = reply.engines.into_iter();
+        let mut state = self.state();
+        state.by_id = engines
+            .filter_map(|(id, uuid)| Some((id.parse().ok()?, uuid)))
+            .collect();
+        state.asked = state.asked.saturating_sub(1);
+        let heard = std::mem::take(&mut state.heard);
+        for (id, uuid) in &heard {
+            state.apply(*id, uuid.clone());
+        }
+        if state.asked > 0 {
+            state.heard = heard;
+        }
         self.changed.notify_all();
     }
 
@@ -129,5 +175,32 @@ impl Engines {
 
     pub(crate) fn take_notices(&self) -> Vec<Notice> {
         std::mem::take(&mut self.state().notices)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_heard_is_newer_than_an_answer() {
+        let reply = |ids: &[u32]| ConnectionReply {
+            engines: ids
+                .iter()
+                .map(|id| (id.to_string(), format!("uuid {id}")))
+                .collect(),
+        };
+        let engines = Engines::default();
+        engines.joined(0, "gone before");
+        engines.ask();
+        engines.joined(1, "uuid 1");
+        engines.ask();
+        engines.left(2);
+        engines.answered(reply(&[2, 3]));
+        assert_eq!(Vec::from_iter(engines.all().into_keys()), [1, 3]);
+        engines.answered(reply(&[1, 2]));
+        assert_eq!(Vec::from_iter(engines.all().into_keys()), [1]);
+        engines.answered(reply(&[2]));
+        assert_eq!(Vec::from_iter(engines.all().into_keys()), [2]);
     }
 }

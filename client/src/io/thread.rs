@@ -18,7 +18,7 @@ use ipbroker_protocol::zmq::{self, Context, Message, PollItem, Socket};
 
 use super::pending::{Pending, Table};
 use super::{Channel, Handle, Request, Sink, Submission, number_of};
-use crate::engines::Engines;
+use crate::engines::{ConnectionReply, Engines};
 use crate::error::Result;
 use crate::reply::Reply;
 use crate::wire::build;
@@ -74,6 +74,10 @@ struct Io {
     ack_due: Option<Instant>,
     lease_due: Instant,
     lease_number: Option<u64>,
+    /// Leases taken since the controller is there.
+    leases: u32,
+    /// The open question for all engines.
+    engines_number: Option<u64>,
     last_seen: Instant,
     /// When the controller said that it goes.
     goodbye: Option<Instant>,
@@ -126,6 +130,8 @@ pub(crate) fn start(settings: Settings) -> Result<(Handle, std::thread::JoinHand
         ack_due: None,
         lease_due: now,
         lease_number: None,
+        leases: 0,
+        engines_number: None,
         last_seen: now,
         goodbye: None,
         incarnation: None,
@@ -386,6 +392,11 @@ impl Io {
         };
         if self.lease_number == Some(number) {
             self.leased(&envelope);
+        } else if self.engines_number == Some(number) {
+            if let Ok(reply) = packer.unpack::<ConnectionReply>(envelope.content()) {
+                self.engines_number = None;
+                self.settings.engines.answered(reply);
+            }
         } else if let Some(answer) = self.queries.remove(&number) {
             let _ = answer.send(envelope);
         } else {
@@ -528,6 +539,8 @@ impl Io {
             .is_some_and(|old| *old != reply.incarnation);
         if changed || self.silent {
             self.resume();
+            // Engines come back by and by: asked for soon, and again.
+            self.leases = 1;
             self.settings.engines.back();
         }
         self.silent = false;
@@ -606,6 +619,10 @@ impl Io {
         );
         self.lease_number = Some(built.number);
         self.send(Channel::Hub, built.envelope);
+        self.leases += 1;
+        if self.leases > 1 && (self.leases.is_power_of_two() || self.leases.is_multiple_of(32)) {
+            self.ask_for_engines();
+        }
         let silence = now.duration_since(self.last_seen);
         if silence > 2 * LEASE + LEASE / 2 && self.incarnation.is_some() {
             if !self.silent {
@@ -631,6 +648,23 @@ impl Io {
             self.table
                 .fail(&self.table.all(), "ControllerLost", &evalue);
         }
+    }
+
+    /// What the controller tells all is not heard before it knows of the subscription, nor while a connection is broken.
+    fn ask_for_engines(&mut self) {
+        if self.engines_number.is_none() {
+            self.settings.engines.ask();
+        }
+        let built = build(
+            &self.settings.session,
+            None,
+            types::CONNECTION_REQUEST,
+            &Empty {},
+            &Empty {},
+            Vec::new(),
+        );
+        self.engines_number = Some(built.number);
+        self.send(Channel::Hub, built.envelope);
     }
 
     fn acknowledge(&mut self) {
