@@ -27,6 +27,21 @@ pub enum EnvelopeError {
     },
 }
 
+/// Where the delimiter is that signature and maps follow.
+fn delimiter<'a>(
+    mut frames: impl ExactSizeIterator<Item = &'a [u8]>,
+) -> Result<usize, EnvelopeError> {
+    let count = frames.len();
+    let Some(delimiter) = frames.position(|frame| frame == DELIMITER) else {
+        return Err(EnvelopeError::NoDelimiter { frames: count });
+    };
+    let after = count - delimiter - 1;
+    if after < FIXED {
+        return Err(EnvelopeError::Truncated { after });
+    }
+    Ok(delimiter)
+}
+
 /// One message as frames.
 #[derive(Debug)]
 pub struct Envelope {
@@ -40,15 +55,7 @@ impl Envelope {
     /// # Errors
     /// [`EnvelopeError`] when the frames are no message; the frames are dropped.
     pub fn parse(frames: Vec<Message>) -> Result<Self, EnvelopeError> {
-        let Some(delimiter) = frames.iter().position(|frame| &frame[..] == DELIMITER) else {
-            return Err(EnvelopeError::NoDelimiter {
-                frames: frames.len(),
-            });
-        };
-        let after = frames.len() - delimiter - 1;
-        if after < FIXED {
-            return Err(EnvelopeError::Truncated { after });
-        }
+        let delimiter = delimiter(frames.iter().map(|frame| &frame[..]))?;
         Ok(Self { frames, delimiter })
     }
 
@@ -131,15 +138,7 @@ impl Envelope {
     /// Signature and maps, all at once: each look into a frame is a call of libzmq.
     #[must_use]
     pub fn parts(&self) -> Parts<'_> {
-        let [signature, header, parent_header, metadata, content] =
-            std::array::from_fn(|index| &self.frames[self.delimiter + 1 + index][..]);
-        Parts {
-            signature,
-            header,
-            parent_header,
-            metadata,
-            content,
-        }
+        Parts::new(|index| &self.frames[self.delimiter + 1 + index])
     }
 
     /// The four packed maps in the order in which they are signed.
@@ -212,23 +211,20 @@ impl<'a> Parts<'a> {
     /// # Errors
     /// [`EnvelopeError`] when the frames are no message.
     pub fn of(frames: &[&'a [u8]]) -> Result<(usize, Self), EnvelopeError> {
-        let Some(delimiter) = frames.iter().position(|frame| *frame == DELIMITER) else {
-            return Err(EnvelopeError::NoDelimiter {
-                frames: frames.len(),
-            });
-        };
-        let after = &frames[delimiter + 1..];
-        let [signature, header, parent_header, metadata, content, ..] = *after else {
-            return Err(EnvelopeError::Truncated { after: after.len() });
-        };
-        let parts = Self {
+        let delimiter = delimiter(frames.iter().copied())?;
+        Ok((delimiter, Self::new(|index| frames[delimiter + 1 + index])))
+    }
+
+    fn new(frame: impl Fn(usize) -> &'a [u8]) -> Self {
+        let [signature, header, parent_header, metadata, content]: [_; FIXED] =
+            std::array::from_fn(frame);
+        Self {
             signature,
             header,
             parent_header,
             metadata,
             content,
-        };
-        Ok((delimiter, parts))
+        }
     }
 
     /// The four maps in the order in which they are signed.

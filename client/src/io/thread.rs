@@ -609,16 +609,7 @@ impl Io {
             return;
         }
         self.lease_due = now + LEASE;
-        let built = build(
-            &self.settings.session,
-            None,
-            types::LEASE_REQUEST,
-            &Empty {},
-            &Empty {},
-            Vec::new(),
-        );
-        self.lease_number = Some(built.number);
-        self.send(Channel::Hub, built.envelope);
+        self.lease_number = Some(self.ask_hub(types::LEASE_REQUEST));
         self.leases += 1;
         if self.leases > 1 && (self.leases.is_power_of_two() || self.leases.is_multiple_of(32)) {
             self.ask_for_engines();
@@ -655,16 +646,15 @@ impl Io {
         if self.engines_number.is_none() {
             self.settings.engines.ask();
         }
-        let built = build(
-            &self.settings.session,
-            None,
-            types::CONNECTION_REQUEST,
-            &Empty {},
-            &Empty {},
-            Vec::new(),
-        );
-        self.engines_number = Some(built.number);
+        self.engines_number = Some(self.ask_hub(types::CONNECTION_REQUEST));
+    }
+
+    /// Asks the hub something that needs no words; the number by which its answer is known.
+    fn ask_hub(&mut self, msg_type: &str) -> u64 {
+        let session = &self.settings.session;
+        let built = build(session, None, msg_type, &Empty {}, &Empty {}, Vec::new());
         self.send(Channel::Hub, built.envelope);
+        built.number
     }
 
     fn acknowledge(&mut self) {

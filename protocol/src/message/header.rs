@@ -86,9 +86,7 @@ impl<'a> HeaderRef<'a> {
         }
         packer.unpack(packed)
     }
-}
 
-impl<'a> HeaderRef<'a> {
     /// Only the date of a packed header.
     ///
     /// # Errors
