@@ -26,6 +26,7 @@ use crate::{
     cli::{self, Action, Cli},
     hub::Notice,
     launch::local::{Local, LocalEvent},
+    scheduler::core::Scheme,
     store::StoreError,
 };
 
@@ -95,6 +96,18 @@ pub(crate) enum MainEvent {
 /// # Errors
 /// [`AppError`], to be shown to the user.
 pub fn main(args: Vec<OsString>) -> Result<(), AppError> {
+    start(args, None)
+}
+
+/// Runs the program with these arguments (without its name) and a scheme of the caller's own, whatever `--scheme` says.
+///
+/// # Errors
+/// [`AppError`], to be shown to the user.
+pub fn with_scheme(args: Vec<OsString>, scheme: Box<dyn Scheme>) -> Result<(), AppError> {
+    start(args, Some(scheme))
+}
+
+fn start(args: Vec<OsString>, own: Option<Box<dyn Scheme>>) -> Result<(), AppError> {
     let args = cli::expand(args).map_err(AppError::Usage)?;
     let parse = |args: &[OsString]| {
         Cli::try_parse_from(std::iter::once(&OsString::from("ipctl")).chain(args))
@@ -119,8 +132,11 @@ pub fn main(args: Vec<OsString>) -> Result<(), AppError> {
     for line in skipped {
         tracing::warn!("{line}");
     }
-    let settings = Settings::new(cli, profile)?;
-    run(settings)
+    let mut settings = Settings::new(cli, profile)?;
+    if let Some(own) = &own {
+        settings.scheme = own.name().to_owned();
+    }
+    run(settings, own)
 }
 
 fn find_profile(cluster: &cli::ClusterArgs) -> Result<Profile, ProfileError> {
@@ -132,7 +148,7 @@ fn find_profile(cluster: &cli::ClusterArgs) -> Result<Profile, ProfileError> {
 }
 
 /// Runs a controller until it is told to stop.
-fn run(settings: Settings) -> Result<(), AppError> {
+fn run(settings: Settings, own: Option<Box<dyn Scheme>>) -> Result<(), AppError> {
     let begun = Instant::now();
     match socket::raise_descriptors(DESCRIPTORS) {
         Ok(limit) => tracing::debug!(limit, "open descriptors"),
@@ -144,7 +160,7 @@ fn run(settings: Settings) -> Result<(), AppError> {
     if settings.exit_with_parent {
         watch_stdin(&events)?;
     }
-    let controller = threads::start(&settings, &events)?;
+    let controller = threads::start(&settings, own, &events)?;
     files::write(&settings, &controller.ports, controller.curve.as_ref())?;
     tracing::info!(
         scheme = settings.scheme,

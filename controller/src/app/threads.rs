@@ -17,7 +17,7 @@ use crate::{
     relay::{control, iopub, mux},
     scheduler::{
         command::Command,
-        core::{Config, scheme},
+        core::{Config, Scheme, scheme},
         pure::PureThread,
         task::TaskThread,
     },
@@ -37,8 +37,12 @@ pub(crate) struct Controller {
     _context: Context,
 }
 
-/// Binds everything and starts all threads.
-pub(super) fn start(settings: &Settings, main: &Sender<MainEvent>) -> Result<Controller, AppError> {
+/// Binds everything and starts all threads. `own`: the scheme, if it is none of the built-in ones.
+pub(super) fn start(
+    settings: &Settings,
+    own: Option<Box<dyn Scheme>>,
+    main: &Sender<MainEvent>,
+) -> Result<Controller, AppError> {
     let system = |what: &'static str| {
         move |source: io::Error| AppError::System {
             what: what.into(),
@@ -93,7 +97,7 @@ pub(super) fn start(settings: &Settings, main: &Sender<MainEvent>) -> Result<Con
         };
         spawn("pure", Box::new(move || pure.run()))
     } else {
-        let scheme = scheme(&settings.scheme).ok_or_else(|| {
+        let scheme = own.or_else(|| scheme(&settings.scheme)).ok_or_else(|| {
             AppError::Usage(format!("no scheme {:?}: see ipctl --help", settings.scheme))
         })?;
         let limit = settings.ping * (settings.misses + 1);

@@ -1,6 +1,7 @@
 //! Tests on the built programs. One binary, since each has to be linked with everything.
 
 mod cli;
+mod examples;
 mod faults;
 mod graph;
 mod hostile;
