@@ -1,7 +1,9 @@
-//! Builds libzmq 4.3.5 with CURVE (feature `bundled`) against the libsodium of `libsodium-sys-stable`.
+//! Builds libzmq 4.3.5 with CURVE (feature `bundled`) against the libsodium of `libsodium-sys-stable`, with the changes of
+//! `libzmq.patch`.
 
 fn main() {
     println!("cargo:rerun-if-changed=build.rs");
+    println!("cargo:rerun-if-changed=libzmq.patch");
     #[cfg(feature = "bundled")]
     bundled();
 }
@@ -10,8 +12,7 @@ fn main() {
 fn bundled() {
     use std::{env, path::Path};
 
-    const AGAIN: &str = "IPBROKER_BUILD_ZMQ";
-    if env::var_os(AGAIN).is_none() {
+    let Some(compiler) = env::var_os(COMPILER) else {
         // By the one way into libzmq's compiler that there is: what its own build would have found on this system, and
         // `-w`, as its warnings are nothing to whoever builds this.
         let mut flags = env::var("CXXFLAGS").unwrap_or_default();
@@ -20,9 +21,13 @@ fn bundled() {
                 flags += &format!(" -D{found}");
             }
         }
+        // This program again, which then has itself for a compiler.
+        let compiler = cc::Build::new().cpp(true).get_compiler();
+        let target = env::var("TARGET").unwrap_or_default();
         let built = env::current_exe().and_then(|this| {
-            std::process::Command::new(this)
-                .env(AGAIN, "1")
+            std::process::Command::new(&this)
+                .env(COMPILER, compiler.path())
+                .env(format!("CXX_{target}"), this)
                 .env("CXXFLAGS", format!("{flags} -w"))
                 .status()
         });
@@ -31,6 +36,10 @@ fn bundled() {
             "libzmq cannot be built"
         );
         return;
+    };
+    let arguments: Vec<_> = env::args_os().skip(1).collect();
+    if !arguments.is_empty() {
+        compile(&compiler, arguments);
     }
     let include =
         env::var("DEP_SODIUM_INCLUDE").expect("libsodium-sys-stable names its include directory");
@@ -49,6 +58,69 @@ fn bundled() {
     } else if target.contains("apple") {
         println!("cargo:rustc-link-lib=c++");
     }
+}
+
+/// Names the compiler to the program that stands in for it.
+#[cfg(feature = "bundled")]
+const COMPILER: &str = "IPBROKER_ZMQ_COMPILER";
+
+/// The header that is changed: every compilation reads it first, as later it would find the original beside its own file.
+#[cfg(feature = "bundled")]
+const HEADER: &str = "session_base.hpp";
+
+/// Compiles one of libzmq's files, or what is made of it by `libzmq.patch`.
+#[cfg(feature = "bundled")]
+fn compile(compiler: &std::ffi::OsStr, mut arguments: Vec<std::ffi::OsString>) -> ! {
+    use std::path::Path;
+
+    let source = arguments.iter().position(|argument| {
+        let path = Path::new(argument);
+        path.parent().is_some_and(|dir| dir.ends_with("vendor/src"))
+            && path.extension().is_some_and(|kind| kind == "cpp")
+    });
+    if let Some(at) = source {
+        let header = Path::new(&arguments[at]).with_file_name(HEADER);
+        let header = changed(&header).expect("libzmq.patch changes the header");
+        if let Some(file) = changed(Path::new(&arguments[at])) {
+            arguments[at] = file.into();
+        }
+        let first = [
+            "-include".into(),
+            "precompiled.hpp".into(),
+            "-include".into(),
+            header.into(),
+        ];
+        arguments.splice(0..0, first);
+    }
+    let status = std::process::Command::new(compiler)
+        .args(arguments)
+        .status();
+    std::process::exit(status.ok().and_then(|status| status.code()).unwrap_or(1));
+}
+
+/// A copy of a file with the changes of `libzmq.patch`, if there are any.
+#[cfg(feature = "bundled")]
+fn changed(file: &std::path::Path) -> Option<std::path::PathBuf> {
+    use std::{env, fs, path::Path, process};
+
+    let name = file.file_name()?.to_str()?;
+    let changes = fs::read_to_string("libzmq.patch").expect("libzmq.patch can be read");
+    let at = changes.find(&format!("--- a/{name}\n"))?;
+    let end = changes[at + 4..]
+        .find("\n--- a/")
+        .map_or(changes.len(), |end| at + 4 + end + 1);
+    let patch = diffy::Patch::from_str(&changes[at..end]).expect("libzmq.patch is a patch");
+    let original = fs::read_to_string(file).expect("libzmq's sources can be read");
+    let text = diffy::apply(&original, &patch)
+        .unwrap_or_else(|error| panic!("libzmq.patch does not fit {name}: {error}"));
+    // Compilations run side by side: whole or not at all.
+    let out = env::var("OUT_DIR").expect("cargo sets OUT_DIR");
+    let path = Path::new(&out).join(name);
+    let part = Path::new(&out).join(format!("{name}.{}", process::id()));
+    fs::write(&part, text)
+        .and_then(|()| fs::rename(&part, &path))
+        .expect("OUT_DIR can be written");
+    Some(path)
 }
 
 /// What libzmq's configuration finds on Linux and `zeromq-src` leaves out. Without it threads wake each other through

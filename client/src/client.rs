@@ -282,6 +282,9 @@ impl Client {
 
     /// Submits what was prepared.
     pub(crate) fn submit_all(&self, submissions: Vec<Submission>) -> Result<()> {
+        for submission in &submissions {
+            self.fits(&submission.envelope)?;
+        }
         self.inner.handle.send(Request::SubmitAll(submissions))
     }
 
@@ -335,6 +338,7 @@ impl Client {
             msg_id,
             envelope,
         } = wire::build(session, engine, msg_type, metadata, content, buffers);
+        self.fits(&envelope)?;
         let replies = awaited.engines.len().max(1) as u64;
         self.inner
             .handle
@@ -365,6 +369,7 @@ impl Client {
         let Built {
             number, envelope, ..
         } = wire::build(session, engine, msg_type, &Empty {}, content, buffers);
+        self.fits(&envelope)?;
         let (answer, receive) = crossbeam_channel::bounded(1);
         self.inner.handle.send(Request::Query {
             number,
@@ -383,6 +388,18 @@ impl Client {
                 })
             }
         }
+    }
+
+    /// Whether the controller takes a message of this size.
+    fn fits(&self, envelope: &Envelope) -> Result<()> {
+        let (bytes, most) = (
+            envelope.bytes() as u64,
+            self.inner.connection.common.max_message,
+        );
+        if most != 0 && bytes > most {
+            return Err(Error::TooLarge { bytes, most });
+        }
+        Ok(())
     }
 
     pub(crate) fn unpack<T: DeserializeOwned>(&self, envelope: &Envelope) -> Result<T> {

@@ -61,6 +61,16 @@ pub enum Error {
         /// The connection file.
         file: String,
     },
+    /// More than the controller takes at once: it would end the connection.
+    #[error(
+        "a message of {bytes} bytes is more than the controller takes ({most}): start `ipctl` with a larger --max-message, or send less at once"
+    )]
+    TooLarge {
+        /// Its size.
+        bytes: u64,
+        /// What is taken.
+        most: u64,
+    },
     /// The hub refused a request.
     #[error("the controller refuses {request}: {message}")]
     Refused {

@@ -4,6 +4,8 @@ use std::{ffi::OsString, path::PathBuf, str::FromStr};
 
 use clap::{ArgAction, Args, Parser, Subcommand};
 
+use ipbroker_protocol::size;
+
 use crate::{
     launch::args::HostArgs,
     store::{Keep, SyncMode},
@@ -140,6 +142,9 @@ pub struct NetworkArgs {
     /// How messages are packed [default: msgpack, or json when ipp.Cluster starts us]
     #[arg(long, value_name = "PACKER", value_parser = ["msgpack", "json"])]
     pub packer: Option<String>,
+    /// The largest message, its frames together: 64M, 2G
+    #[arg(long, value_name = "SIZE", default_value = "2G", value_parser = max_message)]
+    pub max_message: u64,
     /// Period of the heartbeat in ms
     #[arg(long, value_name = "MS", default_value_t = 3000, value_parser = clap::value_parser!(u64).range(10..))]
     pub ping: u64,
@@ -214,6 +219,13 @@ impl FromStr for Hwm {
                 .map_err(|_| "a number (0: no limit) or `auto`".into()),
         }
     }
+}
+
+/// `--max-message`.
+fn max_message(text: &str) -> Result<u64, String> {
+    size::parse(text)
+        .filter(|size| (1 << 20..1 << 60).contains(size))
+        .ok_or_else(|| "a size from 1M, like 64M or 2G".into())
 }
 
 /// `--ports`.

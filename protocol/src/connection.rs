@@ -35,6 +35,8 @@ pub struct Common {
     pub unpack: String,
     /// `hmac-sha256`.
     pub signature_scheme: String,
+    /// The largest message that the controller takes, its frames together; 0: it does not say.
+    pub max_message: u64,
     /// Keys of later versions and of the peer.
     #[serde(flatten)]
     pub extra: Map,

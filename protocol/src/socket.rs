@@ -167,6 +167,23 @@ pub fn open(context: &Context, kind: SocketType) -> zmq::Result<Socket> {
     Ok(socket)
 }
 
+/// Connections that wait to be accepted; the system may allow fewer.
+const BACKLOG: i32 = 4096;
+
+/// Messages of one connection that wait to be read by us; then it waits. What we send is bounded by its owners.
+const RECEIVED: i32 = 1000;
+
+/// Makes a socket ready to listen to anybody: no message larger than `max_message`. (Of messages in many frames only the
+/// bundled libzmq keeps count: `libzmq.patch`.)
+///
+/// # Errors
+/// As `zmq_setsockopt`.
+pub fn bound(socket: &Socket, max_message: u64) -> zmq::Result<()> {
+    socket.set_maxmsgsize(i64::try_from(max_message).unwrap_or(i64::MAX))?;
+    socket.set_rcvhwm(RECEIVED)?;
+    socket.set_backlog(BACKLOG)
+}
+
 /// A ROUTER that refuses to send into the void and lets a peer reconnect under its identity.
 ///
 /// # Errors

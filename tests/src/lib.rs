@@ -9,6 +9,7 @@ pub mod fuzz;
 pub mod lab;
 pub mod programs;
 pub mod raw;
+pub mod stranger;
 pub mod wait;
 pub mod wire;
 
@@ -16,4 +17,5 @@ pub use cluster::{Cluster, ClusterBuilder};
 pub use lab::Lab;
 pub use programs::{Finished, Program, program};
 pub use raw::RawClient;
+pub use stranger::Stranger;
 pub use wait::{LIMIT, eventually};

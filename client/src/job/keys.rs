@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use ipbroker_protocol::message::{Limit, Require};
+use ipbroker_protocol::size;
 use serde_json::{Map, Value};
 
 use super::error::LineError;
@@ -310,7 +311,7 @@ fn seconds(key: &'static str, value: &Value) -> Result<f64, LineError> {
 fn bytes(key: &'static str, value: &Value) -> Result<u64, LineError> {
     match value {
         Value::Number(number) => number.as_u64(),
-        Value::String(text) => parse_size(text),
+        Value::String(text) => size::parse(text),
         _ => None,
     }
     .ok_or_else(|| {
@@ -320,24 +321,6 @@ fn bytes(key: &'static str, value: &Value) -> Result<u64, LineError> {
             value,
         )
     })
-}
-
-/// `4096`, `64K`, `64KiB`, `2G`: powers of 1024.
-pub fn parse_size(text: &str) -> Option<u64> {
-    let text = text.trim();
-    let digits = text
-        .find(|c: char| !c.is_ascii_digit())
-        .unwrap_or(text.len());
-    let number: u64 = text[..digits].parse().ok()?;
-    let shift = match text[digits..].trim().to_ascii_lowercase().as_str() {
-        "" | "b" => 0,
-        "k" | "kb" | "kib" => 10,
-        "m" | "mb" | "mib" => 20,
-        "g" | "gb" | "gib" => 30,
-        "t" | "tb" | "tib" => 40,
-        _ => return None,
-    };
-    number.checked_mul(1 << shift)
 }
 
 pub(super) fn kind(value: &Value) -> &'static str {
@@ -362,20 +345,5 @@ pub(super) fn wrong(key: &'static str, expected: &'static str, value: &Value) ->
         key,
         expected,
         found,
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn sizes() {
-        assert_eq!(parse_size("4096"), Some(4096));
-        assert_eq!(parse_size("64K"), Some(65536));
-        assert_eq!(parse_size("2 GiB"), Some(2 << 30));
-        assert_eq!(parse_size("1x"), None);
-        assert_eq!(parse_size("99999999999T"), None);
-        assert_eq!(parse_size(""), None);
     }
 }

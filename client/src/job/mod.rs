@@ -11,7 +11,7 @@ mod value;
 pub use error::{JobError, LineError};
 pub use graph::{Graph, GraphError};
 pub use ipbroker_protocol::message::{Limit, Require};
-pub use keys::parse_size;
+pub use ipbroker_protocol::size::parse as parse_size;
 pub use line::{Condition, Job, Placement, Transfer, parse_line};
 pub use outcome::{CAPTURE, JobResult, JobStatus, write_line};
 pub use value::{isoformat, log_time, timedelta};

@@ -50,6 +50,10 @@ impl Binder<'_> {
             CurveServer::apply(curve, socket)
                 .map_err(|error| AppError::Curve(format!("no CURVE: {error}")))?;
         }
+        socket::bound(socket, self.settings.max_message).map_err(|error| AppError::System {
+            what: "cannot bound messages".into(),
+            source: error.into(),
+        })?;
         let port = if fixed == 0 { self.next() } else { fixed };
         let interface = &self.settings.interface;
         socket::bind(socket, interface, port).map_err(|error| AppError::Bind {

@@ -22,6 +22,7 @@ fn common(settings: &Settings, curve: Option<&CurveServer>, ssh: &str, extra: Ma
         pack: settings.packer.name().into(),
         unpack: settings.packer.name().into(),
         signature_scheme: "hmac-sha256".into(),
+        max_message: settings.max_message,
         extra,
     }
 }

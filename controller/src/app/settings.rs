@@ -57,6 +57,8 @@ pub struct Settings {
     pub curve: Option<CurveServer>,
     /// How messages are packed.
     pub packer: Packer,
+    /// The largest message that is taken.
+    pub max_message: u64,
     /// Period of the heartbeat.
     pub ping: Duration,
     /// Heartbeats in a row that an engine may miss.
@@ -276,6 +278,7 @@ impl Settings {
             key,
             curve,
             packer,
+            max_message: network.max_message,
             ping: Duration::from_millis(network.ping),
             misses: network.misses,
             lease,

@@ -10,3 +10,4 @@ mod lifecycle;
 mod peer;
 mod run;
 mod schemes;
+mod strangers;
