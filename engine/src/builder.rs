@@ -364,6 +364,7 @@ impl Builder {
             Warden::new(self.kill_grace),
             limits,
             slate,
+            controller.connection.common.max_message,
             reaper::mark(&id),
             waker,
         );

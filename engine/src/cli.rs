@@ -124,7 +124,10 @@ pub(crate) fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             let _ = writeln!(std::io::stderr(), "ipengine: {error}");
-            ExitCode::FAILURE
+            match error {
+                RunError::Engine(EngineError::Descriptors(_)) => ExitCode::from(usage::HOPELESS),
+                _ => ExitCode::FAILURE,
+            }
         }
     }
 }

@@ -33,6 +33,8 @@ pub(crate) struct Process {
     pub(crate) limits: Limits,
     /// What outlives the process.
     pub(crate) slate: Slate,
+    /// The largest message that the controller takes; 0: it did not say.
+    pub(crate) max_message: u64,
     /// The value of [`crate::reaper::MARK`] for jobs.
     pub(crate) mark: String,
     /// Who ends the jobs when the process is gone; none in tests.
@@ -53,6 +55,7 @@ impl Process {
         warden: Warden,
         limits: Limits,
         slate: Slate,
+        max_message: u64,
         mark: String,
         waker: Waker,
     ) -> Self {
@@ -63,6 +66,7 @@ impl Process {
             warden,
             limits,
             slate,
+            max_message,
             mark,
             reaper: Mutex::new(None),
             outbox: Outbox {

@@ -1,5 +1,8 @@
 //! Errors of the programs' command lines.
 
+/// The exit status of an engine process that can never start here: nobody starts it again. (`EX_CONFIG` of `sysexits.h`.)
+pub const HOPELESS: u8 = 78;
+
 /// A usage error that clap has rendered, in one line: what, where, and what to do. `program` is whose help to read when
 /// the text has no `Usage:`.
 #[must_use]

@@ -1,9 +1,10 @@
 //! How far a run is: a bar on a terminal, log lines elsewhere.
 
-use std::io::{IsTerminal, Write};
+use std::fmt::Write;
+use std::io::{IsTerminal, Write as _};
 use std::time::Duration;
 
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use indicatif::{HumanCount, ProgressBar, ProgressDrawTarget, ProgressState, ProgressStyle};
 use ipbroker_client::job::{JobResult, JobStatus, log_time, timedelta};
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
@@ -18,15 +19,30 @@ pub(crate) enum Progress {
     Quiet,
 }
 
+/// Jobs a second: as many digits as mean something.
+fn rate(jobs: f64) -> String {
+    if jobs < 10.0 {
+        format!("{jobs:.1}/s")
+    } else {
+        format!("{}/s", HumanCount(jobs.round() as u64))
+    }
+}
+
 impl Progress {
     /// A bar where stderr is a terminal, else log lines, or neither.
     pub(crate) fn new(log_lines: bool, zone: &TimeZone) -> Self {
         if std::io::stderr().is_terminal() {
             let bar =
                 ProgressBar::with_draw_target(Some(0), ProgressDrawTarget::stderr_with_hz(10));
-            let style = "{bar:30.green/dim} {human_pos}/{human_len} {per_sec}  ETA {eta}  {msg}";
+            let style = "{bar:30.green/dim} {human_pos}/{human_len} {rate}  ETA {eta}  {msg}";
             if let Ok(style) = ProgressStyle::with_template(style) {
-                bar.set_style(style);
+                bar.set_style(style.with_key(
+                    "rate",
+                    |state: &ProgressState, out: &mut dyn Write| {
+                        // Nobody can be told that the terminal is gone.
+                        let _ = out.write_str(&rate(state.per_sec()));
+                    },
+                ));
             }
             bar.enable_steady_tick(Duration::from_millis(200));
             Self::Bar(bar)
@@ -149,6 +165,13 @@ impl Progress {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn rates_are_for_people() {
+        assert_eq!(rate(72.9402), "73/s");
+        assert_eq!(rate(0.25), "0.2/s");
+        assert_eq!(rate(12_345.6), "12,346/s");
+    }
 
     #[test]
     fn log_lines_are_bakaparas() {

@@ -194,10 +194,16 @@ fn serve(
             .map_err(AppError::Launch)?;
     }
     let mut remote = settings.start_remote(controller)?;
+    let mut hopeless = None;
     let why = loop {
         match waiting.recv() {
             Ok(MainEvent::Stop(why)) => break why,
-            Ok(MainEvent::Local(event)) => local.event(event),
+            Ok(MainEvent::Local(event)) => {
+                if let Err(why) = local.event(event) {
+                    hopeless = Some(why);
+                    break "its engines cannot run".to_owned();
+                }
+            }
             Ok(MainEvent::Engine(notice)) => match notice {
                 Notice::Joined(engine) => {
                     tracing::debug!(id = engine.id, pid = engine.pid, "joined");
@@ -216,7 +222,7 @@ fn serve(
     local.stop(GRACE, || {
         matches!(waiting.try_recv(), Ok(MainEvent::Stop(_)))
     });
-    Ok(())
+    hopeless.map_or(Ok(()), |why| Err(AppError::Launch(why)))
 }
 
 fn catch_signals(events: &Sender<MainEvent>) -> Result<(), AppError> {

@@ -14,6 +14,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use ipbroker_protocol::usage;
 use rustix::{
     event::{PollFd, PollFlags, poll},
     fd::OwnedFd,
@@ -220,9 +221,23 @@ impl Local {
     }
 
     /// Something happened to a process.
-    pub fn event(&mut self, event: LocalEvent) {
+    ///
+    /// # Errors
+    /// One line for the user when no engine has come up and this one never can.
+    pub fn event(&mut self, event: LocalEvent) -> Result<(), String> {
         match event {
-            LocalEvent::Ended(slot, pid, status) => self.ended(slot, pid, status),
+            LocalEvent::Ended(slot, pid, status) => {
+                let hopeless = Some(i32::from(usage::HOPELESS));
+                let began = self.slots[slot].pid == Some(pid) && self.registered == 0;
+                self.ended(slot, pid, status);
+                if began && !self.stopping && status.is_some_and(|status| status.code() == hopeless)
+                {
+                    return Err(format!(
+                        "{} engines cannot be started here: the engine process has said why",
+                        self.slots.iter().map(|slot| slot.engines).sum::<u32>()
+                    ));
+                }
+            }
             LocalEvent::Due(slot) if !self.stopping && self.slots[slot].pid.is_none() => {
                 if let Err(error) = self.launch(slot) {
                     tracing::error!("cannot start {}: {error}", self.program().display());
@@ -232,6 +247,7 @@ impl Local {
             }
             LocalEvent::Due(_) => {}
         }
+        Ok(())
     }
 
     fn ended(&mut self, slot: usize, pid: u32, status: Option<ExitStatus>) {
@@ -249,6 +265,13 @@ impl Local {
         };
         if self.stopping {
             tracing::debug!(pid, "local engine process {how}");
+        } else if status.is_some_and(|status| status.code() == Some(i32::from(usage::HOPELESS))) {
+            // It would end like this again and again.
+            tracing::error!(
+                pid,
+                engines = self.slots[slot].engines,
+                "local engine process cannot run here"
+            );
         } else if status.is_some_and(|status| status.success()) {
             // It was told to.
             tracing::info!(
@@ -445,7 +468,7 @@ mod tests {
         for _ in 0..2 {
             // Its end, then its restart.
             let event = events.recv_timeout(WAIT).unwrap();
-            local.event(event);
+            local.event(event).unwrap();
         }
         let pid = local.slots[0].pid.unwrap();
         assert!(
@@ -474,9 +497,25 @@ mod tests {
         let (mut local, events) = local(dir.path(), "exit 0");
         local.start(1, false).unwrap();
         let event = events.recv_timeout(WAIT).unwrap();
-        local.event(event);
+        local.event(event).unwrap();
         assert_eq!(local.slots[0].engines, 0);
         assert!(events.is_empty());
+    }
+
+    #[test]
+    fn what_can_never_run_is_said_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let (mut local, events) = local(dir.path(), "exit 78");
+        local.start(2, false).unwrap();
+        let event = events.recv_timeout(WAIT).unwrap();
+        assert!(local.event(event).unwrap_err().contains("2 engines"));
+        local.stop(WAIT, || false);
+        assert!(
+            events
+                .iter()
+                .take(local.slots.len() - 1)
+                .all(|event| matches!(event, LocalEvent::Ended(..)))
+        );
     }
 
     #[test]

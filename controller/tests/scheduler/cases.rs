@@ -454,6 +454,29 @@ fn each_engine_tries_one_member_of_a_new_array() {
 }
 
 #[test]
+fn a_members_id_is_taken() {
+    let mut core = core_with(Config::default(), Builtin::LeastLoad);
+    submit(&mut core, 0, "array", b"c", 6);
+    let mut again = |msg_id| {
+        let needs = core.needs(&["run"]);
+        core.submit(
+            0,
+            &GroupSpec {
+                msg_id,
+                client: b"c",
+                count: 1,
+                needs,
+                ..GroupSpec::default()
+            },
+        )
+    };
+    let refused = Err(Refusal::Duplicate(TaskState::Waiting));
+    assert_eq!(again("array:5"), refused);
+    assert_eq!(again("array"), refused);
+    assert!(again("array:6").is_ok() && again("other:5").is_ok());
+}
+
+#[test]
 fn a_chunk_is_answered_in_parts() {
     let mut core = core_with(
         Config {

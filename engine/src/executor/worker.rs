@@ -1,6 +1,7 @@
 //! The thread that works for one logical engine.
 
 use std::{
+    ops::Range,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -257,6 +258,28 @@ struct Reply<'a> {
 }
 
 impl Reply<'_> {
+    /// What is said instead of a result that the controller would not take: it would end the connection.
+    fn too_large(&self, outcome: &Outcome<'_>, bytes: u64, members: Range<u64>) -> Outgoing {
+        let most = self.process.max_message;
+        let error = ErrorContent::new(
+            "ResultTooLarge",
+            format!(
+                "a result of {bytes} bytes is more than the controller takes ({most}): start ipctl with a larger --max-message, or return less"
+            ),
+        );
+        let failed: Vec<_> = match outcome.range {
+            Some(_) => members.map(|member| (member, "error".to_owned())).collect(),
+            None => Vec::new(),
+        };
+        let outcome = Outcome {
+            verdict: Verdict::Failed,
+            failed: &failed,
+            same: false,
+            ..*outcome
+        };
+        self.message(&outcome, &self.session.pack(&error), Vec::new())
+    }
+
     fn range(&self, outcomes: &mut Outcomes, clock: Clock) -> Outgoing {
         let outcomes = std::mem::replace(outcomes, Outcomes::new(0));
         let range = Some((outcomes.lo, outcomes.lo + outcomes.count));
@@ -326,6 +349,10 @@ impl Reply<'_> {
             buffers,
         );
         let (lo, hi) = outcome.range.unwrap_or((0, 1));
+        let (bytes, most) = (message.bytes() as u64, process.max_message);
+        if most != 0 && bytes > most {
+            return self.too_large(outcome, bytes, lo..hi);
+        }
         Outgoing {
             seat: seat.index,
             channel: Channel::Shell,

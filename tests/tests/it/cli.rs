@@ -1,6 +1,6 @@
 //! What the programs say when something is wrong, and their help.
 
-use std::{fs, net::TcpListener, process::Command};
+use std::{fs, net::TcpListener, os::unix::fs::PermissionsExt, process::Command};
 
 use ipbroker_tests::{Cluster, Finished, LIMIT, programs};
 
@@ -180,4 +180,23 @@ fn tables_come_as_json_too() {
     ] {
         assert!(stats.contains(column), "{column} in\n{stats}");
     }
+}
+
+#[test]
+fn engines_that_can_never_start_end_the_start() {
+    let place = Cluster::builder().prepare();
+    let script = place.path("ipengine");
+    // Fewer descriptors than any engine process asks for.
+    let limited = format!(
+        "#!/bin/sh\nexec prlimit --nofile=32:32 {} \"$@\"\n",
+        programs::program("ipengine").display()
+    );
+    fs::write(&script, limited).unwrap();
+    fs::set_permissions(&script, fs::Permissions::from_mode(0o755)).unwrap();
+    let mut command = place.command("ipctl");
+    command.arg("--engine-program").arg(&script);
+    let run = ends(&place, command, &["-n", "2", "--nodb"]);
+    let why = "open descriptors are needed and the hard limit is 32";
+    fails_with(&run, &[why, "2 engines cannot be started here"]);
+    assert!(!run.stderr.contains("starting it again"), "{}", run.stderr);
 }

@@ -5,11 +5,10 @@ use super::auto::Estimate;
 use super::clients::{Bucket, End};
 use super::group::{Array, DETACHED, Extra, Flight, Group, MAY_RETURN, Stage};
 use super::id::{NONE, TaskId};
-use super::past::Found;
 use super::place::{from_units, to_units};
 use super::pools::Constraints;
 use super::ranges::RangeSet;
-use super::types::{FailKind, GroupKey, GroupSpec, Nanos, Refusal};
+use super::types::{FailKind, GroupKey, GroupSpec, Nanos, Refusal, TaskState};
 
 impl Core {
     /// A new group. Its actions (a failure too) follow by [`Core::poll`].
@@ -121,13 +120,12 @@ impl Core {
         if spec.count == 0 || spec.count == NONE {
             return Err(Refusal::Empty);
         }
-        let id = self.hasher.id(spec.msg_id.as_bytes());
-        if let Some(found) = self.ids.find(id, &self.groups) {
-            return Err(Refusal::Duplicate(match found {
-                Found::Live(group) => self.group_state(group),
-                Found::Past(past) => super::query::ended_state(past.ok),
-            }));
+        // Also an id that a member of an array has.
+        let known = self.state(spec.msg_id);
+        if known != TaskState::Unknown {
+            return Err(Refusal::Duplicate(known));
         }
+        let id = self.hasher.id(spec.msg_id.as_bytes());
         let client = self.client(spec.client);
         self.clients[client as usize].groups += 1;
         let class = self.class_of(spec);
