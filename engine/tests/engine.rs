@@ -1,6 +1,7 @@
 //! `ipengine` as a process, in front of a controller that is a few sockets of this test.
 
 use std::{
+    cell::RefCell,
     collections::HashMap,
     io::Write,
     process::{Child, Command, Stdio},
@@ -30,6 +31,34 @@ struct Controller {
     _others: Vec<Socket>,
     _context: Context,
     dir: tempfile::TempDir,
+    /// Of all engine processes: each tells the hub of its engine's death, again and again until it is answered.
+    reapers: RefCell<Vec<i32>>,
+}
+
+/// Answers the reapers and waits for them to end: they would outlive the test.
+impl Drop for Controller {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            return;
+        }
+        let reapers = self.reapers.take();
+        wait_for("the reapers' end", || {
+            let mut frames = Vec::new();
+            while socket::recv(&self.hub, &mut frames).unwrap() {
+                let envelope = Envelope::parse(std::mem::take(&mut frames)).unwrap();
+                let header: Header = self.session.unpack(envelope.header()).unwrap();
+                if header.msg_type == types::ENGINE_DIED {
+                    let reply = json!({"status": "ok"});
+                    let reply = self
+                        .session
+                        .reply(&envelope, types::ENGINE_DIED_REPLY, &reply);
+                    // It may have asked on an earlier connection.
+                    let _ = socket::send(&self.hub, reply.into_frames());
+                }
+            }
+            !reapers.iter().any(|pid| running(*pid))
+        });
+    }
 }
 
 impl Controller {
@@ -79,6 +108,7 @@ impl Controller {
             _others: vec![mux, leaf, iopub],
             _context: context,
             dir,
+            reapers: RefCell::default(),
         }
     }
 
@@ -108,6 +138,14 @@ impl Controller {
             socket::send(&self.hub, reply.into_frames()).unwrap();
             uuids.push(registration.uuid);
         }
+        let pid = process.0.id();
+        let children = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children"));
+        self.reapers.borrow_mut().extend(
+            children
+                .unwrap_or_default()
+                .split_whitespace()
+                .filter_map(|pid| pid.parse::<i32>().ok()),
+        );
         (process, uuids)
     }
 
