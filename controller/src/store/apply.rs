@@ -28,6 +28,8 @@ pub(crate) struct Applier {
     arrays: Keyed<Held>,
     /// Spill files that no row names: to be removed after the commit.
     pub(crate) garbage: Vec<u64>,
+    /// Tasks in the last transaction: the next will have about as many.
+    folds: usize,
     /// Since the last commit.
     pub(crate) submissions: u64,
     pub(crate) finishes: u64,
@@ -46,6 +48,7 @@ impl Applier {
             shared,
             arrays: Keyed::default(),
             garbage: Vec::new(),
+            folds: 0,
             submissions: 0,
             finishes: 0,
         }
@@ -89,7 +92,7 @@ impl Applier {
         conn: &Connection,
         records: impl Iterator<Item = &'a [u8]>,
     ) -> rusqlite::Result<()> {
-        let mut folds = Folds::default();
+        let mut folds = Folds::with_room(self.folds);
         for record in records {
             let Some(event) = Event::decode(record) else {
                 tracing::error!(
@@ -100,6 +103,7 @@ impl Applier {
             };
             self.event(conn, &mut folds, event)?;
         }
+        self.folds = folds.list.len();
         self.write(conn, &mut folds)?;
         self.write_held(conn)
     }

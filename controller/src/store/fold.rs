@@ -82,6 +82,15 @@ pub(super) struct Folds<'a> {
 }
 
 impl<'a> Folds<'a> {
+    /// With room for so many tasks.
+    pub(super) fn with_room(count: usize) -> Self {
+        Self {
+            list: Vec::with_capacity(count),
+            by_key: Keyed::with_capacity_and_hasher(count, Default::default()),
+            by_id: None,
+        }
+    }
+
     pub(super) fn at(&mut self, key: u64) -> &mut Fold<'a> {
         let list = &mut self.list;
         let i = *self.by_key.entry(key).or_insert_with(|| {

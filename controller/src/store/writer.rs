@@ -24,6 +24,9 @@ use super::tail::{self, Found, Tail};
 const GROUP: Duration = Duration::from_millis(40);
 /// Unless this much waits.
 const GROUP_BYTES: u64 = 2 << 20;
+/// Until half of what the store may lag has gathered, or somebody asks, it rests so many times as long as it worked: while tasks
+/// come in fast, those who run them need the cores more, and what was gathered is written when they rest.
+const REST: u32 = 9;
 /// Housekeeping happens at least this often.
 const TICK: Duration = Duration::from_secs(1);
 /// The write-ahead log is moved to the database when this much of the journal has been applied since.
@@ -78,14 +81,17 @@ impl Writer {
     /// Runs until told to stop.
     pub(crate) fn run(mut self, requests: &Receiver<Request>, bell: &Receiver<()>) {
         let mut last_commit = Instant::now();
+        let mut worked = Duration::ZERO;
         loop {
             let mut afters = Vec::new();
-            let mut stop = self.wait(requests, bell, last_commit, &mut afters);
+            let mut stop = self.wait(requests, bell, (last_commit, worked), &mut afters);
             while let Ok(request) = requests.try_recv() {
                 stop |= self.take(request, &mut afters);
             }
-            let worked = self.catch_up();
-            if worked.is_err() && !stop {
+            let begun = Instant::now();
+            // What came by channel was caused by what is in the journal.
+            let all = stop || !afters.is_empty() || !self.batches.is_empty();
+            if self.catch_up(all).is_err() && !stop {
                 // Do not spin on a disk that is full; queries see what there is.
                 self.answer(afters);
                 if let Ok(request) = requests.recv_timeout(RETRY) {
@@ -99,6 +105,7 @@ impl Writer {
                 continue;
             }
             last_commit = Instant::now();
+            worked = last_commit - begun;
             self.answer(afters);
             self.housekeeping();
             if stop {
@@ -111,29 +118,47 @@ impl Writer {
         }
     }
 
+    /// How far it may lag unasked.
+    fn patience(&self) -> u64 {
+        match self.tail {
+            // What waits is in the journal's files.
+            Some(_) => self.shared.lag_bound / 2,
+            None => GROUP_BYTES,
+        }
+    }
+
     /// Waits for something to do, and then a little for more of it.
     fn wait(
         &mut self,
         requests: &Receiver<Request>,
         bell: &Receiver<()>,
-        last_commit: Instant,
+        (last_commit, worked): (Instant, Duration),
         afters: &mut Vec<After>,
     ) -> bool {
         let busy = !self.drops.is_empty();
-        let patience = if busy { Duration::ZERO } else { TICK };
         let mut stop = false;
-        let timeout = after(patience);
-        select! {
-            recv(bell) -> _ => {}
-            recv(requests) -> request => match request {
-                Ok(request) => stop = self.take(request, afters),
-                Err(_) => return true,
-            },
-            recv(timeout) -> _ => return false,
+        if busy || self.shared.lag() == 0 {
+            let timeout = after(if busy { Duration::ZERO } else { TICK });
+            select! {
+                recv(bell) -> _ => {}
+                recv(requests) -> request => match request {
+                    Ok(request) => stop = self.take(request, afters),
+                    Err(_) => return true,
+                },
+                recv(timeout) -> _ => return false,
+            }
         }
-        let deadline = last_commit + GROUP;
-        while !stop && afters.is_empty() && self.shared.lag() < GROUP_BYTES {
-            match requests.recv_deadline(deadline) {
+        while !stop && afters.is_empty() {
+            let lag = self.shared.lag();
+            if lag >= self.patience() {
+                break;
+            }
+            let group = if lag < GROUP_BYTES {
+                GROUP
+            } else {
+                Duration::ZERO
+            };
+            match requests.recv_deadline(last_commit + group.max(worked * REST)) {
                 Ok(request) => stop = self.take(request, afters),
                 Err(RecvTimeoutError::Timeout) => break,
                 Err(RecvTimeoutError::Disconnected) => return true,
@@ -180,11 +205,10 @@ impl Writer {
         }
     }
 
-    /// Applies everything written so far.
-    fn catch_up(&mut self) -> Result<(), ()> {
-        // What came by channel was caused by what had been written to the journal before.
+    /// Applies everything written so far, or some of it.
+    fn catch_up(&mut self, all: bool) -> Result<(), ()> {
         let channel = self.batches.len();
-        if let Err(what) = self.read_journal() {
+        if let Err(what) = self.read_journal(all) {
             self.shared.fault(Part::History, what);
             return Err(());
         }
@@ -208,7 +232,7 @@ impl Writer {
         Ok(())
     }
 
-    fn read_journal(&mut self) -> Result<(), String> {
+    fn read_journal(&mut self, all: bool) -> Result<(), String> {
         // Not what is written meanwhile: under load pruning and answers would never get a turn.
         let limit = self.shared.written.load(Acquire);
         loop {
@@ -237,6 +261,9 @@ impl Writer {
                     self.shared.applied.store(tail.position, Relaxed);
                     self.committed();
                     self.maybe_checkpoint();
+                    if !all {
+                        return Ok(());
+                    }
                 }
                 Found::Broken => {
                     tracing::error!(
