@@ -22,6 +22,9 @@ use crate::io::{self, Channel, Handle, Request, Sink, Submission};
 use crate::view::{DirectView, LoadBalancedView};
 use crate::wire::{self, Built};
 
+/// How long the first answer is waited for before it is asked for again.
+const ASK_AGAIN: Duration = Duration::from_secs(2);
+
 /// A connection to a controller. Clones share it; the last one closes it.
 #[derive(Debug, Clone)]
 pub struct Client {
@@ -136,13 +139,18 @@ impl Client {
             .saturating_sub(begin.elapsed())
             .max(Duration::from_secs(1));
         client.inner.engines.ask();
-        let answer = client.ask(
-            Channel::Hub,
-            None,
-            (types::CONNECTION_REQUEST, &Empty {}),
-            Vec::new(),
-            left,
-        );
+        // A controller that is started again just now was asked in its earlier life: again, then.
+        let until = Instant::now() + left;
+        let answer = loop {
+            let wait = until
+                .saturating_duration_since(Instant::now())
+                .min(ASK_AGAIN);
+            let request = (types::CONNECTION_REQUEST, &Empty {});
+            match client.ask(Channel::Hub, None, request, Vec::new(), wait) {
+                Err(Error::QueryTimeout { .. }) if Instant::now() < until => {}
+                other => break other,
+            }
+        };
         let answer = match answer {
             Err(Error::QueryTimeout { .. }) if client.inner.engines.wrong_signatures() > 0 => {
                 return Err(Error::WrongKey { address, file });
