@@ -1,6 +1,6 @@
 """The same Python client and two Python engines on `ipcontroller` and on `ipctl`, side by side.
 
-    python tests/python/compare.py [--tasks 5000] [--trips 1000] [--rounds 3] [--memory-tasks 100000] [--only NAME…] [--json]
+    python tests/peer/compare.py [--tasks 5000] [--trips 1000] [--rounds 3] [--memory-tasks 100000] [--only NAME…] [--json]
 
 Prints a table: task throughput, round trip, time to connect, processor time and memory of the controller. Rounds
 alternate between the controllers; the table has their medians, and in brackets the least and the most. Memory is

@@ -1,6 +1,6 @@
 """pytest plugin: ipyparallel's own test suite with `ipctl` in place of `ipcontroller`.
 
-    IPCTL=target/release/ipctl PYTHONPATH=tests/python pytest -p ipctl_plugin --pyargs ipyparallel.tests
+    IPCTL=target/release/ipctl PYTHONPATH=tests/peer pytest -p ipctl_plugin --pyargs ipyparallel.tests
 
 Every launcher's controller command is replaced, in this process and, through `site/sitecustomize.py`, in those
 that the tests start (`ipcluster`). With $IPCTL_PEER=1 it stays the peer's own, for comparison. The suite's limits for

@@ -1,6 +1,6 @@
 """What a notebook does with ipyparallel, once each, on `ipctl`: both packers, with and without CURVE.
 
-    python tests/python/notebook.py [--ipctl PATH] [--only NAME]
+    python tests/peer/notebook.py [--ipctl PATH] [--only NAME]
 
 Starts its own controller and two Python engines for each kind of cluster. Our `ipclient` and `ipengine` are those
 beside `ipctl`. Parts whose library is not installed (joblib, dask.distributed) say so. Exit status 0: everything behaved.
