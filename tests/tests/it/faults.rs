@@ -9,8 +9,8 @@ use ipbroker_tests::{Cluster, LIMIT, RawClient, eventually};
 use rustix::process::Signal;
 use serde_json::{Value, json};
 
-/// 1,000 jobs over two engine processes; one is killed while its job runs.
-fn kill_one(retries: u64) -> (Cluster, HashMap<String, Value>) {
+/// 1,000 jobs over two engine processes; one is killed while its jobs run. Their outcomes, each with what the job wrote.
+fn kill_one(retries: u64) -> (Cluster, Vec<(Value, String)>) {
     let mut cluster = Cluster::builder().arg("--nodb").start();
     cluster.start_engines(2);
     cluster.start_engines(2);
@@ -19,12 +19,12 @@ fn kill_one(retries: u64) -> (Cluster, HashMap<String, Value>) {
     let ids: Vec<String> = (0..1000)
         .map(|number| {
             client.command(
-                &format!("echo x >> job.{number}; sleep 0.01"),
+                &format!("echo begun >> job.{number}; sleep 0.01; echo ended >> job.{number}"),
                 json!({"retries": retries}),
             )
         })
         .collect();
-    let mut outcomes = HashMap::new();
+    let mut outcomes: HashMap<String, Value> = HashMap::new();
     while outcomes.len() < ids.len() {
         let reply = client
             .wire
@@ -40,32 +40,47 @@ fn kill_one(retries: u64) -> (Cluster, HashMap<String, Value>) {
             cluster.engines[0].kill();
         }
     }
-    (cluster, outcomes)
+    let jobs = ids
+        .iter()
+        .enumerate()
+        .map(|(number, id)| {
+            let wrote = std::fs::read_to_string(cluster.path(&format!("job.{number}")));
+            (outcomes.remove(id).unwrap(), wrote.unwrap_or_default())
+        })
+        .collect();
+    (cluster, jobs)
 }
 
 #[test]
 fn an_engine_process_is_killed_in_the_middle() {
-    let (cluster, outcomes) = kill_one(0);
-    let lost: Vec<&Value> = outcomes
-        .values()
-        .filter(|outcome| outcome["status"] != "ok")
-        .collect();
+    let (cluster, jobs) = kill_one(0);
+    let (done, lost): (Vec<_>, Vec<_>) = jobs
+        .iter()
+        .partition(|(outcome, _)| outcome["status"] == "ok");
     assert!(
-        (1..=2).contains(&lost.len()),
+        done.iter().all(|(_, wrote)| wrote == "begun\nended\n"),
+        "a job ran more than once"
+    );
+    assert!(!lost.is_empty());
+    for (outcome, wrote) in &lost {
+        assert_eq!(outcome["ename"], "EngineError", "{outcome}");
+        assert!("begun\nended\n".starts_with(wrote), "{wrote}");
+    }
+    // What had ended died with its answer on its way; what had not, ran: one an engine.
+    let running = lost.iter().filter(|(_, wrote)| !wrote.ends_with("ended\n"));
+    assert!(
+        running.count() <= 2,
         "only what ran on the two engines is lost: {lost:?}"
     );
-    for outcome in lost {
-        assert_eq!(outcome["ename"], "EngineError", "{outcome}");
-    }
     cluster.wait_engines(2);
 }
 
 #[test]
 fn retried_where_asked() {
-    let (_cluster, outcomes) = kill_one(2);
-    let lost: Vec<&Value> = outcomes
-        .values()
-        .filter(|outcome| outcome["status"] != "ok")
+    let (_cluster, jobs) = kill_one(2);
+    let lost: Vec<_> = jobs
+        .iter()
+        .filter(|(outcome, _)| outcome["status"] != "ok")
         .collect();
     assert!(lost.is_empty(), "{lost:?}");
 }
