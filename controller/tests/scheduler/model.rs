@@ -129,7 +129,7 @@ impl World {
         let hwm =
             [Hwm::Fixed(1), Hwm::Fixed(3), Hwm::Unlimited, Hwm::Auto][settings[0] as usize % 4];
         let lookups = settings[1].is_multiple_of(3);
-        let scheme = Builtin::ALL[settings[2] as usize % 5];
+        let scheme = Builtin::ALL[usize::from(settings[2]) % Builtin::ALL.len()];
         let config = Config {
             hwm,
             seed: u64::from(settings[3]),
