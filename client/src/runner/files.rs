@@ -5,7 +5,7 @@ use std::fs::{self, File};
 use std::io::{self, Read};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use ipbroker_client::job::{Job, JobResult, JobStatus};
 use ipbroker_client::protocol::message::Staged;
@@ -20,6 +20,9 @@ use crate::failure::Failure;
 /// beyond that they go into the hosts' caches.
 const CARRIED: u64 = 1 << 20;
 const CARRIED_IN_ALL: u64 = 256 << 20;
+
+/// How long the first engine of a private cluster may take.
+const START: Duration = Duration::from_secs(10);
 
 /// A local file as it was when it was last looked at.
 #[derive(PartialEq)]
@@ -37,6 +40,8 @@ pub(crate) struct Files {
     placed: HashSet<(String, String)>,
     /// Bytes that went with messages of jobs that outlive us.
     carried: u64,
+    /// The engines of a private cluster have been waited for.
+    awaited: bool,
     /// Jobs with files by slot, and whether their inputs go with the message.
     moving: HashMap<usize, (Job, bool)>,
 }
@@ -53,14 +58,17 @@ fn local(cwd: &str, path: &str) -> PathBuf {
     Path::new(cwd).join(path)
 }
 
-/// Where a job's inputs go.
+/// Where a job's inputs go: none while no engine is there that may run it.
 fn hosts_of(client: &Client, job: &Job) -> Vec<Host> {
-    let names: Vec<&str> = match &job.placement.host[..] {
-        [] => vec!["all"],
-        hosts => hosts.iter().map(String::as_str).collect(),
-    };
-    // Without engines there is nobody to send to yet.
-    client.hosts(&names).unwrap_or_default()
+    match &job.placement.host[..] {
+        [] => client.hosts(&["all"]).unwrap_or_default(),
+        // A host that is not there yet does not keep the others from theirs.
+        hosts => hosts
+            .iter()
+            .filter_map(|name| client.hosts(&[name]).ok())
+            .flatten()
+            .collect(),
+    }
 }
 
 /// Whether a job's inputs are there, and how large they are together.
@@ -88,62 +96,66 @@ impl Files {
         job: &Job,
     ) -> Result<Inputs, String> {
         let size = look(cwd, job)?;
-        let fits = self.carried + size <= CARRIED_IN_ALL;
-        let inline = if size <= CARRIED && fits {
-            true
+        let small = size <= CARRIED && self.carried + size <= CARRIED_IN_ALL;
+        let hosts = if small {
+            Vec::new()
         } else {
-            let nobody = hosts_of(client, job).is_empty();
-            if nobody && !fits {
+            hosts_of(client, job)
+        };
+        self.stage(cwd, job, &hosts)
+    }
+
+    /// Describes a job's inputs. Every one of `hosts` has them in its cache after this, and what it had before is not sent
+    /// again; where there are none, the bytes go with the message, up to a bound.
+    fn stage(&mut self, cwd: &str, job: &Job, hosts: &[Host]) -> Result<Inputs, String> {
+        if hosts.is_empty() {
+            let carried = self.carried + look(cwd, job)?;
+            if carried > CARRIED_IN_ALL {
                 return Err(format!(
-                    "put: no engine is there to take {} MB of files, and no more than {} MB can wait with the controller: start the engines first",
-                    size >> 20,
+                    "put: no engine is there to take the files, and no more than {} MB can wait with the controller: start the engines first",
                     CARRIED_IN_ALL >> 20
                 ));
             }
-            nobody
-        };
-        if inline {
-            self.carried += size;
+            self.carried = carried;
+            return self.describe(cwd, job, true);
         }
-        self.stage(client, cwd, job, inline)
+        let inputs = self.describe(cwd, job, false)?;
+        let files: Vec<(PathBuf, String)> = job
+            .put
+            .iter()
+            .zip(&inputs.0)
+            .map(|(input, staged)| (local(cwd, &input.local), staged.sha256.clone()))
+            .collect();
+        for host in hosts {
+            self.place(host, &files)
+                .map_err(|e| format!("put: {}: {e}", host.name()))?;
+        }
+        Ok(inputs)
     }
 
-    /// Describes a job's inputs. `inline`: their bytes go with the message; else every host that may run the job has them
-    /// in its cache after this, and what it had before is not sent again.
-    pub(crate) fn stage(
-        &mut self,
-        client: &Client,
-        cwd: &str,
-        job: &Job,
-        inline: bool,
-    ) -> Result<Inputs, String> {
+    /// The engines of a private cluster register just after it is there: with the first of them its host is known.
+    fn await_private(&mut self, client: &Client, coming: Option<u32>) {
+        if coming.is_some() && !std::mem::replace(&mut self.awaited, true) {
+            client.wait_for_engines(1, Some(START));
+        }
+    }
+
+    /// A job's inputs by their hashes; `inline`: and their bytes.
+    fn describe(&mut self, cwd: &str, job: &Job, inline: bool) -> Result<Inputs, String> {
         let (mut staged, mut buffers) = (Vec::new(), Vec::new());
-        let mut files = Vec::new();
         for input in &job.put {
             let path = local(cwd, &input.local);
-            let (sha256, mode) = self
-                .hash(&path)
-                .map_err(|e| format!("put: {}: {e}", path.display()))?;
-            let buffer = if inline {
-                let bytes = fs::read(&path).map_err(|e| format!("put: {}: {e}", path.display()))?;
-                buffers.push(Message::from(bytes));
-                Some(buffers.len() - 1)
-            } else {
-                files.push((path, sha256.clone()));
-                None
-            };
+            let problem = |e: io::Error| format!("put: {}: {e}", path.display());
+            let (sha256, mode) = self.hash(&path).map_err(problem)?;
+            if inline {
+                buffers.push(Message::from(fs::read(&path).map_err(problem)?));
+            }
             staged.push(Staged {
                 path: input.remote.clone(),
                 sha256,
                 mode,
-                buffer,
+                buffer: inline.then(|| buffers.len() - 1),
             });
-        }
-        if !files.is_empty() {
-            for host in hosts_of(client, job) {
-                self.place(&host, &files)
-                    .map_err(|e| format!("put: {}: {e}", host.name()))?;
-            }
         }
         Ok((staged, buffers))
     }
@@ -211,13 +223,19 @@ impl Runner<'_> {
         job: &Job,
         inline: bool,
     ) -> Result<Option<String>, Failure> {
-        let inputs = self
-            .files
-            .stage(&self.client, &self.options.cwd, job, inline);
+        let cwd = &self.options.cwd;
+        let inputs = if inline || job.put.is_empty() {
+            self.files.describe(cwd, job, inline)
+        } else {
+            self.files.await_private(&self.client, self.options.coming);
+            self.files.stage(cwd, job, &hosts_of(&self.client, job))
+        };
         let (put, buffers) = match inputs {
             Ok(inputs) => inputs,
             Err(reason) => return Ok(Some(reason)),
         };
+        // Without hosts they go with the message after all.
+        let inline = !buffers.is_empty();
         let metadata = submit::metadata(&job.placement, &self.options, &self.submitted.ids);
         let mut command = self.command(job);
         command.put = put;

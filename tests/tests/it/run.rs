@@ -270,6 +270,43 @@ fn outdir_gives_each_job_its_own_files() {
     assert_eq!(texts, ["", "", "first\n", "second\n"]);
 }
 
+/// A line whose command reads its input, and a text that no cache of this host has.
+fn job_with_input(place: &Cluster) -> (Value, String) {
+    let text = format!("{}\n", place.dir().display());
+    place.write("in.dat", &text);
+    (json!({"cmd": "cat in.dat", "put": ["in.dat"]}), text)
+}
+
+#[test]
+fn inputs_reach_engines_that_have_just_started() {
+    let place = place();
+    let (job, text) = job_with_input(&place);
+    let run = local(&place, &["--capture"], &[job]).ok();
+    assert_eq!(
+        result(&run.json_lines(), "cat in.dat")["stdout"],
+        json!(text)
+    );
+}
+
+#[test]
+fn inputs_reach_engines_that_come_later() {
+    let mut cluster = Cluster::builder().arg("--nodb").start();
+    let (job, text) = job_with_input(&cluster);
+    cluster.write("jobs.jsonl", &format!("{job}\n"));
+    let run = cluster.start_client(&["run", "--capture", "jobs.jsonl"]);
+    eventually("the job to wait", LIMIT, || {
+        run.stderr()
+            .contains("no engines are registered")
+            .then_some(())
+    });
+    cluster.start_engines(1);
+    let run = run.finish(LIMIT).ok();
+    assert_eq!(
+        result(&run.json_lines(), "cat in.dat")["stdout"],
+        json!(text)
+    );
+}
+
 #[test]
 fn a_daemon_does_not_outlive_its_cluster() {
     let place = place();
