@@ -138,10 +138,11 @@ pub(crate) fn main(args: MapArgs, cluster: &ClusterArgs, data: Option<Vec<OsStri
 }
 
 fn from_arguments(template: &Template, data: Vec<OsString>) -> Result<Vec<Job>, Failure> {
-    if data
-        .iter()
-        .any(|argument| argument == ":::" || argument == "::::")
-    {
+    if data.iter().any(|argument| {
+        [":::", ":::+", "::::", "::::+"]
+            .iter()
+            .any(|sign| argument == sign)
+    }) {
         return Err(Failure::usage(
             "only one `:::` is known: combine the arguments before (see `ipclient map --help`)",
         ));
@@ -325,6 +326,15 @@ mod tests {
         }
         ordered.end().unwrap();
         assert_eq!(seen.0, [0, 1, 2, 3, 5, 7]);
+    }
+
+    #[test]
+    fn a_second_source_is_refused_and_no_argument() {
+        for sign in [":::", ":::+", "::::", "::::+"] {
+            let data = ["a", sign, "b"].map(OsString::from).to_vec();
+            let refused = from_arguments(&Template::new("echo"), data).unwrap_err();
+            assert!(refused.to_string().starts_with("only one `:::`"), "{sign}");
+        }
     }
 
     #[test]
