@@ -167,11 +167,11 @@ fn static_runtimes() {
     }
 }
 
-/// Where the C++ compiler keeps one of its own libraries.
+/// Where the C++ compiler keeps one of its own libraries. Zig's has none such: it takes `-lstdc++` for its own library.
 #[cfg(feature = "bundled")]
 fn compiler_file(name: &str) -> Option<String> {
-    let compiler = std::env::var("CXX").unwrap_or_else(|_| "c++".into());
-    let output = std::process::Command::new(compiler)
+    let compiler = cc::Build::new().cpp(true).get_compiler();
+    let output = std::process::Command::new(compiler.path())
         .arg(format!("-print-file-name={name}"))
         .output()
         .ok()?;
