@@ -85,8 +85,8 @@ impl ClientBuilder {
     }
 
     /// Reach the controller through this SSH server (`[user@]host[:port]`, or a name from `~/.ssh/config`). The connection
-    /// file is read there, unless [`ClientBuilder::file`] names one that is here.
-    #[cfg(feature = "ssh")]
+    /// file is read there, unless [`ClientBuilder::file`] names one that is here. Without the crate's feature `ssh`,
+    /// [`ClientBuilder::connect`] says so.
     #[must_use]
     pub fn ssh(mut self, server: impl Into<String>) -> Self {
         self.ssh = Some(server.into());

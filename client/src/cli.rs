@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
 use ipbroker_client::job::parse_size;
+#[cfg(feature = "ssh")]
 use ipbroker_client::protocol::ssh::Settings;
 use ipbroker_client::protocol::usage;
 use ipbroker_client::{Client, ClientBuilder};
@@ -84,11 +85,14 @@ impl ClusterArgs {
     }
 
     pub(crate) fn connect(&self) -> Result<Client, Failure> {
-        let mut builder = self.builder();
-        if self.ssh.is_some() || self.accept_new {
+        let builder = self.builder();
+        #[cfg(feature = "ssh")]
+        let builder = if self.ssh.is_some() || self.accept_new {
             let settings = Settings::load(None).map_err(ipbroker_client::Error::from)?;
-            builder = builder.ssh_settings(settings.accept_new(self.accept_new));
-        }
+            builder.ssh_settings(settings.accept_new(self.accept_new))
+        } else {
+            builder
+        };
         Ok(builder.connect()?)
     }
 }

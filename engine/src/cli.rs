@@ -148,6 +148,7 @@ fn run(mut options: Options) -> Result<(), RunError> {
         profile_dir: options.profile_dir.as_deref(),
         cluster_id: options.cluster_id.as_deref(),
         ssh: options.ssh.as_deref(),
+        #[cfg(feature = "ssh")]
         accept_new: options.accept_new,
     })?;
     if matches!(way, Some((_, Some(_)))) && options.alias.is_empty() {

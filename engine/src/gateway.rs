@@ -5,14 +5,19 @@ use std::{
     path::Path,
 };
 
+#[cfg(feature = "ssh")]
+use ipbroker_engine::protocol::ssh::{Forwards, Gateway, Settings, SshError};
 use ipbroker_engine::{
     CONNECTION_INFO,
     protocol::{
         connection::{self, ConnectionError, EngineConnection},
         profile::{Profile, ProfileError, Role},
-        ssh::{Forwards, Gateway, Settings, SshError},
     },
 };
+
+/// An open tunnel: a program without SSH never has one.
+#[cfg(not(feature = "ssh"))]
+pub(crate) enum Forwards {}
 
 /// Why there is no way to the controller.
 #[derive(Debug, thiserror::Error)]
@@ -24,8 +29,18 @@ pub(crate) enum WayError {
     #[error(transparent)]
     Profile(#[from] ProfileError),
     /// The way through the server fails.
+    #[cfg(feature = "ssh")]
     #[error(transparent)]
     Ssh(#[from] SshError),
+    /// The way leads through a server, and this program cannot go there.
+    #[cfg(not(feature = "ssh"))]
+    #[error(
+        "the controller is reached through the SSH server {server}, but this ipengine was built without SSH, as scripts/quickstart builds it; `cargo build --release` builds one that has it"
+    )]
+    NoSsh {
+        /// The server.
+        server: String,
+    },
     /// Standard input cannot be read.
     #[error("standard input: {0}")]
     Input(io::Error),
@@ -38,6 +53,7 @@ pub(crate) enum WayError {
         source: serde_json::Error,
     },
     /// Neither here nor there.
+    #[cfg(feature = "ssh")]
     #[error(
         "{server} has no connection file {file}: is a controller running there? Or name a local one with --file"
     )]
@@ -56,6 +72,7 @@ pub(crate) struct Wanted<'a> {
     pub(crate) profile_dir: Option<&'a Path>,
     pub(crate) cluster_id: Option<&'a str>,
     pub(crate) ssh: Option<&'a str>,
+    #[cfg(feature = "ssh")]
     pub(crate) accept_new: bool,
 }
 
@@ -73,13 +90,25 @@ pub(crate) fn find(wanted: &Wanted<'_>) -> Result<Option<Way>, WayError> {
     let Some(server) = server else {
         return Ok(here.filter(|_| stdin).map(|connection| (connection, None)));
     };
-    let gateway = Gateway::connect(Settings::load(None)?.accept_new(wanted.accept_new), &server)?;
+    #[cfg(not(feature = "ssh"))]
+    return Err(WayError::NoSsh { server });
+    #[cfg(feature = "ssh")]
+    through(wanted, here, &server).map(Some)
+}
+
+#[cfg(feature = "ssh")]
+fn through(
+    wanted: &Wanted<'_>,
+    here: Option<EngineConnection>,
+    server: &str,
+) -> Result<Way, WayError> {
+    let gateway = Gateway::connect(Settings::load(None)?.accept_new(wanted.accept_new), server)?;
     let mut connection = match here {
         Some(connection) => connection,
-        None => there(wanted, &gateway, &server)?,
+        None => there(wanted, &gateway, server)?,
     };
     let forwards = gateway.engine(&mut connection)?;
-    Ok(Some((connection, Some(forwards))))
+    Ok((connection, Some(forwards)))
 }
 
 /// The connection as far as this host knows it. With --ssh only what was named counts: a profile's file may be an old copy.
@@ -120,6 +149,7 @@ fn here(wanted: &Wanted<'_>, stdin: bool) -> Result<Option<EngineConnection>, Wa
 }
 
 /// The connection file on the server.
+#[cfg(feature = "ssh")]
 fn there(
     wanted: &Wanted<'_>,
     gateway: &Gateway,

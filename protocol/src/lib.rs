@@ -3,7 +3,7 @@
 //! The controller, the engine and the client meet only here. `PROTOCOL.md` beside this crate is normative; the modules
 //! follow its chapters: [`envelope`] (frames), [`session`] (packing and signing), [`message`] (headers and contents),
 //! [`dependency`], [`connection`] and [`profile`] (files), [`socket`] and [`wake`] (I/O helpers), [`time`] (dates),
-//! [`size`] and [`usage`] (the programs' command lines).
+//! [`shell`], [`size`] and [`usage`] (command lines).
 
 pub mod array;
 pub mod connection;
@@ -13,6 +13,7 @@ mod fields;
 pub mod message;
 pub mod profile;
 pub mod session;
+pub mod shell;
 pub mod size;
 pub mod socket;
 #[cfg(feature = "ssh")]

@@ -21,10 +21,18 @@ use super::{AppError, files, threads};
 use crate::{
     cli::{Cli, Hwm, LogLevel},
     config_py,
-    launch::{LaunchEvent, Launcher, args::HostArgs, batch, hosts::HostSpec, local, ssh},
+    launch::{LaunchEvent, Launcher, Sink, args::HostArgs, batch, hosts::HostSpec, local},
     scheduler::core,
     store::{Backend, Keep, SyncMode},
 };
+
+#[cfg(feature = "ssh")]
+use crate::launch::ssh::{self, Tools};
+
+/// What is needed to go to other hosts: a program without SSH never has it.
+#[cfg(not(feature = "ssh"))]
+#[derive(Debug, Clone)]
+enum Tools {}
 
 /// Everything that a controller is told.
 #[derive(Debug)]
@@ -80,7 +88,7 @@ pub struct Settings {
     /// Engines elsewhere.
     pub hosts: HostArgs,
     /// The hosts for them, and what is needed to go there.
-    remote: Option<(Vec<HostSpec>, ssh::Tools)>,
+    remote: Option<(Vec<HostSpec>, Tools)>,
     /// Engines in all.
     pub engines: Option<u32>,
     /// End when standard input does.
@@ -353,7 +361,7 @@ impl Settings {
         &self,
         controller: &threads::Controller,
     ) -> Result<Option<Box<dyn Launcher>>, AppError> {
-        let sink = Arc::new(|event: LaunchEvent| {
+        let sink: Sink = Arc::new(|event: LaunchEvent| {
             if event.is_warning() {
                 tracing::warn!("{event}");
             } else {
@@ -383,6 +391,30 @@ impl Settings {
         let Some((hosts, tools)) = self.remote.clone() else {
             return Ok(None);
         };
+        self.start_over_ssh(hosts, tools, controller, sink, adopt)
+    }
+
+    #[cfg(not(feature = "ssh"))]
+    fn start_over_ssh(
+        &self,
+        _: Vec<HostSpec>,
+        tools: Tools,
+        _: &threads::Controller,
+        _: Sink,
+        _: bool,
+    ) -> Result<Option<Box<dyn Launcher>>, AppError> {
+        match tools {}
+    }
+
+    #[cfg(feature = "ssh")]
+    fn start_over_ssh(
+        &self,
+        hosts: Vec<HostSpec>,
+        tools: Tools,
+        controller: &threads::Controller,
+        sink: Sink,
+        adopt: bool,
+    ) -> Result<Option<Box<dyn Launcher>>, AppError> {
         let plan = ssh::Plan {
             hosts,
             total: self.engines,
@@ -410,18 +442,25 @@ impl Settings {
 }
 
 /// The hosts that are asked for, and what is needed to go there: what is wrong with either is told before anything runs.
-fn remote_plan(args: &HostArgs) -> Result<Option<(Vec<HostSpec>, ssh::Tools)>, AppError> {
+fn remote_plan(args: &HostArgs) -> Result<Option<(Vec<HostSpec>, Tools)>, AppError> {
     let launch = |error: &dyn std::fmt::Display| AppError::Launch(error.to_string());
     let hosts = args.hosts().map_err(|error| launch(&error))?;
     if hosts.is_empty() {
         return Ok(None);
     }
-    let tools = ssh::Tools::find(
-        args.ssh_config.as_deref(),
-        args.accept_new,
-        args.engine_program.as_deref(),
-    );
-    Ok(Some((hosts, tools.map_err(|error| launch(&error))?)))
+    #[cfg(not(feature = "ssh"))]
+    return Err(launch(
+        &"--hosts: this ipctl was built without SSH, as scripts/quickstart builds it; `cargo build --release` builds one that has it",
+    ));
+    #[cfg(feature = "ssh")]
+    {
+        let tools = Tools::find(
+            args.ssh_config.as_deref(),
+            args.accept_new,
+            args.engine_program.as_deref(),
+        );
+        Ok(Some((hosts, tools.map_err(|error| launch(&error))?)))
+    }
 }
 
 /// The connection files that are there; a warning when they are of no use.

@@ -4,7 +4,9 @@ pub mod args;
 pub mod batch;
 pub mod hosts;
 pub mod local;
+#[cfg(feature = "ssh")]
 pub mod program;
+#[cfg(feature = "ssh")]
 pub mod ssh;
 
 use std::{fmt, sync::Arc, time::Duration};

@@ -1,6 +1,6 @@
 //! The batch systems: their scripts, commands and answers.
 
-use ipbroker_protocol::ssh::quote;
+use ipbroker_protocol::shell::quote;
 
 use super::{BatchError, Plan};
 
