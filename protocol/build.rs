@@ -170,8 +170,8 @@ fn static_runtimes() {
 /// Where the C++ compiler keeps one of its own libraries. Zig's has none such: it takes `-lstdc++` for its own library.
 #[cfg(feature = "bundled")]
 fn compiler_file(name: &str) -> Option<String> {
-    let compiler = cc::Build::new().cpp(true).get_compiler();
-    let output = std::process::Command::new(compiler.path())
+    // Here `cc` would find this program, which stands in for the compiler and prints cargo's lines first.
+    let output = std::process::Command::new(std::env::var_os(COMPILER)?)
         .arg(format!("-print-file-name={name}"))
         .output()
         .ok()?;
