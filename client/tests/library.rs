@@ -213,9 +213,7 @@ fn what_was_acknowledged_and_forgotten_is_lost() {
         ack: true,
         ..TaskRequest::default()
     };
-    let content = FunctionCall {
-        name: "echo".into(),
-    };
+    let content = FunctionCall::named("echo");
     let task = Outgoing {
         msg_type: types::FUNCTION_REQUEST,
         metadata: &metadata,

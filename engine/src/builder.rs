@@ -17,6 +17,7 @@ use serde::{Serialize, de::DeserializeOwned};
 
 use crate::{
     connect::{self, ConnectError, Controller, Source},
+    executor::Python,
     files::{Cache, FileHost},
     function::{Context, Registry},
     host,
@@ -56,6 +57,9 @@ pub enum EngineError {
         /// The system's word.
         source: std::io::Error,
     },
+    /// There is no Python to run calls with.
+    #[error("--python: {0}")]
+    Python(String),
     /// Too few descriptors for so many engines.
     #[error("{0}")]
     Descriptors(String),
@@ -161,6 +165,7 @@ impl Engine {
 pub struct Builder {
     engines: usize,
     functions: Registry,
+    python: Option<PathBuf>,
     settings: Settings,
     work_dir: Option<PathBuf>,
     connection: Option<EngineConnection>,
@@ -176,6 +181,7 @@ impl Default for Builder {
         Self {
             engines: 1,
             functions: Registry::new(),
+            python: None,
             settings: Settings {
                 grace: Duration::from_secs(60),
                 tags: Vec::new(),
@@ -213,6 +219,14 @@ impl Builder {
         F: Fn(&Context<'_>, T) -> Result<R, E> + Send + Sync + 'static,
     {
         self.functions.add(name, function);
+        self
+    }
+
+    /// Runs Python calls too, with this interpreter (3.9 or later): one process a logical engine, started when the first
+    /// call comes. The engines have the tags `python` and `python3.N`.
+    #[must_use]
+    pub fn python(mut self, interpreter: Option<PathBuf>) -> Self {
+        self.python = interpreter;
         self
     }
 
@@ -320,8 +334,14 @@ impl Builder {
     ///
     /// # Errors
     /// [`EngineError`] saying what is missing.
-    pub fn build(self) -> Result<Engine, EngineError> {
+    pub fn build(mut self) -> Result<Engine, EngineError> {
         let count = self.engines;
+        let python = self.python.as_deref().map(Python::find).transpose();
+        let python = python.map_err(EngineError::Python)?;
+        if let Some(python) = &python {
+            let version = format!("python{}", python.version);
+            self.settings.tags.extend(["python".to_owned(), version]);
+        }
         socket::raise_descriptors(count as u64 * DESCRIPTORS_EACH + 64).map_err(|error| {
             EngineError::Descriptors(format!("{count} engines in one process: {error}"))
         })?;
@@ -359,6 +379,7 @@ impl Builder {
         };
         let process = Process::new(
             self.functions,
+            python,
             files,
             std::env::temp_dir(),
             Warden::new(self.kill_grace),

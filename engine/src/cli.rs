@@ -66,6 +66,9 @@ struct Options {
     /// How much to log: DEBUG, INFO, WARN, ERROR, CRITICAL, or 10 to 50
     #[arg(long, value_name = "LEVEL", default_value = "INFO", value_parser = level)]
     log_level: LevelFilter,
+    /// Run Python calls too, with this interpreter (3.9 or later): one process an engine [default: $IPBROKER_PYTHON, python3]
+    #[arg(long, value_name = "INTERPRETER", num_args = 0..=1, require_equals = true, default_missing_value = "")]
+    python: Option<PathBuf>,
     /// Print completions for a shell and end
     #[arg(long, value_name = "SHELL")]
     completions: Option<Shell>,
@@ -158,6 +161,7 @@ fn run(mut options: Options) -> Result<(), RunError> {
     let mut builder = Engine::builder()
         .engines(options.engines.into())
         .tags(options.tags)
+        .python(options.python.map(interpreter))
         .host_aliases(options.alias)
         .first_id(options.id)
         .grace(Duration::from_secs_f64(options.grace))
@@ -185,6 +189,16 @@ fn run(mut options: Options) -> Result<(), RunError> {
         builder = builder.profile(profile);
     }
     Ok(builder.run()?)
+}
+
+/// The interpreter that `--python` means.
+fn interpreter(named: PathBuf) -> PathBuf {
+    if !named.as_os_str().is_empty() {
+        return named;
+    }
+    std::env::var_os("IPBROKER_PYTHON")
+        .filter(|value| !value.is_empty())
+        .map_or_else(|| "python3".into(), PathBuf::from)
 }
 
 fn host_name() -> String {

@@ -12,6 +12,7 @@ use ipbroker_protocol::{socket::routing, time, wake::Waker, zmq::Message};
 use jiff::Timestamp;
 
 use crate::{
+    executor::Python,
     files::FileHost,
     function::Registry,
     job::{Limits, Warden},
@@ -23,6 +24,8 @@ use crate::{
 pub(crate) struct Process {
     /// The functions that tasks may call.
     pub(crate) functions: Registry,
+    /// What runs Python calls; none: they are refused.
+    pub(crate) python: Option<Python>,
     /// Where jobs run and files live.
     pub(crate) files: FileHost,
     /// Where scratch directories are made.
@@ -50,6 +53,7 @@ impl Process {
     #[expect(clippy::too_many_arguments, reason = "called once, by the builder")]
     pub(crate) fn new(
         functions: Registry,
+        python: Option<Python>,
         files: FileHost,
         scratch: PathBuf,
         warden: Warden,
@@ -61,6 +65,7 @@ impl Process {
     ) -> Self {
         Self {
             functions,
+            python,
             files,
             scratch,
             warden,

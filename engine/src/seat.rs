@@ -17,6 +17,7 @@ use ipbroker_protocol::{
 
 use crate::{
     cancel::CancelToken,
+    executor::Interpreter,
     function::Values,
     job::{Running, Stop, Warden},
     task::{Task, Via},
@@ -38,6 +39,8 @@ pub(crate) struct Seat {
     pub(crate) running: Arc<Running>,
     /// What it holds for clients.
     pub(crate) values: Values,
+    /// Its Python interpreter, once a call has come.
+    pub(crate) python: Mutex<Option<Interpreter>>,
     session: RwLock<Arc<Session>>,
     /// Ranges are given back with their request.
     whole: AtomicBool,
@@ -139,6 +142,7 @@ impl Seat {
             id: AtomicU32::new(u32::MAX),
             running: Arc::default(),
             values: Values::default(),
+            python: Mutex::default(),
             session: RwLock::new(session),
             whole: AtomicBool::new(false),
             queue: Mutex::default(),

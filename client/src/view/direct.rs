@@ -89,11 +89,9 @@ impl DirectView {
         argument: &(impl Serialize + ?Sized),
     ) -> Result<AsyncMapResult<R>> {
         let packed = pack(argument)?;
-        self.each(
-            types::FUNCTION_REQUEST,
-            &FunctionCall { name: name.into() },
-            |_| Ok(vec![Message::from(&packed[..])]),
-        )
+        self.each(types::FUNCTION_REQUEST, &FunctionCall::named(name), |_| {
+            Ok(vec![Message::from(&packed[..])])
+        })
     }
 
     /// Runs a command on every engine of the view.
@@ -116,7 +114,7 @@ impl DirectView {
         self.some()?;
         let set = Arc::new(TaskSet::default());
         let metadata = TaskRequest::default();
-        let content = FunctionCall { name: name.into() };
+        let content = FunctionCall::named(name);
         for (argument, (_, uuid)) in arguments.into_iter().zip(self.targets.iter().cycle()) {
             let tag = set.expect(1, false);
             let buffers = vec![Message::from(pack(&argument)?)];
@@ -157,9 +155,7 @@ impl DirectView {
         let count = self.targets.len();
         self.each(
             types::FUNCTION_REQUEST,
-            &FunctionCall {
-                name: builtin::PUSH.into(),
-            },
+            &FunctionCall::named(builtin::PUSH),
             |at| {
                 let part = &values[cut(values.len(), count, at)..cut(values.len(), count, at + 1)];
                 Ok(vec![Message::from(pack(&BTreeMap::from([(name, part)]))?)])
@@ -203,7 +199,7 @@ impl DirectView {
             (
                 types::FUNCTION_REQUEST,
                 &metadata,
-                &FunctionCall { name: name.into() },
+                &FunctionCall::named(name),
             ),
             vec![Message::from(pack(argument)?)],
             set.clone(),

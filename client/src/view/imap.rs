@@ -82,7 +82,7 @@ impl<R: DeserializeOwned, A: Serialize, I: Iterator<Item = A>> Imap<R, I> {
     ) -> Result<Self> {
         let session = client.session();
         let metadata = session.pack(options);
-        let content = session.pack(&FunctionCall { name: name.into() });
+        let content = session.pack(&FunctionCall::named(name));
         let mut imap = Self {
             client,
             metadata,

@@ -159,7 +159,7 @@ impl LoadBalancedView {
     ) -> Result<AsyncResult<R, One>> {
         let set = Arc::new(TaskSet::default());
         let tag = set.expect(1, false);
-        let content = FunctionCall { name: name.into() };
+        let content = FunctionCall::named(name);
         let id = self.client.submit(
             Outgoing {
                 msg_type: types::FUNCTION_REQUEST,
@@ -183,7 +183,7 @@ impl LoadBalancedView {
         name: &str,
         arguments: impl IntoIterator<Item = A>,
     ) -> Result<AsyncMapResult<R>> {
-        let content = FunctionCall { name: name.into() };
+        let content = FunctionCall::named(name);
         self.arrays(types::FUNCTION_REQUEST, &content, arguments)
     }
 
@@ -198,7 +198,7 @@ impl LoadBalancedView {
     ) -> Result<AsyncMapResult<R>> {
         let set = Arc::new(TaskSet::default());
         if count > 0 {
-            let content = FunctionCall { name: name.into() };
+            let content = FunctionCall::named(name);
             self.array(&set, types::FUNCTION_REQUEST, &content, count, Vec::new())?;
         }
         Ok(AsyncResult::<R, Many>::new(self.client.clone(), set))

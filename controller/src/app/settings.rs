@@ -343,6 +343,7 @@ impl Settings {
         if let Some(LogLevel(level)) = self.log_level {
             arguments.push(format!("--log-level={}", level.as_str().to_lowercase()).into());
         }
+        arguments.extend(self.hosts.engine_args().into_iter().map(OsString::from));
         local::Plan {
             program: self.hosts.engine_program.clone(),
             arguments,
@@ -380,7 +381,7 @@ impl Settings {
                 program: local::engine_program(self.hosts.engine_program.as_deref()),
                 connection_file: self.profile.connection_file(Role::Engine),
                 dir: self.profile.log_dir(),
-                engine_args: Vec::new(),
+                engine_args: self.hosts.engine_args(),
                 record: self.record_file("batch"),
                 adopt,
             };
@@ -425,6 +426,7 @@ impl Settings {
                 .log_level
                 .iter()
                 .map(|LogLevel(level)| format!("--log-level={level}"))
+                .chain(self.hosts.engine_args())
                 .collect(),
             connection: files::engine_connection(
                 self,

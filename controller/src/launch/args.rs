@@ -28,6 +28,9 @@ pub struct HostArgs {
     /// The ipengine to send to hosts, instead of the one beside ipctl
     #[arg(long, value_name = "FILE")]
     pub engine_program: Option<PathBuf>,
+    /// Engines run Python calls too, with this interpreter of their host (3.9 or later) [default: $IPBROKER_PYTHON, python3]
+    #[arg(long, value_name = "INTERPRETER", num_args = 0..=1, require_equals = true, default_missing_value = "")]
+    pub python: Option<String>,
     /// Start the -n engines through a batch system; options for its submit command come after `--`
     #[arg(
         long = "engines",
@@ -50,6 +53,17 @@ pub struct HostArgs {
 }
 
 impl HostArgs {
+    /// What these options say to `ipengine`, wherever it is started.
+    pub fn engine_args(&self) -> Vec<String> {
+        self.python
+            .iter()
+            .map(|program| match program.as_str() {
+                "" => "--python".to_owned(),
+                program => format!("--python={program}"),
+            })
+            .collect()
+    }
+
     /// The hosts asked for; empty: none.
     ///
     /// # Errors

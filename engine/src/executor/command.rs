@@ -8,21 +8,18 @@ use std::{
 
 use ipbroker_protocol::{
     array::member_id,
-    envelope::Envelope,
     message::{Command, CommandResult, ErrorContent, Require},
     session::{Packer, Session},
     time,
     value::AnyMap,
     zmq::Message,
 };
-use rustix::process::Pid;
-use serde_json::json;
 
-use super::{Executor, Verdict, array::Arguments, require, stopped};
+use super::{Executor, Verdict, array::Arguments, require, stopped, watch::Watch};
 use crate::{
     files::{self, Scratch},
-    job::{self, Input, Job, Observer, Stop, Stream},
-    process::{Channel, Outgoing, Process},
+    job::{self, Input, Job, Stop},
+    process::Process,
     reaper::{Line, MARK, TASK, kill_strays},
     seat::Seat,
     task::Task,
@@ -178,7 +175,7 @@ impl<'a> Commands<'a> {
                 error.evalue,
             )
         })?;
-        let mut watch = Watch::new(self, command.stream);
+        let mut watch = Watch::new(self.process, self.seat, &self.task.envelope, command.stream);
         let ran = job::run(
             &job,
             &self.seat.running,
@@ -365,70 +362,6 @@ impl Place {
 
     fn dir(&self) -> &Path {
         &self.dir
-    }
-}
-
-/// Notes the group, publishes the output.
-struct Watch<'a> {
-    process: &'a Process,
-    seat: &'a Seat,
-    request: &'a Envelope,
-    publish: bool,
-    /// The begun characters of both streams.
-    begun: [Vec<u8>; 2],
-}
-
-impl<'a> Watch<'a> {
-    fn new(commands: &Commands<'a>, publish: bool) -> Self {
-        Self {
-            process: commands.process,
-            seat: commands.seat,
-            request: &commands.task.envelope,
-            publish,
-            begun: Default::default(),
-        }
-    }
-}
-
-impl Observer for Watch<'_> {
-    fn spawned(&mut self, group: Pid) {
-        self.process
-            .slate
-            .group(self.seat.index, group.as_raw_nonzero().get());
-    }
-
-    fn output(&mut self, stream: Stream, bytes: &[u8]) {
-        if !self.publish {
-            return;
-        }
-        let begun = &mut self.begun[usize::from(stream == Stream::Stderr)];
-        begun.extend_from_slice(bytes);
-        // A character may be cut in two by the pipe.
-        let whole = match std::str::from_utf8(begun) {
-            Err(error) if error.error_len().is_none() => error.valid_up_to(),
-            _ => begun.len(),
-        };
-        let text = String::from_utf8_lossy(&begun[..whole]).into_owned();
-        begun.drain(..whole);
-        if text.is_empty() {
-            return;
-        }
-        let session = self.seat.session();
-        let topic = format!("engine.{}.{}", self.seat.id(), stream.name());
-        let message = session.message(
-            vec![Message::from(topic.as_str())],
-            &session.header("stream"),
-            Some(self.request.header()),
-            &json!({"engine": self.seat.uuid}),
-            &json!({"name": stream.name(), "text": text}),
-            Vec::new(),
-        );
-        self.process.outbox.push(Outgoing {
-            seat: self.seat.index,
-            channel: Channel::IoPub,
-            frames: message.into_frames(),
-            answers: None,
-        });
     }
 }
 

@@ -1,9 +1,6 @@
 //! The executor of function calls.
 
-use ipbroker_protocol::{
-    message::{ErrorContent, FunctionCall},
-    session::{Packer, Session},
-};
+use ipbroker_protocol::{message::ErrorContent, session::Packer};
 
 use super::{Executor, Verdict, array::Arguments, require, stopped};
 use crate::{function::Context, process::Process, seat::Seat, task::Task};
@@ -30,15 +27,9 @@ impl<'a> Functions<'a> {
         process: &'a Process,
         seat: &'a Seat,
         task: &'a Task,
-        session: &Session,
         packer: Packer,
+        name: String,
     ) -> Result<Self, Box<ErrorContent>> {
-        let call: FunctionCall = session.unpack(task.envelope.content()).map_err(|error| {
-            Box::new(ErrorContent::new(
-                "ValueError",
-                format!("function_request: {error}"),
-            ))
-        })?;
         let arguments = Arguments::new(task)?;
         let unmet = task.wants.require.as_ref().and_then(|require| {
             let lacking = require::lacking(require, &process.files.work_dir, &[])?;
@@ -51,7 +42,7 @@ impl<'a> Functions<'a> {
             process,
             seat,
             task,
-            name: call.name,
+            name,
             arguments,
             packer,
             unmet,

@@ -3,11 +3,18 @@
 mod array;
 mod command;
 mod function;
+mod python;
 mod require;
+mod watch;
 mod worker;
 
-use ipbroker_protocol::{message::ErrorContent, session::Packer, zmq::Message};
+use ipbroker_protocol::{
+    message::{ErrorContent, FunctionCall},
+    session::Packer,
+    zmq::Message,
+};
 
+pub(crate) use python::{Interpreter, Python};
 pub(crate) use worker::{execute, start_worker};
 
 use crate::{
@@ -88,9 +95,19 @@ pub(crate) fn executor<'a>(
     };
     let session = seat.session();
     match task.kind {
-        Kind::Function => Ok(Box::new(function::Functions::new(
-            process, seat, task, &session, packer,
-        )?)),
+        Kind::Function => {
+            let call: FunctionCall = session.unpack(task.envelope.content()).map_err(|error| {
+                let text = format!("function_request: {error}");
+                Box::new(ErrorContent::new("ValueError", text))
+            })?;
+            Ok(if call.code.is_some() {
+                Box::new(python::Calls::new(process, seat, task, packer, call)?)
+            } else {
+                Box::new(function::Functions::new(
+                    process, seat, task, packer, call.name,
+                )?)
+            })
+        }
         Kind::Command => Ok(Box::new(command::Commands::new(
             process, seat, task, &session, packer,
         )?)),

@@ -2,7 +2,7 @@
 
 use std::{
     ops::Range,
-    sync::Arc,
+    sync::{Arc, PoisonError},
     time::{Duration, Instant},
 };
 
@@ -38,6 +38,13 @@ pub(crate) fn start_worker(process: Arc<Process>, seat: Arc<Seat>) -> std::io::R
                 });
                 seat.done();
             }
+            // Its interpreter ends with it.
+            drop(
+                seat.python
+                    .lock()
+                    .unwrap_or_else(PoisonError::into_inner)
+                    .take(),
+            );
             // Whoever waits for us to end looks again.
             process.outbox.wake();
         })?;

@@ -96,7 +96,7 @@ impl Server {
         session
             .packer
             .unpack::<FunctionCall>(task.envelope.content())
-            .is_ok_and(|call| self.process.functions.is_quick(&call.name))
+            .is_ok_and(|call| call.code.is_none() && self.process.functions.is_quick(&call.name))
     }
 
     /// Checks a message and reads its header.

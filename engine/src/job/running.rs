@@ -1,6 +1,9 @@
 //! What one logical engine runs right now: the handle by which a task is stopped from another thread.
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::{
+    os::fd::OwnedFd,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
 
 use rustix::process::{Pid, Signal, kill_process_group};
 
@@ -36,8 +39,29 @@ struct State {
     generation: u64,
     active: bool,
     group: Option<Pid>,
+    /// How a call is interrupted that shares its group's first process with those before and after it.
+    interrupt: Option<Interrupt>,
     stop: Option<Stop>,
     token: CancelToken,
+}
+
+/// A call in an interpreter that outlives it: SIGINT means the call whose number is in this memory, and no other.
+#[derive(Debug, Clone)]
+pub(crate) struct Interrupt {
+    /// Where the interpreter looks.
+    pub(crate) memory: Arc<OwnedFd>,
+    /// The call.
+    pub(crate) number: u64,
+}
+
+impl State {
+    fn kill(&self, signal: Signal) -> bool {
+        let Some(group) = self.group else { return true };
+        if let (Some(interrupt), Signal::INT) = (&self.interrupt, signal) {
+            let _ = rustix::io::pwrite(&interrupt.memory, &interrupt.number.to_le_bytes(), 0);
+        }
+        kill_process_group(group, signal).is_ok()
+    }
 }
 
 impl Running {
@@ -51,6 +75,7 @@ impl Running {
         state.generation += 1;
         state.active = true;
         state.group = None;
+        state.interrupt = None;
         state.stop = None;
         if state.token.is_cancelled() {
             state.token = CancelToken::new();
@@ -63,6 +88,15 @@ impl Running {
     pub(crate) fn set_group(&self, group: Pid) -> bool {
         let mut state = self.state();
         state.group = Some(group);
+        state.stop.is_none()
+    }
+
+    /// The task is a call of this interpreter: it is asked to stop by SIGINT before TERM. False as for
+    /// [`set_group`](Self::set_group).
+    pub(crate) fn set_interpreter(&self, group: Pid, interrupt: Interrupt) -> bool {
+        let mut state = self.state();
+        state.group = Some(group);
+        state.interrupt = Some(interrupt);
         state.stop.is_none()
     }
 
@@ -93,20 +127,24 @@ impl Running {
         state.active.then_some(state.generation)
     }
 
-    /// Asks the task of this generation to stop: its token is cancelled, its group gets TERM. False when it is over.
-    pub(crate) fn request(&self, generation: u64, stop: Stop) -> bool {
+    /// Asks the task of this generation to stop: its token is cancelled, its group gets INT (a call of an interpreter) or
+    /// TERM. `None` when it is over; else the signal.
+    pub(crate) fn request(&self, generation: u64, stop: Stop) -> Option<Signal> {
         let mut state = self.state();
         if !state.active || state.generation != generation {
-            return false;
+            return None;
         }
         state.stop.get_or_insert(stop);
         state.token.cancel();
-        if let Some(group) = state.group {
-            let _ = kill_process_group(group, Signal::TERM);
-            // A job that was stopped by a signal would never see the TERM.
-            let _ = kill_process_group(group, Signal::CONT);
-        }
-        true
+        let signal = if state.interrupt.is_some() {
+            Signal::INT
+        } else {
+            Signal::TERM
+        };
+        state.kill(signal);
+        // A job that was stopped by a signal would never see another one.
+        state.kill(Signal::CONT);
+        Some(signal)
     }
 
     /// Sends a signal to the group of the task of this generation. False when there is none.
@@ -118,10 +156,7 @@ impl Running {
         if matches!(signal, Signal::INT | Signal::TERM | Signal::KILL) {
             state.token.cancel();
         }
-        match state.group {
-            Some(group) => kill_process_group(group, signal).is_ok(),
-            None => true,
-        }
+        state.kill(signal)
     }
 
     /// The group of the task of this generation.

@@ -32,6 +32,8 @@ struct Watch {
 
 #[derive(Debug)]
 enum Task {
+    /// TERM at this moment: INT was sent a grace period before.
+    Term(Instant),
     /// KILL at this moment: TERM was sent a grace period before.
     Kill(Instant),
     /// Stop at this moment.
@@ -41,9 +43,18 @@ enum Task {
 }
 
 impl Task {
+    /// What follows the signal by which a task was asked to stop.
+    fn after(signal: Signal, at: Instant) -> Self {
+        if signal == Signal::INT {
+            Self::Term(at)
+        } else {
+            Self::Kill(at)
+        }
+    }
+
     fn due(&self) -> Instant {
         match *self {
-            Self::Kill(at) | Self::Time(at, _) => at,
+            Self::Term(at) | Self::Kill(at) | Self::Time(at, _) => at,
             Self::Memory { next, .. } => next,
         }
     }
@@ -59,13 +70,15 @@ impl Warden {
         }
     }
 
-    /// Stops the task of this generation: TERM now, KILL after the grace period. False when it is over already.
+    /// Stops the task of this generation: TERM now (INT and then TERM for a call of an interpreter), KILL after the grace
+    /// period. False when it is over already.
     pub(crate) fn stop(&self, running: &Arc<Running>, generation: u64, stop: Stop) -> bool {
-        let stopping = running.request(generation, stop);
-        if stopping {
-            self.watch(running, generation, Task::Kill(Instant::now() + self.grace));
-        }
-        stopping
+        let Some(signal) = running.request(generation, stop) else {
+            return false;
+        };
+        let next = Task::after(signal, Instant::now() + self.grace);
+        self.watch(running, generation, next);
+        true
     }
 
     /// Stops the task of this generation when it runs longer than `seconds`.
@@ -128,15 +141,21 @@ impl Watch {
     /// Does what is due; true when the watch goes on.
     fn act(&mut self, now: Instant, grace: Duration) -> bool {
         match &mut self.task {
+            Task::Term(_) => {
+                self.task = Task::Kill(now + grace);
+                self.running.signal(self.generation, Signal::TERM)
+            }
             Task::Kill(_) => {
                 self.running.signal(self.generation, Signal::KILL);
                 false
             }
             Task::Time(_, seconds) => {
                 let stop = Stop::TimeLimit(*seconds);
-                let stopping = self.running.request(self.generation, stop);
-                self.task = Task::Kill(now + grace);
-                stopping
+                let Some(signal) = self.running.request(self.generation, stop) else {
+                    return false;
+                };
+                self.task = Task::after(signal, now + grace);
+                true
             }
             Task::Memory { limit, next } => {
                 let limit = *limit;

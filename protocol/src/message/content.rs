@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
+use serde_bytes::ByteBuf;
 
 use super::Require;
 use crate::value::Map;
@@ -141,11 +142,33 @@ pub struct CommandResult {
     pub traceback: Vec<String>,
 }
 
-/// Content of `function_request`: which function; the argument is the first buffer, in MessagePack.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+/// Content of `function_request`: which function. A Rust function's argument is the first buffer, in MessagePack; a Python
+/// call's is the pickled `(args, kwargs)`, with its out-of-band buffers behind it.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[serde(default)]
 pub struct FunctionCall {
-    /// The name under which the engine registered it.
+    /// The name under which the engine registered it; of a Python callable, its qualified name, for people.
     pub name: String,
+    /// A Python call: the callable, pickled.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub code: Option<ByteBuf>,
+    /// The `major.minor` version of Python that `code` needs, when it has functions by value.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub python: Option<String>,
+    /// Limits of a Python call, of its interpreter and what that starts.
+    #[serde(skip_serializing_if = "Limit::is_empty")]
+    pub limit: Limit,
+}
+
+impl FunctionCall {
+    /// A call of one of the engine's own functions.
+    #[must_use]
+    pub fn named(name: impl Into<String>) -> Self {
+        Self {
+            name: name.into(),
+            ..Self::default()
+        }
+    }
 }
 
 /// Content of an error reply, as the peer's.
@@ -163,6 +186,9 @@ pub struct ErrorContent {
     /// Where it went wrong, as the peer has it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub engine_info: Option<Map>,
+    /// The exception of a Python call, pickled, where it could be.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub exception: Option<ByteBuf>,
 }
 
 impl ErrorContent {

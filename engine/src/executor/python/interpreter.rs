@@ -1,0 +1,459 @@
+//! A Python interpreter that outlives its calls: the process, and the frames that go to it and come back.
+//!
+//! Frames are `kind u8, number u64, parts u32, length u64 of each part, parts`, little-endian, on a socket pair that is the
+//! interpreter's standard input; the other side is `worker.py`. What a call prints comes through pipes, so that C code
+//! and child processes are heard too.
+
+use std::{
+    collections::HashMap,
+    ffi::OsStr,
+    io::{self, IoSlice, Read, Write},
+    os::{
+        fd::{AsFd, OwnedFd},
+        unix::{
+            net::UnixStream,
+            process::{CommandExt, ExitStatusExt},
+        },
+    },
+    path::{Path, PathBuf},
+    process::{Child, ChildStderr, ChildStdout, Command, ExitStatus, Stdio},
+    sync::Arc,
+};
+
+use rustix::{
+    event::{PollFd, PollFlags, poll},
+    fs::{MemfdFlags, memfd_create},
+    net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg},
+    process::{Pid, PidfdFlags, Signal, kill_process_group, pidfd_open},
+};
+
+use crate::job::{Captured, Observer, Stream};
+
+/// The other side.
+const WORKER: &str = include_str!("worker.py");
+
+/// Sent along where the host has none.
+const CLOUDPICKLE: &str = include_str!("cloudpickle.py");
+
+/// Reads the worker from the socket, and makes it a module beside the calls' `__main__`.
+const BOOTSTRAP: &str = "\
+import sys, types
+def start():
+    worker = sys.modules['_ipbroker_worker'] = types.ModuleType('_ipbroker_worker')
+    with open(0, 'rb', 0, closefd=False) as file:
+        length, source = int.from_bytes(file.read(4), 'little'), b''
+        while len(source) < length:
+            source += file.read(length - len(source)) or sys.exit('the engine is gone')
+    exec(compile(source, '<worker of ipengine>', 'exec'), worker.__dict__)
+    del globals()['start']
+    worker.main()
+start()";
+
+/// Kinds of frames to the interpreter.
+mod to {
+    pub(super) const CALL: u8 = 1;
+    pub(super) const FUNCTION: u8 = 2;
+    pub(super) const FORGET: u8 = 3;
+}
+
+/// Kinds of frames from the interpreter.
+mod from {
+    pub(super) const READY: u8 = 1;
+    pub(super) const RESULT: u8 = 2;
+    pub(super) const UNMET: u8 = 4;
+}
+
+/// In a call: it is no member of an array.
+const NO_INDEX: u64 = u64::MAX;
+
+/// Parts at least this large travel by themselves.
+const LARGE: usize = 64 << 10;
+
+/// Functions that an interpreter keeps, and their bytes; beyond, it forgets all and is sent again what is called.
+const FUNCTIONS: (usize, usize) = (1000, 256 << 20);
+
+/// Bytes of each output that are passed on as they come.
+const STREAMED: usize = 1 << 20;
+
+/// Which interpreters an engine starts.
+#[derive(Debug, Clone)]
+pub(crate) struct Python {
+    /// The program, as it was asked for.
+    pub(crate) program: PathBuf,
+    /// `major.minor`.
+    pub(crate) version: String,
+}
+
+impl Python {
+    /// Asks a program for its version.
+    ///
+    /// # Errors
+    /// In words, when it is no Python, or too old.
+    pub(crate) fn find(program: &Path) -> Result<Self, String> {
+        let script = "import sys; print('%d.%d' % sys.version_info[:2])";
+        let shown = program.display();
+        let output = Command::new(program)
+            .args(["-I", "-S", "-c", script])
+            .stdin(Stdio::null())
+            .output()
+            .map_err(|error| {
+                format!(
+                    "cannot start {shown}: {error}; name an interpreter with --python=INTERPRETER"
+                )
+            })?;
+        let version = String::from_utf8_lossy(&output.stdout).trim().to_owned();
+        let minor = version
+            .strip_prefix("3.")
+            .and_then(|minor| minor.parse::<u32>().ok());
+        match minor {
+            Some(9..) => Ok(Self {
+                program: program.to_owned(),
+                version,
+            }),
+            _ if version.is_empty() => Err(format!(
+                "{shown} is no Python interpreter (it ended with {}); name one with --python=INTERPRETER",
+                ended(output.status)
+            )),
+            _ => Err(format!(
+                "{shown} is Python {version}; calls need 3.9 or later: --python=INTERPRETER"
+            )),
+        }
+    }
+}
+
+/// One call.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Request<'a> {
+    /// The function, pickled.
+    pub(super) code: &'a [u8],
+    /// The task.
+    pub(super) msg_id: &'a str,
+    /// Which member of an array it is.
+    pub(super) index: Option<u64>,
+    /// Arguments, pickled.
+    pub(super) arguments: &'a [u8],
+    /// Their out-of-band buffers.
+    pub(super) buffers: &'a [ipbroker_protocol::zmq::Message],
+}
+
+/// How a call ended.
+#[derive(Debug)]
+pub(super) enum Answer {
+    /// Its result, pickled, with the out-of-band buffers.
+    Result(Vec<Vec<u8>>),
+    /// The exception: name, words, traceback, pickled (or nothing); whether this host lacks what it needs.
+    Error { parts: Vec<Vec<u8>>, unmet: bool },
+    /// The interpreter is gone.
+    Gone(io::Error),
+}
+
+/// What a call writes: the beginning of both outputs, passed on as it comes.
+pub(super) struct Output<'a> {
+    observer: &'a mut dyn Observer,
+    pub(super) kept: [Captured; 2],
+}
+
+impl<'a> Output<'a> {
+    pub(super) fn new(observer: &'a mut dyn Observer) -> Self {
+        Self {
+            observer,
+            kept: Default::default(),
+        }
+    }
+
+    fn take(&mut self, stream: Stream, bytes: &[u8]) {
+        let kept = &mut self.kept[usize::from(stream == Stream::Stderr)];
+        let passed = &bytes[..bytes.len().min(STREAMED - kept.bytes.len())];
+        if !passed.is_empty() {
+            kept.bytes.extend_from_slice(passed);
+            self.observer.output(stream, passed);
+        }
+        kept.total += bytes.len() as u64;
+    }
+}
+
+/// The interpreter of a logical engine.
+#[derive(Debug)]
+pub(crate) struct Interpreter {
+    child: Child,
+    pub(super) pid: Pid,
+    pidfd: OwnedFd,
+    socket: UnixStream,
+    stdout: ChildStdout,
+    stderr: ChildStderr,
+    /// Where it looks which call an interrupt means.
+    pub(super) interrupts: Arc<OwnedFd>,
+    /// Whether it has said that it is ready.
+    ready: bool,
+    /// The number of the last call.
+    pub(super) number: u64,
+    functions: HashMap<Vec<u8>, u64>,
+    function_bytes: usize,
+    input: Vec<u8>,
+    /// What of `input` was read already.
+    at: usize,
+}
+
+impl Interpreter {
+    /// Starts one, and does not wait for it.
+    ///
+    /// # Errors
+    /// The system's.
+    pub(super) fn start<'a>(
+        program: &Path,
+        dir: &Path,
+        environment: impl IntoIterator<Item = (&'a str, &'a OsStr)>,
+    ) -> io::Result<Self> {
+        let (mut socket, theirs) = UnixStream::pair()?;
+        let memory = memfd_create("ipbroker-interrupts", MemfdFlags::CLOEXEC)?;
+        rustix::fs::ftruncate(&memory, 8)?;
+        let mut child = Command::new(program)
+            .args(["-X", "faulthandler", "-c", BOOTSTRAP])
+            .envs(environment)
+            .current_dir(dir)
+            .process_group(0)
+            .stdin(OwnedFd::from(theirs))
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()?;
+        let pid = Pid::from_child(&child);
+        let (Some(stdout), Some(stderr)) = (child.stdout.take(), child.stderr.take()) else {
+            return Err(io::Error::other("no pipes"));
+        };
+        let pidfd = pidfd_open(pid, PidfdFlags::empty())?;
+        socket.write_all(&(WORKER.len() as u32).to_le_bytes())?;
+        socket.write_all(WORKER.as_bytes())?;
+        Ok(Self {
+            child,
+            pid,
+            pidfd,
+            socket,
+            stdout,
+            stderr,
+            interrupts: Arc::new(memory),
+            ready: false,
+            number: 0,
+            functions: HashMap::new(),
+            function_bytes: 0,
+            input: Vec::new(),
+            at: 0,
+        })
+    }
+
+    /// Whether it still runs.
+    pub(super) fn lives(&mut self) -> bool {
+        matches!(self.child.try_wait(), Ok(None))
+    }
+
+    /// How it ended; waits for that, and ends it if it only hung up.
+    pub(super) fn end(&mut self) -> ExitStatus {
+        let _ = kill_process_group(self.pid, Signal::KILL);
+        self.child
+            .wait()
+            .unwrap_or_else(|_| ExitStatus::from_raw(0xff00))
+    }
+
+    /// Runs one call; its number was taken before.
+    pub(super) fn call(&mut self, request: &Request<'_>, output: &mut Output<'_>) -> Answer {
+        self.try_call(request, output).unwrap_or_else(Answer::Gone)
+    }
+
+    fn try_call(&mut self, request: &Request<'_>, output: &mut Output<'_>) -> io::Result<Answer> {
+        if !self.ready {
+            self.get_ready(output)?;
+        }
+        let number = self.number;
+        let function = self.function(request.code)?;
+        let mut settings = function.to_le_bytes().to_vec();
+        settings.extend_from_slice(&request.index.unwrap_or(NO_INDEX).to_le_bytes());
+        let mut parts: Vec<&[u8]> = vec![&settings, request.msg_id.as_bytes(), request.arguments];
+        parts.extend(request.buffers.iter().map(|buffer| &buffer[..]));
+        self.send(to::CALL, number, &parts)?;
+        loop {
+            let (kind, about, parts) = self.receive(output)?;
+            if about != number {
+                // A word about a call that was given up.
+                continue;
+            }
+            return Ok(match kind {
+                from::RESULT => Answer::Result(parts),
+                kind => Answer::Error {
+                    parts,
+                    unmet: kind == from::UNMET,
+                },
+            });
+        }
+    }
+
+    /// Waits until it is ready, and gives it what it needs.
+    fn get_ready(&mut self, output: &mut Output<'_>) -> io::Result<()> {
+        let (kind, _, parts) = self.receive(output)?;
+        if kind != from::READY {
+            return Err(io::Error::other("it did not say that it is ready"));
+        }
+        let fds = [self.interrupts.as_fd()];
+        let mut space = [std::mem::MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+        let mut control = SendAncillaryBuffer::new(&mut space);
+        control.push(SendAncillaryMessage::ScmRights(&fds));
+        sendmsg(
+            &self.socket,
+            &[IoSlice::new(&[0])],
+            &mut control,
+            SendFlags::NOSIGNAL,
+        )?;
+        let found = parts.get(1).is_some_and(|found| found == &[1]);
+        let source = if found { "" } else { CLOUDPICKLE };
+        self.send(to::FUNCTION, 0, &[source.as_bytes()])?;
+        self.ready = true;
+        Ok(())
+    }
+
+    /// The number by which it knows a function; it is sent if it does not.
+    fn function(&mut self, code: &[u8]) -> io::Result<u64> {
+        if let Some(number) = self.functions.get(code) {
+            return Ok(*number);
+        }
+        if self.functions.len() >= FUNCTIONS.0 || self.function_bytes + code.len() > FUNCTIONS.1 {
+            self.functions.clear();
+            self.function_bytes = 0;
+            self.send(to::FORGET, 0, &[])?;
+        }
+        let number = self.functions.len() as u64;
+        self.send(to::FUNCTION, number, &[code])?;
+        self.functions.insert(code.to_vec(), number);
+        self.function_bytes += code.len();
+        Ok(number)
+    }
+
+    fn send(&mut self, kind: u8, number: u64, parts: &[&[u8]]) -> io::Result<()> {
+        let mut small = vec![kind];
+        small.extend_from_slice(&number.to_le_bytes());
+        small.extend_from_slice(&(parts.len() as u32).to_le_bytes());
+        for part in parts {
+            small.extend_from_slice(&(part.len() as u64).to_le_bytes());
+        }
+        for part in parts {
+            if part.len() < LARGE {
+                small.extend_from_slice(part);
+            } else {
+                self.socket.write_all(&small)?;
+                small.clear();
+                self.socket.write_all(part)?;
+            }
+        }
+        self.socket.write_all(&small)
+    }
+
+    fn receive(&mut self, output: &mut Output<'_>) -> io::Result<(u8, u64, Vec<Vec<u8>>)> {
+        let head = self.take(13, output)?;
+        let (kind, number) = (head[0], word(&head[1..9]));
+        let count = u32::from_le_bytes([head[9], head[10], head[11], head[12]]) as usize;
+        let lengths = self.take(8 * count, output)?;
+        let mut parts = Vec::with_capacity(count);
+        for length in lengths.chunks_exact(8) {
+            parts.push(self.take(word(length) as usize, output)?);
+        }
+        Ok((kind, number, parts))
+    }
+
+    /// The next bytes of the stream.
+    fn take(&mut self, length: usize, output: &mut Output<'_>) -> io::Result<Vec<u8>> {
+        let have = (self.input.len() - self.at).min(length);
+        let mut bytes = self.input[self.at..self.at + have].to_vec();
+        self.at += have;
+        if have == length {
+            return Ok(bytes);
+        }
+        // All that was read is used.
+        self.at = 0;
+        let mut filled = have;
+        if length - have >= LARGE {
+            self.input.clear();
+            bytes.resize(length, 0);
+            while filled < length {
+                filled += self.read(&mut bytes[filled..], output)?;
+            }
+            return Ok(bytes);
+        }
+        let mut input = std::mem::take(&mut self.input);
+        input.resize(LARGE, 0);
+        let mut end = 0;
+        while have + end < length {
+            end += self.read(&mut input[end..], output)?;
+        }
+        input.truncate(end);
+        bytes.extend_from_slice(&input[..length - have]);
+        self.input = input;
+        self.at = length - have;
+        Ok(bytes)
+    }
+
+    /// Reads from the socket, and meanwhile takes what is printed. All that a call has printed is taken before its outcome
+    /// is read: it was written before, and the socket is looked at first.
+    fn read(&mut self, buffer: &mut [u8], output: &mut Output<'_>) -> io::Result<usize> {
+        loop {
+            let mut fds = [
+                PollFd::new(&self.socket, PollFlags::IN),
+                PollFd::new(&self.stdout, PollFlags::IN),
+                PollFd::new(&self.stderr, PollFlags::IN),
+                PollFd::new(&self.pidfd, PollFlags::IN),
+            ];
+            match poll(&mut fds, None) {
+                Ok(_) => {}
+                Err(rustix::io::Errno::INTR) => continue,
+                Err(error) => return Err(error.into()),
+            }
+            let [socket, stdout, stderr, ended] = fds.map(|fd| fd.revents());
+            let mut scratch;
+            if stdout.contains(PollFlags::IN) || stderr.contains(PollFlags::IN) {
+                scratch = vec![0; LARGE];
+                if stdout.contains(PollFlags::IN) {
+                    let count = self.stdout.read(&mut scratch)?;
+                    output.take(Stream::Stdout, &scratch[..count]);
+                }
+                if stderr.contains(PollFlags::IN) {
+                    let count = self.stderr.read(&mut scratch)?;
+                    output.take(Stream::Stderr, &scratch[..count]);
+                }
+            }
+            if !socket.is_empty() {
+                return match self.socket.read(buffer) {
+                    Ok(0) => Err(io::ErrorKind::UnexpectedEof.into()),
+                    Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                    result => result,
+                };
+            }
+            if !ended.is_empty() {
+                // Who it has started may still hold the socket.
+                return Err(io::ErrorKind::UnexpectedEof.into());
+            }
+        }
+    }
+}
+
+impl Drop for Interpreter {
+    fn drop(&mut self) {
+        self.end();
+    }
+}
+
+fn word(bytes: &[u8]) -> u64 {
+    bytes
+        .iter()
+        .rev()
+        .fold(0, |word, byte| (word << 8) | u64::from(*byte))
+}
+
+/// How a process ended, in words.
+pub(super) fn ended(status: ExitStatus) -> String {
+    match (status.code(), status.signal()) {
+        (Some(code), _) => format!("exit code {code}"),
+        (None, Some(signal)) => {
+            let name = rustix::process::Signal::from_named_raw(signal)
+                .map(|signal| format!(" ({signal:?})"))
+                .unwrap_or_default();
+            format!("signal {signal}{name}")
+        }
+        (None, None) => "an unknown cause".to_owned(),
+    }
+}

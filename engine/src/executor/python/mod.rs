@@ -1,0 +1,280 @@
+//! The executor of Python calls: each logical engine has one interpreter, which is started when the first call comes and
+//! replaced when it dies.
+
+mod interpreter;
+
+use ipbroker_protocol::{
+    message::{ErrorContent, FunctionCall},
+    session::Packer,
+    zmq::Message,
+};
+use serde_bytes::ByteBuf;
+use serde_json::{Map, json};
+
+use interpreter::{Answer, Output, Request, ended};
+pub(crate) use interpreter::{Interpreter, Python};
+
+use super::{Executor, Verdict, array::Arguments, require, stopped, watch::Watch};
+use crate::{
+    job::{Captured, Interrupt, Observer, Stop},
+    process::Process,
+    reaper::MARK,
+    seat::Seat,
+    task::Task,
+};
+
+/// Bytes of each output in a reply; more goes to who listens.
+const KEPT: usize = 64 << 10;
+
+/// Calls of one Python function.
+pub(super) struct Calls<'a> {
+    process: &'a Process,
+    seat: &'a Seat,
+    task: &'a Task,
+    call: FunctionCall,
+    arguments: Arguments<'a>,
+    packer: Packer,
+    unmet: Option<ErrorContent>,
+    buffers: Vec<Message>,
+}
+
+impl<'a> Calls<'a> {
+    pub(super) fn new(
+        process: &'a Process,
+        seat: &'a Seat,
+        task: &'a Task,
+        packer: Packer,
+        call: FunctionCall,
+    ) -> Result<Self, Box<ErrorContent>> {
+        let arguments = Arguments::new(task)?;
+        let lacking = match (&process.python, &call.python) {
+            (None, _) => Some("no Python here: the engine was started without --python".to_owned()),
+            (Some(python), Some(wanted)) if *wanted != python.version => Some(format!(
+                "{} is Python {}, the client's is {wanted}: functions that go by value need the same version",
+                python.program.display(),
+                python.version,
+            )),
+            _ => task
+                .wants
+                .require
+                .as_ref()
+                .and_then(|require| require::lacking(require, &process.files.work_dir, &[])),
+        };
+        let unmet = lacking.map(|lacking| {
+            ErrorContent::new(
+                "UnmetDependency",
+                format!("{}: {lacking}", process.files.host),
+            )
+        });
+        Ok(Self {
+            process,
+            seat,
+            task,
+            call,
+            arguments,
+            packer,
+            unmet,
+            buffers: Vec::new(),
+        })
+    }
+
+    /// The seat's interpreter, started if there is none.
+    fn interpreter<'s>(
+        &self,
+        slot: &'s mut Option<Interpreter>,
+    ) -> Result<&'s mut Interpreter, ErrorContent> {
+        if slot
+            .as_mut()
+            .is_some_and(|interpreter| !interpreter.lives())
+        {
+            *slot = None;
+        }
+        if slot.is_none() {
+            let Some(python) = &self.process.python else {
+                return Err(self.unmet.clone().unwrap_or_default());
+            };
+            let id = self.seat.id().to_string();
+            let environment = [
+                (MARK, self.process.mark.as_ref()),
+                ("IPBROKER_ENGINE_ID", id.as_ref()),
+            ];
+            let started =
+                Interpreter::start(&python.program, &self.process.files.work_dir, environment);
+            *slot = Some(started.map_err(|error| {
+                let text = format!(
+                    "{}: cannot start {}: {error}",
+                    self.process.files.host,
+                    python.program.display()
+                );
+                ErrorContent::new("UnmetDependency", text)
+            })?);
+        }
+        Ok(slot.as_mut().expect("started above"))
+    }
+
+    /// The outcome of a call that ended by itself.
+    fn outcome(&mut self, answer: Answer, kept: &[Captured; 2], out: &mut Vec<u8>) -> Verdict {
+        match answer {
+            Answer::Result(mut parts) => {
+                if self.task.wants.range.is_some() {
+                    out.append(&mut parts[0]);
+                } else {
+                    let mut content = Map::new();
+                    content.insert("status".to_owned(), json!("ok"));
+                    for (name, kept) in ["stdout", "stderr"].into_iter().zip(kept) {
+                        if kept.total > 0 {
+                            let bytes = &kept.bytes[..kept.bytes.len().min(KEPT)];
+                            content.insert(name.to_owned(), json!(String::from_utf8_lossy(bytes)));
+                        }
+                    }
+                    out.append(&mut self.packer.pack(&content));
+                    self.buffers = parts.into_iter().map(Message::from).collect();
+                }
+                Verdict::Ok
+            }
+            Answer::Error { parts, unmet } => {
+                let text = |at: usize| {
+                    parts
+                        .get(at)
+                        .map(|part| String::from_utf8_lossy(part).into_owned())
+                        .unwrap_or_default()
+                };
+                let ename = if unmet {
+                    "UnmetDependency".to_owned()
+                } else {
+                    text(0)
+                };
+                let evalue = if unmet {
+                    format!("{}: {}: {}", self.process.files.host, text(0), text(1))
+                } else {
+                    text(1)
+                };
+                let error = ErrorContent {
+                    traceback: text(2).split_inclusive('\n').map(str::to_owned).collect(),
+                    exception: parts
+                        .into_iter()
+                        .nth(3)
+                        .filter(|bytes| !bytes.is_empty())
+                        .map(ByteBuf::from),
+                    ..ErrorContent::new(&ename, evalue)
+                };
+                self.refuse(&error, out);
+                if unmet || ename == "UnmetDependency" {
+                    Verdict::Unmet
+                } else {
+                    Verdict::Failed
+                }
+            }
+            Answer::Gone(_) => Verdict::Failed,
+        }
+    }
+}
+
+impl Executor for Calls<'_> {
+    fn run(&mut self, index: u64, out: &mut Vec<u8>) -> Verdict {
+        if let Some(unmet) = &self.unmet {
+            self.refuse(unmet, out);
+            return Verdict::Unmet;
+        }
+        let (process, seat) = (self.process, self.seat);
+        let host = process.files.host.as_str();
+        let refused = |stop: &Stop, this: &Self, out: &mut Vec<u8>| {
+            let (verdict, error) = stopped(stop, seat, host);
+            this.refuse(&error, out);
+            verdict
+        };
+        let generation = match seat.begin_member(index) {
+            Ok((generation, _)) => generation,
+            Err(stop) => return refused(&stop, self, out),
+        };
+        let mut slot = seat
+            .python
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner);
+        let interpreter = match self.interpreter(&mut slot) {
+            Ok(interpreter) => interpreter,
+            Err(error) => {
+                seat.running.finish();
+                self.refuse(&error, out);
+                return Verdict::Unmet;
+            }
+        };
+        interpreter.number += 1;
+        let interrupt = Interrupt {
+            memory: interpreter.interrupts.clone(),
+            number: interpreter.number,
+        };
+        let mut watch = Watch::new(process, seat, &self.task.envelope, true);
+        watch.spawned(interpreter.pid);
+        if !seat.running.set_interpreter(interpreter.pid, interrupt) {
+            let stop = seat.running.stop_reason().unwrap_or(Stop::Aborted);
+            process.warden.stop(&seat.running, generation, stop);
+        }
+        if let Some(seconds) = self.call.limit.time {
+            process
+                .warden
+                .limit_time(&seat.running, generation, seconds);
+        }
+        if let Some(bytes) = self.call.limit.memory {
+            process
+                .warden
+                .limit_memory(&seat.running, generation, bytes);
+        }
+        let array = self.task.wants.range.is_some();
+        let request = Request {
+            code: self.call.code.as_deref().map_or(&[][..], |code| &code[..]),
+            msg_id: &self.task.msg_id,
+            index: array.then_some(index),
+            arguments: self.arguments.get(index).unwrap_or_default(),
+            buffers: match self.task.envelope.buffers() {
+                [_, rest @ ..] if !array => rest,
+                _ => &[],
+            },
+        };
+        let mut output = Output::new(&mut watch);
+        let answer = interpreter.call(&request, &mut output);
+        let kept = output.kept;
+        let gone = matches!(answer, Answer::Gone(_))
+            .then(|| seat.running.reap(|| interpreter.end()));
+        if gone.is_some() {
+            *slot = None;
+        }
+        let stop = seat.running.finish();
+        process.slate.group(seat.index, 0);
+        drop(slot);
+        if let Some(stop) = stop {
+            return refused(&stop, self, out);
+        }
+        if let Some(status) = gone {
+            let text = format!(
+                "{host}: the Python interpreter of engine {} was ended by {} while it ran {}",
+                seat.id(),
+                ended(status),
+                self.call.name
+            );
+            let last_words = String::from_utf8_lossy(&kept[1].bytes);
+            let error = ErrorContent {
+                traceback: last_words
+                    .split_inclusive('\n')
+                    .map(str::to_owned)
+                    .collect(),
+                ..ErrorContent::new("EngineError", text)
+            };
+            self.refuse(&error, out);
+            return Verdict::Failed;
+        }
+        self.outcome(answer, &kept, out)
+    }
+
+    fn refuse(&self, error: &ErrorContent, out: &mut Vec<u8>) {
+        out.extend_from_slice(&self.packer.pack(error));
+    }
+
+    fn content(&self) -> bool {
+        true
+    }
+
+    fn buffers(&mut self) -> Vec<Message> {
+        std::mem::take(&mut self.buffers)
+    }
+}

@@ -1,0 +1,278 @@
+"""The Python interpreter of one logical engine.
+
+ipengine starts it, and sends it calls over the socket that it finds as its standard input. Frames go both ways:
+`kind u8, number u64, parts u32, length u64 of each part, parts`. Nothing outside the standard library is needed;
+cloudpickle comes from the engine where the host has none.
+"""
+
+import importlib.abc
+import importlib.util
+import os
+import pickle
+import signal
+import socket
+import struct
+import sys
+import traceback
+
+HEAD = struct.Struct("<BQI")
+CALL, FUNCTION, FORGET = 1, 2, 3  # from the engine
+READY, RESULT, ERROR, UNMET = 1, 2, 3, 4  # to the engine
+SETTINGS = struct.Struct("<QQ")  # in a call: which function, which member of an array
+NO_INDEX = 2**64 - 1
+# Parts of this size are received where they will stay.
+LARGE = 64 * 1024
+# Buffers below this size are not worth a part of their own.
+OUT_OF_BAND = 8 * 1024
+
+
+class Link:
+    """Frames on a stream socket."""
+
+    def __init__(self, sock):
+        self.sock = sock
+        self.buffer = bytearray(256 * 1024)
+        self.start = self.end = 0
+
+    def _fill(self, need):
+        """Has `need` bytes in the buffer; raises EOFError at the end of the stream."""
+        if self.end - self.start >= need:
+            return
+        if self.start + need > len(self.buffer):
+            rest = self.buffer[self.start : self.end]
+            if need > len(self.buffer):
+                self.buffer = bytearray(need)
+            self.buffer[: len(rest)] = rest
+            self.start, self.end = 0, len(rest)
+        while self.end - self.start < need:
+            count = self.sock.recv_into(memoryview(self.buffer)[self.end :])
+            if not count:
+                raise EOFError
+            self.end += count
+
+    def _part(self, length):
+        if length < LARGE:
+            self._fill(length)
+            part = bytes(memoryview(self.buffer)[self.start : self.start + length])
+            self.start += length
+            return part
+        part = bytearray(length)
+        have = min(length, self.end - self.start)
+        part[:have] = self.buffer[self.start : self.start + have]
+        self.start += have
+        rest = memoryview(part)[have:]
+        while rest:
+            count = self.sock.recv_into(rest)
+            if not count:
+                raise EOFError
+            rest = rest[count:]
+        return part
+
+    def receive(self):
+        if self.start == self.end:
+            self.start = self.end = 0
+        self._fill(HEAD.size)
+        kind, number, count = HEAD.unpack_from(self.buffer, self.start)
+        self.start += HEAD.size
+        self._fill(8 * count)
+        lengths = struct.unpack_from("<%dQ" % count, self.buffer, self.start)
+        self.start += 8 * count
+        return kind, number, [self._part(length) for length in lengths]
+
+    def send(self, kind, number, parts):
+        views = [memoryview(part).cast("B") for part in parts]
+        head = HEAD.pack(kind, number, len(views)) + struct.pack("<%dQ" % len(views), *(view.nbytes for view in views))
+        small = [head]
+        for view in views:
+            if view.nbytes < LARGE:
+                small.append(view)
+                continue
+            self.sock.sendall(b"".join(small))
+            small.clear()
+            self.sock.sendall(view)
+        if small:
+            self.sock.sendall(b"".join(small))
+
+
+class Call:
+    """The call that runs, for whoever asks (`ipbroker.current_call()`)."""
+
+    __slots__ = ("engine_id", "index", "msg_id")
+
+    def __init__(self, msg_id, index):
+        self.engine_id = int(os.environ.get("IPBROKER_ENGINE_ID", -1))
+        self.msg_id = msg_id
+        self.index = index
+
+
+class Supplied(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+    """Brings the engine's cloudpickle to a host that has none."""
+
+    def __init__(self, source):
+        self.source = source
+
+    def find_spec(self, name, path=None, target=None):
+        if name in ("cloudpickle", "cloudpickle.cloudpickle"):
+            return importlib.util.spec_from_loader(name, self, is_package=name == "cloudpickle")
+        return None
+
+    def create_module(self, spec):
+        return None
+
+    def exec_module(self, module):
+        if module.__name__ == "cloudpickle":
+            exec("from cloudpickle.cloudpickle import *\nfrom cloudpickle.cloudpickle import dumps, loads", module.__dict__)
+        else:
+            exec(compile(self.source, "<cloudpickle of ipengine>", "exec"), module.__dict__)
+
+
+call = None
+current = 0  # the number of the call that runs; 0: none
+stopped = 0  # the number of the call that was last asked to stop
+functions = {}
+
+
+def interrupted(signum, frame):
+    """SIGINT: the engine has written which call it means, so that it never hits the next one."""
+    global stopped
+    stopped = int.from_bytes(os.pread(interrupts, 8, 0), "little")
+    if stopped == current:
+        raise KeyboardInterrupt("the task was aborted")
+
+
+def load(number):
+    """The function of this number; unpickled when it is first called."""
+    code, function = functions[number]
+    if function is None:
+        function = pickle.loads(code)
+        functions[number] = (code, function)
+    return function
+
+
+def dump(value, buffers):
+    """Pickles a result; what pickle cannot do, cloudpickle may."""
+
+    def aside(buffer):
+        if buffers is None or buffer.raw().nbytes < OUT_OF_BAND:
+            return True
+        buffers.append(buffer.raw())
+        return False
+
+    try:
+        return pickle.dumps(value, 5, buffer_callback=aside)
+    except Exception as first:
+        if buffers:
+            buffers.clear()
+        try:
+            import cloudpickle
+
+            return cloudpickle.dumps(value, 5)
+        except Exception:
+            raise first from None
+
+
+def qualified(kind):
+    return kind.__qualname__ if kind.__module__ in ("builtins", "__main__") else "%s.%s" % (kind.__module__, kind.__qualname__)
+
+
+def report(error, skip):
+    """The parts of an error: name, words, traceback, and itself if it can be pickled."""
+    trace = error.__traceback__
+    for _ in range(skip):
+        trace = trace.tb_next if trace is not None else None
+    try:
+        words = str(error)
+    except Exception:
+        words = "<its text cannot be had>"
+    try:
+        lines = "".join(traceback.format_exception(type(error), error, trace))
+    except Exception:
+        lines = words
+    try:
+        pickled = dump(error.with_traceback(None), None)
+    except Exception:
+        pickled = b""
+    return [type(error).__name__.encode(), words.encode("utf-8", "replace"), lines.encode("utf-8", "replace"), pickled]
+
+
+def flush():
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except Exception:
+            pass
+
+
+def serve_call(link, number, parts):
+    """Runs one call and sends its outcome."""
+    global call, current
+    which, index = SETTINGS.unpack(parts[0])
+    index = None if index == NO_INDEX else index
+    buffers = None if index is not None else []
+    outer = call, current
+    kind = ERROR
+    try:
+        try:
+            call = Call(parts[1].decode(), index)
+            current = number
+            if stopped == number:
+                raise KeyboardInterrupt("the task was aborted")
+            kind = UNMET
+            function = load(which)
+            arguments, keywords = pickle.loads(parts[2], buffers=parts[3:])
+            kind = ERROR
+            value = function(*arguments, **keywords)
+            try:
+                answer = dump(value, buffers)
+            except Exception as error:
+                text = "the result, a %s, cannot be pickled: %s" % (qualified(type(value)), error)
+                raise pickle.PicklingError(text) from None
+            kind, answer = RESULT, [answer] + (buffers or [])
+        except BaseException as error:
+            # A module that is missing here may be there on another engine; anything else fails everywhere.
+            if kind == UNMET and not isinstance(error, ImportError):
+                kind = ERROR
+            answer = report(error, 1)
+            del error
+        finally:
+            call, current = outer
+    except KeyboardInterrupt:
+        # A second signal, amid the report of the first.
+        call, current = outer
+        kind, answer = ERROR, [b"KeyboardInterrupt", b"the task was aborted", b"", b""]
+    flush()
+    link.send(kind, number, answer)
+
+
+def main():
+    global interrupts
+    # Nothing that a call starts shall read our socket.
+    sock = socket.socket(fileno=os.dup(0))
+    null = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(null, 0)
+    os.close(null)
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(line_buffering=True, errors="backslashreplace")
+    link = Link(sock)
+    found = importlib.util.find_spec("cloudpickle") is not None
+    link.send(READY, 0, [b"%d.%d" % sys.version_info[:2], b"\1" if found else b"\0"])
+    source, fds, _, _ = socket.recv_fds(sock, 1, 1)
+    interrupts = fds[0]
+    _, _, (source,) = link.receive()
+    if source:
+        sys.meta_path.append(Supplied(source))
+    signal.signal(signal.SIGINT, interrupted)
+    while True:
+        try:
+            kind, number, parts = link.receive()
+        except EOFError:
+            break
+        if kind == CALL:
+            serve_call(link, number, parts)
+        elif kind == FUNCTION:
+            functions[number] = (parts[0], None)
+        elif kind == FORGET:
+            functions.clear()
+    # The engine is gone or has no more use for us; threads of calls do not hold us up.
+    flush()
+    os._exit(0)

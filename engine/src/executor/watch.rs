@@ -1,0 +1,81 @@
+//! What a task writes, on its way to its client.
+
+use ipbroker_protocol::{envelope::Envelope, zmq::Message};
+use rustix::process::Pid;
+use serde_json::json;
+
+use crate::{
+    job::{Observer, Stream},
+    process::{Channel, Outgoing, Process},
+    seat::Seat,
+};
+
+/// Notes the group, publishes the output.
+pub(super) struct Watch<'a> {
+    process: &'a Process,
+    seat: &'a Seat,
+    request: &'a Envelope,
+    publish: bool,
+    /// The begun characters of both streams.
+    begun: [Vec<u8>; 2],
+}
+
+impl<'a> Watch<'a> {
+    /// Of a task that came with this request; its output is published if asked for.
+    pub(super) fn new(
+        process: &'a Process,
+        seat: &'a Seat,
+        request: &'a Envelope,
+        publish: bool,
+    ) -> Self {
+        Self {
+            process,
+            seat,
+            request,
+            publish,
+            begun: Default::default(),
+        }
+    }
+}
+
+impl Observer for Watch<'_> {
+    fn spawned(&mut self, group: Pid) {
+        self.process
+            .slate
+            .group(self.seat.index, group.as_raw_nonzero().get());
+    }
+
+    fn output(&mut self, stream: Stream, bytes: &[u8]) {
+        if !self.publish {
+            return;
+        }
+        let begun = &mut self.begun[usize::from(stream == Stream::Stderr)];
+        begun.extend_from_slice(bytes);
+        // A character may be cut in two by the pipe.
+        let whole = match std::str::from_utf8(begun) {
+            Err(error) if error.error_len().is_none() => error.valid_up_to(),
+            _ => begun.len(),
+        };
+        let text = String::from_utf8_lossy(&begun[..whole]).into_owned();
+        begun.drain(..whole);
+        if text.is_empty() {
+            return;
+        }
+        let session = self.seat.session();
+        let topic = format!("engine.{}.{}", self.seat.id(), stream.name());
+        let message = session.message(
+            vec![Message::from(topic.as_str())],
+            &session.header("stream"),
+            Some(self.request.header()),
+            &json!({"engine": self.seat.uuid}),
+            &json!({"name": stream.name(), "text": text}),
+            Vec::new(),
+        );
+        self.process.outbox.push(Outgoing {
+            seat: self.seat.index,
+            channel: Channel::IoPub,
+            frames: message.into_frames(),
+            answers: None,
+        });
+    }
+}
