@@ -144,7 +144,7 @@ pub(super) enum Answer {
     /// The exception: name, words, traceback, pickled (or nothing); whether this host lacks what it needs.
     Error { parts: Vec<Vec<u8>>, unmet: bool },
     /// The interpreter is gone.
-    Gone(io::Error),
+    Gone,
 }
 
 /// What a call writes: the beginning of both outputs, passed on as it comes.
@@ -255,7 +255,10 @@ impl Interpreter {
 
     /// Runs one call; its number was taken before.
     pub(super) fn call(&mut self, request: &Request<'_>, output: &mut Output<'_>) -> Answer {
-        self.try_call(request, output).unwrap_or_else(Answer::Gone)
+        self.try_call(request, output).unwrap_or_else(|error| {
+            tracing::debug!("the interpreter is gone: {error}");
+            Answer::Gone
+        })
     }
 
     fn try_call(&mut self, request: &Request<'_>, output: &mut Output<'_>) -> io::Result<Answer> {
@@ -450,7 +453,11 @@ pub(super) fn ended(status: ExitStatus) -> String {
         (Some(code), _) => format!("exit code {code}"),
         (None, Some(signal)) => {
             let name = rustix::process::Signal::from_named_raw(signal)
-                .map(|signal| format!(" ({signal:?})"))
+                .map(|signal| {
+                    format!(" ({signal:?})")
+                        .replace("Signal::", "SIG")
+                        .replace('"', "")
+                })
                 .unwrap_or_default();
             format!("signal {signal}{name}")
         }

@@ -165,7 +165,7 @@ impl<'a> Calls<'a> {
                     Verdict::Failed
                 }
             }
-            Answer::Gone(_) => Verdict::Failed,
+            Answer::Gone => Verdict::Failed,
         }
     }
 }
@@ -234,8 +234,7 @@ impl Executor for Calls<'_> {
         let mut output = Output::new(&mut watch);
         let answer = interpreter.call(&request, &mut output);
         let kept = output.kept;
-        let gone = matches!(answer, Answer::Gone(_))
-            .then(|| seat.running.reap(|| interpreter.end()));
+        let gone = matches!(answer, Answer::Gone).then(|| seat.running.reap(|| interpreter.end()));
         if gone.is_some() {
             *slot = None;
         }
