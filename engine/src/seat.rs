@@ -3,15 +3,18 @@
 use std::{
     collections::{HashSet, VecDeque},
     sync::{
-        Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock,
+        Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError, RwLock,
         atomic::{AtomicBool, AtomicU32, Ordering},
     },
 };
 
 use ipbroker_protocol::{
     array::{member_id, split_id},
-    message::Held,
+    envelope::Envelope,
+    message::{Held, Waiting, types},
     session::Session,
+    socket::routing,
+    wake::{self, Wake, Waker},
     zmq::Message,
 };
 
@@ -41,6 +44,10 @@ pub(crate) struct Seat {
     pub(crate) values: Values,
     /// Its Python interpreter, once a call has come.
     pub(crate) python: Mutex<Option<Interpreter>>,
+    /// How many of its calls wait for other tasks.
+    waits: AtomicU32,
+    /// Rung when a task comes while a call waits.
+    meanwhile: OnceLock<(Waker, Wake)>,
     session: RwLock<Arc<Session>>,
     /// Ranges are given back with their request.
     whole: AtomicBool,
@@ -52,6 +59,8 @@ pub(crate) struct Seat {
 struct Queue {
     waiting: VecDeque<Task>,
     current: Option<Current>,
+    /// Tasks whose calls wait, while others are worked on.
+    outer: Vec<Current>,
     aborted: Aborted,
     /// Why the engine leaves, once it does.
     closed: Option<String>,
@@ -143,6 +152,8 @@ impl Seat {
             running: Arc::default(),
             values: Values::default(),
             python: Mutex::default(),
+            waits: AtomicU32::new(0),
+            meanwhile: OnceLock::new(),
             session: RwLock::new(session),
             whole: AtomicBool::new(false),
             queue: Mutex::default(),
@@ -209,6 +220,7 @@ impl Seat {
         if queue.parked {
             self.bell.notify_one();
         }
+        self.wake_waiting();
         !std::mem::replace(&mut queue.worker, true)
     }
 
@@ -232,9 +244,71 @@ impl Seat {
         }
     }
 
+    /// The next task, if there is one, for an engine whose call waits: it becomes the one at work until it is
+    /// [`done`](Self::done).
+    pub(crate) fn next_meanwhile(&self) -> Option<Task> {
+        let mut queue = self.queue();
+        if queue.closed.is_some() {
+            return None;
+        }
+        let task = queue.waiting.pop_front()?;
+        let current = self.current(&task);
+        let outer = queue.current.replace(current);
+        queue.outer.extend(outer);
+        Some(task)
+    }
+
     /// The task at work is over.
     pub(crate) fn done(&self) {
-        self.queue().current = None;
+        let mut queue = self.queue();
+        queue.current = queue.outer.pop();
+    }
+
+    /// A call begins to wait for other tasks, or goes on. What to tell the scheduler, where one listens.
+    pub(crate) fn wait(&self, begins: bool) -> Option<Envelope> {
+        if begins {
+            self.waits.fetch_add(1, Ordering::Relaxed);
+        } else {
+            self.waits.fetch_sub(1, Ordering::Relaxed);
+        }
+        self.waits_notice()
+    }
+
+    /// How many calls wait, for the scheduler; none on the pure path, where nobody would understand it.
+    pub(crate) fn waits_notice(&self) -> Option<Envelope> {
+        if self.whole.load(Ordering::Relaxed) {
+            return None;
+        }
+        let content = Waiting {
+            uuid: self.uuid.clone(),
+            waits: self.waits.load(Ordering::Relaxed),
+        };
+        let mut message = self.session().request(types::WAITS_NOTICE, &content);
+        message.set_identities([Message::from(routing::TASK)]);
+        Some(message)
+    }
+
+    /// Whether a call waits.
+    pub(crate) fn waits(&self) -> bool {
+        self.waits.load(Ordering::Relaxed) > 0
+    }
+
+    /// What is rung when a task comes while a call waits.
+    ///
+    /// # Errors
+    /// When the process has no descriptors left.
+    pub(crate) fn meanwhile(&self) -> std::io::Result<&Wake> {
+        if self.meanwhile.get().is_none() {
+            let _ = self.meanwhile.set(wake::pair()?);
+        }
+        let (_, wake) = self.meanwhile.get().expect("set above");
+        Ok(wake)
+    }
+
+    fn wake_waiting(&self) {
+        if let (Some((waker, _)), true) = (self.meanwhile.get(), self.waits()) {
+            waker.wake();
+        }
     }
 
     /// Takes up to `count` of the next members of the task at work.
@@ -311,53 +385,51 @@ impl Seat {
         let mut queue = self.queue();
         let Queue {
             current,
+            outer,
             aborted,
             waiting,
             ..
         } = &mut *queue;
-        match ids {
-            None => {
-                for task in waiting.iter() {
-                    aborted.insert(&task.msg_id);
-                }
-                if let Some(current) = current.as_mut() {
-                    current.aborted |= current.array || kill;
-                    if kill {
-                        current.stop(&self.running, warden);
-                    }
+        let at_work = current.iter_mut().chain(outer);
+        let Some(ids) = ids else {
+            for task in waiting.iter() {
+                aborted.insert(&task.msg_id);
+            }
+            for current in at_work {
+                current.aborted |= current.array || kill;
+                if kill {
+                    current.stop(&self.running, warden);
                 }
             }
-            Some(ids) => {
-                for id in ids {
-                    let (msg_id, index) = split_id(id);
-                    match current.as_mut() {
-                        Some(current) if current.msg_id == *id => {
-                            current.aborted |= current.array || kill;
-                            if kill {
-                                current.stop(&self.running, warden);
-                            }
-                            if current.array {
-                                // Other ranges of it may wait here, or come.
-                                aborted.insert(id);
-                            }
-                        }
-                        Some(current)
-                            if current.msg_id == msg_id
-                                && index.is_some_and(|index| {
-                                    (current.start..current.next).contains(&index)
-                                }) =>
-                        {
-                            let at_work = current.member.map(|(member, _)| member) == index;
-                            if at_work && kill {
-                                current.stop(&self.running, warden);
-                            } else if !at_work {
-                                // Claimed, and perhaps not begun.
-                                aborted.insert(id);
-                            }
-                        }
-                        _ => aborted.insert(id),
-                    }
+            return;
+        };
+        let mut at_work: Vec<&mut Current> = at_work.collect();
+        for id in ids {
+            let (msg_id, index) = split_id(id);
+            let whole = at_work.iter_mut().find(|current| current.msg_id == *id);
+            if let Some(current) = whole {
+                current.aborted |= current.array || kill;
+                if kill {
+                    current.stop(&self.running, warden);
                 }
+                if current.array {
+                    // Other ranges of it may wait here, or come.
+                    aborted.insert(id);
+                }
+                continue;
+            }
+            let member = at_work.iter().find(|current| {
+                current.msg_id == msg_id
+                    && index.is_some_and(|index| (current.start..current.next).contains(&index))
+            });
+            match member {
+                // Claimed, and perhaps not begun.
+                Some(current) if current.member.map(|(member, _)| member) != index => {
+                    aborted.insert(id);
+                }
+                Some(current) if kill => current.stop(&self.running, warden),
+                Some(_) => {}
+                None => aborted.insert(id),
             }
         }
     }
@@ -454,11 +526,8 @@ impl Seat {
             .filter(|task| task.via == Via::Task)
             .map(Task::held)
             .collect();
-        if let Some(current) = queue
-            .current
-            .as_ref()
-            .filter(|current| current.via == Via::Task)
-        {
+        let at_work = queue.current.iter().chain(&queue.outer);
+        for current in at_work.filter(|current| current.via == Via::Task) {
             running.push((current.msg_id.clone(), current.running.0, current.running.1));
             if current.next < current.end {
                 waiting.push((current.msg_id.clone(), current.next, current.end));
@@ -472,7 +541,8 @@ impl Seat {
         let mut queue = self.queue();
         let before = queue.waiting.len();
         queue.waiting.clear();
-        if let Some(current) = &mut queue.current {
+        let Queue { current, outer, .. } = &mut *queue;
+        for current in current.iter_mut().chain(outer) {
             current.end = current.next;
         }
         before
@@ -492,9 +562,16 @@ impl Seat {
             }
             current.end = current.next;
         }
+        for outer in &mut queue.outer {
+            if outer.via == Via::Task {
+                returned.extend(outer.give_back(u64::MAX));
+            }
+            outer.end = outer.next;
+        }
         self.bell.notify_all();
         drop(queue);
-        if let Some(generation) = self.running.generation() {
+        self.wake_waiting();
+        for generation in self.running.generations() {
             warden.stop(
                 &self.running,
                 generation,

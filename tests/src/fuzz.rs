@@ -188,6 +188,7 @@ const MESSAGES: &[fn(Packer, &[u8])] = &[
     only::<Dependency>,
     only::<Value>,
     only::<Leaving>,
+    only::<Waiting>,
     only::<LeaveReply>,
 ];
 

@@ -27,10 +27,15 @@ const FLUSH: Duration = Duration::from_millis(10);
 /// Bytes of outcomes that do not wait.
 const FLUSH_BYTES: usize = 4 << 20;
 
+/// Memory that a logical engine's thread may use for its stack: a call that waits keeps its place on it while others are
+/// worked on.
+const STACK: usize = 64 << 20;
+
 /// Starts the thread of a logical engine; it ends when the engine leaves.
 pub(crate) fn start_worker(process: Arc<Process>, seat: Arc<Seat>) -> std::io::Result<()> {
     std::thread::Builder::new()
         .name(format!("engine-{}", seat.index))
+        .stack_size(STACK)
         .spawn(move || {
             while let Some(task) = seat.next() {
                 execute(&process, &seat, task, &mut |message| {

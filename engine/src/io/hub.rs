@@ -202,6 +202,18 @@ impl Server {
             link.received = received;
             self.announce(seat);
         }
+        // A controller that was started again does not know it.
+        let engine = &self.seats[seat];
+        if engine.waits()
+            && let Some(notice) = engine.waits_notice()
+        {
+            self.send(Outgoing {
+                seat,
+                channel: Channel::Shell,
+                frames: notice.into_frames(),
+                answers: None,
+            });
+        }
     }
 
     /// Tells what was received on the pure path, where the scheduler keeps no books: by the way of the replies, which

@@ -27,7 +27,7 @@ pub(crate) enum Stop {
     EngineLeaves(String),
 }
 
-/// The place of one logical engine's running task. At most one task is in it.
+/// The place of one logical engine's running task, and of those whose calls wait until it has ended.
 #[derive(Debug, Default)]
 pub(crate) struct Running {
     state: Mutex<State>,
@@ -36,8 +36,14 @@ pub(crate) struct Running {
 #[derive(Debug, Default)]
 struct State {
     /// Counts tasks, so that a late signal never hits the next one.
+    count: u64,
+    /// The last one runs; a call that waits is below those that are worked on meanwhile.
+    at_work: Vec<Work>,
+}
+
+#[derive(Debug)]
+struct Work {
     generation: u64,
-    active: bool,
     group: Option<Pid>,
     /// How a call is interrupted that shares its group's first process with those before and after it.
     interrupt: Option<Interrupt>,
@@ -54,13 +60,25 @@ pub(crate) struct Interrupt {
     pub(crate) number: u64,
 }
 
-impl State {
+impl Work {
     fn kill(&self, signal: Signal) -> bool {
         let Some(group) = self.group else { return true };
         if let (Some(interrupt), Signal::INT) = (&self.interrupt, signal) {
             let _ = rustix::io::pwrite(&interrupt.memory, &interrupt.number.to_le_bytes(), 0);
         }
         kill_process_group(group, signal).is_ok()
+    }
+}
+
+impl State {
+    /// The task of this generation, and whether it is the one that runs.
+    fn find(&mut self, generation: u64) -> Option<(&mut Work, bool)> {
+        let last = self.at_work.len().checked_sub(1)?;
+        let at = self
+            .at_work
+            .iter()
+            .position(|work| work.generation == generation)?;
+        Some((&mut self.at_work[at], at == last))
     }
 }
 
@@ -72,100 +90,108 @@ impl Running {
     /// A task starts; its generation and its token.
     pub(crate) fn begin(&self) -> (u64, CancelToken) {
         let mut state = self.state();
-        state.generation += 1;
-        state.active = true;
-        state.group = None;
-        state.interrupt = None;
-        state.stop = None;
-        if state.token.is_cancelled() {
-            state.token = CancelToken::new();
-        }
-        (state.generation, state.token.clone())
+        state.count += 1;
+        let work = Work {
+            generation: state.count,
+            group: None,
+            interrupt: None,
+            stop: None,
+            token: CancelToken::new(),
+        };
+        let begun = (work.generation, work.token.clone());
+        state.at_work.push(work);
+        begun
     }
 
     /// The task's process group exists from now on. False when the task was already asked to stop: the caller
     /// then stops the group.
     pub(crate) fn set_group(&self, group: Pid) -> bool {
         let mut state = self.state();
-        state.group = Some(group);
-        state.stop.is_none()
+        state.at_work.last_mut().is_none_or(|work| {
+            work.group = Some(group);
+            work.stop.is_none()
+        })
     }
 
     /// The task is a call of this interpreter: it is asked to stop by SIGINT before TERM. False as for
     /// [`set_group`](Self::set_group).
     pub(crate) fn set_interpreter(&self, group: Pid, interrupt: Interrupt) -> bool {
-        let mut state = self.state();
-        state.group = Some(group);
-        state.interrupt = Some(interrupt);
-        state.stop.is_none()
+        if let Some(work) = self.state().at_work.last_mut() {
+            work.interrupt = Some(interrupt);
+        }
+        self.set_group(group)
     }
 
     /// Runs `reap` while no signal can be sent, and forgets the group: its number may be given to others now.
     pub(crate) fn reap<T>(&self, reap: impl FnOnce() -> T) -> T {
         let mut state = self.state();
         let reaped = reap();
-        state.group = None;
+        let group = state.at_work.last().and_then(|work| work.group);
+        for work in &mut state.at_work {
+            if work.group == group {
+                work.group = None;
+            }
+        }
         reaped
     }
 
     /// The task is over; why it was stopped, if it was.
     pub(crate) fn finish(&self) -> Option<Stop> {
-        let mut state = self.state();
-        state.active = false;
-        state.group = None;
-        state.stop.take()
+        self.state().at_work.pop()?.stop
     }
 
     /// Why the running task was asked to stop, if it was.
     pub(crate) fn stop_reason(&self) -> Option<Stop> {
-        self.state().stop.clone()
+        self.state().at_work.last()?.stop.clone()
     }
 
     /// The generation of the running task.
     pub(crate) fn generation(&self) -> Option<u64> {
+        Some(self.state().at_work.last()?.generation)
+    }
+
+    /// The generations of the running task and of those that wait for it.
+    pub(crate) fn generations(&self) -> Vec<u64> {
         let state = self.state();
-        state.active.then_some(state.generation)
+        state.at_work.iter().map(|work| work.generation).collect()
     }
 
     /// Asks the task of this generation to stop: its token is cancelled, its group gets INT (a call of an interpreter) or
     /// TERM. `None` when it is over; else the signal.
     pub(crate) fn request(&self, generation: u64, stop: Stop) -> Option<Signal> {
         let mut state = self.state();
-        if !state.active || state.generation != generation {
-            return None;
-        }
-        state.stop.get_or_insert(stop);
-        state.token.cancel();
-        let signal = if state.interrupt.is_some() {
+        let (work, _) = state.find(generation)?;
+        work.stop.get_or_insert(stop);
+        work.token.cancel();
+        let signal = if work.interrupt.is_some() {
             Signal::INT
         } else {
             Signal::TERM
         };
-        state.kill(signal);
+        work.kill(signal);
         // A job that was stopped by a signal would never see another one.
-        state.kill(Signal::CONT);
+        work.kill(Signal::CONT);
         Some(signal)
     }
 
-    /// Sends a signal to the group of the task of this generation. False when there is none.
+    /// Sends a signal to the group of the task of this generation. False when there is none. What would end the group does
+    /// not reach a call that waits: others run in its interpreter.
     pub(crate) fn signal(&self, generation: u64, signal: Signal) -> bool {
-        let state = self.state();
-        if !state.active || state.generation != generation {
+        let mut state = self.state();
+        let Some((work, runs)) = state.find(generation) else {
             return false;
-        }
+        };
         if matches!(signal, Signal::INT | Signal::TERM | Signal::KILL) {
-            state.token.cancel();
+            work.token.cancel();
         }
-        state.kill(signal)
+        if !runs && signal != Signal::INT {
+            return true;
+        }
+        work.kill(signal)
     }
 
     /// The group of the task of this generation.
     pub(crate) fn group(&self, generation: u64) -> Option<Pid> {
-        let state = self.state();
-        if state.active && state.generation == generation {
-            state.group
-        } else {
-            None
-        }
+        self.state().find(generation)?.0.group
     }
 }

@@ -161,6 +161,16 @@ pub struct Leaving {
     pub uuid: String,
 }
 
+/// Content of `waits_notice`: as long as calls wait, their engine works on others.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Waiting {
+    /// The engine.
+    pub uuid: String,
+    /// How many of its calls wait for tasks that they have submitted.
+    pub waits: u32,
+}
+
 /// Content of `leave_reply`. On the pure path it comes to whichever engine has the turn: who is not named ignores it.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(default)]

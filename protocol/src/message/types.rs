@@ -47,6 +47,8 @@ types! {
     LEAVE_REPLY = "leave_reply";
     /// The last word of an engine: what it had, it has answered or given back.
     LEFT_NOTICE = "left_notice";
+    /// How many of an engine's calls wait for other tasks.
+    WAITS_NOTICE = "waits_notice";
     /// Tasks that an engine has received on the pure path.
     RECEIVED_NOTICE = "received_notice";
     /// How far an engine's clock is ahead of the controller's.

@@ -53,8 +53,8 @@ impl Engine {
         }
         match self.hwm {
             Hwm::Unlimited => (true, true),
-            Hwm::Fixed(most) => (self.load < most, self.load < most),
-            Hwm::Auto if self.load == 0 => (true, true),
+            Hwm::Fixed(most) => (self.active() < most, self.active() < most),
+            Hwm::Auto if self.active() == 0 => (true, true),
             Hwm::Auto if self.recalled > 0 => (false, false),
             Hwm::Auto => {
                 let fits = self.fits();
@@ -72,7 +72,7 @@ impl Engine {
         };
         mean as f64 <= LONG * self.overhead
             && ((self.ahead - mean) as f64) < cover
-            && self.load < LOAD_MOST
+            && self.active() < LOAD_MOST
             && self.bytes < BYTES_MOST
     }
 
@@ -80,7 +80,7 @@ impl Engine {
     pub(super) fn chunk(&self, left: u32, engines: usize, estimate: Option<Nanos>) -> u32 {
         let share = left.div_ceil(2 * engines.max(1) as u32).max(1);
         let most = match self.hwm {
-            Hwm::Fixed(most) => most.saturating_sub(self.load),
+            Hwm::Fixed(most) => most.saturating_sub(self.active()),
             Hwm::Unlimited => CHUNK_MOST,
             Hwm::Auto => match estimate {
                 None => 1,

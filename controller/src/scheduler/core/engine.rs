@@ -27,6 +27,8 @@ pub(super) struct Engine {
     pub hwm: Hwm,
     /// Members it holds, those included that have their outcome already.
     pub load: u32,
+    /// How many of these wait for other tasks, so that it may be given as many more.
+    pub waits: u32,
     /// What these are expected to take, in ns.
     pub ahead: u64,
     pub bytes: u64,
@@ -80,6 +82,7 @@ impl Engine {
             can_give_back: false,
             hwm: Hwm::Auto,
             load: 0,
+            waits: 0,
             ahead: 0,
             bytes: 0,
             head: NONE,
@@ -98,6 +101,11 @@ impl Engine {
             standing: (false, false, 0, 0),
             absent_at: 0,
         }
+    }
+
+    /// Members it holds that do not wait for others.
+    pub(super) fn active(&self) -> u32 {
+        self.load.saturating_sub(self.waits)
     }
 
     pub(super) fn key(&self) -> EngineKey {

@@ -143,6 +143,18 @@ impl Core {
         self.holdings(engine.slot).first().map(|h| h.since)
     }
 
+    /// So many of the engine's calls wait for other tasks: as long as they do, they count for nothing, so that what they wait
+    /// for finds room even if every engine's call waits.
+    pub fn engine_waits(&mut self, now: Nanos, engine: EngineKey, waits: u32) {
+        if !self.is_registered(engine) {
+            return;
+        }
+        self.engines[engine.slot as usize].waits = waits;
+        self.refresh(engine.slot);
+        self.hungry.push_back(engine.slot);
+        self.settle(now);
+    }
+
     /// An engine is about to leave: it is given nothing more. What it holds it answers or gives back; then `engine_left`.
     pub fn engine_leaving(&mut self, engine: EngineKey) {
         if self.is_registered(engine) {

@@ -1,6 +1,6 @@
 //! The task scheduler as a deterministic state machine: no sockets, no clock, no randomness of its own.
 //!
-//! Events go in as method calls with the time as an argument (`submit`, `engine_joined`, `engine_leaving`, `engine_left`,
+//! Events go in as method calls with the time as an argument (`submit`, `engine_joined`, `engine_leaving`, `engine_waits`, `engine_left`,
 //! `replied`, `given_back`, `abort`, `outcome_known`, `tick`); after each, [`Core::poll`] yields the [`Action`]s to carry out,
 //! in order. Two cores with the same [`Config`] and the same events yield the same actions.
 //!
@@ -10,8 +10,8 @@
 //! 2. A member never runs before its `after` is met, nor on an engine where its `follow` is not met.
 //! 3. A member is never given again to an engine that reported an unmet dependency for it; nor, unless it
 //!    `may_return`, to one on which it failed.
-//! 4. No engine exceeds its high-water mark (what it brings along from before a restart apart), and one that has said
-//!    that it leaves is given nothing.
+//! 4. No engine exceeds its high-water mark (what it brings along from before a restart apart, and by as many as it has
+//!    calls that wait for other tasks), and one that has said that it leaves is given nothing.
 //! 5. After an event nothing waits that an engine with room may take, the wait for a preferred engine apart.
 //! 6. What can never run fails at once, and nothing that could still run is failed. Engines may always join, so only
 //!    these make a member impossible: outcomes of what it depends on; ids that are unknown, or its own; `targets`

@@ -299,7 +299,7 @@ impl Core {
     pub(super) fn refresh(&mut self, slot: u32) -> bool {
         let engine = &mut self.engines[slot as usize];
         let (any, retry) = engine.room();
-        let standing = (any, retry, engine.load, engine.last_used);
+        let standing = (any, retry, engine.active(), engine.last_used);
         if engine.standing != standing {
             engine.standing = standing;
             for &pool in &engine.pools {
@@ -472,7 +472,7 @@ fn enter(index: &mut Box<dyn Index>, engine: &Engine, retryable: bool) {
     if if retryable { retry } else { any } {
         index.set(Candidate {
             engine: engine.key(),
-            load: engine.load,
+            load: engine.active(),
             last_used: engine.last_used,
         });
     } else {

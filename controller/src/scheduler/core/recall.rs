@@ -58,7 +58,7 @@ impl Core {
         if !idle.is_empty() && self.given_ahead > 0 {
             for &slot in &self.live {
                 let engine = &self.engines[slot as usize];
-                if engine.load < 2
+                if engine.active() < 2
                     || engine.recalled > 0
                     || engine.leaving
                     || !engine.can_give_back
@@ -70,7 +70,7 @@ impl Core {
                 let overhead = engine.overhead as Nanos;
                 let flush = if engine.chunks.is_empty() { 0 } else { FLUSH };
                 let overdue = engine.progress + 2 * mean + 2 * overhead + flush;
-                let left = engine.load - 1;
+                let left = engine.active() - 1;
                 if overdue <= now {
                     victims.push((u64::MAX, left, slot));
                 } else if u64::from(left) * mean > 3 * overhead {

@@ -106,6 +106,8 @@ impl Pure {
                 Ok(uuid) => self.left(uuid, connection),
                 Err(error) => self.junk.refuse("left_notice", &error),
             },
+            // Whoever has the turn gets the next task here, whether it waits or not.
+            types::WAITS_NOTICE => {}
             other => self.junk.refuse("message type", &other),
         }
     }

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use ipbroker_protocol::{
     envelope::Envelope,
-    message::{HeaderRef, LeaveReply, ParentRef, ReplyMetadata, types},
+    message::{HeaderRef, LeaveReply, ParentRef, ReplyMetadata, Waiting, types},
     session::Packer,
     time,
     zmq::Message,
@@ -70,6 +70,10 @@ impl Scheduler {
                 self.given_back(engine, &mut envelope);
             }
             types::HOLDS_REPLY => self.engine_holds(engine, &envelope),
+            types::WAITS_NOTICE => match session.unpack::<Waiting>(envelope.content()) {
+                Ok(Waiting { waits, .. }) => self.core.engine_waits(self.now(), engine, waits),
+                Err(error) => self.junk_engines.refuse("waits_notice", &error),
+            },
             // What it is given before the answer reaches it first.
             types::LEAVE_REQUEST => {
                 self.core.engine_leaving(engine);

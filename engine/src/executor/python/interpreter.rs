@@ -20,6 +20,7 @@ use std::{
     sync::Arc,
 };
 
+use ipbroker_protocol::wake::Wake;
 use rustix::{
     event::{PollFd, PollFlags, poll},
     fs::{MemfdFlags, memfd_create},
@@ -54,6 +55,7 @@ mod to {
     pub(super) const CALL: u8 = 1;
     pub(super) const FUNCTION: u8 = 2;
     pub(super) const FORGET: u8 = 3;
+    pub(super) const RESUME: u8 = 4;
 }
 
 /// Kinds of frames from the interpreter.
@@ -61,6 +63,8 @@ mod from {
     pub(super) const READY: u8 = 1;
     pub(super) const RESULT: u8 = 2;
     pub(super) const UNMET: u8 = 4;
+    pub(super) const WAITS: u8 = 5;
+    pub(super) const RESUMES: u8 = 6;
 }
 
 /// In a call: it is no member of an array.
@@ -130,10 +134,25 @@ pub(super) struct Request<'a> {
     pub(super) msg_id: &'a str,
     /// Which member of an array it is.
     pub(super) index: Option<u64>,
+    /// The task's priority.
+    pub(super) priority: i32,
     /// Arguments, pickled.
     pub(super) arguments: &'a [u8],
     /// Their out-of-band buffers.
     pub(super) buffers: &'a [ipbroker_protocol::zmq::Message],
+}
+
+/// What an interpreter says of a call.
+#[derive(Debug)]
+pub(super) enum Event {
+    /// It is over.
+    Ended(Answer),
+    /// It waits for other tasks; until it goes on, the interpreter takes other calls.
+    Waits,
+    /// What it waits for is there: it goes on once it may.
+    Resumes,
+    /// It waits, and a task has come that may be worked on.
+    Woken,
 }
 
 /// How a call ended.
@@ -187,6 +206,8 @@ pub(crate) struct Interpreter {
     ready: bool,
     /// The number of the last call.
     pub(super) number: u64,
+    /// Calls that are to go on, heard while another was worked on.
+    resuming: Vec<u64>,
     functions: HashMap<Vec<u8>, u64>,
     function_bytes: usize,
     input: Vec<u8>,
@@ -233,6 +254,7 @@ impl Interpreter {
             interrupts: Arc::new(memory),
             ready: false,
             number: 0,
+            resuming: Vec::new(),
             functions: HashMap::new(),
             function_bytes: 0,
             input: Vec::new(),
@@ -253,38 +275,91 @@ impl Interpreter {
             .unwrap_or_else(|_| ExitStatus::from_raw(0xff00))
     }
 
-    /// Runs one call; its number was taken before.
-    pub(super) fn call(&mut self, request: &Request<'_>, output: &mut Output<'_>) -> Answer {
-        self.try_call(request, output).unwrap_or_else(|error| {
-            tracing::debug!("the interpreter is gone: {error}");
-            Answer::Gone
-        })
-    }
-
-    fn try_call(&mut self, request: &Request<'_>, output: &mut Output<'_>) -> io::Result<Answer> {
+    /// Sends a call; it gets the next number, which was told to whoever may interrupt it.
+    pub(super) fn begin(
+        &mut self,
+        request: &Request<'_>,
+        output: &mut Output<'_>,
+    ) -> io::Result<()> {
         if !self.ready {
             self.get_ready(output)?;
         }
-        let number = self.number;
         let function = self.function(request.code)?;
         let mut settings = function.to_le_bytes().to_vec();
         settings.extend_from_slice(&request.index.unwrap_or(NO_INDEX).to_le_bytes());
+        settings.extend_from_slice(&request.priority.to_le_bytes());
         let mut parts: Vec<&[u8]> = vec![&settings, request.msg_id.as_bytes(), request.arguments];
         parts.extend(request.buffers.iter().map(|buffer| &buffer[..]));
-        self.send(to::CALL, number, &parts)?;
+        self.send(to::CALL, self.number, &parts)
+    }
+
+    /// Waits for the next word about a call; with a bell, until that rings.
+    pub(super) fn next(
+        &mut self,
+        number: u64,
+        bell: Option<&Wake>,
+        output: &mut Output<'_>,
+    ) -> Event {
+        self.try_next(number, bell, output).unwrap_or_else(|error| {
+            tracing::debug!("the interpreter is gone: {error}");
+            Event::Ended(Answer::Gone)
+        })
+    }
+
+    fn try_next(
+        &mut self,
+        number: u64,
+        bell: Option<&Wake>,
+        output: &mut Output<'_>,
+    ) -> io::Result<Event> {
         loop {
-            let (kind, about, parts) = self.receive(output)?;
-            if about != number {
-                // A word about a call that was given up.
-                continue;
+            if let Some(at) = self
+                .resuming
+                .iter()
+                .position(|resuming| *resuming == number)
+            {
+                self.resuming.swap_remove(at);
+                return Ok(Event::Resumes);
             }
-            return Ok(match kind {
-                from::RESULT => Answer::Result(parts),
-                kind => Answer::Error {
-                    parts,
-                    unmet: kind == from::UNMET,
-                },
-            });
+            if let Some(bell) = bell
+                && self.at == self.input.len()
+                && self.rings(bell, output)?
+            {
+                return Ok(Event::Woken);
+            }
+            let (kind, about, parts) = self.receive(output)?;
+            match kind {
+                from::RESUMES => self.resuming.push(about),
+                // A word about a call that was given up.
+                _ if about != number => {}
+                from::WAITS => return Ok(Event::Waits),
+                from::RESULT => return Ok(Event::Ended(Answer::Result(parts))),
+                kind => {
+                    return Ok(Event::Ended(Answer::Error {
+                        parts,
+                        unmet: kind == from::UNMET,
+                    }));
+                }
+            }
+        }
+    }
+
+    /// Lets a call go on that waited.
+    pub(super) fn resume(&mut self, number: u64) -> io::Result<()> {
+        self.send(to::RESUME, number, &[])
+    }
+
+    /// Waits for either the interpreter or the bell; true when the bell rang first.
+    fn rings(&mut self, bell: &Wake, output: &mut Output<'_>) -> io::Result<bool> {
+        loop {
+            let [socket, ended, rung] = self.poll(Some(bell), output)?;
+            if rung {
+                bell.clear();
+                return Ok(true);
+            }
+            if socket || ended {
+                return Ok(false);
+            }
         }
     }
 
@@ -395,42 +470,56 @@ impl Interpreter {
     /// is read: it was written before, and the socket is looked at first.
     fn read(&mut self, buffer: &mut [u8], output: &mut Output<'_>) -> io::Result<usize> {
         loop {
-            let mut fds = [
-                PollFd::new(&self.socket, PollFlags::IN),
-                PollFd::new(&self.stdout, PollFlags::IN),
-                PollFd::new(&self.stderr, PollFlags::IN),
-                PollFd::new(&self.pidfd, PollFlags::IN),
-            ];
-            match poll(&mut fds, None) {
-                Ok(_) => {}
-                Err(rustix::io::Errno::INTR) => continue,
-                Err(error) => return Err(error.into()),
-            }
-            let [socket, stdout, stderr, ended] = fds.map(|fd| fd.revents());
-            let mut scratch;
-            if stdout.contains(PollFlags::IN) || stderr.contains(PollFlags::IN) {
-                scratch = vec![0; LARGE];
-                if stdout.contains(PollFlags::IN) {
-                    let count = self.stdout.read(&mut scratch)?;
-                    output.take(Stream::Stdout, &scratch[..count]);
-                }
-                if stderr.contains(PollFlags::IN) {
-                    let count = self.stderr.read(&mut scratch)?;
-                    output.take(Stream::Stderr, &scratch[..count]);
-                }
-            }
-            if !socket.is_empty() {
+            let [socket, ended, _] = self.poll(None, output)?;
+            if socket {
                 return match self.socket.read(buffer) {
                     Ok(0) => Err(io::ErrorKind::UnexpectedEof.into()),
                     Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
                     result => result,
                 };
             }
-            if !ended.is_empty() {
+            if ended {
                 // Who it has started may still hold the socket.
                 return Err(io::ErrorKind::UnexpectedEof.into());
             }
         }
+    }
+
+    /// Waits until there is something, and takes what was printed: whether the socket can be read, the process has ended,
+    /// the bell has rung.
+    fn poll(&mut self, bell: Option<&Wake>, output: &mut Output<'_>) -> io::Result<[bool; 3]> {
+        let mut fds = vec![
+            PollFd::new(&self.socket, PollFlags::IN),
+            PollFd::new(&self.stdout, PollFlags::IN),
+            PollFd::new(&self.stderr, PollFlags::IN),
+            PollFd::new(&self.pidfd, PollFlags::IN),
+        ];
+        fds.extend(bell.map(|bell| PollFd::new(bell, PollFlags::IN)));
+        loop {
+            match poll(&mut fds, None) {
+                Ok(_) => break,
+                Err(rustix::io::Errno::INTR) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        let found: Vec<PollFlags> = fds.iter().map(PollFd::revents).collect();
+        let (stdout, stderr) = (found[1], found[2]);
+        if stdout.contains(PollFlags::IN) || stderr.contains(PollFlags::IN) {
+            let mut scratch = vec![0; LARGE];
+            if stdout.contains(PollFlags::IN) {
+                let count = self.stdout.read(&mut scratch)?;
+                output.take(Stream::Stdout, &scratch[..count]);
+            }
+            if stderr.contains(PollFlags::IN) {
+                let count = self.stderr.read(&mut scratch)?;
+                output.take(Stream::Stderr, &scratch[..count]);
+            }
+        }
+        Ok([
+            !found[0].is_empty(),
+            !found[3].is_empty(),
+            found.get(4).is_some_and(|rung| !rung.is_empty()),
+        ])
     }
 }
 

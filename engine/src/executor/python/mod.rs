@@ -3,21 +3,25 @@
 
 mod interpreter;
 
+use std::sync::{MutexGuard, PoisonError};
+
 use ipbroker_protocol::{
+    envelope::Envelope,
     message::{ErrorContent, FunctionCall},
     session::Packer,
     zmq::Message,
 };
+use rustix::process::Pid;
 use serde_bytes::ByteBuf;
 use serde_json::{Map, json};
 
-use interpreter::{Answer, Output, Request, ended};
+use interpreter::{Answer, Event, Output, Request, ended};
 pub(crate) use interpreter::{Interpreter, Python};
 
-use super::{Executor, Verdict, array::Arguments, require, stopped, watch::Watch};
+use super::{Executor, Verdict, array::Arguments, execute, require, stopped, watch::Watch};
 use crate::{
     job::{Captured, Interrupt, Observer, Stop},
-    process::Process,
+    process::{Channel, Outgoing, Process},
     reaper::MARK,
     seat::Seat,
     task::Task,
@@ -112,6 +116,71 @@ impl<'a> Calls<'a> {
         Ok(slot.as_mut().expect("started above"))
     }
 
+    fn slot(&self) -> MutexGuard<'a, Option<Interpreter>> {
+        self.seat
+            .python
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Hears of a call until it is over; while it waits, other tasks are worked on.
+    fn attend(&self, number: u64, pid: Pid, output: &mut Output<'_>) -> Answer {
+        let mut waits = false;
+        let answer = loop {
+            if waits {
+                while let Some(task) = self.seat.next_meanwhile() {
+                    execute(self.process, self.seat, task, &mut |message| {
+                        self.process.outbox.push(message)
+                    });
+                    self.seat.done();
+                }
+            }
+            let mut slot = self.slot();
+            let Some(interpreter) = slot.as_mut().filter(|interpreter| interpreter.pid == pid)
+            else {
+                break Answer::Gone;
+            };
+            let bell = if waits {
+                self.seat.meanwhile().ok()
+            } else {
+                None
+            };
+            match interpreter.next(number, bell, output) {
+                Event::Ended(answer) => break answer,
+                Event::Woken => {}
+                Event::Waits => {
+                    // Before it is told: a task may come at once.
+                    let _ = self.seat.meanwhile();
+                    waits = true;
+                    self.tell(self.seat.wait(true));
+                }
+                Event::Resumes => {
+                    if interpreter.resume(number).is_err() {
+                        break Answer::Gone;
+                    }
+                    waits = false;
+                    self.tell(self.seat.wait(false));
+                }
+            }
+        };
+        if waits {
+            self.tell(self.seat.wait(false));
+        }
+        answer
+    }
+
+    /// Sends the scheduler a word.
+    fn tell(&self, notice: Option<Envelope>) {
+        if let Some(notice) = notice {
+            self.process.outbox.push(Outgoing {
+                seat: self.seat.index,
+                channel: Channel::Shell,
+                frames: notice.into_frames(),
+                answers: None,
+            });
+        }
+    }
+
     /// The outcome of a call that ended by itself.
     fn outcome(&mut self, answer: Answer, kept: &[Captured; 2], out: &mut Vec<u8>) -> Verdict {
         match answer {
@@ -187,10 +256,7 @@ impl Executor for Calls<'_> {
             Ok((generation, _)) => generation,
             Err(stop) => return refused(&stop, self, out),
         };
-        let mut slot = seat
-            .python
-            .lock()
-            .unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut slot = self.slot();
         let interpreter = match self.interpreter(&mut slot) {
             Ok(interpreter) => interpreter,
             Err(error) => {
@@ -225,6 +291,7 @@ impl Executor for Calls<'_> {
             code: self.call.code.as_deref().map_or(&[][..], |code| &code[..]),
             msg_id: &self.task.msg_id,
             index: array.then_some(index),
+            priority: self.task.wants.priority.unwrap_or_default(),
             arguments: self.arguments.get(index).unwrap_or_default(),
             buffers: match self.task.envelope.buffers() {
                 [_, rest @ ..] if !array => rest,
@@ -232,23 +299,36 @@ impl Executor for Calls<'_> {
             },
         };
         let mut output = Output::new(&mut watch);
-        let answer = interpreter.call(&request, &mut output);
+        let (number, pid) = (interpreter.number, interpreter.pid);
+        let begun = interpreter.begin(&request, &mut output);
+        drop(slot);
+        let answer = match begun {
+            Ok(()) => self.attend(number, pid, &mut output),
+            Err(_) => Answer::Gone,
+        };
         let kept = output.kept;
-        let gone = matches!(answer, Answer::Gone).then(|| seat.running.reap(|| interpreter.end()));
-        if gone.is_some() {
-            *slot = None;
-        }
+        let mut slot = self.slot();
+        // A call that was worked on while this one waited may have taken the interpreter with it.
+        let gone = match slot.as_mut().filter(|interpreter| interpreter.pid == pid) {
+            _ if !matches!(answer, Answer::Gone) => None,
+            Some(interpreter) => {
+                let status = seat.running.reap(|| interpreter.end());
+                *slot = None;
+                Some(ended(status))
+            }
+            None => Some("what another call did while it waited".to_owned()),
+        };
         let stop = seat.running.finish();
         process.slate.group(seat.index, 0);
         drop(slot);
         if let Some(stop) = stop {
             return refused(&stop, self, out);
         }
-        if let Some(status) = gone {
+        if let Some(cause) = gone {
             let text = format!(
                 "{host}: the Python interpreter of engine {} was ended by {} while it ran {}",
                 seat.id(),
-                ended(status),
+                cause,
                 self.call.name
             );
             let last_words = String::from_utf8_lossy(&kept[1].bytes);

@@ -9,21 +9,26 @@ import importlib.abc
 import importlib.util
 import os
 import pickle
+import select
 import signal
 import socket
 import struct
 import sys
+import threading
+import time
 import traceback
 
 HEAD = struct.Struct("<BQI")
-CALL, FUNCTION, FORGET = 1, 2, 3  # from the engine
-READY, RESULT, ERROR, UNMET = 1, 2, 3, 4  # to the engine
-SETTINGS = struct.Struct("<QQ")  # in a call: which function, which member of an array
+CALL, FUNCTION, FORGET, RESUME = 1, 2, 3, 4  # from the engine
+READY, RESULT, ERROR, UNMET, WAITS, RESUMES = 1, 2, 3, 4, 5, 6  # to the engine
+SETTINGS = struct.Struct("<QQi")  # in a call: which function, which member of an array, its priority
 NO_INDEX = 2**64 - 1
 # Parts of this size are received where they will stay.
 LARGE = 64 * 1024
 # Buffers below this size are not worth a part of their own.
 OUT_OF_BAND = 8 * 1024
+# Calls that wait below each other, and how much deeper Python may go for each.
+NESTED, FRAMES = 400, 200
 
 
 class Link:
@@ -33,6 +38,8 @@ class Link:
         self.sock = sock
         self.buffer = bytearray(256 * 1024)
         self.start = self.end = 0
+        # Amid a frame: an interrupt waits until it is whole.
+        self.busy = False
 
     def _fill(self, need):
         """Has `need` bytes in the buffer; raises EOFError at the end of the stream."""
@@ -69,6 +76,14 @@ class Link:
         return part
 
     def receive(self):
+        """The next frame: its kind, its number, its parts."""
+        self.busy = True
+        try:
+            return self._receive()
+        finally:
+            self.busy = False
+
+    def _receive(self):
         if self.start == self.end:
             self.start = self.end = 0
         self._fill(HEAD.size)
@@ -80,6 +95,13 @@ class Link:
         return kind, number, [self._part(length) for length in lengths]
 
     def send(self, kind, number, parts):
+        self.busy = True
+        try:
+            self._send(kind, number, parts)
+        finally:
+            self.busy = False
+
+    def _send(self, kind, number, parts):
         views = [memoryview(part).cast("B") for part in parts]
         head = HEAD.pack(kind, number, len(views)) + struct.pack("<%dQ" % len(views), *(view.nbytes for view in views))
         small = [head]
@@ -95,14 +117,15 @@ class Link:
 
 
 class Call:
-    """The call that runs, for whoever asks (`ipbroker.current_call()`)."""
+    """The call that runs, for whoever asks."""
 
-    __slots__ = ("engine_id", "index", "msg_id")
+    __slots__ = ("engine_id", "index", "msg_id", "priority")
 
-    def __init__(self, msg_id, index):
+    def __init__(self, msg_id, index, priority):
         self.engine_id = int(os.environ.get("IPBROKER_ENGINE_ID", -1))
         self.msg_id = msg_id
         self.index = index
+        self.priority = priority
 
 
 class Supplied(importlib.abc.MetaPathFinder, importlib.abc.Loader):
@@ -128,15 +151,53 @@ class Supplied(importlib.abc.MetaPathFinder, importlib.abc.Loader):
 
 call = None
 current = 0  # the number of the call that runs; 0: none
-stopped = 0  # the number of the call that was last asked to stop
+stopped = set()  # the numbers of calls that were asked to stop
+nested = 0  # how many calls wait below the one that runs
 functions = {}
+link = bell = ring = None
 
 
 def interrupted(signum, frame):
     """SIGINT: the engine has written which call it means, so that it never hits the next one."""
-    global stopped
-    stopped = int.from_bytes(os.pread(interrupts, 8, 0), "little")
-    if stopped == current:
+    number = int.from_bytes(os.pread(interrupts, 8, 0), "little")
+    stopped.add(number)
+    if number == current and not link.busy:
+        raise KeyboardInterrupt("the task was aborted")
+
+
+def wait(future, timeout=None):
+    """Works on other calls until the future is done: for a call that waits for tasks that it has submitted. Returns at once
+    where that cannot be; then the caller waits in the ordinary way."""
+    global nested
+    number = current
+    if not number or future.done() or threading.get_ident() != threading.main_thread().ident or nested >= NESTED:
+        return
+    deadline = None if timeout is None else time.monotonic() + timeout
+    limit = sys.getrecursionlimit()
+    sys.setrecursionlimit(limit + FRAMES)
+    nested += 1
+    link.send(WAITS, number, [])
+    try:
+        future.add_done_callback(lambda _: ring.send(b"."))
+        while not future.done() and number not in stopped:
+            if link.start == link.end:
+                left = None if deadline is None else deadline - time.monotonic()
+                if left is not None and left <= 0:
+                    break
+                ready, _, _ = select.select([link.sock, bell], [], [], left)
+                if bell in ready:
+                    bell.recv(4096)
+                if link.sock not in ready:
+                    continue
+            serve(*link.receive())
+    finally:
+        # The engine may have sent another call just now: that one comes first.
+        link.send(RESUMES, number, [])
+        while serve(*link.receive()) != number:
+            pass
+        nested -= 1
+        sys.setrecursionlimit(limit)
+    if number in stopped:
         raise KeyboardInterrupt("the task was aborted")
 
 
@@ -203,19 +264,32 @@ def flush():
             pass
 
 
-def serve_call(link, number, parts):
+def serve(kind, number, parts):
+    """Does what one frame of the engine says; the number of the call that goes on, if it says that."""
+    if kind == CALL:
+        serve_call(number, parts)
+    elif kind == FUNCTION:
+        functions[number] = (parts[0], None)
+    elif kind == FORGET:
+        functions.clear()
+    elif kind == RESUME:
+        return number
+    return None
+
+
+def serve_call(number, parts):
     """Runs one call and sends its outcome."""
     global call, current
-    which, index = SETTINGS.unpack(parts[0])
+    which, index, priority = SETTINGS.unpack(parts[0])
     index = None if index == NO_INDEX else index
     buffers = None if index is not None else []
     outer = call, current
     kind = ERROR
     try:
         try:
-            call = Call(parts[1].decode(), index)
+            call = Call(parts[1].decode(), index, priority)
             current = number
-            if stopped == number:
+            if number in stopped:
                 raise KeyboardInterrupt("the task was aborted")
             kind = UNMET
             function = load(which)
@@ -240,12 +314,13 @@ def serve_call(link, number, parts):
         # A second signal, amid the report of the first.
         call, current = outer
         kind, answer = ERROR, [b"KeyboardInterrupt", b"the task was aborted", b"", b""]
+    stopped.discard(number)
     flush()
     link.send(kind, number, answer)
 
 
 def main():
-    global interrupts
+    global interrupts, link, bell, ring
     # Nothing that a call starts shall read our socket.
     sock = socket.socket(fileno=os.dup(0))
     null = os.open(os.devnull, os.O_RDONLY)
@@ -261,18 +336,14 @@ def main():
     _, _, (source,) = link.receive()
     if source:
         sys.meta_path.append(Supplied(source))
+    bell, ring = socket.socketpair()
+    ring.setblocking(True)
     signal.signal(signal.SIGINT, interrupted)
-    while True:
-        try:
-            kind, number, parts = link.receive()
-        except EOFError:
-            break
-        if kind == CALL:
-            serve_call(link, number, parts)
-        elif kind == FUNCTION:
-            functions[number] = (parts[0], None)
-        elif kind == FORGET:
-            functions.clear()
+    try:
+        while True:
+            serve(*link.receive())
+    except EOFError:
+        pass
     # The engine is gone or has no more use for us; threads of calls do not hold us up.
     flush()
     os._exit(0)
