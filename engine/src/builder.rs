@@ -337,7 +337,7 @@ impl Builder {
     pub fn build(mut self) -> Result<Engine, EngineError> {
         let count = self.engines;
         let python = self.python.as_deref().map(Python::find).transpose();
-        let python = python.map_err(EngineError::Python)?;
+        let mut python = python.map_err(EngineError::Python)?;
         if let Some(python) = &python {
             let version = format!("python{}", python.version);
             self.settings.tags.extend(["python".to_owned(), version]);
@@ -354,6 +354,9 @@ impl Builder {
             source,
         })?;
         let controller = self.controller()?;
+        if let Some(python) = &mut python {
+            python.client = controller.client_file();
+        }
 
         // Before any thread and any other process: who ends the jobs, whatever becomes of us.
         let limits = Limits::detect();

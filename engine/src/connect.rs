@@ -68,6 +68,18 @@ pub(crate) struct Controller {
 
 impl Controller {
     /// Takes a connection.
+    /// The connection file for clients beside the one for engines, where this host has it.
+    pub(crate) fn client_file(&self) -> Option<PathBuf> {
+        let Source::File(path) = &self.source else {
+            return None;
+        };
+        let name = path.file_name()?.to_str()?.strip_suffix("-engine.json")?;
+        let client = path.with_file_name(format!("{name}-client.json"));
+        client
+            .is_file()
+            .then(|| client.canonicalize().unwrap_or(client))
+    }
+
     pub(crate) fn new(connection: EngineConnection, source: Source) -> Result<Self, ConnectError> {
         let curve = connection.common.curve()?;
         // A packer or a scheme that we do not have is told now.

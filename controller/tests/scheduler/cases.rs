@@ -699,3 +699,28 @@ fn a_long_chain_of_impossible_tasks_does_not_recurse() {
     assert_eq!(failed, 99_999);
     assert!(core.is_empty());
 }
+
+/// Two engines, each with a call that waits: what they wait for is given to them, and no more once they go on.
+#[test]
+fn calls_that_wait_make_room() {
+    let config = Config {
+        hwm: Hwm::Fixed(1),
+        ..Config::default()
+    };
+    let mut core = core_with(config, Builtin::LeastLoad);
+    let engines = [join(&mut core, 1, "a"), join(&mut core, 1, "b")];
+    for id in ["outer 1", "outer 2", "inner 1", "inner 2", "inner 3"] {
+        submit(&mut core, 2, id, b"client", 1);
+    }
+    assert_eq!(dispatches(&drain(&mut core)).len(), 2);
+    core.engine_waits(3, engines[0], 1);
+    let given = dispatches(&drain(&mut core));
+    assert_eq!(given.iter().map(|g| g.2).collect::<Vec<_>>(), [engines[0]]);
+    core.engine_waits(4, engines[1], 1);
+    let given = dispatches(&drain(&mut core));
+    assert_eq!(given.iter().map(|g| g.2).collect::<Vec<_>>(), [engines[1]]);
+    // It goes on while the other call runs: it has one more than its mark, and gets nothing until both are over.
+    core.engine_waits(5, engines[0], 0);
+    core.engine_waits(6, engines[1], 0);
+    assert!(dispatches(&drain(&mut core)).is_empty());
+}

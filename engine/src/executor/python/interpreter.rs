@@ -86,6 +86,8 @@ pub(crate) struct Python {
     pub(crate) program: PathBuf,
     /// `major.minor`.
     pub(crate) version: String,
+    /// The connection file by which calls reach the cluster that they run on, where this host has it.
+    pub(crate) client: Option<PathBuf>,
 }
 
 impl Python {
@@ -113,6 +115,7 @@ impl Python {
             Some(9..) => Ok(Self {
                 program: program.to_owned(),
                 version,
+                client: None,
             }),
             _ if version.is_empty() => Err(format!(
                 "{shown} is no Python interpreter (it ended with {}); name one with --python=INTERPRETER",

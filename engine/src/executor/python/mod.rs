@@ -98,10 +98,13 @@ impl<'a> Calls<'a> {
                 return Err(self.unmet.clone().unwrap_or_default());
             };
             let id = self.seat.id().to_string();
-            let environment = [
+            let mut environment = vec![
                 (MARK, self.process.mark.as_ref()),
                 ("IPBROKER_ENGINE_ID", id.as_ref()),
             ];
+            if let Some(file) = &python.client {
+                environment.push(("IPBROKER_CONNECTION", file.as_os_str()));
+            }
             let started =
                 Interpreter::start(&python.program, &self.process.files.work_dir, environment);
             *slot = Some(started.map_err(|error| {
