@@ -74,6 +74,16 @@ pub struct Outgoing<'a, C: Serialize + ?Sized> {
     pub tag: u64,
 }
 
+/// A request that is made many times: its maps are packed once.
+#[derive(Debug, Clone)]
+pub struct Template {
+    msg_type: &'static str,
+    options: TaskRequest,
+    /// The options of a single task.
+    metadata: Vec<u8>,
+    content: Vec<u8>,
+}
+
 /// What a submission waits for.
 struct Awaited {
     /// Members of an array.
@@ -257,6 +267,65 @@ impl Client {
         self.dispatch(Channel::Task, None, request, task.buffers, awaited)
     }
 
+    /// Packs what the requests of one kind have in common, for [`Client::submit_like`].
+    #[must_use]
+    pub fn template<C: Serialize + ?Sized>(
+        &self,
+        msg_type: &'static str,
+        options: TaskRequest,
+        content: &C,
+    ) -> Template {
+        let session = &self.inner.session;
+        Template {
+            msg_type,
+            metadata: session.pack(&options),
+            options,
+            content: session.pack(content),
+        }
+    }
+
+    /// Submits a task (or an array of `members`) made after a template; results go to `sink` as they come.
+    ///
+    /// # Errors
+    /// [`Error::Closed`], [`Error::TooLarge`].
+    pub fn submit_like(
+        &self,
+        template: &Template,
+        members: Option<u64>,
+        buffers: Vec<Message>,
+        sink: Arc<dyn Sink>,
+        tag: u64,
+    ) -> Result<String> {
+        let session = &self.inner.session;
+        let array;
+        let metadata = match members {
+            None => &template.metadata,
+            Some(_) => {
+                array = session.pack(&TaskRequest {
+                    array: members,
+                    ..template.options.clone()
+                });
+                &array
+            }
+        };
+        let built = wire::build_packed(
+            session,
+            None,
+            template.msg_type,
+            metadata,
+            &template.content,
+            buffers,
+        );
+        let awaited = Awaited {
+            members,
+            ack: template.options.ack,
+            engines: Vec::new(),
+            sink,
+            tag,
+        };
+        self.hand_over(Channel::Task, built, awaited)
+    }
+
     /// A call with maps that are packed already, ready for [`Client::submit_all`].
     pub(crate) fn prepare(
         &self,
@@ -341,11 +410,17 @@ impl Client {
         awaited: Awaited,
     ) -> Result<String> {
         let session = &self.inner.session;
+        let built = wire::build(session, engine, msg_type, metadata, content, buffers);
+        self.hand_over(channel, built, awaited)
+    }
+
+    /// Gives a request to the I/O thread; the request's id.
+    fn hand_over(&self, channel: Channel, built: Built, awaited: Awaited) -> Result<String> {
         let Built {
             number,
             msg_id,
             envelope,
-        } = wire::build(session, engine, msg_type, metadata, content, buffers);
+        } = built;
         self.fits(&envelope)?;
         let replies = awaited.engines.len().max(1) as u64;
         self.inner
@@ -396,6 +471,22 @@ impl Client {
                 })
             }
         }
+    }
+
+    /// Asks the hub, and does not wait: what it answers is not looked at.
+    pub(crate) fn tell<C: Serialize + ?Sized>(&self, msg_type: &str, content: &C) -> Result<()> {
+        let session = &self.inner.session;
+        let Built {
+            number, envelope, ..
+        } = wire::build(session, None, msg_type, &Empty {}, content, Vec::new());
+        // Nobody receives the answer, which ends the wait for it.
+        let (answer, _) = crossbeam_channel::bounded(1);
+        self.inner.handle.send(Request::Query {
+            number,
+            channel: Channel::Hub,
+            envelope,
+            answer,
+        })
     }
 
     /// Whether the controller takes a message of this size.

@@ -120,6 +120,9 @@ pub enum Error {
     /// The view has no engines.
     #[error("no engines are registered{0}")]
     NoEngines(String),
+    /// Job lines that cannot be submitted.
+    #[error("{0}")]
+    Job(String),
     /// A file operation failed on a host.
     #[error("{0}")]
     File(String),

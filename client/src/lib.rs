@@ -17,6 +17,7 @@
 //! One background thread a [`Client`] does all input and output; every type here may be used from any thread, blocking
 //! or async. Submissions are kept until the controller has acknowledged them and are sent again to a restarted one.
 
+mod batch;
 mod builder;
 mod client;
 mod engines;
@@ -30,8 +31,9 @@ mod result;
 mod view;
 mod wire;
 
+pub use batch::Batch;
 pub use builder::ClientBuilder;
-pub use client::{Client, Outgoing};
+pub use client::{Client, Outgoing, Template};
 pub use engines::Notice;
 pub use error::{Error, Result, TaskError};
 pub use fs::{Host, PART};

@@ -111,6 +111,19 @@ impl Client {
         self.query(types::ABORT_REQUEST, &request)
     }
 
+    /// Ends tasks like [`Client::abort`], without waiting for the controller's answer.
+    ///
+    /// # Errors
+    /// [`crate::Error::Closed`].
+    pub fn abort_soon(&self, msg_ids: &[String], kill: bool) -> Result<()> {
+        let request = AbortRequest {
+            msg_ids: Some(msg_ids.to_vec()),
+            kill,
+            ..AbortRequest::default()
+        };
+        self.tell(types::ABORT_REQUEST, &request)
+    }
+
     /// Ends every task of one client (this one: [`Client::session_id`]).
     ///
     /// # Errors

@@ -98,6 +98,33 @@ impl Reply {
         }
     }
 
+    /// Its content.
+    ///
+    /// # Errors
+    /// [`Error::Decode`] when it is something else.
+    pub fn content<T: DeserializeOwned>(&self) -> Result<T> {
+        self.packer
+            .unpack(self.envelope.content())
+            .map(|value: Owned<T>| value.0)
+            .map_err(|error| Error::Decode {
+                msg_id: self.parent_id(),
+                reason: error.to_string(),
+            })
+    }
+
+    /// Whether it is the reply of an array, with the values of some of its members.
+    pub fn has_members(&self) -> bool {
+        self.array && !self.envelope.buffers().is_empty()
+    }
+
+    /// Whether member `index` of an array, whose values are here, ended well: the others' ends are no matter.
+    pub fn is_member_ok(&self, index: u64) -> bool {
+        self.info()
+            .failed
+            .binary_search_by_key(&index, |(at, _)| *at)
+            .is_err()
+    }
+
     /// Whether member `index` ended well.
     pub fn is_ok(&self, index: u64) -> bool {
         let info = self.info();
@@ -108,8 +135,11 @@ impl Reply {
                 .is_err()
     }
 
-    /// The packed value of a member of an array.
-    fn member(&self, index: u64) -> Result<&[u8]> {
+    /// The packed value of a member of an array: its result, or the map that says why there is none.
+    ///
+    /// # Errors
+    /// [`Error::Decode`] when the reply has no such member, or is damaged.
+    pub fn member(&self, index: u64) -> Result<&[u8]> {
         let bad = |reason: String| Error::Decode {
             msg_id: self.msg_id(index),
             reason,
@@ -139,7 +169,7 @@ impl Reply {
     /// The error that the whole reply is, if it is one.
     fn whole_error(&self, index: u64) -> Option<TaskError> {
         let info = self.info();
-        if info.status == "ok" || (self.array && !self.envelope.buffers().is_empty()) {
+        if info.status == "ok" || self.has_members() {
             return None;
         }
         let content: ErrorContent = self

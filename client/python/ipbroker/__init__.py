@@ -1,0 +1,68 @@
+"""Python calls and shell commands on the engines of an ipbroker cluster.
+
+    import ipbroker
+
+    with ipbroker.Cluster(n=4) as cluster:
+        client = cluster.client()
+        with client.executor() as ex:
+            print(ex.submit(pow, 2, 10).result())
+            print(sum(ex.map(abs, range(-100_000, 0))))
+"""
+
+from ._native import __version__
+from .client import Client, current_client
+from .cluster import Cluster
+from .errors import (
+    BadReply,
+    ClosedError,
+    ConnectionError,
+    ControllerLost,
+    EngineError,
+    ForkError,
+    ImpossibleDependency,
+    InvalidDependency,
+    IpbrokerError,
+    JobError,
+    MemoryLimit,
+    PicklingError,
+    RemoteError,
+    RemoteTraceback,
+    TaskAborted,
+    TaskTimeout,
+    TimeLimit,
+    UnmetDependency,
+)
+from .executor import Executor
+from .futures import CallInfo, Future
+from .jobs import Jobs
+from .view import View
+
+__all__ = [
+    "BadReply",
+    "CallInfo",
+    "Client",
+    "ClosedError",
+    "Cluster",
+    "ConnectionError",
+    "ControllerLost",
+    "EngineError",
+    "Executor",
+    "ForkError",
+    "Future",
+    "ImpossibleDependency",
+    "InvalidDependency",
+    "IpbrokerError",
+    "JobError",
+    "Jobs",
+    "MemoryLimit",
+    "PicklingError",
+    "RemoteError",
+    "RemoteTraceback",
+    "TaskAborted",
+    "TaskTimeout",
+    "TimeLimit",
+    "UnmetDependency",
+    "View",
+    "__version__",
+    "current_client",
+]

@@ -1,0 +1,245 @@
+"""Functions and arguments as bytes: by name where they can be imported, else by value."""
+
+from __future__ import annotations
+
+import sys
+import types
+import weakref
+from pickle import HIGHEST_PROTOCOL, PickleBuffer, dumps, loads
+from typing import Any, Callable, Dict, Iterable, Iterator, List, Optional, Tuple
+
+from .errors import PicklingError
+
+__all__ = ["Pickled", "dump_arguments", "dump_values", "loads", "pickled"]
+
+PROTOCOL = 5
+assert HIGHEST_PROTOCOL >= PROTOCOL
+
+PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
+"""Functions by value are this version's bytecode."""
+
+OUTSIDE = 16 << 10
+"""Buffers from this size on travel outside of the pickle."""
+
+# What is of this process's main program has no name that another process knows.
+_MAIN = b"__main__"
+
+
+class Pickled:
+    """A callable as bytes."""
+
+    __slots__ = ("code", "name", "python", "_seen", "__weakref__")
+
+    def __init__(self, code: bytes, name: str, python: Optional[str], seen: Optional[List[Tuple[Any, Any, Any]]]) -> None:
+        self.code = code
+        self.name = name
+        self.python = python
+        # What the function refers to, as it was: None if that can change without notice.
+        self._seen = seen
+
+    def fresh(self) -> bool:
+        """Whether pickling it again would give the same."""
+        if self._seen is None:
+            return False
+        return all(_refers(holder, key) is value for holder, key, value in self._seen)
+
+
+_GONE = object()
+_known: "weakref.WeakKeyDictionary[Any, Pickled]" = weakref.WeakKeyDictionary()
+_CACHED = (types.FunctionType, types.BuiltinFunctionType, type)
+
+
+def pickled(function: Callable[..., Any]) -> Pickled:
+    """The callable as bytes; the same function is pickled once, as long as what it refers to stays the same."""
+    if not isinstance(function, _CACHED):
+        return _pickle(function)
+    try:
+        known = _known.get(function)
+        if known is not None and known.fresh():
+            return known
+        again = _pickle(function)
+        if known is not None and known.code == again.code:
+            # The same object: whoever has made something of it finds it again.
+            known._seen = again._seen
+            return known
+        _known[function] = again
+        return again
+    except TypeError:
+        # No weak references, or no hash.
+        return _pickle(function)
+
+
+def _pickle(function: Callable[..., Any]) -> Pickled:
+    if not callable(function):
+        raise TypeError(f"{function!r} is not callable")
+    name = getattr(function, "__qualname__", None) or type(function).__qualname__
+    try:
+        code = dumps(function, PROTOCOL)
+        if _MAIN not in code:
+            return Pickled(code, name, None, [])
+    except Exception:  # whatever its own __reduce__ raises: by value, then
+        pass
+    code = _by_value(function, lambda: f"the function {name!r}")
+    seen: Optional[List[Tuple[Any, Any, Any]]] = []
+    if isinstance(function, types.FunctionType):
+        seen = _references(function)
+    return Pickled(code, name, PYTHON, seen)
+
+
+def _by_value(value: Any, what: Callable[[], str]) -> bytes:
+    import cloudpickle
+
+    try:
+        return bytes(cloudpickle.dumps(value, PROTOCOL))
+    except Exception as error:
+        culprit = _culprit(value)
+        raise PicklingError(f"{what()} cannot be sent to another process{culprit}: {error}") from error
+
+
+def _culprit(value: Any) -> str:
+    """What of a value cannot be pickled, in words."""
+    parts: Iterable[Tuple[str, Any]]
+    if isinstance(value, types.FunctionType):
+        parts = [
+            *((f"it captures {name!r}", cell) for name, cell in _cells(value)),
+            *((f"it uses the global {name!r}", value.__globals__[name]) for name in _names(value.__code__) if name in value.__globals__),
+            *((f"it has the default {default!r}", default) for default in value.__defaults__ or ()),
+        ]
+    elif isinstance(value, dict):
+        parts = ((f"[{key!r}]", item) for key, item in value.items())
+    elif isinstance(value, (list, tuple)):
+        parts = ((f"[{index}]", item) for index, item in enumerate(value))
+    elif isinstance(value, types.MethodType):
+        parts = [("it is bound to an object", value.__self__)]
+    elif hasattr(value, "__dict__") and not isinstance(value, type):
+        parts = ((f".{name}", item) for name, item in vars(value).items())
+    else:
+        return ""
+    import cloudpickle
+
+    for where, part in parts:
+        try:
+            cloudpickle.dumps(part, PROTOCOL)
+        except Exception:
+            kind = f"{type(part).__module__}.{type(part).__qualname__}"
+            return f" ({where}, a {kind}{_culprit(part) if part is not value else ''})"
+    return ""
+
+
+def _cells(function: types.FunctionType) -> Iterator[Tuple[str, Any]]:
+    for name, cell in zip(function.__code__.co_freevars, function.__closure__ or ()):
+        try:
+            yield name, cell.cell_contents
+        except ValueError:
+            pass
+
+
+def _names(code: types.CodeType) -> Iterator[str]:
+    yield from code.co_names
+    for constant in code.co_consts:
+        if isinstance(constant, types.CodeType):
+            yield from _names(constant)
+
+
+def _refers(holder: Any, key: Any) -> Any:
+    """What a name in a function's globals, or a cell, is now."""
+    if type(holder) is dict:
+        return holder.get(key, _GONE)
+    try:
+        return holder.cell_contents
+    except ValueError:
+        return _GONE
+
+
+_CONSTANT = (int, float, complex, bool, str, bytes, type(None), types.BuiltinFunctionType, types.ModuleType, type)
+
+
+def _references(function: types.FunctionType) -> Optional[List[Tuple[Any, Any, Any]]]:
+    """What a function by value refers to: (globals, name, value) and (cell, None, value), of functions that it calls too.
+
+    None if something of it can change in place, as a list can: then it is pickled each time.
+    """
+    seen: List[Tuple[Any, Any, Any]] = []
+    done = set()
+    todo = [function]
+    while todo:
+        function = todo.pop()
+        if id(function) in done:
+            continue
+        done.add(id(function))
+        values = list(function.__defaults__ or ())
+        values += (function.__kwdefaults__ or {}).values()
+        for name in set(_names(function.__code__)):
+            value = _refers(function.__globals__, name)
+            # Of a name that is no global it matters that it stays so; most are attributes.
+            seen.append((function.__globals__, name, value))
+            if value is not _GONE:
+                values.append(value)
+        for cell in function.__closure__ or ():
+            value = _refers(cell, None)
+            seen.append((cell, None, value))
+            values.append(value)
+        for value in values:
+            if isinstance(value, types.FunctionType):
+                todo.append(value)
+            elif not _constant(value):
+                return None
+    return seen
+
+
+def _constant(value: Any) -> bool:
+    if isinstance(value, (tuple, frozenset)):
+        return all(map(_constant, value))
+    return value is _GONE or isinstance(value, _CONSTANT)
+
+
+def dump_arguments(args: Tuple[Any, ...], kwargs: Dict[str, Any]) -> Tuple[bytes, Optional[List[bytes]]]:
+    """Arguments as a pickle and the large buffers beside it."""
+    outside: List[bytes] = []
+
+    def inside(buffer: PickleBuffer) -> bool:
+        try:
+            raw = buffer.raw()
+        except BufferError:
+            return True
+        if raw.nbytes < OUTSIDE:
+            return True
+        outside.append(bytes(raw))
+        return False
+
+    try:
+        data = dumps((args, kwargs), PROTOCOL, buffer_callback=inside)
+        if _MAIN not in data:
+            return data, outside or None
+    except Exception:
+        pass
+    outside.clear()
+    import cloudpickle
+
+    try:
+        return cloudpickle.dumps((args, kwargs), PROTOCOL, buffer_callback=inside), outside or None
+    except Exception as error:
+        raise PicklingError(f"an argument cannot be sent to another process{_argument(args, kwargs)}: {error}") from error
+
+
+def dump_values(args: Tuple[Any, ...]) -> bytes:
+    """The arguments of one member of an array, buffers and all."""
+    try:
+        data = dumps((args, {}), PROTOCOL)
+        if _MAIN not in data:
+            return data
+    except Exception:
+        pass
+    return _by_value((args, {}), lambda: f"an argument{_argument(args, {})}")
+
+
+def _argument(args: Tuple[Any, ...], kwargs: Dict[str, Any]) -> str:
+    import cloudpickle
+
+    named = [*((f"argument {at}", value) for at, value in enumerate(args, 1)), *((f"argument {key!r}", value) for key, value in kwargs.items())]
+    for name, value in named:
+        try:
+            cloudpickle.dumps(value, PROTOCOL)
+        except Exception:
+            return f" ({name}, a {type(value).__module__}.{type(value).__qualname__}{_culprit(value)})"
+    return ""

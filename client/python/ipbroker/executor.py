@@ -1,0 +1,91 @@
+"""A :class:`concurrent.futures.Executor` on the cluster."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import threading
+import weakref
+from typing import TYPE_CHECKING, Any, Callable, Iterable, Optional, Set
+
+from .futures import Future
+from .map import MapIterator
+
+if TYPE_CHECKING:
+    from .client import Client
+    from .view import View
+
+_executors: "weakref.WeakSet[Executor]" = weakref.WeakSet()
+
+
+class Executor(concurrent.futures.Executor):
+    """Runs calls on a cluster: whatever takes an executor takes this. ``client.executor(…)`` makes one."""
+
+    def __init__(self, view: "View") -> None:
+        self._view = view
+        self._lock = threading.Lock()
+        self._futures: Set[Future] = set()
+        self._maps: "weakref.WeakSet[MapIterator]" = weakref.WeakSet()
+        self._shut = False
+        _executors.add(self)
+
+    @property
+    def client(self) -> "Client":
+        """The client that the calls go through."""
+        return self._view.client
+
+    @property
+    def view(self) -> "View":
+        """The view with this executor's options."""
+        return self._view
+
+    def _open(self) -> None:
+        if self._shut:
+            raise RuntimeError("cannot schedule new futures after shutdown")
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future:
+        """Calls a function once."""
+        self._open()
+        link = self._view.client._link
+        call, name = self._view._call(fn, link)
+        return link.submit(call, name, args, kwargs, self._futures)
+
+    def map(self, fn: Callable[..., Any], *iterables: Iterable[Any], timeout: Optional[float] = None, chunksize: Optional[int] = None) -> MapIterator:
+        """Calls a function for each item of the iterables, which are read as results are consumed; results in their order."""
+        self._open()
+        results = self._view.map(fn, *iterables, timeout=timeout, chunksize=chunksize)
+        self._maps.add(results)
+        return results
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        """No more calls; waits for those there are, or cancels what has not ended."""
+        with self._lock:
+            self._shut = True
+        futures, maps = list(self._futures), list(self._maps)
+        if cancel_futures:
+            for future in futures:
+                future.cancel()
+            for results in maps:
+                results.close()
+        if wait:
+            for results in maps:
+                results._drain()
+            concurrent.futures.wait(futures)
+
+    def __repr__(self) -> str:
+        return f"<ipbroker.Executor of {self._view.client!r}: {len(self._futures)} calls>"
+
+
+def _at_exit() -> None:
+    """Like the standard executors, ours end what they have begun."""
+    for executor in list(_executors):
+        if not executor.client.closed and not executor.client._links[0].forked:
+            executor.shutdown()
+
+
+try:
+    # Before daemon threads are stopped, as concurrent.futures does it.
+    threading._register_atexit(_at_exit)  # type: ignore[attr-defined]
+except (AttributeError, RuntimeError):
+    import atexit
+
+    atexit.register(_at_exit)

@@ -1,0 +1,149 @@
+"""Views: calls with options."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Callable, Dict, Iterable, Iterator, List, Optional, Tuple, Union
+
+
+from ._pickle import Pickled, pickled
+from .futures import Future
+from .map import MapIterator, map_calls
+
+if TYPE_CHECKING:
+    from .client import Client, Link
+
+_REMEMBERED = 64
+"""Functions of which a view keeps the packed request."""
+
+
+class View:
+    """Calls on a cluster, with options that hold for all of them. A view is never changed: ``view(retries=2)`` is a new one."""
+
+    def __init__(self, client: "Client", options: Dict[str, Any]) -> None:
+        self.client = client
+        self._options = options
+        self._native_options = _native_options(options)
+        self._calls: Dict[int, Tuple[Pickled, Any, Any]] = {}
+        if options:
+            # What is wrong with them is said here, not at the first call.
+            client._link.native.named("", self._native_options)
+
+    @property
+    def options(self) -> Dict[str, Any]:
+        """The options, as they were given."""
+        return dict(self._options)
+
+    def __call__(self, **options: Any) -> "View":
+        """A view with other options, too."""
+        return View(self.client, {**self._options, **options})
+
+    view = __call__
+
+    def _call(self, function: Union[str, Callable[..., Any]], link: "Link") -> Tuple[Any, str]:
+        """The packed request of a function's calls, and its name."""
+        if isinstance(function, str):
+            return link.native.named(function, self._native_options), function
+        code = pickled(function)
+        known = self._calls.get(id(code))
+        if known is not None and known[2] is link:
+            return known[1], code.name
+        call = link.native.call(code.code, code.name, code.python, self._native_options)
+        if len(self._calls) >= _REMEMBERED:
+            self._calls.clear()
+        self._calls[id(code)] = (code, call, link)
+        return call, code.name
+
+    def submit(self, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future:
+        """Calls a function once."""
+        link = self.client._link
+        call, name = self._call(function, link)
+        return link.submit(call, name, args, kwargs)
+
+    def map(self, function: Callable[..., Any], *iterables: Iterable[Any], timeout: Optional[float] = None, chunksize: Optional[int] = None) -> MapIterator:
+        """Calls a function for each item (or for the items at the same place of several iterables): results in their order.
+
+        The iterables are read as the results are consumed, some calls ahead. ``chunksize``: calls that travel together;
+        by default as many as it takes to keep the engines busy.
+        """
+        return map_calls(self, function, zip(*iterables), _length(iterables), timeout, chunksize)
+
+    def map_unordered(self, function: Callable[..., Any], *iterables: Iterable[Any], timeout: Optional[float] = None, chunksize: Optional[int] = None) -> MapIterator:
+        """Like :meth:`map`, with the results as they come."""
+        return map_calls(self, function, zip(*iterables), _length(iterables), timeout, chunksize, ordered=False)
+
+    def starmap(self, function: Callable[..., Any], arguments: Iterable[Iterable[Any]], *, timeout: Optional[float] = None, chunksize: Optional[int] = None) -> MapIterator:
+        """Calls a function for each tuple of arguments."""
+        return map_calls(self, function, map(tuple, arguments), _length([arguments]), timeout, chunksize)
+
+    def map_reduce(
+        self,
+        mapper: Callable[[Any], Iterable[Tuple[Any, Any]]],
+        reducer: Callable[[Tuple[Any, List[Any]]], Any],
+        items: Iterable[Any],
+        map_chunksize: int = 1,
+        reduce_chunksize: int = 100,
+    ) -> List[Any]:
+        """MapReduce: ``mapper(item)`` gives pairs ``(key, value)``, ``reducer((key, values))`` a result for each key.
+
+        Both run on the engines, so many at once: ``map_chunksize`` items, ``reduce_chunksize`` keys. The results are in
+        the order in which their keys came.
+        """
+        if map_chunksize < 1 or reduce_chunksize < 1:
+            raise ValueError("chunk sizes are at least 1")
+        groups: Dict[Any, List[Any]] = {}
+        for chunk in self.map(_pairs(mapper), _chunks(items, map_chunksize)):
+            for key, value in chunk:
+                groups.setdefault(key, []).append(value)
+        results: List[Any] = []
+        for part in self.map(_each(reducer), _chunks(groups.items(), reduce_chunksize)):
+            results.extend(part)
+        return results
+
+    def __repr__(self) -> str:
+        options = "".join(f", {key}={value!r}" for key, value in self._options.items())
+        return f"<ipbroker.View of {self.client!r}{options}>"
+
+
+def _pairs(mapper: Any) -> Callable[[List[Any]], List[Any]]:
+    def pairs(items: List[Any]) -> List[Any]:
+        return [pair for item in items for pair in mapper(item)]
+
+    return pairs
+
+
+def _each(function: Any) -> Callable[[List[Any]], List[Any]]:
+    # No function of this module, but one that goes by value: the engines need no ipbroker.
+    def each(items: List[Any]) -> List[Any]:
+        return [function(item) for item in items]
+
+    return each
+
+
+def _chunks(items: Iterable[Any], size: int) -> Iterator[List[Any]]:
+    from itertools import islice
+
+    items = iter(items)
+    while True:
+        chunk = list(islice(items, size))
+        if not chunk:
+            return
+        yield chunk
+
+
+def _length(iterables: Iterable[Any]) -> Optional[int]:
+    """How many calls there will be, if all iterables know how long they are."""
+    try:
+        return min(map(len, iterables), default=0)
+    except TypeError:
+        return None
+
+
+def _native_options(options: Dict[str, Any]) -> Dict[str, Any]:
+    """Futures become ids."""
+    native = dict(options)
+    for key in ("after", "follow"):
+        if options.get(key) is not None:
+            from .client import _ids
+
+            native[key] = _ids(options[key])
+    return native

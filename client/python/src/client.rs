@@ -1,0 +1,432 @@
+//! The connection to a cluster, as Python holds it.
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use ipbroker_client::job::parse_line;
+use ipbroker_client::protocol::array::Packed;
+use ipbroker_client::protocol::message::types;
+use ipbroker_client::protocol::zmq::Message;
+use ipbroker_client::{Batch, Client, Error, Notice, Part, Sink, Template};
+use jiff::tz::TimeZone;
+use pyo3::exceptions::PyValueError;
+use pyo3::prelude::*;
+use pyo3::types::{PyBytes, PyDict, PyList, PyTuple};
+use serde::Serialize;
+
+use crate::error::raise;
+use crate::options;
+use crate::queue::Queue;
+use crate::results;
+
+/// From this size on, copying is done without Python's lock.
+const LARGE: usize = 256 << 10;
+
+/// Content of a Python call's request.
+#[derive(Serialize)]
+struct PythonCall<'a> {
+    name: &'a str,
+    #[serde(with = "serde_bytes")]
+    code: &'a [u8],
+    #[serde(skip_serializing_if = "Option::is_none")]
+    python: Option<&'a str>,
+}
+
+/// A callable with a view's options, packed: what its calls have in common.
+#[pyclass(frozen, module = "ipbroker._native")]
+pub(crate) struct Call {
+    template: Template,
+}
+
+/// A connection to a controller.
+#[pyclass(frozen, module = "ipbroker._native", name = "Client")]
+pub(crate) struct NativeClient {
+    client: Mutex<Option<Client>>,
+    queue: Arc<Queue>,
+    /// Job lines that are on their way, by number.
+    batches: Mutex<HashMap<u64, Arc<Running>>>,
+    session: String,
+    connection_file: PathBuf,
+    /// The process that connected: a child that was forked has the memory, but not the thread.
+    pid: u32,
+}
+
+/// Job lines that were submitted together.
+struct Running {
+    batch: Batch,
+    left: AtomicUsize,
+}
+
+/// Tags of job lines: this bit, the number that Python knows them by, and the place of their message.
+const JOBS: u64 = 1 << 63;
+const JOBS_SHIFT: u32 = 32;
+
+impl NativeClient {
+    fn batches(&self) -> MutexGuard<'_, HashMap<u64, Arc<Running>>> {
+        self.batches.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What became of job lines: `(kind, number, [(place, JSON)], whether all have ended, …)`.
+    fn jobs<'py>(
+        &self,
+        py: Python<'py>,
+        tag: u64,
+        part: &Part,
+    ) -> PyResult<Option<Bound<'py, PyTuple>>> {
+        let number = (tag & !JOBS) >> JOBS_SHIFT;
+        let Some(running) = self.batches().get(&number).cloned() else {
+            return Ok(None);
+        };
+        let results = running.batch.results(tag & ((1 << JOBS_SHIFT) - 1), part);
+        let left = running.left.fetch_sub(results.len(), Ordering::Relaxed) - results.len();
+        if left == 0 {
+            self.batches().remove(&number);
+        }
+        let zone = TimeZone::system();
+        let results: Vec<(usize, String)> = results
+            .into_iter()
+            .map(|(at, result)| {
+                let mut json = String::new();
+                result.write(&zone, &mut json);
+                (at, json)
+            })
+            .collect();
+        let none = py.None();
+        (
+            results::JOBS,
+            number,
+            0,
+            0,
+            none.clone_ref(py),
+            results,
+            none,
+        )
+            .into_pyobject(py)
+            .map(Some)
+    }
+
+    fn client(&self, py: Python<'_>) -> PyResult<Client> {
+        self.client
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
+            .ok_or_else(|| raise(py, &Error::Closed))
+    }
+
+    /// Asks the cluster something, without Python's lock; the answer as JSON.
+    fn ask<T: Serialize + Send>(
+        &self,
+        py: Python<'_>,
+        ask: impl FnOnce(&Client) -> ipbroker_client::Result<T> + Send,
+    ) -> PyResult<String> {
+        let client = self.client(py)?;
+        let answer = py
+            .detach(|| ask(&client))
+            .map_err(|error| raise(py, &error))?;
+        serde_json::to_string(&answer).map_err(|error| PyValueError::new_err(error.to_string()))
+    }
+}
+
+impl Drop for NativeClient {
+    fn drop(&mut self) {
+        let client = self
+            .client
+            .get_mut()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take();
+        if std::process::id() != self.pid {
+            // Its thread and its sockets are the parent's.
+            std::mem::forget(client);
+        }
+    }
+}
+
+#[pymethods]
+impl NativeClient {
+    #[new]
+    #[pyo3(signature = (profile=None, profile_dir=None, cluster_id=None, file=None, ssh=None, timeout=10.0))]
+    fn new(
+        py: Python<'_>,
+        profile: Option<String>,
+        profile_dir: Option<PathBuf>,
+        cluster_id: Option<String>,
+        file: Option<PathBuf>,
+        ssh: Option<String>,
+        timeout: f64,
+    ) -> PyResult<Self> {
+        let mut builder = Client::builder();
+        if let Some(profile) = profile {
+            builder = builder.profile(profile);
+        }
+        if let Some(dir) = profile_dir {
+            builder = builder.profile_dir(dir);
+        }
+        if let Some(id) = cluster_id {
+            builder = builder.cluster_id(id);
+        }
+        if let Some(file) = file {
+            builder = builder.file(file);
+        }
+        if let Some(server) = ssh {
+            builder = builder.ssh(server);
+        }
+        let timeout = Duration::try_from_secs_f64(timeout)
+            .map_err(|error| PyValueError::new_err(format!("timeout: {error}")))?;
+        let builder = builder.timeout(timeout);
+        let (client, connection_file) = py
+            .detach(|| Ok((builder.connect()?, builder.connection_file()?)))
+            .map_err(|error: Error| raise(py, &error))?;
+        Ok(Self {
+            session: client.session_id().to_owned(),
+            client: Mutex::new(Some(client)),
+            queue: Arc::default(),
+            batches: Mutex::default(),
+            connection_file,
+            pid: std::process::id(),
+        })
+    }
+
+    /// Part of every task's id.
+    #[getter]
+    fn session(&self) -> &str {
+        &self.session
+    }
+
+    /// Where the cluster was found.
+    #[getter]
+    fn connection_file(&self) -> PathBuf {
+        self.connection_file.clone()
+    }
+
+    /// A callable, pickled, with a view's options.
+    fn call(
+        &self,
+        py: Python<'_>,
+        code: &[u8],
+        name: &str,
+        python: Option<&str>,
+        options: &Bound<'_, PyDict>,
+    ) -> PyResult<Call> {
+        let options = options::read(options)?;
+        let content = PythonCall { name, code, python };
+        let client = self.client(py)?;
+        Ok(Call {
+            template: client.template(types::FUNCTION_REQUEST, options, &content),
+        })
+    }
+
+    /// A function that engines have under a name.
+    fn named(&self, py: Python<'_>, name: &str, options: &Bound<'_, PyDict>) -> PyResult<Call> {
+        let options = options::read(options)?;
+        let content = ipbroker_client::protocol::message::FunctionCall {
+            name: name.to_owned(),
+        };
+        let client = self.client(py)?;
+        Ok(Call {
+            template: client.template(types::FUNCTION_REQUEST, options, &content),
+        })
+    }
+
+    /// Submits one call; its id. `outside`: buffers that its pickle refers to.
+    fn submit(
+        &self,
+        py: Python<'_>,
+        call: &Call,
+        arguments: &[u8],
+        outside: Option<Vec<Bound<'_, PyBytes>>>,
+        tag: u64,
+    ) -> PyResult<String> {
+        let client = self.client(py)?;
+        let outside = outside.unwrap_or_default();
+        let slices: Vec<&[u8]> = std::iter::once(arguments)
+            .chain(outside.iter().map(|buffer| buffer.as_bytes()))
+            .collect();
+        let copy = || slices.iter().map(|slice| Message::from(*slice)).collect();
+        let buffers: Vec<Message> = if slices.iter().map(|slice| slice.len()).sum::<usize>() > LARGE
+        {
+            py.detach(copy)
+        } else {
+            copy()
+        };
+        client
+            .submit_like(&call.template, None, buffers, self.queue.clone(), tag)
+            .map_err(|error| raise(py, &error))
+    }
+
+    /// Submits a call for each of these arguments, as one array; its id.
+    fn submit_array(
+        &self,
+        py: Python<'_>,
+        call: &Call,
+        arguments: &Bound<'_, PyList>,
+        tag: u64,
+    ) -> PyResult<String> {
+        let client = self.client(py)?;
+        let mut packed = Packed::new();
+        for pickled in arguments {
+            packed
+                .push(pickled.cast::<PyBytes>()?.as_bytes())
+                .map_err(|error| PyValueError::new_err(error.to_string()))?;
+        }
+        let count = packed.len() as u64;
+        let queue = self.queue.clone();
+        py.detach(|| {
+            let (offsets, blob) = packed.into_buffers();
+            let buffers = vec![Message::from(offsets), Message::from(blob)];
+            client.submit_like(&call.template, Some(count), buffers, queue, tag)
+        })
+        .map_err(|error| raise(py, &error))
+    }
+
+    /// Submits job lines (JSON objects); the ids of their messages. `wait_results` tells of them by `number`.
+    fn run_jobs(
+        &self,
+        py: Python<'_>,
+        lines: Vec<String>,
+        cwd: &str,
+        number: u64,
+    ) -> PyResult<Vec<String>> {
+        let client = self.client(py)?;
+        let sink: Arc<dyn Sink> = self.queue.clone();
+        py.detach(|| {
+            let mut jobs = Vec::with_capacity(lines.len());
+            for (line, text) in (1..).zip(&lines) {
+                jobs.push(parse_line(line, text.as_bytes()).map_err(|error| {
+                    Error::Job(format!("jobs:{line}: {error}; nothing was submitted"))
+                })?);
+            }
+            // Results may come before this returns: whoever fetches them waits for the table.
+            let mut batches = self.batches();
+            let tag = JOBS | number << JOBS_SHIFT;
+            let batch = Batch::submit(&client, cwd, &jobs, &sink, tag)?;
+            let ids = batch.msg_ids();
+            let left = AtomicUsize::new(jobs.len());
+            batches.insert(number, Arc::new(Running { batch, left }));
+            Ok(ids)
+        })
+        .map_err(|error: Error| raise(py, &error))
+    }
+
+    /// What has arrived since this was last asked; waits for something. None: the client is closed.
+    fn wait_results<'py>(&self, py: Python<'py>) -> PyResult<Option<Bound<'py, PyList>>> {
+        let Some(parts) = py.detach(|| self.queue.take()) else {
+            return Ok(None);
+        };
+        let deliveries = PyList::empty(py);
+        for (tag, part) in parts {
+            if tag & JOBS != 0 {
+                if let Some(jobs) = self.jobs(py, tag, &part)? {
+                    deliveries.append(jobs)?;
+                }
+                continue;
+            }
+            deliveries.append(results::delivery(py, tag, &part)?)?;
+        }
+        Ok(Some(deliveries))
+    }
+
+    /// Ends tasks, running ones too with `kill`. Without `wait` the answer is not waited for.
+    #[pyo3(signature = (ids, kill=true, wait=true))]
+    fn abort(&self, py: Python<'_>, ids: Vec<String>, kill: bool, wait: bool) -> PyResult<String> {
+        if wait {
+            return self.ask(py, |client| client.abort(&ids, kill));
+        }
+        self.client(py)?
+            .abort_soon(&ids, kill)
+            .map_err(|error| raise(py, &error))?;
+        Ok("{}".into())
+    }
+
+    /// Ends every task of this client.
+    fn abort_session(&self, py: Python<'_>) -> PyResult<String> {
+        self.ask(py, |client| client.abort_session(client.session_id()))
+    }
+
+    /// The engines, as JSON.
+    fn engines(&self, py: Python<'_>) -> PyResult<String> {
+        self.ask(py, Client::engines)
+    }
+
+    /// How many engines are registered, as far as this client has heard: asks nobody.
+    fn engine_count(&self, py: Python<'_>) -> PyResult<usize> {
+        Ok(self.client(py)?.engine_count())
+    }
+
+    /// Waits so many seconds until `count` engines are there; how many there are. Returns early when a signal comes.
+    fn wait_for_engines(&self, py: Python<'_>, count: usize, timeout: f64) -> PyResult<usize> {
+        let client = self.client(py)?;
+        let timeout = Duration::try_from_secs_f64(timeout.max(0.0)).unwrap_or(Duration::MAX);
+        Ok(py.detach(|| client.wait_for_engines(count, Some(timeout))))
+    }
+
+    /// How the cluster is, as JSON.
+    fn status(&self, py: Python<'_>) -> PyResult<String> {
+        self.ask(py, Client::status)
+    }
+
+    /// Jobs and run times by host, as JSON.
+    fn stats(&self, py: Python<'_>) -> PyResult<String> {
+        self.ask(py, Client::stats)
+    }
+
+    /// Why a task waits, or what became of it, as JSON.
+    fn explain(&self, py: Python<'_>, id: &str) -> PyResult<String> {
+        self.ask(py, |client| client.explain(id))
+    }
+
+    /// Ids of every task that the store knows, as JSON.
+    fn history(&self, py: Python<'_>) -> PyResult<String> {
+        self.ask(py, Client::history)
+    }
+
+    /// Records of tasks by id, as JSON.
+    fn records(&self, py: Python<'_>, ids: Vec<String>) -> PyResult<String> {
+        self.ask(py, |client| Ok(client.outcomes(&ids, true)?.records))
+    }
+
+    /// Ends the controller and what it started.
+    fn shutdown(&self, py: Python<'_>) -> PyResult<()> {
+        let client = self.client(py)?;
+        py.detach(|| client.shutdown())
+            .map_err(|error| raise(py, &error))
+    }
+
+    /// What happened to the controller since this was last asked, in words.
+    fn notices(&self, py: Python<'_>) -> PyResult<Vec<String>> {
+        let words = |notice| match notice {
+            Notice::Gone(silence) => format!(
+                "the controller has not answered for {} s: waiting for it to come back",
+                silence.as_secs()
+            ),
+            Notice::Back => "the controller is back".to_owned(),
+            Notice::ShutDown => "the controller has shut down".to_owned(),
+            Notice::Trouble(trouble) => format!("the controller is in trouble: {trouble}"),
+        };
+        Ok(self
+            .client(py)?
+            .take_notices()
+            .into_iter()
+            .map(words)
+            .collect())
+    }
+
+    /// Closes the connection; what is still awaited fails.
+    fn close(&self, py: Python<'_>) {
+        let client = self
+            .client
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take();
+        if std::process::id() != self.pid {
+            std::mem::forget(client);
+            return;
+        }
+        py.detach(|| {
+            drop(client);
+            self.queue.close();
+        });
+    }
+}

@@ -1,0 +1,91 @@
+//! The options of a view as scheduling metadata.
+
+use ipbroker_client::protocol::dependency::Dependency;
+use ipbroker_client::protocol::message::{Require, TaskRequest};
+use pyo3::exceptions::{PyTypeError, PyValueError};
+use pyo3::prelude::*;
+use pyo3::types::{PyDict, PyString};
+
+/// Reads a view's options. Python's layer has put ids for futures and uuids for engines already.
+pub(crate) fn read(options: &Bound<'_, PyDict>) -> PyResult<TaskRequest> {
+    let mut request = TaskRequest {
+        ack: true,
+        ..TaskRequest::default()
+    };
+    let (mut any, mut on) = (false, String::from("success"));
+    for (key, value) in options {
+        let key: String = key.extract()?;
+        let wrong = |error: PyErr| PyTypeError::new_err(format!("option {key}: {error}"));
+        if value.is_none() {
+            continue;
+        }
+        match key.as_str() {
+            "targets" => request.targets = names(&value).map_err(wrong)?,
+            "after" => request.after.ids = names(&value).map_err(wrong)?,
+            "follow" => request.follow.ids = names(&value).map_err(wrong)?,
+            "any" => any = value.extract().map_err(wrong)?,
+            "on" => on = value.extract().map_err(wrong)?,
+            "timeout" => request.timeout = Some(value.extract().map_err(wrong)?),
+            "retries" => request.retries = value.extract().map_err(wrong)?,
+            "host" => request.hosts = names(&value).map_err(wrong)?,
+            "prefer" => request.prefer = names(&value).map_err(wrong)?,
+            "prefer_wait" => request.prefer_wait = Some(value.extract().map_err(wrong)?),
+            "tags" => request.tags = names(&value).map_err(wrong)?,
+            "priority" => request.priority = value.extract().map_err(wrong)?,
+            "require" => request.require = require(&value).map_err(wrong)?,
+            "detach" => request.detach = value.extract().map_err(wrong)?,
+            _ => {
+                return Err(PyTypeError::new_err(format!(
+                    "unknown option {key:?}: there are after, follow, any, on, timeout, retries, host, prefer, prefer_wait, tags, priority, require, targets, detach"
+                )));
+            }
+        }
+    }
+    let (success, failure) = match on.as_str() {
+        "success" => (true, false),
+        "failure" => (false, true),
+        "always" => (true, true),
+        other => {
+            return Err(PyValueError::new_err(format!(
+                "option on: {other:?} is none of success, failure, always"
+            )));
+        }
+    };
+    for dependency in [&mut request.after, &mut request.follow] {
+        let ids = std::mem::take(&mut dependency.ids);
+        *dependency = Dependency {
+            ids,
+            all: !any,
+            success,
+            failure,
+        };
+    }
+    Ok(request)
+}
+
+/// A name, or several.
+fn names(value: &Bound<'_, PyAny>) -> PyResult<Vec<String>> {
+    if let Ok(name) = value.cast::<PyString>() {
+        return Ok(vec![name.extract()?]);
+    }
+    value.try_iter()?.map(|name| name?.extract()).collect()
+}
+
+fn require(value: &Bound<'_, PyAny>) -> PyResult<Require> {
+    let mut require = Require::default();
+    for (key, value) in value.cast::<PyDict>()? {
+        let key: String = key.extract()?;
+        let list = names(&value)?;
+        match key.as_str() {
+            "programs" => require.programs = list,
+            "files" => require.files = list,
+            "variables" => require.variables = list,
+            _ => {
+                return Err(PyTypeError::new_err(format!(
+                    "{key:?} is none of programs, files, variables"
+                )));
+            }
+        }
+    }
+    Ok(require)
+}

@@ -1,0 +1,254 @@
+"""Calls: results, exceptions, pickling, futures."""
+
+import asyncio
+import concurrent.futures
+import os
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+
+import numpy
+import pytest
+
+import calls
+import ipbroker
+
+
+def test_results_come_back(executor):
+    assert executor.submit(pow, 2, 10).result(30) == 1024
+    assert executor.submit(calls.add, 1, c=3).result(30) == 14
+    assert executor.submit(lambda x: [x, {"a": x}], (1, None)).result(30) == [(1, None), {"a": (1, None)}]
+
+
+def test_calls_run_elsewhere(executor):
+    assert executor.submit(calls.pid).result(30) not in (None, os.getpid())
+
+
+def test_info_tells_of_the_call(executor):
+    before = time.time()
+    future = executor.submit(calls.nap, 0.05)
+    assert future.result(30) is None
+    info = future.info
+    assert info["id"] == future.id and future.id.startswith(executor.client.session)
+    assert info.name == "nap" and info.status == "ok"
+    assert isinstance(info.engine_id, int) and info.host
+    assert before - 1 < info.submitted.timestamp() <= info.completed.timestamp() + 1
+    assert 0.04 < (info.completed - info.started).total_seconds() < 10
+    assert set(info) >= {"engine_id", "host", "submitted", "started", "completed", "stdout", "stderr"}
+
+
+def test_what_is_printed_comes_with_the_future(executor):
+    future = executor.submit(calls.say, "hello")
+    assert future.result(30) == 5
+    assert (future.info.stdout, future.info.stderr) == ("hello\n", "HELLO\n")
+
+
+def test_exceptions_come_back_as_themselves(executor):
+    with pytest.raises(ValueError, match="no value") as caught:
+        executor.submit(calls.fail).result(30)
+    cause = caught.value.__cause__
+    assert isinstance(cause, ipbroker.RemoteTraceback)
+    assert "calls.py" in str(cause) and "in fail" in str(cause)
+    with pytest.raises(calls.Custom) as caught:
+        executor.submit(calls.fail, "custom").result(30)
+    assert caught.value.code == 7
+
+
+def test_an_exception_class_that_only_the_engine_knows(executor):
+    def there():
+        import sys
+        import types
+
+        module = types.ModuleType("only_there")
+        exec("class Odd(Exception): pass", module.__dict__)
+        module.Odd.__module__ = "only_there"
+        sys.modules["only_there"] = module
+        raise module.Odd("strange")
+
+    with pytest.raises(ipbroker.RemoteError, match="Odd: strange") as caught:
+        executor.submit(there).result(30)
+    assert caught.value.ename == "Odd" and "Odd" in "".join(caught.value.traceback)
+
+
+def test_what_cannot_be_sent_is_named_at_once(executor):
+    lock = threading.Lock()
+    with pytest.raises(ipbroker.PicklingError, match="captures 'lock'.*_thread.lock"):
+        executor.submit(lambda: lock)
+    with pytest.raises(ipbroker.PicklingError, match="argument 2, a _thread.lock"):
+        executor.submit(calls.add, 1, lock)
+    with pytest.raises(ipbroker.PicklingError, match=r"\['deep'\], a _thread.lock"):
+        executor.submit(calls.square, {"deep": lock})
+    with pytest.raises(TypeError, match="not callable"):
+        executor.submit(3)
+
+
+def test_a_result_that_cannot_be_sent_is_named(executor):
+    with pytest.raises(ipbroker.PicklingError, match="lock"):
+        executor.submit(threading.Lock).result(30)
+    assert executor.submit(calls.square, 3).result(30) == 9
+
+
+@pytest.mark.parametrize("ending", ["sys.exit(3)", "raise KeyboardInterrupt", "raise SystemExit"])
+def test_ends_that_are_no_end_of_the_engine(executor, ending):
+    def end():
+        import sys  # noqa: F401
+
+        exec(ending)
+
+    error = executor.submit(end).exception(30)
+    assert isinstance(error, (SystemExit, KeyboardInterrupt, ipbroker.RemoteError))
+    assert executor.submit(calls.square, 3).result(30) == 9
+
+
+def test_a_function_sees_what_it_refers_to_as_it_is_when_it_is_submitted(executor):
+    text = """
+        factor = 2
+        table = [1]
+        def f(x):
+            return x * factor + sum(table)
+    """
+    there = {"__name__": "__main__"}
+    exec(textwrap.dedent(text), there)
+    assert executor.submit(there["f"], 10).result(30) == 21
+    there["factor"] = 3
+    assert executor.submit(there["f"], 10).result(30) == 31
+    there["table"].append(100)
+    assert executor.submit(there["f"], 10).result(30) == 131
+
+
+def test_the_same_function_is_pickled_once(monkeypatch):
+    from ipbroker import _pickle
+
+    there = {"__name__": "__main__"}
+    exec("def g(x):\n    return len(str(x))", there)
+    assert _pickle.pickled(there["g"]) is _pickle.pickled(there["g"])
+    assert _pickle.pickled(there["g"]).python == _pickle.PYTHON
+    assert _pickle.pickled(calls.square) is _pickle.pickled(calls.square)
+    assert _pickle.pickled(calls.square).python is None
+
+
+def test_arrays_go_and_come_and_may_be_written_to(executor):
+    array = numpy.arange(3_000_000, dtype=float)
+    result = executor.submit(lambda a: a * 2, array).result(60)
+    assert numpy.array_equal(result, array * 2)
+    result[0] = 5
+    shapes = executor.submit(lambda a, b: (a.shape, b.sum()), array.reshape(1000, -1), b=array[::2]).result(60)
+    assert shapes == ((1000, 3000), array[::2].sum())
+
+
+def test_futures_can_be_awaited(client):
+    async def main():
+        view = client.view()
+        both = await asyncio.gather(view.submit(calls.square, 3), view.submit(calls.square, 4))
+        with pytest.raises(ValueError):
+            await view.submit(calls.fail)
+        loop = asyncio.get_running_loop()
+        with client.executor() as executor:
+            return [*both, await loop.run_in_executor(executor, calls.square, 5)]
+
+    assert asyncio.run(main()) == [9, 16, 25]
+
+
+def test_callbacks_wait_and_as_completed(executor):
+    heard = []
+    futures = [executor.submit(calls.nap, 0.2 - at / 20, at) for at in range(4)]
+    for future in futures:
+        future.add_done_callback(heard.append)
+    done, left = concurrent.futures.wait(futures, 60)
+    assert len(done) == 4 and not left
+    assert {future.result() for future in concurrent.futures.as_completed(futures, 60)} == {0, 1, 2, 3}
+    assert len(heard) == 4
+
+
+def test_a_running_call_is_cancelled(executor):
+    future = executor.submit(calls.nap, 600)
+    others = [executor.submit(calls.nap, 600) for _ in range(5)]
+    wait_until(lambda: "running" in executor.client.explain(future.id) or "run" in executor.client.explain(future.id))
+    begin = time.monotonic()
+    assert all(each.cancel() for each in [future, *others])
+    assert future.cancelled() and future.done()
+    with pytest.raises(concurrent.futures.CancelledError):
+        future.result(30)
+    # The engines are free again, long before the naps are over.
+    assert executor.submit(calls.square, 2).result(60) == 4
+    assert time.monotonic() - begin < 60
+    assert not executor.submit(calls.square, 2).cancel() or True
+
+
+def test_what_others_abort_is_cancelled(executor):
+    future = executor.submit(calls.nap, 600)
+    executor.client.abort(future)
+    with pytest.raises(concurrent.futures.CancelledError):
+        future.result(60)
+    assert future.cancelled()
+
+
+def test_views_have_options(client):
+    view = client.view(retries=1)
+    other = view(priority=3)
+    assert view.options == {"retries": 1} and other.options == {"retries": 1, "priority": 3}
+    assert other.submit(calls.square, 4).result(30) == 16
+    with pytest.raises(TypeError, match="unknown option 'retry'"):
+        client.view(retry=3)
+    with pytest.raises(TypeError, match="retries"):
+        client.view(retries="many")
+    first = view.submit(calls.nap, 0.3, 1)
+    second = client.view(after=[first]).submit(calls.square, 5)
+    assert second.result(60) == 25
+    assert second.info.started >= first.info.completed
+
+
+def test_what_nobody_can_run_says_so(client):
+    view = client.view(tags=["no-such-tag"], timeout=0.5)
+    with pytest.raises((ipbroker.TaskTimeout, ipbroker.ImpossibleDependency)):
+        view.submit(calls.square, 1).result(60)
+    failed = client.view().submit(calls.fail)
+    with pytest.raises(ipbroker.ImpossibleDependency):
+        client.view(after=failed).submit(calls.square, 1).result(60)
+
+
+def test_a_module_that_is_missing_there_is_named(executor, tmp_path, monkeypatch):
+    (tmp_path / "only_here.py").write_text("def f():\n    return 1\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    import only_here
+
+    with pytest.raises(ipbroker.IpbrokerError, match="only_here"):
+        executor.submit(only_here.f).result(60)
+
+
+def test_threads_share_a_client(client):
+    results = [None] * 8
+
+    def work(at):
+        results[at] = [client.submit(calls.square, n).result(60) for n in range(at, at + 20)]
+
+    threads = [threading.Thread(target=work, args=(at,)) for at in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert results == [[n * n for n in range(at, at + 20)] for at in range(8)]
+
+
+def test_questions(client):
+    assert client.wait_for_engines(2, 10) == 2
+    with pytest.raises(TimeoutError, match="2 of 3"):
+        client.wait_for_engines(3, 0.3)
+    engines = client.engines
+    assert len(engines) == 2 and all("python" in engine["tags"] for engine in engines)
+    assert "<table" in engines._repr_html_() and "<table" in client._repr_html_()
+    future = client.submit(calls.square, 2)
+    future.result(30)
+    assert client.explain(future)
+    assert isinstance(client.status(), dict) and client.stats()["nodes"]
+    with pytest.raises(TypeError, match="current_client"):
+        client.submit(calls.square, client)
+
+
+def wait_until(there, seconds=60):
+    end = time.monotonic() + seconds
+    while not there():
+        assert time.monotonic() < end, "it never came"
+        time.sleep(0.02)

@@ -1,0 +1,124 @@
+"""Maps: order, laziness, chunks, ends."""
+
+import itertools
+import operator
+import threading
+import time
+import tracemalloc
+
+import pytest
+
+import calls
+import ipbroker
+
+
+def test_results_are_in_order(executor):
+    assert list(executor.map(calls.square, range(20_000))) == [x * x for x in range(20_000)]
+    assert list(executor.map(operator.add, range(5), itertools.count(10))) == [10, 12, 14, 16, 18]
+    assert list(executor.map(calls.square, [])) == []
+    assert list(executor.map(lambda x: -x, range(100), chunksize=7)) == [-x for x in range(100)]
+
+
+def test_unordered_star_and_none(client):
+    view = client.view()
+    assert sorted(view.map_unordered(calls.square, range(3000))) == [x * x for x in range(3000)]
+    assert list(view.starmap(pow, [(2, 3), (3, 2)])) == [8, 9]
+    assert list(view.map(len, ["", "a", "bb"])) == [0, 1, 2]
+
+
+def test_a_failure_is_raised_at_its_place(executor):
+    def odd(x):
+        if x == 5:
+            raise KeyError(x)
+        return x
+
+    results = executor.map(odd, range(10))
+    assert [next(results) for _ in range(5)] == [0, 1, 2, 3, 4]
+    with pytest.raises(KeyError) as caught:
+        next(results)
+    assert "in odd" in str(caught.value.__cause__)
+    with pytest.raises(StopIteration):
+        next(results)
+
+
+def test_arguments_are_read_as_results_are_consumed(executor):
+    read = 0
+
+    def numbers():
+        nonlocal read
+        while True:
+            yield read
+            read += 1
+
+    results = executor.map(calls.nap, itertools.repeat(0.002), numbers())
+    assert [next(results) for _ in range(300)] == list(range(300))
+    assert read < 20_000
+    results.close()
+    assert executor.submit(calls.square, 3).result(60) == 9
+
+
+def test_a_generator_that_raises(executor):
+    def numbers():
+        yield from range(200)
+        raise RuntimeError("no more")
+
+    results = executor.map(calls.square, numbers())
+    assert [next(results) for _ in range(200)] == [x * x for x in range(200)]
+    with pytest.raises(RuntimeError, match="no more"):
+        next(results)
+
+
+def test_an_argument_that_cannot_be_sent(executor):
+    results = executor.map(calls.square, [1, 2, threading.Lock()])
+    assert [next(results), next(results)] == [1, 4]
+    with pytest.raises(ipbroker.PicklingError, match="argument 1, a _thread.lock"):
+        next(results)
+
+
+def test_timeouts(executor):
+    with pytest.raises(TimeoutError if issubclass(TimeoutError, Exception) else Exception):
+        try:
+            list(executor.map(calls.nap, [0, 30], timeout=0.5))
+        except __import__("concurrent").futures.TimeoutError as error:
+            raise TimeoutError from error
+    assert executor.submit(calls.square, 3).result(25) == 9
+
+
+def test_a_map_whose_results_nobody_wants_runs_all_the_same(client, tmp_path):
+    def touch(directory, name):
+        open(f"{directory}/{name}", "w").close()
+
+    with client.executor() as executor:
+        executor.map(touch, itertools.repeat(str(tmp_path)), range(700))
+    assert len(list(tmp_path.iterdir())) == 700
+
+
+def test_memory_stays_bounded(executor):
+    tracemalloc.start()
+    try:
+        count = total = 0
+        for value in executor.map(abs, range(200_000)):
+            count += 1
+            total += value
+        assert (count, total) == (200_000, sum(range(200_000)))
+        assert tracemalloc.get_traced_memory()[1] < 100e6
+    finally:
+        tracemalloc.stop()
+
+
+def test_map_reduce_counts_words(client):
+    def words(line):
+        return [(word, 1) for word in line.split()]
+
+    def count(group):
+        word, ones = group
+        return word, sum(ones)
+
+    lines = ["a b a", "b c", "a"] * 40
+    counted = dict(client.view().map_reduce(words, count, lines, map_chunksize=7, reduce_chunksize=2))
+    assert counted == {"a": 120, "b": 80, "c": 40}
+
+
+def test_large_values_in_a_map(executor):
+    values = [bytes([at]) * 300_000 for at in range(60)]
+    assert [len(value) for value in executor.map(lambda v: v + v, values)] == [600_000] * 60

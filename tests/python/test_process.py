@@ -1,0 +1,243 @@
+"""The process around a client: start, Ctrl-C, fork, exit, what is left behind."""
+
+import gc
+import glob
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import textwrap
+import threading
+import time
+
+import pytest
+
+import calls
+import ipbroker
+
+HERE = os.path.dirname(__file__)
+
+
+def python(code, *arguments, timeout=90, **more):
+    """Runs a program of its own; its output."""
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(code), *arguments], cwd=HERE, capture_output=True, text=True, timeout=timeout, **more)
+    assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
+    return done.stdout
+
+
+def left_behind():
+    """Directories of private clusters, and processes."""
+    directories = set(glob.glob(os.path.join(tempfile.gettempdir(), "ipbroker-*")))
+    processes = set()
+    for path in glob.glob("/proc/[0-9]*/cmdline"):
+        try:
+            words = open(path, "rb").read().split(b"\0")
+        except OSError:
+            continue
+        if os.path.basename(words[0]) in (b"ipctl", b"ipengine"):
+            processes.add(path)
+    return directories, processes
+
+
+@pytest.fixture
+def clean():
+    before = left_behind()
+    yield
+    end = time.monotonic() + 30
+    while time.monotonic() < end:
+        directories, processes = left_behind()
+        if directories <= before[0] and processes <= before[1]:
+            return
+        time.sleep(0.05)
+    assert directories <= before[0] and processes <= before[1]
+
+
+def test_a_program_of_five_lines(clean):
+    text = python(
+        """
+        import ipbroker
+        with ipbroker.Cluster(n=2) as cluster:
+            with cluster.client().executor() as ex:
+                def f(x): return x + 1
+                print(list(ex.map(f, range(3))), ex.submit(f, 41).result())
+        """
+    )
+    assert text == "[1, 2, 3] 42\n"
+
+
+def test_nothing_is_closed_and_nothing_is_left(clean):
+    text = python(
+        """
+        import ipbroker
+        client = ipbroker.Cluster(n=1).client()
+        ex = client.executor()
+        futures = [ex.submit(pow, 2, n) for n in range(5)]
+        client.view().submit(__import__("time").sleep, 600)
+        print(futures[4].result())
+        """
+    )
+    assert text == "16\n"
+
+
+def test_a_killed_process_leaves_nothing(clean):
+    process = subprocess.Popen([sys.executable, "-c", "import ipbroker, time; c = ipbroker.Cluster(n=1); print(1, flush=True); time.sleep(600)"], stdout=subprocess.PIPE)
+    assert process.stdout.readline() == b"1\n"
+    process.kill()
+    process.wait()
+    process.stdout.close()
+
+
+def test_exit_waits_for_what_an_executor_has_begun(clean, tmp_path):
+    python(
+        """
+        import ipbroker, sys, calls
+        cluster = ipbroker.Cluster(n=1)
+        ex = cluster.client().executor()
+        ex.submit(calls.nap, 0.5)
+        ex.submit(open, sys.argv[1], "w")
+        """,
+        str(tmp_path / "there"),
+    )
+    assert (tmp_path / "there").exists()
+
+
+@pytest.mark.parametrize("what", ["ex.submit(calls.nap, 600).result()", "list(ex.map(calls.nap, [600] * 9))", "concurrent.futures.wait([ex.submit(calls.nap, 600)])", "client.run(['sleep 600']).wait()", "client.wait_for_engines(99)"])
+def test_ctrl_c_interrupts(clean, what):
+    code = f"""
+        import ipbroker, calls, concurrent.futures, time
+        with ipbroker.Cluster(n=1) as cluster:
+            client = cluster.client()
+            ex = client.executor()
+            ex.submit(calls.nap, 0).result()
+            print("now", flush=True)
+            try:
+                {what}
+            except KeyboardInterrupt:
+                print("interrupted", flush=True)
+            client.abort()
+    """
+    process = subprocess.Popen([sys.executable, "-c", textwrap.dedent(code)], cwd=HERE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "now\n"
+    time.sleep(0.5)  # the wait has begun, in all likelihood; Ctrl-C is to work before it, too
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert out == "interrupted\n", err
+
+
+def test_a_forked_child_connects_anew(client):
+    future = client.submit(calls.nap, 1.0, "late")
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            try:
+                future.result(20)
+                text = "got it"
+            except ipbroker.ForkError as error:
+                text = f"{error}; {client.submit(calls.square, 7).result(30)}"
+            os.write(writer, text.encode())
+            client.close()
+        finally:
+            os._exit(0)
+    os.close(writer)
+    with open(reader) as stream:
+        text = stream.read()
+    os.waitpid(child, 0)
+    assert f"submitted by process {os.getpid()}" in text and text.endswith("; 49")
+    assert future.result(30) == "late"
+    assert client.submit(calls.square, 8).result(30) == 64
+
+
+def _in_a_process(file):
+    with ipbroker.Client(file=file) as client:
+        return client.submit(calls.square, 9).result(60)
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
+def test_multiprocessing(client, method):
+    with multiprocessing.get_context(method).Pool(1) as pool:
+        assert pool.apply(_in_a_process, (client.connection_file,)) == 81
+
+
+def test_a_client_that_is_collected_closes(cluster):
+    client = ipbroker.Client(**cluster._where)
+    future = client.submit(calls.nap, 0.5, 3)
+    link = client._link
+    del client
+    gc.collect()
+    # Its calls end first, or say that it is closed: nobody waits for ever.
+    try:
+        assert future.result(30) == 3
+    except ipbroker.ClosedError:
+        pass
+    assert link.closed
+    assert not link._thread.is_alive()
+
+
+def test_a_closed_client_says_so(cluster):
+    client = ipbroker.Client(**cluster._where)
+    future = client.submit(calls.nap, 600)
+    client.close()
+    with pytest.raises(ipbroker.ClosedError):
+        future.result(10)
+    with pytest.raises(ipbroker.ClosedError):
+        client.submit(pow, 1, 1)
+    assert client.closed and "closed" in repr(client)
+    client.close()
+
+
+def test_where_there_is_no_cluster(tmp_path):
+    with pytest.raises(ipbroker.ConnectionError, match="no connection file .*ipbroker.Cluster"):
+        ipbroker.Client(profile_dir=tmp_path)
+    with pytest.raises(ipbroker.IpbrokerError, match="IPBROKER_CONNECTION"):
+        ipbroker.current_client()
+
+
+def test_a_cluster_that_cannot_start_says_why(clean):
+    with pytest.raises(ipbroker.IpbrokerError, match="--scheme"):
+        ipbroker.Cluster(n=1, options=["--scheme=none"])
+
+
+def test_a_profile_is_kept(clean, tmp_path, monkeypatch):
+    monkeypatch.setenv("IPYTHONDIR", str(tmp_path))
+    with ipbroker.Cluster(n=1, profile="kept") as cluster:
+        assert ipbroker.Client("kept").submit(calls.square, 2).result(30) == 4
+        assert "kept" in repr(cluster) and "kept" in cluster._repr_html_()
+    assert (tmp_path / "profile_kept").is_dir()
+    assert not cluster.running
+
+
+def test_an_engine_that_dies_says_how(clean):
+    with ipbroker.Cluster(n=1) as cluster:
+        client = cluster.client()
+        with pytest.raises(ipbroker.EngineError, match="SIGSEGV"):
+            client.submit(crash).result(60)
+        with pytest.raises(ipbroker.EngineError, match="7"):
+            client.submit(os._exit, 7).result(60)
+        assert client.submit(calls.square, 3).result(60) == 9
+        first = client.submit(calls.pid).result(60)
+        assert client.submit(calls.pid).result(60) == first
+
+
+def crash():
+    import ctypes
+
+    ctypes.string_at(0)
+
+
+def test_import_is_quick():
+    text = python(
+        """
+        import sys, time
+        before = set(sys.modules)
+        begin = time.perf_counter()
+        import ipbroker
+        spent = time.perf_counter() - begin
+        print(spent, *sorted({name.split(".")[0] for name in set(sys.modules) - before}))
+        """
+    )
+    spent, *modules = text.split()
+    assert not {"cloudpickle", "asyncio", "numpy", "joblib", "IPython", "multiprocessing"} & set(modules)
+    assert float(spent) < 1
