@@ -18,7 +18,7 @@ use serde::de::DeserializeOwned;
 use crate::builder::ClientBuilder;
 use crate::engines::{Engines, Notice};
 use crate::error::{Error, Result};
-use crate::io::{self, Channel, Handle, Request, Sink, Submission};
+use crate::io::{self, Channel, Handle, Listener, Request, Sink, Submission};
 use crate::view::{DirectView, LoadBalancedView};
 use crate::wire::{self, Built};
 
@@ -324,6 +324,15 @@ impl Client {
             tag,
         };
         self.hand_over(Channel::Task, built, awaited)
+    }
+
+    /// Tells `listener` what this client's tasks print while they run, from now on. Tasks that end at once may have printed
+    /// before the controller knows of it: what a reply says is complete.
+    ///
+    /// # Errors
+    /// [`Error::Closed`].
+    pub fn listen(&self, listener: Arc<dyn Listener>) -> Result<()> {
+        self.inner.handle.send(Request::Listen(listener))
     }
 
     /// A call with maps that are packed already, ready for [`Client::submit_all`].

@@ -38,6 +38,12 @@ pub trait Sink: Send + Sync {
     fn flush(&self) {}
 }
 
+/// Hears what this client's tasks print while they run, on the I/O thread: be quick.
+pub trait Listener: Send + Sync {
+    /// A task printed something; `stream` is `stdout` or `stderr`. The id is the request's: of an array, without its member.
+    fn printed(&self, msg_id: &str, stream: &str, text: &str);
+}
+
 /// The controller's sockets that a client uses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Channel {
@@ -74,6 +80,8 @@ pub(crate) enum Request {
         answer: Sender<Envelope>,
     },
     Forget(u64),
+    /// From now on, output is listened to.
+    Listen(Arc<dyn Listener>),
     Close,
 }
 

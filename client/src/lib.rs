@@ -37,7 +37,7 @@ pub use client::{Client, Outgoing, Template};
 pub use engines::Notice;
 pub use error::{Error, Result, TaskError};
 pub use fs::{Host, PART};
-pub use io::{Part, Sink};
+pub use io::{Listener, Part, Sink};
 pub use ipbroker_protocol as protocol;
 pub use query::{ClusterStatus, Explanation, Outcomes, Record};
 pub use reply::{Reply, ReplyInfo};

@@ -161,19 +161,20 @@ def test_multiprocessing(client, method):
         assert pool.apply(_in_a_process, (client.connection_file,)) == 81
 
 
-def test_a_client_that_is_collected_closes(cluster):
+def test_a_client_that_is_collected_closes_after_its_calls(cluster):
     client = ipbroker.Client(**cluster._where)
     future = client.submit(calls.nap, 0.5, 3)
+    results = client.view().map(calls.nap, [0.1, 0.1])
     link = client._link
     del client
     gc.collect()
-    # Its calls end first, or say that it is closed: nobody waits for ever.
-    try:
-        assert future.result(30) == 3
-    except ipbroker.ClosedError:
-        pass
-    assert link.closed
-    assert not link._thread.is_alive()
+    assert future.result(30) == 3 and list(results) == [None, None]
+    del results
+    gc.collect()
+    end = time.monotonic() + 30
+    while not link.closed or link._thread.is_alive():
+        assert time.monotonic() < end
+        time.sleep(0.01)
 
 
 def test_a_closed_client_says_so(cluster):

@@ -9,12 +9,13 @@ import sys
 import threading
 import time
 import weakref
-from typing import TYPE_CHECKING, Any, Callable, Dict, Iterable, List, Mapping, Optional, Union
+from typing import TYPE_CHECKING, Any, Callable, Dict, Iterable, List, Mapping, Optional, Tuple, Union
 
 from . import _native
 from ._pickle import dump_arguments
 from .errors import ClosedError, IpbrokerError
-from .futures import CallInfo, Future
+from .futures import Future
+from .output import Output
 
 if TYPE_CHECKING:
     from .executor import Executor
@@ -40,11 +41,13 @@ class Link:
         self.closed = False
         self._thread = threading.Thread(target=_fetch, args=(self.native, self.pending), name="ipbroker-results", daemon=True)
         self._thread.start()
+        self.native.listen()
 
-    def submit(self, call: Any, name: str, args: Any, kwargs: Any, owner: Any = None) -> Future:
-        """Sends a call."""
+    def submit(self, client: "Client", call: Any, name: str, args: Any, kwargs: Any, owner: Any = None) -> Future:
+        """Sends a call. The client is kept until it has ended."""
         data, outside = dump_arguments(args, kwargs)
         future = Future(self, name, time.time())
+        future._client = client
         future._owner = owner
         tag = next(self.tags)
         future._tag = tag
@@ -71,6 +74,7 @@ class Link:
     def forget(self, future: Future) -> None:
         """Nobody waits for the future any more."""
         self.pending.pop(future._tag, None)
+        future._client = None
         if future._owner is not None:
             future._owner.discard(future)
 
@@ -94,32 +98,41 @@ class Link:
 
 def _fetch(native: Any, pending: Dict[int, Any]) -> None:
     """The thread: completes futures as results come. It knows no client, so that one can be collected."""
+    output = Output()
     while True:
-        deliveries = native.wait_results()
-        if deliveries is None:
+        arrived = native.wait_results()
+        if arrived is None:
             return
+        deliveries, printed, dropped = arrived
+        for piece in printed:
+            output.piece(*piece)
+        if dropped:
+            output.write("stderr", f"[ipbroker: {dropped} bytes that calls printed were dropped: more than can be shown]\n")
         for delivery in deliveries:
             try:
-                _deliver(pending, *delivery)
+                _deliver(pending, output, *delivery)
             except Exception:
                 # A defect of ours, or of a callback: the other results are wanted all the same.
                 sys.excepthook(*sys.exc_info())
         # What is waited for next should not keep these alive.
-        deliveries = delivery = None
+        arrived = deliveries = delivery = None
 
 
-def _deliver(pending: Dict[int, Any], kind: int, tag: int, lo: int, hi: int, metadata: Optional[bytes], value: Any, more: Any) -> None:
+def _deliver(pending: Dict[int, Any], output: "Output", kind: int, tag: int, lo: int, hi: int, metadata: Optional[bytes], value: Any, more: Any) -> None:
     target = pending.get(tag)
     if target is None:
         return  # cancelled
     if isinstance(target, Future):
         del pending[tag]
         if kind == OK:
+            if more[1] is not None:
+                output.rest(target.id, metadata, more[1])
             target._succeed(metadata, value, *more)
         elif kind == MEMBERS:
             target._fail(metadata, ("BadReply", "the reply is that of an array", (), None, False))
         else:
             target._fail(metadata, value)
+        target._client = None
         owner = target._owner
         if owner is not None:
             owner.discard(target)
@@ -181,6 +194,8 @@ class Client:
             "timeout": timeout,
         }
         self._lock = threading.Lock()
+        # A cluster that was made for this client lives as long.
+        self._cluster: Any = None
         self._links: List[Link] = []
         # Runs when the client is collected, and at the interpreter's exit.
         self._finalizer = weakref.finalize(self, _close, self._links)

@@ -145,6 +145,7 @@ class Cluster:
                     raise IpbrokerError("the cluster is stopped")
                 client = Client(**self._where)
                 self._clients.add(client)
+            client._cluster = self
             return client
 
     @property

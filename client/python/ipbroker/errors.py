@@ -121,16 +121,17 @@ def exception(failure: Failure) -> BaseException:
     """The exception that a failure is raised as: the call's own if it can be unpickled here."""
     ename, evalue, traceback, pickled, aborted = failure
     text = "".join(line if line.endswith("\n") else line + "\n" for line in traceback)
-    error: Any = None
+    error: Optional[BaseException] = None
     if aborted:
         error = TaskAborted(ename, evalue, traceback)
     elif pickled is not None:
         try:
-            error = pickle.loads(pickled)
+            loaded: Any = pickle.loads(pickled)
+            error = loaded if isinstance(loaded, BaseException) else None
         except Exception as reason:  # its class is known there only, or its __init__ wants other arguments
             note = f"(its exception could not be unpickled here: {type(reason).__name__}: {reason})\n"
             text += note
-    if not isinstance(error, BaseException):
+    if error is None:
         if ename == "Closed":
             error = ClosedError(evalue)
         elif ename == "PicklingError":

@@ -8,7 +8,7 @@ import weakref
 from typing import TYPE_CHECKING, Any, Callable, Iterable, Optional, Set
 
 from .futures import Future
-from .map import MapIterator
+from .map import Flow, MapIterator
 
 if TYPE_CHECKING:
     from .client import Client
@@ -24,8 +24,10 @@ class Executor(concurrent.futures.Executor):
         self._view = view
         self._lock = threading.Lock()
         self._futures: Set[Future] = set()
-        self._maps: "weakref.WeakSet[MapIterator]" = weakref.WeakSet()
+        self._flows: "weakref.WeakSet[Flow]" = weakref.WeakSet()
         self._shut = False
+        # A future keeps its executor: what one has begun is waited for at exit, whoever still knows it.
+        self.add, self.discard = self._futures.add, self._futures.discard
         _executors.add(self)
 
     @property
@@ -45,30 +47,31 @@ class Executor(concurrent.futures.Executor):
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future:
         """Calls a function once."""
         self._open()
-        link = self._view.client._link
+        client = self._view.client
+        link = client._link
         call, name = self._view._call(fn, link)
-        return link.submit(call, name, args, kwargs, self._futures)
+        return link.submit(client, call, name, args, kwargs, self)
 
     def map(self, fn: Callable[..., Any], *iterables: Iterable[Any], timeout: Optional[float] = None, chunksize: Optional[int] = None) -> MapIterator:
         """Calls a function for each item of the iterables, which are read as results are consumed; results in their order."""
         self._open()
         results = self._view.map(fn, *iterables, timeout=timeout, chunksize=chunksize)
-        self._maps.add(results)
+        self._flows.add(results._flow)
         return results
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """No more calls; waits for those there are, or cancels what has not ended."""
         with self._lock:
             self._shut = True
-        futures, maps = list(self._futures), list(self._maps)
+        futures, flows = list(self._futures), list(self._flows)
         if cancel_futures:
             for future in futures:
                 future.cancel()
-            for results in maps:
-                results.close()
+            for flow in flows:
+                flow.cancel()
         if wait:
-            for results in maps:
-                results._drain()
+            for flow in flows:
+                flow.drain()
             concurrent.futures.wait(futures)
 
     def __repr__(self) -> str:

@@ -77,7 +77,9 @@ class Future(concurrent.futures.Future):  # type: ignore[type-arg]
         self._name = name
         self._submitted = submitted
         self._told: Any = None
+        self._tag = -1
         self._owner: Any = None
+        self._client: Any = None
 
     @property
     def info(self) -> CallInfo:
@@ -132,7 +134,7 @@ class Future(concurrent.futures.Future):  # type: ignore[type-arg]
 
     # What follows is called by the thread that fetches results.
 
-    def _succeed(self, metadata: bytes, data: bytes, outside: List[bytearray], content: Optional[bytes]) -> None:
+    def _succeed(self, metadata: Optional[bytes], data: bytes, outside: List[bytearray], content: Optional[bytes]) -> None:
         self._told = (metadata, content)
         try:
             value = loads(data, buffers=outside)

@@ -19,7 +19,8 @@ class Jobs(Sequence[Job]):
     ``status``, ``host``, ``engine_id``, ``submitted``, ``started``, ``completed``, ``received``, ``elapsed``, ``error`` and, where
     captured, ``stdout`` and ``stderr``."""
 
-    def __init__(self, link: "Link", jobs: List[Job]) -> None:
+    def __init__(self, client: "Client", link: "Link", jobs: List[Job]) -> None:
+        self._client = client
         self._link = link
         self._jobs = jobs
         self._changed = threading.Condition()
@@ -108,7 +109,7 @@ class Jobs(Sequence[Job]):
 
 
 def _ok(result: Mapping[str, Any]) -> bool:
-    return result["status"] == "ok" and result["code"] == 0
+    return bool(result["status"] == "ok" and result["code"] == 0)
 
 
 def run(client: "Client", jobs: Iterable[Mapping[str, Any]], options: Dict[str, Any]) -> Jobs:
@@ -129,7 +130,7 @@ def run(client: "Client", jobs: Iterable[Mapping[str, Any]], options: Dict[str, 
 
             raise JobError(f"jobs:{number}: {error}; nothing was submitted") from None
     link = client._link
-    submitted = Jobs(link, own)
+    submitted = Jobs(client, link, own)
     if not own:
         return submitted
     number = next(link.tags)

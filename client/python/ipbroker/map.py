@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
+from concurrent.futures import CancelledError
 from concurrent.futures import TimeoutError as FuturesTimeout
 from typing import TYPE_CHECKING, Any, Callable, Deque, Dict, Iterable, Iterator, List, Optional, Tuple
 
@@ -36,7 +37,7 @@ class _Array:
 
     __slots__ = ("flow", "id", "count", "bytes", "left", "parts", "cancelled")
 
-    def __init__(self, flow: "_Flow", count: int, size: int) -> None:
+    def __init__(self, flow: "Flow", count: int, size: int) -> None:
         self.flow = flow
         self.id = ""
         self.count = count
@@ -53,10 +54,11 @@ class _Array:
         return self.left <= 0
 
 
-class _Flow:
+class Flow:
     """Sends arrays as results are consumed."""
 
     def __init__(self, view: "View", function: Callable[..., Any], arguments: Iterator[Any], length: Optional[int], timeout: Optional[float], chunksize: Optional[int], ordered: bool) -> None:
+        self.client = view.client
         self.link = view.client._link
         self.call, self.name = view._call(function, self.link)
         self.arguments = arguments
@@ -65,7 +67,7 @@ class _Flow:
         self.timeout = timeout
         self.chunksize = chunksize
         self.ordered = ordered
-        self.changed = threading.Condition(threading.Lock())
+        self.changed = threading.Condition()
         # In order of submission; of an unordered map, those that are not consumed.
         self.arrays: Deque[_Array] = deque()
         self.ready: Deque[Tuple[_Array, Part]] = deque()
@@ -73,6 +75,8 @@ class _Flow:
         # What reading or pickling arguments raised: raised again when everything before it is consumed.
         self.broken: Optional[BaseException] = None
         self.stopped = False
+        # Whether somebody has asked for a result.
+        self.begun = False
         self.size = 0
         self.unbounded = False
         # Calls and bytes that are sent and not consumed.
@@ -195,16 +199,17 @@ class _Flow:
             array = self.arrays[0]
             at = 0
             while at < array.count:
-                part = array.parts.pop(at, None)
-                if part is None:
-                    part = self.wait(lambda: array.parts.pop(at, None))
+                part = self.wait(lambda: self.broken if array.cancelled else array.parts.pop(at, None))
+                if isinstance(part, BaseException):
+                    return  # which raises it
                 self.consumed(array, part)
                 # New work goes out before the results are looked at.
                 self.fill()
                 yield from self.of(part)
                 at = part[1]
             with self.changed:
-                self.arrays.popleft()
+                if self.arrays:
+                    self.arrays.popleft()
 
     def as_they_come(self) -> Iterator[Any]:
         while True:
@@ -212,7 +217,10 @@ class _Flow:
                 self.fill()
                 if not self.calls:
                     return
-            array, part = self.wait(lambda: self.ready.popleft() if self.ready else None)
+            found = self.wait(lambda: self.broken if self.stopped else self.ready.popleft() if self.ready else None)
+            if isinstance(found, BaseException):
+                return  # which raises it
+            array, part = found
             self.consumed(array, part)
             if array.left <= 0:
                 with self.changed:
@@ -251,6 +259,7 @@ class _Flow:
                 array.parts.clear()
             self.arrays.clear()
             self.ready.clear()
+            self.changed.notify_all()
         if unfinished:
             self.link.abort_soon([array.id for array in unfinished if array.id])
         close = getattr(self.arguments, "close", None)
@@ -262,8 +271,19 @@ class _Flow:
         self.unbounded = True
         self.fill()
 
-    def wait_all(self) -> None:
-        """Waits until everything that was sent has ended."""
+    def cancel(self) -> None:
+        """Stops, and whoever still wants results is told so."""
+        if not self.stopped:
+            self.ended = True
+            self.broken = CancelledError()
+            self.stop()
+
+    def drain(self) -> None:
+        """For an executor that is shut down: all calls run, whether or not their results are consumed."""
+        if self.begun and self.length is None:
+            self.ended = True
+        else:
+            self.send_all()
         while True:
             with self.changed:
                 if self.stopped or all(array.left <= 0 for array in self.arrays):
@@ -275,17 +295,16 @@ class MapIterator(Iterator[Any]):
     """The results of a map. When it is closed or collected after its beginning, calls that have not ended are stopped;
     one that is dropped at once, as in ``ex.map(print, items)``, lets all of its calls run."""
 
-    def __init__(self, flow: _Flow) -> None:
+    def __init__(self, flow: Flow) -> None:
         self._flow = flow
         self._values = flow.values()
-        self._begun = False
         self._closed = False
 
     def __iter__(self) -> Iterator[Any]:
         return self
 
     def __next__(self) -> Any:
-        self._begun = True
+        self._flow.begun = True
         return next(self._values)
 
     def close(self) -> None:
@@ -294,19 +313,10 @@ class MapIterator(Iterator[Any]):
         self._values.close()  # type: ignore[attr-defined]
         self._flow.stop()
 
-    def _drain(self) -> None:
-        """For an executor that is shut down: the calls run, whether or not their results are consumed."""
-        flow = self._flow
-        if self._begun and flow.length is None:
-            flow.ended = True
-        else:
-            flow.send_all()
-        flow.wait_all()
-
     def __del__(self) -> None:
         if self._closed or self._flow.link.forked:
             return
-        if self._begun:
+        if self._flow.begun:
             self.close()
         elif not self._flow.ended:
             self._flow.send_all()
@@ -319,6 +329,6 @@ def map_calls(view: "View", function: Callable[..., Any], arguments: Iterable[An
     """Begins a map."""
     if chunksize is not None and chunksize < 1:
         raise ValueError("chunksize must be >= 1.")
-    flow = _Flow(view, function, iter(arguments), length, timeout, chunksize, ordered)
+    flow = Flow(view, function, iter(arguments), length, timeout, chunksize, ordered)
     flow.fill()
     return MapIterator(flow)

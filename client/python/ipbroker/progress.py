@@ -60,7 +60,7 @@ def _span(seconds: float) -> str:
 
 def _widget(total: int) -> Any:
     """The notebook's bar; None where there is no notebook, or no ipywidgets."""
-    ipython = sys.modules.get("IPython")
+    ipython: Any = sys.modules.get("IPython")
     shell = ipython.get_ipython() if ipython is not None else None
     if shell is None or not hasattr(shell, "kernel"):
         return None

@@ -57,7 +57,7 @@ class View:
         """Calls a function once."""
         link = self.client._link
         call, name = self._call(function, link)
-        return link.submit(call, name, args, kwargs)
+        return link.submit(self.client, call, name, args, kwargs)
 
     def map(self, function: Callable[..., Any], *iterables: Iterable[Any], timeout: Optional[float] = None, chunksize: Optional[int] = None) -> MapIterator:
         """Calls a function for each item (or for the items at the same place of several iterables): results in their order.

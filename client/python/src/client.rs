@@ -310,13 +310,18 @@ impl NativeClient {
         .map_err(|error: Error| raise(py, &error))
     }
 
-    /// What has arrived since this was last asked; waits for something. None: the client is closed.
-    fn wait_results<'py>(&self, py: Python<'py>) -> PyResult<Option<Bound<'py, PyList>>> {
-        let Some(parts) = py.detach(|| self.queue.take()) else {
+    /// What has arrived since this was last asked: results, what was printed, bytes of that which were dropped. Waits for
+    /// something. None: the client is closed.
+    #[allow(clippy::type_complexity)]
+    fn wait_results<'py>(
+        &self,
+        py: Python<'py>,
+    ) -> PyResult<Option<(Bound<'py, PyList>, Vec<(String, String, String)>, usize)>> {
+        let Some(arrived) = py.detach(|| self.queue.take()) else {
             return Ok(None);
         };
         let deliveries = PyList::empty(py);
-        for (tag, part) in parts {
+        for (tag, part) in arrived.parts {
             if tag & JOBS != 0 {
                 if let Some(jobs) = self.jobs(py, tag, &part)? {
                     deliveries.append(jobs)?;
@@ -325,7 +330,14 @@ impl NativeClient {
             }
             deliveries.append(results::delivery(py, tag, &part)?)?;
         }
-        Ok(Some(deliveries))
+        Ok(Some((deliveries, arrived.printed, arrived.dropped)))
+    }
+
+    /// What calls print arrives, from now on.
+    fn listen(&self, py: Python<'_>) -> PyResult<()> {
+        self.client(py)?
+            .listen(self.queue.clone())
+            .map_err(|error| raise(py, &error))
     }
 
     /// Ends tasks, running ones too with `kill`. Without `wait` the answer is not waited for.

@@ -2,9 +2,29 @@
 
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
-use ipbroker_client::{Part, Sink};
+use ipbroker_client::{Listener, Part, Sink};
 
-/// Results by tag, in the order of their arrival.
+/// Bytes of output that wait to be printed; what comes beyond is dropped, and that is said.
+const PRINTED: usize = 8 << 20;
+
+/// What arrived since it was last fetched.
+#[derive(Default)]
+pub(crate) struct Arrived {
+    /// Results by tag, in the order of their arrival.
+    pub(crate) parts: Vec<(u64, Part)>,
+    /// What was printed: by which task, on which stream, what.
+    pub(crate) printed: Vec<(String, String, String)>,
+    bytes: usize,
+    pub(crate) dropped: usize,
+}
+
+impl Arrived {
+    fn is_empty(&self) -> bool {
+        self.parts.is_empty() && self.printed.is_empty()
+    }
+}
+
+/// What arrives, and whoever waits for it.
 #[derive(Default)]
 pub(crate) struct Queue {
     state: Mutex<State>,
@@ -13,7 +33,7 @@ pub(crate) struct Queue {
 
 #[derive(Default)]
 struct State {
-    parts: Vec<(u64, Part)>,
+    arrived: Arrived,
     closed: bool,
 }
 
@@ -23,9 +43,9 @@ impl Queue {
     }
 
     /// All that has come; waits for something. `None`: the client is closed, and nothing is left.
-    pub(crate) fn take(&self) -> Option<Vec<(u64, Part)>> {
+    pub(crate) fn take(&self) -> Option<Arrived> {
         let mut state = self.lock();
-        while state.parts.is_empty() {
+        while state.arrived.is_empty() {
             if state.closed {
                 return None;
             }
@@ -34,7 +54,7 @@ impl Queue {
                 .wait(state)
                 .unwrap_or_else(PoisonError::into_inner);
         }
-        Some(std::mem::take(&mut state.parts))
+        Some(std::mem::take(&mut state.arrived))
     }
 
     /// Whoever waits is told that nothing more will come.
@@ -46,10 +66,25 @@ impl Queue {
 
 impl Sink for Queue {
     fn deliver(&self, tag: u64, part: Part) {
-        self.lock().parts.push((tag, part));
+        self.lock().arrived.parts.push((tag, part));
     }
 
     fn flush(&self) {
+        self.changed.notify_all();
+    }
+}
+
+impl Listener for Queue {
+    fn printed(&self, msg_id: &str, stream: &str, text: &str) {
+        let arrived = &mut self.lock().arrived;
+        if arrived.bytes + text.len() > PRINTED {
+            arrived.dropped += text.len();
+            return;
+        }
+        arrived.bytes += text.len();
+        arrived
+            .printed
+            .push((msg_id.to_owned(), stream.to_owned(), text.to_owned()));
         self.changed.notify_all();
     }
 }

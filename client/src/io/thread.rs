@@ -17,7 +17,7 @@ use ipbroker_protocol::wake::Wake;
 use ipbroker_protocol::zmq::{self, Context, Message, PollItem, Socket};
 
 use super::pending::{Pending, Table};
-use super::{Channel, Handle, Request, Sink, Submission, number_of};
+use super::{Channel, Handle, Listener, Request, Sink, Submission, number_of};
 use crate::engines::{ConnectionReply, Engines};
 use crate::error::Result;
 use crate::reply::Reply;
@@ -55,6 +55,7 @@ struct Sockets {
     mux: Option<Socket>,
     control: Option<Socket>,
     broadcast: Option<Socket>,
+    iopub: Option<Socket>,
 }
 
 struct Io {
@@ -63,6 +64,7 @@ struct Io {
     sockets: Sockets,
     wake: Wake,
     requests: Receiver<Request>,
+    listener: Option<Arc<dyn Listener>>,
     table: Table,
     queries: HashMap<u64, Sender<Envelope>>,
     /// Sinks that have had deliveries since the last flush, and how many those were.
@@ -111,6 +113,7 @@ pub(crate) fn start(settings: Settings) -> Result<(Handle, std::thread::JoinHand
         mux: None,
         control: None,
         broadcast: None,
+        iopub: None,
     };
     let (waker, wake) = ipbroker_protocol::wake::pair()?;
     let (sender, requests) = crossbeam_channel::unbounded();
@@ -121,6 +124,7 @@ pub(crate) fn start(settings: Settings) -> Result<(Handle, std::thread::JoinHand
         sockets,
         wake,
         requests,
+        listener: None,
         table: Table::default(),
         queries: HashMap::new(),
         touched: Vec::new(),
@@ -209,14 +213,20 @@ impl Io {
     /// Whether something is to be read, within so many milliseconds.
     fn ready(&self, timeout: i64) -> bool {
         let sockets = &self.sockets;
-        let mut items = Vec::with_capacity(7);
+        let mut items = Vec::with_capacity(8);
         items.extend([
             PollItem::from_fd(self.wake.fd(), zmq::POLLIN),
             sockets.task.as_poll_item(zmq::POLLIN),
             sockets.hub.as_poll_item(zmq::POLLIN),
             sockets.notification.as_poll_item(zmq::POLLIN),
         ]);
-        for socket in [&sockets.mux, &sockets.control, &sockets.broadcast]
+        let optional = [
+            &sockets.mux,
+            &sockets.control,
+            &sockets.broadcast,
+            &sockets.iopub,
+        ];
+        for socket in optional
             .into_iter()
             .flatten()
         {
@@ -248,6 +258,7 @@ impl Io {
                 Ok(Request::Forget(number)) => {
                     self.queries.remove(&number);
                 }
+                Ok(Request::Listen(listener)) => self.listen(listener),
                 Ok(Request::Close) | Err(TryRecvError::Disconnected) => return false,
                 Err(TryRecvError::Empty) => return true,
             }
@@ -255,6 +266,19 @@ impl Io {
         // More is waiting: do not sleep.
         self.wake.waker().wake();
         true
+    }
+
+    fn listen(&mut self, listener: Arc<dyn Listener>) {
+        let port = self.settings.connection.iopub;
+        let opened = connect(&self.context, &self.settings, zmq::SUB, port)
+            .and_then(|socket| Ok(socket.set_subscribe(b"engine.").map(|()| socket)?));
+        match opened {
+            Ok(socket) => {
+                self.sockets.iopub = Some(socket);
+                self.listener = Some(listener);
+            }
+            Err(error) => tracing::warn!(%error, "output cannot be listened to"),
+        }
     }
 
     fn submit(&mut self, submission: Submission) {
@@ -346,6 +370,47 @@ impl Io {
             if let Some(envelope) = self.check(std::mem::take(frames)) {
                 self.notified(&envelope);
             }
+        }
+        for _ in 0..BATCH {
+            match self
+                .sockets
+                .iopub
+                .as_ref()
+                .map(|socket| socket::recv(socket, frames))
+            {
+                Some(Ok(true)) => {
+                    if let Some(envelope) = self.check(std::mem::take(frames)) {
+                        self.printed(&envelope);
+                    }
+                }
+                _ => break,
+            }
+        }
+    }
+
+    /// Something was published: what our own tasks print is passed on.
+    fn printed(&self, envelope: &Envelope) {
+        #[derive(serde::Deserialize, Default)]
+        #[serde(default)]
+        struct Stream {
+            name: String,
+            text: String,
+        }
+        let (session, packer) = (&self.settings.session, self.settings.session.packer);
+        let Some(listener) = &self.listener else {
+            return;
+        };
+        let (Ok(header), Ok(parent)) = (
+            HeaderRef::read(packer, envelope.header()),
+            ParentRef::read(packer, envelope.parent_header()),
+        ) else {
+            return;
+        };
+        if &*header.msg_type == "stream"
+            && number_of(&parent.msg_id, &session.id).is_some()
+            && let Ok(stream) = packer.unpack::<Stream>(envelope.content())
+        {
+            listener.printed(&parent.msg_id, &stream.name, &stream.text);
         }
     }
 

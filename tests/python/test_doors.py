@@ -1,0 +1,79 @@
+"""Others' doors: joblib, ipyparallel, notebooks."""
+
+import os
+import subprocess
+import sys
+import textwrap
+
+import pytest
+
+import calls
+
+
+def test_joblib(client):
+    joblib = pytest.importorskip("joblib")
+    import ipbroker.joblib
+
+    ipbroker.joblib.register(client)
+    with joblib.parallel_config("ipbroker"):
+        assert joblib.Parallel()(joblib.delayed(calls.square)(x) for x in range(500)) == [x * x for x in range(500)]
+        pids = set(joblib.Parallel()(joblib.delayed(calls.pid)() for _ in range(20)))
+        assert os.getpid() not in pids
+        with pytest.raises(ValueError, match="no value"):
+            joblib.Parallel()(joblib.delayed(calls.fail)() for _ in range(3))
+        unordered = joblib.Parallel(return_as="generator_unordered")(joblib.delayed(calls.square)(x) for x in range(20))
+        assert sorted(unordered) == [x * x for x in range(20)]
+
+
+def test_scikit_learn(client):
+    pytest.importorskip("sklearn")
+    joblib = pytest.importorskip("joblib")
+    from sklearn.datasets import load_iris
+    from sklearn.model_selection import GridSearchCV
+    from sklearn.svm import SVC
+
+    import ipbroker.joblib
+
+    ipbroker.joblib.register(client)
+    with joblib.parallel_config("ipbroker"):
+        search = GridSearchCV(SVC(), {"C": [0.1, 1, 10]}, cv=3).fit(*load_iris(return_X_y=True))
+    assert search.best_score_ > 0.9
+
+
+def test_ipyparallel_finds_our_controller(tmp_path):
+    pytest.importorskip("ipyparallel")
+    code = """
+        import ipyparallel as ipp
+        cluster = ipp.Cluster(controller="ipbroker", n=1)
+        rc = cluster.start_and_connect_sync()
+        assert "ipctl" in open(f"/proc/{cluster.controller.pid}/cmdline").read(), cluster.controller
+        print(rc[:].apply_sync(lambda: 6 * 7))
+        rc.close()
+        cluster.stop_cluster_sync()
+    """
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], cwd=tmp_path, env=dict(os.environ, IPYTHONDIR=str(tmp_path)), capture_output=True, text=True, timeout=110)
+    assert done.returncode == 0 and "[42]" in done.stdout, done.stderr
+
+
+def test_a_notebook_shows_what_there_is(tmp_path):
+    nbformat = pytest.importorskip("nbformat")
+    nbclient = pytest.importorskip("nbclient")
+    pytest.importorskip("ipykernel")
+    cells = [
+        "import ipbroker\ncluster = ipbroker.Cluster(n=2)\nclient = cluster.client()\ncluster",
+        "def f(x):\n    print('seen', x)\n    return x + 1\nclient.submit(f, 41).result()",
+        "client.engines",
+        "jobs = client.run([{'cmd': 'sleep 0.1'}] * 6)\njobs.progress()",
+        "await client.submit(f, 1)",
+        "cluster.close()",
+    ]
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in cells])
+    os.environ["IPYTHONDIR"] = str(tmp_path)
+    client = nbclient.NotebookClient(notebook, timeout=100, resources={"metadata": {"path": str(tmp_path)}}, kernel_name="python3")
+    client.execute()
+    shown = [str(cell.outputs) for cell in notebook.cells]
+    assert "<table" in shown[0] and "ipbroker.Client" in shown[0]
+    assert "42" in shown[1] and "seen 41" in shown[1]
+    assert "2 engines" in shown[2] and "<table" in shown[2]
+    assert "IntProgress" in shown[3] or "6 of 6" in shown[3] or "6/6" in shown[3]
+    assert "2" in shown[4]

@@ -1,0 +1,46 @@
+"""What calls print reaches the caller."""
+
+import time
+
+import calls
+
+
+def test_prints_come_as_they_happen(client, capfd):
+    def slowly():
+        import time
+
+        print("one", flush=True)
+        time.sleep(5)
+        print("two")
+
+    future = client.submit(slowly)
+    end = time.monotonic() + 30
+    text = ""
+    while "one" not in text:
+        assert not future.done() and time.monotonic() < end
+        text += capfd.readouterr().out
+        time.sleep(0.02)
+    assert "two" not in text
+    future.result(60)
+    assert capfd.readouterr().out.endswith("two\n")
+
+
+def test_all_is_printed_before_the_result_is_there(client, capfd):
+    for at in range(20):
+        client.submit(calls.say, f"number {at}").result(30)
+        out, err = capfd.readouterr()
+        assert (out, err) == (f"number {at}\n", f"NUMBER {at}\n")
+
+
+def test_a_flood_is_cut_and_the_call_ends(client, capfd):
+    def flood():
+        line = "x" * 999_999
+        for _ in range(100):
+            print(line)
+        return "done"
+
+    future = client.submit(flood)
+    assert future.result(100) == "done"
+    assert 0 < len(future.info.stdout) <= 70_000
+    capfd.readouterr()
+    assert client.submit(calls.square, 3).result(30) == 9
