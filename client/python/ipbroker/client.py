@@ -230,7 +230,7 @@ class Client:
 
     def view(self, **options: Any) -> "View":
         """Calls with options: ``retries``, ``timeout`` (s that they may wait), ``after``, ``follow`` (futures or ids), ``any``,
-        ``on`` ("success", "failure", "always"), ``host``, ``tags``, ``prefer``, ``prefer_wait``, ``priority``, ``require``, ``targets``."""
+        ``on`` ("success", "failure", "always"), ``host``, ``tags``, ``prefer``, ``prefer_wait``, ``priority``, ``require``, ``limit`` ({"time": s, "memory": bytes}), ``targets``."""
         from .view import View
 
         return View(self, options)

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use ipbroker_client::job::parse_line;
 use ipbroker_client::protocol::array::Packed;
-use ipbroker_client::protocol::message::types;
+use ipbroker_client::protocol::message::{FunctionCall, types};
 use ipbroker_client::protocol::zmq::Message;
 use ipbroker_client::{Batch, Client, Error, Notice, Part, Sink, Template};
 use jiff::tz::TimeZone;
@@ -16,6 +16,7 @@ use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict, PyList, PyTuple};
 use serde::Serialize;
+use serde_bytes::ByteBuf;
 
 use crate::error::raise;
 use crate::options;
@@ -24,16 +25,6 @@ use crate::results;
 
 /// From this size on, copying is done without Python's lock.
 const LARGE: usize = 256 << 10;
-
-/// Content of a Python call's request.
-#[derive(Serialize)]
-struct PythonCall<'a> {
-    name: &'a str,
-    #[serde(with = "serde_bytes")]
-    code: &'a [u8],
-    #[serde(skip_serializing_if = "Option::is_none")]
-    python: Option<&'a str>,
-}
 
 /// A callable with a view's options, packed: what its calls have in common.
 #[pyclass(frozen, module = "ipbroker._native")]
@@ -210,8 +201,13 @@ impl NativeClient {
         python: Option<&str>,
         options: &Bound<'_, PyDict>,
     ) -> PyResult<Call> {
-        let options = options::read(options)?;
-        let content = PythonCall { name, code, python };
+        let (options, limit) = options::read(options)?;
+        let content = FunctionCall {
+            name: name.to_owned(),
+            code: Some(ByteBuf::from(code)),
+            python: python.map(str::to_owned),
+            limit,
+        };
         let client = self.client(py)?;
         Ok(Call {
             template: client.template(types::FUNCTION_REQUEST, options, &content),
@@ -220,10 +216,8 @@ impl NativeClient {
 
     /// A function that engines have under a name.
     fn named(&self, py: Python<'_>, name: &str, options: &Bound<'_, PyDict>) -> PyResult<Call> {
-        let options = options::read(options)?;
-        let content = ipbroker_client::protocol::message::FunctionCall {
-            name: name.to_owned(),
-        };
+        let (options, _) = options::read(options)?;
+        let content = FunctionCall::named(name);
         let client = self.client(py)?;
         Ok(Call {
             template: client.template(types::FUNCTION_REQUEST, options, &content),

@@ -1,13 +1,15 @@
 //! The options of a view as scheduling metadata.
 
+use ipbroker_client::job::parse_size;
 use ipbroker_client::protocol::dependency::Dependency;
-use ipbroker_client::protocol::message::{Require, TaskRequest};
+use ipbroker_client::protocol::message::{Limit, Require, TaskRequest};
 use pyo3::exceptions::{PyTypeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyString};
 
 /// Reads a view's options. Python's layer has put ids for futures and uuids for engines already.
-pub(crate) fn read(options: &Bound<'_, PyDict>) -> PyResult<TaskRequest> {
+pub(crate) fn read(options: &Bound<'_, PyDict>) -> PyResult<(TaskRequest, Limit)> {
+    let mut limit = Limit::default();
     let mut request = TaskRequest {
         ack: true,
         ..TaskRequest::default()
@@ -33,10 +35,11 @@ pub(crate) fn read(options: &Bound<'_, PyDict>) -> PyResult<TaskRequest> {
             "tags" => request.tags = names(&value).map_err(wrong)?,
             "priority" => request.priority = value.extract().map_err(wrong)?,
             "require" => request.require = require(&value).map_err(wrong)?,
+            "limit" => limit = limits(&value).map_err(wrong)?,
             "detach" => request.detach = value.extract().map_err(wrong)?,
             _ => {
                 return Err(PyTypeError::new_err(format!(
-                    "unknown option {key:?}: there are after, follow, any, on, timeout, retries, host, prefer, prefer_wait, tags, priority, require, targets, detach"
+                    "unknown option {key:?}: there are after, follow, any, on, timeout, retries, host, prefer, prefer_wait, tags, priority, require, limit, targets, detach"
                 )));
             }
         }
@@ -60,7 +63,7 @@ pub(crate) fn read(options: &Bound<'_, PyDict>) -> PyResult<TaskRequest> {
             failure,
         };
     }
-    Ok(request)
+    Ok((request, limit))
 }
 
 /// A name, or several.
@@ -88,4 +91,29 @@ fn require(value: &Bound<'_, PyAny>) -> PyResult<Require> {
         }
     }
     Ok(require)
+}
+
+/// `{"time": seconds, "memory": bytes or "2G"}`, of the interpreter and what it starts.
+fn limits(value: &Bound<'_, PyAny>) -> PyResult<Limit> {
+    let mut limit = Limit::default();
+    for (key, value) in value.cast::<PyDict>()? {
+        match key.extract::<String>()?.as_str() {
+            "time" => limit.time = Some(value.extract()?),
+            "memory" => {
+                let text: String = value.str()?.extract()?;
+                let bytes = parse_size(&text).ok_or_else(|| {
+                    PyValueError::new_err(format!(
+                        "memory: {text:?} is no number of bytes, nor a size like 2G"
+                    ))
+                })?;
+                limit.memory = Some(bytes);
+            }
+            other => {
+                return Err(PyTypeError::new_err(format!(
+                    "{other:?} is none of time, memory"
+                )));
+            }
+        }
+    }
+    Ok(limit)
 }

@@ -226,10 +226,7 @@ impl Io {
             &sockets.broadcast,
             &sockets.iopub,
         ];
-        for socket in optional
-            .into_iter()
-            .flatten()
-        {
+        for socket in optional.into_iter().flatten() {
             items.push(socket.as_poll_item(zmq::POLLIN));
         }
         // An interrupted poll is one that saw nothing.
