@@ -19,5 +19,6 @@ def client(cluster):
 
 @pytest.fixture
 def executor(client):
-    with client.executor() as executor:
-        yield executor
+    executor = client.executor()
+    yield executor
+    executor.shutdown(cancel_futures=True)

@@ -127,7 +127,9 @@ def exception(failure: Failure) -> BaseException:
     elif pickled is not None:
         try:
             loaded: Any = pickle.loads(pickled)
-            error = loaded if isinstance(loaded, BaseException) else None
+            # What cannot be sent from there is the same error as what cannot be sent from here.
+            if isinstance(loaded, BaseException) and type(loaded) is not pickle.PicklingError:
+                error = loaded
         except Exception as reason:  # its class is known there only, or its __init__ wants other arguments
             note = f"(its exception could not be unpickled here: {type(reason).__name__}: {reason})\n"
             text += note
