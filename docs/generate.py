@@ -40,7 +40,8 @@ def on_files(files, config):
     pages = {f"reference/{program}.md": reference(program) for program in SUMMARIES}
     pages["reference/protocol.md"] = document("protocol/PROTOCOL.md", {})
     pages["reference/changes.md"] = document("CHANGELOG.md", {"docs/": "../"})
-    pages["how/architecture.md"] = document("ARCHITECTURE.md", {"docs/": "../", "protocol/PROTOCOL.md": "../reference/protocol.md"})
+    pages["how/architecture.md"] = document("ARCHITECTURE.md", {"docs/": "../", "protocol/PROTOCOL.md": "../reference/protocol.md", "README.md": "../index.md", "CONTRIBUTING.md": "contributing.md"})
+    pages["how/contributing.md"] = document("CONTRIBUTING.md", {"docs/how/": "", "docs/": "../", "ARCHITECTURE.md": "architecture.md"})
     for path, text in pages.items():
         files.append(File.generated(config, path, content=text))
     return files

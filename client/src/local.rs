@@ -8,7 +8,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use ipbroker_client::Client;
+use ipbroker_client::{Client, protocol::usage};
 use tempfile::TempDir;
 
 use crate::cli::{ClusterArgs, LocalArgs};
@@ -44,6 +44,7 @@ pub(crate) type Pulse = Box<dyn Fn() -> Result<(), Failure>>;
 
 impl LocalCluster {
     fn start(count: u32, args: &LocalArgs) -> Result<Self, Failure> {
+        usage::check_system().map_err(Failure::new)?;
         let program = find("ipctl")?;
         let dir = tempfile::Builder::new().prefix("ipclient-").tempdir()?;
         let log = File::options()

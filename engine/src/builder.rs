@@ -11,7 +11,7 @@ use std::{
 use ipbroker_protocol::{
     connection::EngineConnection,
     profile::{Profile, ProfileError, Role},
-    socket, wake,
+    socket, usage, wake,
 };
 use serde::{Serialize, de::DeserializeOwned};
 
@@ -63,6 +63,9 @@ pub enum EngineError {
     /// Too few descriptors for so many engines.
     #[error("{0}")]
     Descriptors(String),
+    /// The system lacks something without which no job can be started, such as `/proc`.
+    #[error("{0}")]
+    Lacking(String),
     /// It ended because it could not go on.
     #[error("{0}")]
     Serve(String),
@@ -335,6 +338,7 @@ impl Builder {
     /// # Errors
     /// [`EngineError`] saying what is missing.
     pub fn build(mut self) -> Result<Engine, EngineError> {
+        usage::check_system().map_err(EngineError::Lacking)?;
         let count = self.engines;
         let python = self.python.as_deref().map(Python::find).transpose();
         let mut python = python.map_err(EngineError::Python)?;

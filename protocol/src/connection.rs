@@ -10,6 +10,7 @@ use std::{
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use crate::{
+    PROTOCOL,
     session::{Packer, Session},
     socket::{self, CurveClient},
     value::Map,
@@ -37,6 +38,8 @@ pub struct Common {
     pub signature_scheme: String,
     /// The largest message that the controller takes, its frames together; 0: it does not say.
     pub max_message: u64,
+    /// The controller's [`PROTOCOL`]; 0: it does not say, and speaks 1.
+    pub protocol: u32,
     /// Keys of later versions and of the peer.
     #[serde(flatten)]
     pub extra: Map,
@@ -122,6 +125,16 @@ pub enum ConnectionError {
         value: String,
         /// What would do.
         known: &'static str,
+    },
+    /// Its controller speaks another protocol than this program.
+    #[error(
+        "the controller speaks protocol {found}, this program {PROTOCOL}: it is {age} than the controller; use programs of the same version"
+    )]
+    Protocol {
+        /// What the controller speaks.
+        found: u32,
+        /// `older` or `newer`.
+        age: &'static str,
     },
     /// Its CURVE key is none.
     #[error("connection file: curve_serverkey is not a Z85 key of 40 characters")]
@@ -254,7 +267,8 @@ impl Common {
     /// A session with the file's key and packer.
     ///
     /// # Errors
-    /// [`ConnectionError::Unsupported`] when packer or signature scheme is none of ours.
+    /// [`ConnectionError::Unsupported`] when packer or signature scheme is none of ours, [`ConnectionError::Protocol`] when
+    /// the controller speaks another protocol.
     pub fn session(&self) -> Result<Session, ConnectionError> {
         self.session_with_id(uuid::Uuid::new_v4().to_string())
     }
@@ -270,6 +284,11 @@ impl Common {
                 value: self.signature_scheme.clone(),
                 known: "hmac-sha256",
             });
+        }
+        let found = self.protocol.max(1);
+        if found != PROTOCOL {
+            let age = if found > PROTOCOL { "older" } else { "newer" };
+            return Err(ConnectionError::Protocol { found, age });
         }
         Ok(Session::with_id(id, self.key.as_bytes(), self.packer()?))
     }

@@ -5,6 +5,10 @@
 //! [`dependency`], [`connection`] and [`profile`] (files), [`socket`] and [`wake`] (I/O helpers), [`time`] (dates),
 //! [`shell`], [`size`] and [`usage`] (command lines).
 
+/// The number of the protocol between our programs: raised when those of different numbers can no longer work together.
+/// What is merely new is negotiated and does not raise it. Who says no number speaks 1.
+pub const PROTOCOL: u32 = 1;
+
 pub mod array;
 pub mod connection;
 pub mod dependency;

@@ -1,7 +1,32 @@
-//! Errors of the programs' command lines.
+//! What stands in the way of the programs, in one line for their users.
+
+use std::{fs, path::Path};
 
 /// The exit status of an engine process that can never start here: nobody starts it again. (`EX_CONFIG` of `sysexits.h`.)
 pub const HOPELESS: u8 = 78;
+
+/// Whether the system has what programs that start and watch processes need; some chroots and containers lack it.
+///
+/// # Errors
+/// One line: what is missing, and what to do.
+pub fn check_system() -> Result<(), String> {
+    check_system_at(Path::new("/"))
+}
+
+fn check_system_at(root: &Path) -> Result<(), String> {
+    if let Err(error) = fs::read_link(root.join("proc/self/exe")) {
+        return Err(format!(
+            "/proc/self/exe: {error}: /proc is not mounted, and without it jobs can be neither started nor watched; `mount -t proc proc /proc` in this chroot or container mounts it"
+        ));
+    }
+    let null = root.join("dev/null");
+    if let Err(error) = fs::File::options().read(true).write(true).open(null) {
+        return Err(format!(
+            "/dev/null: {error}: no process can be started without it; `mknod -m 666 /dev/null c 1 3` makes it, or mount the host's /dev"
+        ));
+    }
+    Ok(())
+}
 
 /// A usage error that clap has rendered, in one line: what, where, and what to do. `program` is whose help to read when
 /// the text has no `Usage:`.
@@ -44,7 +69,28 @@ pub fn one_line(rendered: &str, program: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::one_line;
+    use super::{check_system, check_system_at, one_line};
+
+    #[test]
+    fn what_the_system_lacks_is_named() {
+        assert_eq!(check_system(), Ok(()));
+        let root = tempfile::tempdir().unwrap();
+        let error = check_system_at(root.path()).unwrap_err();
+        assert!(
+            error.contains("mount -t proc") && !error.contains('\n'),
+            "{error}"
+        );
+        std::fs::create_dir_all(root.path().join("proc/self")).unwrap();
+        std::os::unix::fs::symlink("/bin/sh", root.path().join("proc/self/exe")).unwrap();
+        let error = check_system_at(root.path()).unwrap_err();
+        assert!(
+            error.starts_with("/dev/null: ") && !error.contains('\n'),
+            "{error}"
+        );
+        std::fs::create_dir(root.path().join("dev")).unwrap();
+        std::fs::write(root.path().join("dev/null"), "").unwrap();
+        assert_eq!(check_system_at(root.path()), Ok(()));
+    }
 
     #[test]
     fn the_help_of_the_subcommand_is_named() {

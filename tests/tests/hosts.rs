@@ -677,3 +677,32 @@ fn twelve_engines_on_three_hosts() {
         );
     }
 }
+
+#[test]
+fn a_host_that_is_too_old_is_told_which_file_to_take() {
+    let Some(lab) = Lab::up(&["a", "b"]) else {
+        return;
+    };
+    // Its getconf, found first by what SSH runs, tells of an old glibc.
+    lab.root(
+        "b",
+        "mkdir /home/alice/bin && cd /home/alice && printf '#!/bin/sh\\necho glibc 2.12\\n' >bin/getconf && chmod 755 bin/getconf \
+         && echo PATH=/home/alice/bin:/usr/bin:/bin >.ssh/environment && chown -R 4711:4711 bin .ssh",
+    );
+    let controller = lab.controller(&["--hosts", "a:2,b:2"]);
+    lab.wait_for_engines(2);
+    let machine = std::env::consts::ARCH;
+    says(
+        &controller,
+        "b: the host has glibc 2.12, our ipengine needs 2.",
+        LIMIT,
+    );
+    let log = controller.stderr();
+    let line = log.lines().find(|line| line.contains("glibc 2.12"));
+    let tarball = format!(
+        "name the ipengine of ipbroker-{}-{machine}-linux.tar.gz with --engine-program",
+        env!("CARGO_PKG_VERSION")
+    );
+    assert!(line.is_some_and(|line| line.contains(&tarball)), "{log}");
+    stop(&lab, controller, &["a", "b"]);
+}

@@ -3,6 +3,7 @@
 use std::{env, fs, io, io::Write, net::UdpSocket, os::unix::fs::PermissionsExt, path::PathBuf};
 
 use ipbroker_protocol::{
+    PROTOCOL,
     connection::{self, ClientConnection, Common, EngineConnection},
     profile::{Profile, Role},
     socket::CurveServer,
@@ -23,6 +24,7 @@ fn common(settings: &Settings, curve: Option<&CurveServer>, ssh: &str, extra: Ma
         unpack: settings.packer.name().into(),
         signature_scheme: "hmac-sha256".into(),
         max_message: settings.max_message,
+        protocol: PROTOCOL,
         extra,
     }
 }

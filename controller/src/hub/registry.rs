@@ -10,7 +10,10 @@ use std::{
 };
 
 use foldhash::{HashMap, HashMapExt};
-use ipbroker_protocol::message::{Registration, capability};
+use ipbroker_protocol::{
+    PROTOCOL,
+    message::{Registration, capability},
+};
 use serde::{Deserialize, Serialize};
 
 use crate::scheduler::command::EngineProfile;
@@ -39,6 +42,11 @@ pub(crate) enum Refusal {
     InUse(String),
     #[error("an engine must have a uuid of 1 to 255 bytes")]
     NoUuid,
+    #[error(
+        "it speaks protocol {found} (ipengine {version}), this controller speaks {PROTOCOL} (ipctl {}): use the ipengine of the same version as ipctl",
+        env!("CARGO_PKG_VERSION")
+    )]
+    Protocol { found: u32, version: String },
 }
 
 /// All engines.
@@ -81,6 +89,12 @@ impl Registry {
             return Err(Refusal::NoUuid);
         }
         let ours = registration.capabilities.is_some();
+        // Who says nothing speaks the first one; the peer's engines speak none of ours.
+        let found = registration.protocol.unwrap_or(1);
+        if ours && found != PROTOCOL {
+            let version = registration.version.unwrap_or_else(|| "unknown".into());
+            return Err(Refusal::Protocol { found, version });
+        }
         let known = self
             .by_uuid
             .get(&uuid)

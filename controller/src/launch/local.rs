@@ -111,6 +111,7 @@ impl Local {
     /// # Errors
     /// One line for the user when there is no program to start.
     pub fn start(&mut self, engines: u32, adopt: bool) -> Result<(), String> {
+        usage::check_system()?;
         let mut lacking = engines;
         if adopt {
             for Recorded { pid, engines } in self.recorded() {

@@ -1,4 +1,4 @@
-//! The `ipengine` that is sent to hosts: which one, what it needs, what it is called there.
+//! The `ipengine` that is sent to a host: which one runs there, what it needs, what it is called there.
 
 use std::{
     env, fs, io,
@@ -41,18 +41,96 @@ pub enum ProgramError {
     },
 }
 
+/// Where an `ipengine` may lie for hosts on which the one beside `ipctl` does not run, relative to `ipctl`: those that
+/// `scripts/release` builds in the same tree, and those of other machines in an installation.
+const OTHERS: [&str; 4] = [
+    "../release-2.17/ipengine",
+    "../release-aarch64/ipengine",
+    "../lib/ipbroker/ipengine-x86_64",
+    "../lib/ipbroker/ipengine-aarch64",
+];
+
+/// The programs that may be sent, the preferred one first.
+#[derive(Debug, Clone)]
+pub struct Programs {
+    first: Program,
+    others: Vec<Program>,
+}
+
+impl Programs {
+    /// The given program alone, or the `ipengine` beside this one and those for hosts where that does not run.
+    ///
+    /// # Errors
+    /// When the given one, or the one beside this one, cannot be read or is no ELF file.
+    pub fn find(given: Option<&Path>) -> Result<Self, ProgramError> {
+        match given {
+            Some(path) => Ok(Self {
+                first: Program::read(path)?,
+                others: Vec::new(),
+            }),
+            None => Self::beside(&env::current_exe().unwrap_or_else(|_| "ipctl".into())),
+        }
+    }
+
+    fn beside(ipctl: &Path) -> Result<Self, ProgramError> {
+        let first = Program::read(&ipctl.with_file_name("ipengine"))?;
+        let others = OTHERS
+            .iter()
+            .map(|path| ipctl.with_file_name(path))
+            // One that is not there, or only half written, is none.
+            .filter_map(|path| Program::read(&path).ok());
+        Ok(Self {
+            first,
+            others: others.collect(),
+        })
+    }
+
+    /// The preferred one.
+    #[must_use]
+    pub fn first(&self) -> &Program {
+        &self.first
+    }
+
+    /// All of them.
+    pub fn iter(&self) -> impl Iterator<Item = &Program> {
+        std::iter::once(&self.first).chain(&self.others)
+    }
+
+    /// The first that runs on a host.
+    ///
+    /// # Errors
+    /// Why none does, and what to do.
+    pub fn for_host(
+        &self,
+        system: &str,
+        machine: &str,
+        glibc: Option<(u32, u32)>,
+    ) -> Result<&Program, String> {
+        if let Some(program) = self
+            .iter()
+            .find(|program| program.unfit(system, machine, glibc).is_none())
+        {
+            return Ok(program);
+        }
+        // Of the machine's own kind one that is too new says more than one for another kind.
+        let nearest = self
+            .iter()
+            .filter(|program| program.machine == machine)
+            .min_by_key(|program| program.glibc)
+            .unwrap_or(&self.first);
+        nearest
+            .unfit(system, machine, glibc)
+            .map_or(Ok(nearest), Err)
+    }
+}
+
 impl Program {
-    /// Looks at the given program, or at the `ipengine` beside this one.
+    /// Looks at a program.
     ///
     /// # Errors
     /// When it cannot be read or is no ELF file.
-    pub fn find(given: Option<&Path>) -> Result<Self, ProgramError> {
-        let path = match given {
-            Some(path) => path.to_owned(),
-            None => env::current_exe()
-                .map(|exe| exe.with_file_name("ipengine"))
-                .unwrap_or_else(|_| "ipengine".into()),
-        };
+    pub fn read(path: &Path) -> Result<Self, ProgramError> {
+        let path = path.to_owned();
         let bytes = fs::read(&path).map_err(|source| ProgramError::Read {
             path: path.clone(),
             source,
@@ -78,29 +156,35 @@ impl Program {
         format!("ipengine-{}", self.hash)
     }
 
-    /// Why it cannot run on a host, if so.
+    /// Why it cannot run on a host, if so, and which file can.
     #[must_use]
     pub fn unfit(&self, system: &str, machine: &str, glibc: Option<(u32, u32)>) -> Option<String> {
-        let advice = "build ipengine there, or for it, and start it there by hand (`ipctl connection-string`), or name it with --engine-program";
+        let by_hand = "or build it there and start it by hand (`ipctl connection-string`)";
+        let take = format!(
+            "name the ipengine of ipbroker-{}-{machine}-linux.tar.gz with --engine-program (`scripts/release` makes it; glibc 2.17 is enough for it), {by_hand}",
+            env!("CARGO_PKG_VERSION")
+        );
+        let own = |number: (u32, u32)| format!("{}.{}", number.0, number.1);
         if system != "Linux" {
             return Some(format!(
-                "the host runs {system}, our ipengine needs Linux: {advice}"
+                "the host runs {system}, our ipengine needs Linux: build one there and start it by hand (`ipctl connection-string`)"
             ));
         }
         if machine != self.machine {
             return Some(format!(
-                "the host is a {machine}, our ipengine is for {}: {advice}",
+                "the host is a {machine}, our ipengine is for {}: {take}",
                 self.machine
             ));
         }
         match glibc {
             None => Some(format!(
-                "the host has no glibc (musl?), our ipengine needs glibc {}.{}: {advice}",
-                self.glibc.0, self.glibc.1
+                "the host has no glibc (musl?), our ipengine needs glibc {}: build one there and start it by hand (`ipctl connection-string`)",
+                own(self.glibc)
             )),
             Some(have) if have < self.glibc => Some(format!(
-                "the host has glibc {}.{}, our ipengine needs {}.{} or later: build it on the oldest of your systems, then {advice}",
-                have.0, have.1, self.glibc.0, self.glibc.1
+                "the host has glibc {}, our ipengine needs {} or later: {take}",
+                own(have),
+                own(self.glibc)
             )),
             Some(_) => None,
         }
@@ -156,36 +240,81 @@ pub(super) fn version(text: &str) -> Option<(u32, u32)> {
 mod tests {
     use super::*;
 
+    /// The least that is taken for a program: for a machine, needing a version of glibc.
+    fn fake(path: &Path, machine: u8, glibc: &str) {
+        let mut bytes = vec![0; 64];
+        bytes[..6].copy_from_slice(b"\x7fELF\x02\x01");
+        bytes[18] = machine;
+        bytes.extend(format!("\0GLIBC_2.2.5\0GLIBC_{glibc}\0").bytes());
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, bytes).unwrap();
+    }
+
     #[test]
     fn this_very_program_fits_this_host() {
-        let own = Program::find(Some(&env::current_exe().unwrap())).unwrap();
+        let own = Program::read(&env::current_exe().unwrap()).unwrap();
         assert_eq!(own.machine, env::consts::ARCH);
         assert!(own.glibc > (2, 0) && own.glibc < (3, 0), "{:?}", own.glibc);
         assert_eq!(own.hash.len(), 16);
-        assert_eq!(
-            own.unfit("Linux", own.machine, Some((own.glibc.0, own.glibc.1 + 1))),
-            None
-        );
+        assert_eq!(own.unfit("Linux", own.machine, Some(own.glibc)), None);
+        let reason = |system, machine, glibc| own.unfit(system, machine, glibc).unwrap();
+        let tarball = |machine| {
+            format!(
+                "ipbroker-{}-{machine}-linux.tar.gz",
+                env!("CARGO_PKG_VERSION")
+            )
+        };
+        let old = reason("Linux", own.machine, Some((2, 0)));
         assert!(
-            own.unfit("Linux", own.machine, Some((2, 0)))
-                .unwrap()
-                .contains("glibc 2.0")
+            old.contains("glibc 2.0,") && old.contains(&tarball(own.machine)),
+            "{old}"
         );
+        let other = reason("Linux", "riscv64", Some((9, 0)));
         assert!(
-            own.unfit("Linux", own.machine, None)
-                .unwrap()
-                .contains("musl")
+            other.contains("a riscv64") && other.contains(&tarball("riscv64")),
+            "{other}"
         );
+        assert!(reason("Linux", own.machine, None).contains("musl"));
+        assert!(reason("FreeBSD", own.machine, Some((9, 0))).contains("FreeBSD"));
+    }
+
+    #[test]
+    fn each_host_is_sent_the_first_that_runs_there() {
+        let dir = tempfile::tempdir().unwrap();
+        let ipctl = dir.path().join("release/ipctl");
+        let beside = dir.path().join("release/ipengine");
+        let older = dir.path().join("release-2.17/ipengine");
+        let other = dir.path().join("lib/ipbroker/ipengine-aarch64");
+        fake(&beside, 62, "2.36");
+        let alone = Programs::beside(&ipctl).unwrap();
+        let error = alone
+            .for_host("Linux", "x86_64", Some((2, 28)))
+            .unwrap_err();
         assert!(
-            own.unfit("Linux", "riscv64", Some((9, 0)))
-                .unwrap()
-                .contains("riscv64")
+            error.contains("glibc 2.28, our ipengine needs 2.36"),
+            "{error}"
         );
+
+        fake(&older, 62, "2.17");
+        fake(&other, 183, "2.17");
+        let all = Programs::beside(&ipctl).unwrap();
+        let sent = |machine, glibc| {
+            let program = all.for_host("Linux", machine, Some(glibc)).unwrap();
+            program.path.canonicalize().unwrap()
+        };
+        let canonical = |path: &Path| path.canonicalize().unwrap();
+        assert_eq!(sent("x86_64", (2, 36)), canonical(&beside));
+        assert_eq!(sent("x86_64", (2, 28)), canonical(&older));
+        assert_eq!(sent("aarch64", (2, 28)), canonical(&other));
+        let error = all.for_host("Linux", "x86_64", Some((2, 12))).unwrap_err();
         assert!(
-            own.unfit("FreeBSD", own.machine, Some((9, 0)))
-                .unwrap()
-                .contains("FreeBSD")
+            error.contains("glibc 2.12, our ipengine needs 2.17"),
+            "{error}"
         );
+
+        // Who names a program means that one.
+        let given = Programs::find(Some(&beside)).unwrap();
+        assert!(given.for_host("Linux", "x86_64", Some((2, 28))).is_err());
     }
 
     #[test]
@@ -193,14 +322,14 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let script = dir.path().join("ipengine");
         assert!(
-            Program::find(Some(&script))
+            Programs::find(Some(&script))
                 .unwrap_err()
                 .to_string()
                 .contains("--engine-program")
         );
         fs::write(&script, "#!/bin/sh\n").unwrap();
         assert!(
-            Program::find(Some(&script))
+            Programs::find(Some(&script))
                 .unwrap_err()
                 .to_string()
                 .contains("no ELF")

@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use ipbroker_protocol::{
+    PROTOCOL,
     envelope::Envelope,
     message::{
         ClockNotice, HeaderRef, ReceivedNotice, Registration, RegistrationReply, capability, types,
@@ -74,6 +75,7 @@ impl Server {
             cores: Some(host::cores()),
             tags: self.settings.tags.clone(),
             version: Some(env!("CARGO_PKG_VERSION").into()),
+            protocol: Some(PROTOCOL),
             limits: Some(self.process.limits.name().into()),
             returns: link.id.is_some(),
             ..Registration::default()

@@ -36,6 +36,9 @@ pub struct Registration {
     /// Version of the program.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub version: Option<String>,
+    /// The [`PROTOCOL`](crate::PROTOCOL) it speaks; absent: 1.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub protocol: Option<u32>,
     /// How limits of jobs are kept: `cgroup` or `sampling`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub limits: Option<String>,

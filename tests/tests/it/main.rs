@@ -11,3 +11,4 @@ mod peer;
 mod run;
 mod schemes;
 mod strangers;
+mod versions;

@@ -28,7 +28,7 @@ use ipbroker_protocol::{
 use super::{
     LaunchEvent, Launcher, Sink,
     hosts::{HostSpec, share},
-    program::{Program, ProgramError},
+    program::{ProgramError, Programs},
 };
 
 /// What to start, and how to get there.
@@ -61,11 +61,11 @@ pub struct Plan {
 #[derive(Debug, Clone)]
 pub struct Tools {
     settings: Settings,
-    program: Program,
+    programs: Programs,
 }
 
 impl Tools {
-    /// Reads the SSH configuration (none: `~/.ssh/config`) and the program to send (none: the `ipengine` beside this one).
+    /// Reads the SSH configuration (none: `~/.ssh/config`) and the programs to send (none: see [`Programs::find`]).
     /// `accept_new`: hosts seen for the first time are trusted.
     ///
     /// # Errors
@@ -77,7 +77,7 @@ impl Tools {
     ) -> Result<Self, LaunchError> {
         Ok(Self {
             settings: Settings::load(ssh_config)?.accept_new(accept_new),
-            program: Program::find(program)?,
+            programs: Programs::find(program)?,
         })
     }
 }

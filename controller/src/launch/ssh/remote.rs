@@ -3,7 +3,7 @@
 use ipbroker_protocol::ssh::quote;
 use serde::{Deserialize, Serialize};
 
-use crate::launch::program::{Program, version};
+use crate::launch::program::{Program, Programs, version};
 
 /// What a host is like.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -16,8 +16,8 @@ pub(super) struct Probe {
     pub(super) client: Option<String>,
     /// Where programs are kept.
     pub(super) cache: String,
-    /// Whether the right program is there.
-    pub(super) cached: bool,
+    /// The names of those programs of ours that are there.
+    pub(super) cached: Vec<String>,
     /// The process that serves this connection; while it lives, its forwarded ports are taken.
     pub(super) sshd: Option<u32>,
 }
@@ -29,7 +29,17 @@ fn sh(script: &str) -> String {
     format!("/bin/sh -c {}", quote(script))
 }
 
-pub(super) fn probe(program: &Program) -> String {
+pub(super) fn probe(programs: &Programs) -> String {
+    let cached: String = programs
+        .iter()
+        .map(|program| {
+            format!(
+                "f=$c/{name}; if [ -x \"$f\" ] && [ $(wc -c <\"$f\") -eq {size} ]; then echo ipb:cached={name}; fi; ",
+                name = program.cached_name(),
+                size = program.size,
+            )
+        })
+        .collect();
     sh(&format!(
         "c=${{XDG_CACHE_HOME:-$HOME/.cache}}/ipbroker; p=$$; \
          until grep -qs ^sshd /proc/$p/comm || [ $p -le 1 ]; do p=$(cut -d\" \" -f4 /proc/$p/stat); done; \
@@ -37,9 +47,7 @@ pub(super) fn probe(program: &Program) -> String {
          echo ipb:glibc=$(getconf GNU_LIBC_VERSION 2>/dev/null); \
          echo ipb:cores=$(nproc 2>/dev/null || getconf _NPROCESSORS_ONLN); \
          echo ipb:client=$SSH_CONNECTION; echo \"ipb:cache=$c\"; echo ipb:sshd=$p; \
-         f=$c/{name}; if [ -x \"$f\" ] && [ $(wc -c <\"$f\") -eq {size} ]; then echo ipb:cached=yes; fi; echo ipb:end=",
-        name = program.cached_name(),
-        size = program.size,
+         {cached}echo ipb:end="
     ))
 }
 
@@ -59,7 +67,7 @@ pub(super) fn parse_probe(output: &str) -> Option<Probe> {
             "cores" => probe.cores = value.parse().unwrap_or(1),
             "client" => probe.client = value.split_whitespace().next().map(str::to_owned),
             "cache" => value.clone_into(&mut probe.cache),
-            "cached" => probe.cached = value == "yes",
+            "cached" => probe.cached.push(value.to_owned()),
             "sshd" => probe.sshd = value.parse().ok().filter(|&p| p > 1),
             "end" => complete = true,
             _ => {}
@@ -205,7 +213,7 @@ mod tests {
 
     #[test]
     fn answers_are_found_among_noise() {
-        let text = "Welcome!\nipb:nothing\nipb:system=Linux\nipb:machine=x86_64\nipb:glibc=glibc 2.36\nipb:cores=8\nipb:client=10.0.0.1 5 10.0.0.2 22\nipb:cache=/home/a b/.cache/ipbroker\nipb:sshd=77\nipb:cached=yes\nipb:end=\n";
+        let text = "Welcome!\nipb:nothing\nipb:system=Linux\nipb:machine=x86_64\nipb:glibc=glibc 2.36\nipb:cores=8\nipb:client=10.0.0.1 5 10.0.0.2 22\nipb:cache=/home/a b/.cache/ipbroker\nipb:sshd=77\nipb:cached=ipengine-1\nipb:cached=ipengine-2\nipb:end=\n";
         let probe = parse_probe(text).unwrap();
         assert_eq!(
             (probe.system.as_str(), probe.glibc, probe.cores),
@@ -215,13 +223,13 @@ mod tests {
             (
                 probe.client.as_deref(),
                 probe.cache.as_str(),
-                probe.cached,
+                probe.cached.join(" ").as_str(),
                 probe.sshd
             ),
             (
                 Some("10.0.0.1"),
                 "/home/a b/.cache/ipbroker",
-                true,
+                "ipengine-1 ipengine-2",
                 Some(77)
             )
         );

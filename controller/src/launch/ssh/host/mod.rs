@@ -21,7 +21,7 @@ use super::{
     Report, Shared, Survivor,
     remote::{self, Probe, Process},
 };
-use crate::launch::{LaunchEvent, hosts::HostSpec};
+use crate::launch::{LaunchEvent, hosts::HostSpec, program::Program};
 
 pub(super) use tunnel::Forwarded;
 
@@ -78,6 +78,8 @@ pub(super) struct Host {
     report: Sender<Report>,
     told: Receiver<u32>,
     probe: Probe,
+    /// The program that runs there, once the host was looked at.
+    program: Program,
     engines: u32,
     process: Option<Process>,
     tunnel: Option<Vec<Forwarded>>,
@@ -112,6 +114,7 @@ impl Host {
             Some((key, survivor)) => (key, Some(survivor)),
             None => (index, None),
         };
+        let program = shared.plan.tools.programs.first().clone();
         Self {
             index,
             survivor,
@@ -121,6 +124,7 @@ impl Host {
             report,
             told,
             probe: Probe::default(),
+            program,
             engines: 0,
             process: None,
             tunnel: None,
@@ -273,28 +277,20 @@ impl Host {
 
     /// Looks at the host; an unfit one is an error.
     fn look(&mut self, connection: &Connection) -> Result<(), HostError> {
-        let output = connection.run(
-            &remote::probe(&self.shared.plan.tools.program),
-            io::empty(),
-            STEP,
-        )?;
+        let programs = &self.shared.plan.tools.programs;
+        let output = connection.run(&remote::probe(programs), io::empty(), STEP)?;
         let text = String::from_utf8_lossy(&output.stdout);
         let probe = remote::parse_probe(&text).ok_or_else(|| HostError::Shell {
             host: self.name(),
             output: first_line(&output.stderr, &text),
         })?;
-        if let Some(reason) =
-            self.shared
-                .plan
-                .tools
-                .program
-                .unfit(&probe.system, &probe.machine, probe.glibc)
-        {
-            return Err(HostError::Unfit {
+        let program = programs
+            .for_host(&probe.system, &probe.machine, probe.glibc)
+            .map_err(|reason| HostError::Unfit {
                 host: self.name(),
                 reason,
-            });
-        }
+            })?;
+        self.program = program.clone();
         self.probe = probe;
         Ok(())
     }

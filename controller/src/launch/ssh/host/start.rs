@@ -15,10 +15,10 @@ const SETTLE: Duration = Duration::from_millis(300);
 
 impl Host {
     pub(super) fn send_program(&mut self, connection: &Connection) -> Result<(), HostError> {
-        if self.probe.cached {
+        let program = &self.program;
+        if self.probe.cached.contains(&program.cached_name()) {
             return Ok(());
         }
-        let program = &self.shared.plan.tools.program;
         let file = File::open(&program.path).map_err(|source| HostError::Program {
             host: self.name(),
             path: program.path.display().to_string(),
@@ -39,11 +39,13 @@ impl Host {
             });
         }
         self.step(format!(
-            "sent ipengine ({:.0} MB) in {:.1} s",
+            "sent {} ({:.0} MB) in {:.1} s",
+            program.path.display(),
             program.size as f64 / 1e6,
             began.elapsed().as_secs_f64()
         ));
-        self.probe.cached = true;
+        let cached = program.cached_name();
+        self.probe.cached.push(cached);
         Ok(())
     }
 
@@ -60,7 +62,7 @@ impl Host {
                 output: e.to_string(),
             })?;
         let command = remote::start(
-            &self.shared.plan.tools.program,
+            &self.program,
             &self.probe.cache,
             &self.engine_args(pump.address()),
         );
