@@ -1,9 +1,10 @@
 //! The command line.
 
+use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 use ipbroker_client::job::parse_size;
 #[cfg(feature = "ssh")]
 use ipbroker_client::protocol::ssh::Settings;
@@ -12,6 +13,7 @@ use ipbroker_client::{Client, ClientBuilder};
 
 use crate::commands;
 use crate::failure::Failure;
+use crate::inputs::SIGNS;
 
 /// Run commands and functions on the engines of a cluster.
 #[derive(Debug, Parser)]
@@ -130,11 +132,20 @@ pub(crate) struct JobArgs {
     #[arg(long, value_name = "N", allow_negative_numbers = true)]
     pub(crate) priority: Option<i32>,
     /// Only engines with this tag (may be repeated)
-    #[arg(long = "tag", value_name = "TAG")]
+    #[arg(long, value_name = "TAG")]
     pub(crate) tags: Vec<String>,
     /// Only engines on this host (may be repeated: any of them)
     #[arg(long = "host", value_name = "HOST")]
     pub(crate) hosts: Vec<String>,
+}
+
+/// What happens at the end.
+#[derive(Debug, Clone, Default, Args)]
+pub(crate) struct EndArgs {
+    /// Run COMMAND at the end, with IPBROKER_JOBS, IPBROKER_FAILED and IPBROKER_STATUS (the exit status) in its
+    /// environment; `bell` rings the terminal's
+    #[arg(long, value_name = "COMMAND")]
+    pub(crate) notify: Option<String>,
 }
 
 /// A private cluster for one call.
@@ -166,15 +177,18 @@ pub(crate) fn size(text: &str) -> Result<u64, String> {
         .ok_or_else(|| "a number of bytes is needed, or a size like 64K or 2M".to_owned())
 }
 
-/// Parses the process's arguments. What follows `:::` is data, not options, and comes back apart.
-pub(crate) fn parse(
-    arguments: Vec<std::ffi::OsString>,
-) -> Result<(Cli, Option<Vec<std::ffi::OsString>>), clap::Error> {
-    let (options, data) = match arguments.iter().position(|argument| argument == ":::") {
-        Some(at) => (arguments[..at].to_vec(), Some(arguments[at + 1..].to_vec())),
+/// Parses the process's arguments. What follows `:::` (or one of its like) is data, not options, and comes back apart.
+pub(crate) fn parse(arguments: Vec<OsString>) -> Result<(Cli, Option<Vec<OsString>>), clap::Error> {
+    let sign = |argument: &OsString| SIGNS.iter().any(|sign| argument == sign);
+    let (options, data) = match arguments.iter().position(sign) {
+        Some(at) => (arguments[..at].to_vec(), Some(arguments[at..].to_vec())),
         None => (arguments, None),
     };
-    Ok((Cli::try_parse_from(options)?, data))
+    let matches = Cli::command().try_get_matches_from(&options)?;
+    if let Some(map) = matches.subcommand_matches("map") {
+        commands::map::check_order(&options, map)?;
+    }
+    Ok((Cli::from_arg_matches(&matches)?, data))
 }
 
 /// A usage error in one line: what, where, and what to do.
@@ -185,9 +199,8 @@ pub(crate) fn one_line(error: &clap::Error) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use clap::CommandFactory;
 
-    fn parse_words(words: &[&str]) -> Result<(Cli, Option<Vec<std::ffi::OsString>>), clap::Error> {
+    fn parse_words(words: &[&str]) -> Result<(Cli, Option<Vec<OsString>>), clap::Error> {
         parse(words.iter().map(Into::into).collect())
     }
 
@@ -233,7 +246,26 @@ mod tests {
         ])
         .unwrap();
         assert!(matches!(cli.command, Command::Map(_)));
-        assert_eq!(data.unwrap(), ["-n", "a b", "--help"]);
+        assert_eq!(data.unwrap(), [":::", "-n", "a b", "--help"]);
+    }
+
+    #[test]
+    fn an_option_that_may_be_the_commands_is_not_taken_from_it() {
+        for words in [
+            &["ipclient", "map", "wc", "-l", "2", ":::", "f"][..],
+            &["ipclient", "map", "tar", "-m", ":::", "f"],
+            &["ipclient", "map", "sort", "-r", "f"],
+        ] {
+            let line = one_line(&parse_words(words).unwrap_err());
+            assert!(line.contains(words[3]) && line.contains("quote"), "{line}");
+        }
+        for words in [
+            &["ipclient", "map", "-n", "2", "echo", "a", ":::", "f"][..],
+            &["ipclient", "map", "wc -l", "-k", ":::", "f"],
+            &["ipclient", "map", "-N2", "--", "wc", "-l", ":::", "f"],
+        ] {
+            assert!(parse_words(words).is_ok(), "{words:?}");
+        }
     }
 
     #[test]

@@ -1,10 +1,14 @@
 //! `ipclient`: commands and functions on the engines of a cluster, from the command line.
 
+mod blocks;
 mod cli;
 mod commands;
 mod failure;
+mod inputs;
+mod joblog;
 mod local;
 mod output;
+mod resume;
 mod runner;
 mod source;
 mod template;
@@ -39,7 +43,7 @@ fn main() -> ExitCode {
     };
     if data.is_some() && !matches!(cli.command, Command::Map(_)) {
         return fail(&Failure::usage(
-            "`:::` belongs to `ipclient map` (see `ipclient map --help`)",
+            "`:::` and its like belong to `ipclient map` (see `ipclient map --help`)",
         ));
     }
     match commands::dispatch(cli.command, &cli.cluster, data) {

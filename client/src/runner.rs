@@ -1,10 +1,13 @@
 //! Jobs on their way through the cluster: what `run` and `map` have in common.
 
 mod events;
+mod failures;
 pub(crate) mod files;
+pub(crate) mod halt;
 mod place;
 mod submit;
 
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, never, select};
@@ -16,16 +19,24 @@ use crate::cli::JobArgs;
 use crate::failure::Failure;
 use crate::local::Pulse;
 use crate::output::progress::Progress;
+use crate::resume::Jobs;
 use crate::source::Line;
 use events::{Event, Events};
+use failures::Failed;
+use halt::{Halt, What};
 pub(crate) use submit::{Submitted, metadata};
 
 /// Output is flushed at least this often, and at once when nothing happens.
 const FLUSH: Duration = Duration::from_millis(50);
 /// A stream is not read ahead of its results by more jobs than this.
 const OUTSTANDING: u64 = 200_000;
+/// Jobs of a stream that are submitted together, at most.
+const BATCH: usize = 1000;
+/// Bytes of output that are looked at for a job's last words.
+const PEEK: u64 = 4096;
 
 /// What the jobs of one call have in common.
+#[derive(Default)]
 pub(crate) struct Options {
     /// Where jobs without `cd` run, and relative ones begin.
     pub(crate) cwd: String,
@@ -41,17 +52,45 @@ pub(crate) struct Options {
     pub(crate) pulse: Option<Pulse>,
     /// The name of the source, for messages.
     pub(crate) source: String,
+    /// What a job's number is the number of, and how those that failed are run again.
+    pub(crate) unit: &'static str,
+    pub(crate) again: &'static str,
+    /// When the rest is given up.
+    pub(crate) halt: Option<Halt>,
+    /// Jobs of a stream that may be under way at one time.
+    pub(crate) window: Option<u64>,
+    /// How many jobs a stream will have, where that is known.
+    pub(crate) expected: Option<u64>,
+    /// Look at the output of jobs that do not want it returned, for the last words of those that fail.
+    pub(crate) peek: bool,
+}
+
+impl Options {
+    /// Bytes of output that jobs return which do not say.
+    fn capture(&self) -> u64 {
+        match self.capture {
+            Some(bytes) => bytes,
+            None if self.peek => PEEK,
+            None => 0,
+        }
+    }
 }
 
 /// A job that has not ended.
-#[derive(Clone)]
+#[derive(Clone, Default)]
 pub(crate) struct Slot {
     /// Its place in the order of input, from 0.
     pub(crate) index: u64,
     pub(crate) line: u64,
     pub(crate) text: Box<str>,
     pub(crate) has_result: bool,
+    /// Which of several jobs with the same line.
+    pub(crate) copy: Option<u32>,
     pub(crate) cmd: Box<str>,
+    /// Where its standard error goes, if the file is on this host.
+    pub(crate) err: Option<Box<Path>>,
+    /// Its output was asked for.
+    pub(crate) captures: bool,
 }
 
 /// Takes results as they come.
@@ -71,7 +110,10 @@ pub(crate) trait Printer {
 /// How it all ended.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct Summary {
+    pub(crate) total: u64,
     pub(crate) failed: u64,
+    /// The exit status, if `--halt` ended it.
+    pub(crate) halted: Option<u8>,
     /// The signal that ended it.
     pub(crate) signal: Option<i32>,
     /// It ended at once, at the second signal.
@@ -89,6 +131,11 @@ pub(crate) struct Runner<'a> {
     files: files::Files,
     done: u64,
     failed: u64,
+    /// The first failures, for the end.
+    failures: Vec<Failed>,
+    /// Jobs that count for `--halt`, and the exit status if they were enough.
+    counted: u64,
+    halted: Option<u8>,
     /// Jobs, bad lines included.
     total: u64,
     signal: Option<i32>,
@@ -118,6 +165,9 @@ impl<'a> Runner<'a> {
             files: files::Files::default(),
             done: 0,
             failed: 0,
+            failures: Vec::new(),
+            counted: 0,
+            halted: None,
             total: 0,
             signal: None,
             last_flush: now,
@@ -133,8 +183,8 @@ impl<'a> Runner<'a> {
             .max(self.options.coming.unwrap_or(0) as usize)
     }
 
-    /// Runs jobs that are all known.
-    pub(crate) fn run_all(mut self, jobs: Vec<Job>) -> Result<Summary, Failure> {
+    /// Runs jobs that are all known, but for those that are refused.
+    pub(crate) fn run_all(mut self, Jobs { jobs, refused }: Jobs) -> Result<Summary, Failure> {
         self.check_engines()?;
         let graph = ipbroker_client::job::Graph::new(&self.options.source, &jobs)
             .map_err(|error| Failure::usage(format!("{error}; nothing was submitted")))?;
@@ -143,10 +193,20 @@ impl<'a> Runner<'a> {
         self.progress.total(self.total);
         self.progress.started(self.total, self.engines());
         self.progress.flush();
-        self.slots
-            .extend((0..).zip(&jobs).map(|(index, job)| Some(slot(index, job))));
+        self.slots.extend(
+            (0..)
+                .zip(&jobs)
+                .map(|(index, job)| Some(slot(index, job, &self.options.cwd))),
+        );
+        for (index, why) in &refused {
+            self.refuse(*index, why)?;
+        }
         for level in &graph.levels {
-            self.submit(0, &jobs, level)?;
+            let mut level = std::borrow::Cow::from(level);
+            if !refused.is_empty() {
+                level.to_mut().retain(|at| !refused.contains_key(at));
+            }
+            self.submit(0, &jobs, &level)?;
         }
         drop((jobs, graph));
         self.tell_no_engines();
@@ -154,9 +214,9 @@ impl<'a> Runner<'a> {
     }
 
     /// Runs jobs as they come.
-    pub(crate) fn run_stream(self, lines: Receiver<Vec<Line>>) -> Result<Summary, Failure> {
+    pub(crate) fn run_stream(mut self, lines: Receiver<Vec<Line>>) -> Result<Summary, Failure> {
         self.check_engines()?;
-        self.progress.total(0);
+        self.progress.total(self.options.expected.unwrap_or(0));
         self.finish(Some(lines))
     }
 
@@ -195,7 +255,11 @@ impl<'a> Runner<'a> {
             if input.is_none() && self.done == self.total {
                 break;
             }
-            let full = self.total - self.done >= OUTSTANDING;
+            if self.halted.is_some() {
+                input = None;
+            }
+            let window = self.options.window.unwrap_or(OUTSTANDING);
+            let full = self.total - self.done >= window;
             let source = if full {
                 &nothing
             } else {
@@ -218,7 +282,7 @@ impl<'a> Runner<'a> {
                             self.printer.end()?;
                             self.printer.flush()?;
                             self.progress.end("interrupted");
-                            return Ok(Summary { failed: self.failed, signal: self.signal, hurried: true });
+                            return Ok(self.summary(true));
                         }
                         self.signal = Some(signal);
                         input = None;
@@ -226,13 +290,20 @@ impl<'a> Runner<'a> {
                     }
                     Ok(Event::AbortFailed(why)) => {
                         self.progress.say(&format!("the jobs could not be stopped: {why}"));
-                        return Ok(Summary { failed: self.failed, signal: self.signal, hurried: true });
+                        return Ok(self.summary(true));
                     }
                     Ok(Event::Say(text)) => self.progress.say(&text),
                     Err(_) => break,
                 },
                 recv(source) -> batch => match batch {
-                    Ok(batch) => self.take_lines(batch)?,
+                    Ok(mut batch) => {
+                        while self.options.window.is_none() && batch.len() < BATCH
+                            && let Ok(more) = source.try_recv()
+                        {
+                            batch.extend(more);
+                        }
+                        self.take_lines(batch)?;
+                    }
                     Err(_) => input = None,
                 },
                 default(wait) => {}
@@ -248,11 +319,20 @@ impl<'a> Runner<'a> {
         } else {
             "completed"
         });
-        Ok(Summary {
+        if self.signal.is_none() {
+            self.tell_failures();
+        }
+        Ok(self.summary(false))
+    }
+
+    fn summary(&self, hurried: bool) -> Summary {
+        Summary {
+            total: self.total,
             failed: self.failed,
+            halted: self.halted,
             signal: self.signal,
-            hurried: false,
-        })
+            hurried,
+        }
     }
 
     /// Flushes in time, moves the bar, passes on what the library noticed.
@@ -306,20 +386,25 @@ impl<'a> Runner<'a> {
             self.total += 1;
             match line {
                 Line::Job(job) => {
-                    self.slots.push(Some(slot(index, &job)));
+                    self.slots.push(Some(slot(index, &job, &self.options.cwd)));
                     match self.submitted.check_stream(&job, &self.options) {
                         Ok(()) => good.push(jobs.len()),
                         Err(error) => bad.push((index as usize, error)),
                     }
                     jobs.push(*job);
                 }
+                Line::Refused(job, why) => {
+                    self.slots.push(Some(slot(index, &job, &self.options.cwd)));
+                    jobs.push(Job::default());
+                    bad.push((index as usize, why));
+                }
                 Line::Bad { line, text, error } => {
                     let slot = Slot {
                         index,
                         line,
                         text: text.into(),
-                        has_result: false,
                         cmd: "not a job".into(),
+                        ..Slot::default()
                     };
                     self.slots.push(Some(slot));
                     // A place of its own keeps the others' in step.
@@ -336,11 +421,10 @@ impl<'a> Runner<'a> {
             place::check_stream(&self.client, &self.options, &jobs, &self.events.sender);
         }
         for (index, error) in bad {
-            let mut result = JobResult::refused(error);
-            result.received = Some(Timestamp::now());
-            self.ended(index, &result)?;
+            self.refuse(index, &error)?;
         }
-        self.progress.total(self.total);
+        let expected = self.options.expected.unwrap_or(0);
+        self.progress.total(self.total.max(expected));
         // In a stream a job depends on earlier lines only; those of this very batch go first, one by one.
         let (free, bound): (Vec<usize>, Vec<usize>) = good.into_iter().partition(|at| {
             jobs[*at].placement.after.is_empty() && jobs[*at].placement.follow.is_empty()
@@ -382,18 +466,39 @@ impl<'a> Runner<'a> {
         Ok(())
     }
 
+    /// A job that ends before it begins.
+    fn refuse(&mut self, index: usize, why: &str) -> Result<(), Failure> {
+        let mut result = JobResult::refused(why);
+        result.received = Some(Timestamp::now());
+        self.ended(index, &result)
+    }
+
     fn ended(&mut self, index: usize, result: &JobResult) -> Result<(), Failure> {
         let Some(slot) = self.slots.get_mut(index).and_then(Option::take) else {
             return Ok(());
         };
         self.done += 1;
-        if !result.success() {
-            self.failed += 1;
-        }
         // After Ctrl-C, jobs that never started are dropped without a line.
-        let dropped = self.signal.is_some()
+        let dropped = (self.signal.is_some() || self.halted.is_some())
             && result.status == JobStatus::Aborted
             && result.started.is_none();
+        if !result.success() {
+            self.failed += 1;
+            if !dropped {
+                self.note_failure(&slot, result);
+            }
+        }
+        let bare;
+        let mut result = result;
+        if self.options.peek && self.options.capture.is_none() && !slot.captures {
+            bare = JobResult {
+                stdout: None,
+                stderr: None,
+                truncated: false,
+                ..result.clone()
+            };
+            result = &bare;
+        }
         if !dropped {
             let written = self.printer.finished(&slot, result);
             if let Err(error) = written {
@@ -405,30 +510,84 @@ impl<'a> Runner<'a> {
                 .finished((self.done, self.total), result, &slot.cmd);
         }
         self.unflushed = true;
+        self.consider_halt(&slot, result);
         Ok(())
+    }
+
+    /// Whether this job was one too many.
+    fn consider_halt(&mut self, slot: &Slot, result: &JobResult) {
+        let Some(halt) = self.options.halt else {
+            return;
+        };
+        if self.halted.is_some() || self.signal.is_some() || !halt.counts(result.success()) {
+            return;
+        }
+        self.counted += 1;
+        let total = self.options.expected.unwrap_or(self.total).max(self.total);
+        if !halt.reached(self.counted, total) {
+            return;
+        }
+        let code = match halt.what {
+            What::Fail => result
+                .code
+                .and_then(|code| u8::try_from(code).ok())
+                .unwrap_or(1),
+            What::Success => 0,
+            What::Done => u8::from(self.failed > 0),
+        };
+        self.halted = Some(code);
+        let how = match halt.what {
+            What::Fail => "failed",
+            What::Success => "succeeded",
+            What::Done => "ended",
+        };
+        self.progress.say(&format!(
+            "no more jobs are started: {} {} {how}: {}",
+            self.options.unit, slot.line, slot.cmd
+        ));
+        self.abort(halt.now);
     }
 
     /// First Ctrl-C: what waits is dropped, what runs is stopped; its results still come.
     fn interrupt(&mut self) {
         self.progress
             .say("interrupted: stopping the jobs (once more to leave at once)");
+        self.abort(true);
+    }
+
+    /// Drops what waits; with `kill` what runs is stopped, too.
+    fn abort(&mut self, kill: bool) {
         let (client, sender) = (self.client.clone(), self.events.sender.clone());
+        let groups = self.submitted.groups.iter().map(|group| group.id.clone());
+        let groups: Vec<String> = if kill { Vec::new() } else { groups.collect() };
         let _ = std::thread::Builder::new()
             .name("abort".into())
             .spawn(move || {
-                if let Err(error) = client.abort_session(client.session_id()) {
+                let aborted = if kill {
+                    client.abort_session(client.session_id())
+                } else {
+                    client.abort(&groups, false)
+                };
+                if let Err(error) = aborted {
                     let _ = sender.send(Event::AbortFailed(error.to_string()));
                 }
             });
     }
 }
 
-fn slot(index: u64, job: &Job) -> Slot {
+fn slot(index: u64, job: &Job, cwd: &str) -> Slot {
+    let err = job.err.as_ref().map(|err| {
+        let cd = Path::new(cwd).join(job.cd.as_deref().unwrap_or("."));
+        cd.join(err).into()
+    });
     Slot {
         index,
         line: job.line,
         text: job.text.clone(),
         has_result: job.has_result,
+        copy: job.copy,
         cmd: job.cmd.as_str().into(),
+        err,
+        captures: job.capture.is_some(),
     }
 }

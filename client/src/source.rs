@@ -14,6 +14,8 @@ const BATCH: usize = 1000;
 /// A line of a stream: a job, or what was wrong with it and how it read.
 pub(crate) enum Line {
     Job(Box<Job>),
+    /// A job that cannot be run, and why.
+    Refused(Box<Job>, String),
     Bad {
         line: u64,
         text: String,
@@ -189,6 +191,7 @@ mod tests {
             .iter()
             .map(|line| match line {
                 Line::Job(job) => (job.line, true),
+                Line::Refused(job, _) => (job.line, false),
                 Line::Bad { line, .. } => (*line, false),
             })
             .collect();

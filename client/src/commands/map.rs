@@ -1,355 +1,567 @@
-//! `ipclient map`: one command for many arguments.
+//! `ipclient map`: one command for many arguments, as GNU parallel runs it.
 
-use std::collections::BTreeMap;
 use std::ffi::OsString;
-use std::io::{BufRead, BufReader, IsTerminal, Read, Write};
-use std::path::{Path, PathBuf};
+use std::io::{IsTerminal, Write};
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::Args;
-use ipbroker_client::job::{Job, JobResult, JobStatus};
+use crossbeam_channel::Receiver;
+use ipbroker_client::job::{Job, Transfer};
 use jiff::tz::TimeZone;
+use rand::seq::SliceRandom;
 use serde_json::json;
 
 use super::{Outcome, run, stats};
-use crate::cli::{ClusterArgs, JobArgs, LocalArgs, size};
+use crate::blocks::{Blocks, PipeArgs};
+use crate::cli::{ClusterArgs, EndArgs, JobArgs, LocalArgs, seconds, size};
 use crate::failure::Failure;
+use crate::inputs::{InputArgs, Record, Records};
+use crate::joblog::{Joblog, Skip};
 use crate::local::{self, LocalCluster};
-use crate::output::progress::Progress;
-use crate::runner::{Options, Printer, Runner, Slot};
+use crate::output::jobs::{Directory, Logged, Ordered, Outputs};
+use crate::output::progress::{Detail, Progress};
+use crate::runner::{Options, Printer, Runner, halt};
 use crate::source::Line;
-use crate::template::Template;
+use crate::template::{Style, Template, Values};
 
 /// Run a command once for each argument, and print what each prints, whole, as it ends
 #[derive(Debug, Args)]
 #[command(
-    override_usage = "ipclient map [OPTIONS] COMMAND ::: ARGUMENT...\n       ipclient map [OPTIONS] --each-line FILE COMMAND",
+    override_usage = "ipclient map [OPTIONS] COMMAND ::: ARGUMENT...\n       ipclient map [OPTIONS] -a FILE COMMAND\n       … | ipclient map [OPTIONS] COMMAND",
     after_help = "\
 In COMMAND, {} is the argument, {.} the argument without its extension, {/} its last component, {//} its directory, \
-{/.} its last component without extension, {#} the number of the job; without any of these the argument comes last. \
-Arguments are quoted for the shell.
+{/.} its last component without extension, {#} the number of the job, {%} that of the engine, {1} {2} {-1} {2.} {1/} … \
+the arguments of several sources or columns one by one; without any of these the arguments come last. Arguments are \
+quoted for the shell. Without COMMAND each argument is a command. `:::` may come several times: every argument of one \
+source with every one of the others; `:::+` links a source to the one before; `::::` and `::::+` read files.
 
-The exit status is 0 if every job ended with code 0, 130 after Ctrl-C.
+docs/coming-from/parallel.md says what is as in GNU parallel and what is not.
+
+The exit status is 0 if every job ended with code 0, 130 after Ctrl-C, and with --halt that of the job that ended it.
 
 Example:
   ipclient map 'gzip -k {}' ::: *.txt
-  ls | ipclient map --local 4 -k --each-line - 'wc -l <{} >{.}.count'"
+  ls | ipclient map --local 4 -k 'wc -l <{} >{.}.count'
+  ipclient map 'convert -size {1}x{2} in.png out-{1}-{2}.png' ::: 100 200 ::: 300 400"
 )]
 pub(crate) struct MapArgs {
-    /// The command, with placeholders (several words are joined by blanks)
-    #[arg(value_name = "COMMAND", required = true)]
+    /// The command, with replacement strings (several words are joined by blanks)
+    #[arg(value_name = "COMMAND")]
     command: Vec<String>,
-    /// Take the arguments from the lines of FILE (`-`: standard input, as they come)
-    #[arg(long, value_name = "FILE")]
-    each_line: Option<PathBuf>,
     /// Print in the order of the arguments
     #[arg(short, long)]
     keep_order: bool,
-    /// Print result lines, as `ipclient run` does, with the output in `stdout` and `stderr`
+    /// Print the arguments and a tab before each line of output
     #[arg(long)]
+    tag: bool,
+    /// Print this, with replacement strings, and a tab before each line of output
+    #[arg(long, value_name = "TEXT", conflicts_with = "tag")]
+    tagstring: Option<String>,
+    /// Write the output into files below DIR, a directory for each argument, and print nothing; with replacement
+    /// strings: into the file of this name, and this with .err
+    #[arg(long, value_name = "DIR", conflicts_with_all = ["json", "tag", "tagstring"])]
+    results: Option<String>,
+    /// Print result lines, as `ipclient run` does, with the output in `stdout` and `stderr`
+    #[arg(long, conflicts_with_all = ["tag", "tagstring"])]
     json: bool,
+    /// Print the commands instead of running them
+    #[arg(long)]
+    dry_run: bool,
+    /// Print each command on stdout before its output
+    #[arg(short, long)]
+    verbose: bool,
+    /// Print each command on stderr before its output
+    #[arg(short = 't', long, conflicts_with = "verbose")]
+    trace: bool,
     /// Bytes of output to keep of each job
     #[arg(long, value_name = "BYTES", default_value = "64M", value_parser = size)]
     max_output: u64,
-    /// Fail at once if there are no engines, instead of waiting for them
-    #[arg(long)]
-    no_wait: bool,
-    #[command(flatten)]
-    local: LocalArgs,
+    /// Also without a terminal, say on stderr every second how far it is
+    #[arg(long, visible_alias = "eta")]
+    bar: bool,
     /// Print the tables of `ipclient stats` on stderr at the end
     #[arg(long)]
     stats: bool,
+    /// Another word for {}
+    #[arg(short = 'I', long, value_name = "WORD")]
+    replace: Option<String>,
+    /// Know {..} {...} {/..} {/...} {+/} {+.} {+..} {+...} {##}, too
+    #[arg(long)]
+    plus: bool,
+    /// Quote the words of the command for the shell
+    #[arg(short, long)]
+    quote: bool,
+    #[command(flatten)]
+    input: InputArgs,
+    #[command(flatten)]
+    pipe: PipeArgs,
+    #[command(flatten)]
+    running: RunningArgs,
+    #[command(flatten)]
+    end: EndArgs,
+    #[command(flatten)]
+    local: LocalArgs,
     #[command(flatten)]
     jobs: JobArgs,
 }
 
-pub(crate) fn main(args: MapArgs, cluster: &ClusterArgs, data: Option<Vec<OsString>>) -> Outcome {
-    let template = Template::new(&args.command.join(" "));
-    let jobs = match (&args.each_line, data) {
-        (None, None) => {
-            return Err(Failure::usage(
-                "no arguments: add `::: ARGUMENT...` or --each-line FILE (see `ipclient map --help`)",
-            ));
-        }
-        (Some(_), Some(_)) => {
-            return Err(Failure::usage(
-                "either `:::` or --each-line, not both (see `ipclient map --help`)",
-            ));
-        }
-        (None, Some(data)) => Some(from_arguments(&template, data)?),
-        (Some(file), None) if file != Path::new("-") => {
-            let text = std::fs::read(file)
-                .map_err(|error| Failure::usage(format!("{}: {error}", file.display())))?;
-            let text = String::from_utf8(text)
-                .map_err(|_| Failure::usage(format!("{}: not UTF-8 text", file.display())))?;
-            Some(
-                (1..)
-                    .zip(text.lines())
-                    .map(|(number, line)| job(&template, number, line))
-                    .collect(),
-            )
-        }
-        (Some(_), None) => None,
+/// How the jobs are run.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Running")]
+struct RunningArgs {
+    /// Run at most N jobs at a time [default: as many as there are engines]
+    #[arg(short = 'j', long = "jobs", value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    slots: Option<u32>,
+    /// Give the rest up when so many jobs have failed (succeeded, ended): now,fail=1, soon,success=10%, soon,done=3, never;
+    /// now: what runs is stopped
+    #[arg(long, value_name = "WHEN", value_parser = halt::parse, allow_hyphen_values = true, default_value = "never", hide_default_value = true)]
+    halt: std::option::Option<halt::Halt>,
+    /// Seconds between the starts of jobs
+    #[arg(long, value_name = "SECONDS", value_parser = seconds)]
+    delay: Option<Duration>,
+    /// Write a line for each job that ends, in GNU parallel's format
+    #[arg(long, value_name = "FILE")]
+    joblog: Option<PathBuf>,
+    /// Leave out jobs that are in the --joblog (known by their numbers)
+    #[arg(long, requires = "joblog")]
+    resume: bool,
+    /// Leave out jobs that ended well according to the --joblog
+    #[arg(long, requires = "joblog", conflicts_with = "resume")]
+    resume_failed: bool,
+    /// Set this variable (or exported function) for the jobs as it is here (may be repeated)
+    #[arg(long, value_name = "NAME")]
+    env: Vec<String>,
+    /// Send this file, with replacement strings, before the job; it then runs in a directory of its own (may be repeated)
+    #[arg(long, visible_aliases = ["transfer-file", "basefile"], value_name = "FILE")]
+    transferfile: Vec<String>,
+    /// Fetch this file, with replacement strings, after the job, which runs in a directory of its own (may be repeated)
+    #[arg(long = "return", value_name = "FILE")]
+    returned: Vec<String>,
+    /// Remove the files that were sent and fetched: this is done in any case
+    #[arg(long)]
+    cleanup: bool,
+    /// --transferfile {} --return FILE --cleanup
+    #[arg(long, value_name = "FILE")]
+    trc: Vec<String>,
+    /// Fail at once if there are no engines, instead of waiting for them
+    #[arg(long)]
+    no_wait: bool,
+}
+
+/// Short options that other programs have, too.
+const SHORT: &str = "0CEILNXadjlmnqrtv";
+
+/// Whether a short option after the command is the command's or ours nobody can tell, unless the command is one word with
+/// blanks in it.
+pub(crate) fn check_order(
+    words: &[OsString],
+    matches: &clap::ArgMatches,
+) -> Result<(), clap::Error> {
+    let first = matches
+        .get_raw("command")
+        .and_then(|mut command| command.next())
+        .filter(|first| !first.to_string_lossy().contains(char::is_whitespace));
+    let mut after = words
+        .iter()
+        .map(OsString::as_os_str)
+        .skip_while(|word| *word != "map");
+    let Some(first) = first.filter(|first| after.any(|word| word == *first)) else {
+        return Ok(());
     };
+    let before_end = |word: &&std::ffi::OsStr| *word != "--";
+    let ambiguous = |word: &std::ffi::OsStr| {
+        let text = word.to_string_lossy();
+        let short = text.strip_prefix('-').and_then(|rest| rest.chars().next());
+        short
+            .is_some_and(|short| SHORT.contains(short))
+            .then(|| text.into_owned())
+    };
+    let ended = words.iter().any(|word| word == "--");
+    match after
+        .take_while(before_end)
+        .find_map(ambiguous)
+        .filter(|_| !ended)
+    {
+        None => Ok(()),
+        Some(option) => Err(clap::Error::raw(
+            clap::error::ErrorKind::ArgumentConflict,
+            format!(
+                "{option} after the command may be its own: put it before the command, or quote the command: '{} {option} …'\n",
+                first.to_string_lossy()
+            ),
+        )),
+    }
+}
+
+/// The jobs, and whether they come only with time.
+struct Jobs {
+    jobs: Box<dyn Iterator<Item = Result<Job, Failure>> + Send>,
+    streaming: bool,
+}
+
+/// What is filled in for each job.
+struct Templates {
+    command: Template,
+    context: bool,
+    put: Vec<Template>,
+    get: Vec<Template>,
+    env: Vec<(String, String)>,
+}
+
+pub(crate) fn main(args: MapArgs, cluster: &ClusterArgs, data: Option<Vec<OsString>>) -> Outcome {
+    let records = match (&args.pipe.pipe, data) {
+        (true, Some(_)) => {
+            return Err(Failure::usage(
+                "--pipe reads the standard input: it takes no arguments (see `ipclient map --help`)",
+            ));
+        }
+        (true, None) => None,
+        (false, data) => Some(args.input.records(data.unwrap_or_default())?),
+    };
+    let names = records
+        .as_ref()
+        .map_or_else(Vec::new, |records| records.names.clone());
+    let style = Style {
+        whole: args.replace.as_deref(),
+        plus: args.plus,
+        names: &names,
+        quoted: false,
+    };
+    let templates = args.templates(&style)?;
+    let skip = match (args.running.resume, args.running.resume_failed) {
+        (true, _) => Skip::Logged,
+        (_, true) => Skip::Succeeded,
+        _ => Skip::Nothing,
+    };
+    let joblog = args.running.joblog.as_deref().filter(|_| !args.dry_run);
+    let joblog = joblog.map(|path| Joblog::open(path, skip)).transpose()?;
+    if args.dry_run {
+        let slots = args.running.slots.or(args.local.local).unwrap_or(1) as usize;
+        for job in args.jobs(records, templates, slots)?.jobs {
+            writeln!(std::io::stdout().lock(), "{}", job?.cmd)?;
+        }
+        return Ok(ExitCode::SUCCESS);
+    }
     let (client, private) = local::connect(&args.local, cluster)?;
+    let engines = match args.local.local {
+        Some(count) => count as usize,
+        None => client.wait_for_engines(1, Some(Duration::ZERO)).max(1),
+    };
+    let slots = args.running.slots.map_or(engines, |slots| slots as usize);
+    let Jobs { jobs, streaming } = args.jobs(records, templates, slots)?;
+    let skipped = joblog
+        .as_ref()
+        .map(|log| log.skip.clone())
+        .unwrap_or_default();
+    let jobs = jobs.filter(move |job| !job.as_ref().is_ok_and(|job| skipped.contains(&job.line)));
+    let (mut known, mut coming) = (None, None);
+    if streaming {
+        coming = Some(jobs);
+    } else {
+        known = Some(jobs.collect::<Result<Vec<Job>, Failure>>()?);
+    }
+    let one_by_one = args.running.slots.is_some()
+        || args.running.delay.is_some()
+        || args.running.halt.is_some_and(|halt| !halt.now);
     let zone = TimeZone::system();
     let options = Options {
         cwd: run::cwd()?,
-        jobs: args.jobs,
         capture: Some(args.max_output),
-        no_wait: args.no_wait,
+        no_wait: args.running.no_wait,
         coming: args.local.local,
         pulse: private.as_ref().map(LocalCluster::pulse),
-        source: if jobs.is_some() {
-            "map".into()
-        } else {
-            "stdin".into()
+        source: if streaming { "stdin" } else { "map" }.into(),
+        halt: args.running.halt,
+        window: one_by_one.then_some(slots as u64),
+        expected: known.as_ref().map(|jobs| jobs.len() as u64),
+        jobs: args.jobs.clone(),
+        unit: "job",
+        again: match &args.running.joblog {
+            Some(_) => "add --resume-failed",
+            None => "run with --joblog FILE, and then once more with --resume-failed",
         },
+        ..Options::default()
     };
-    let progress = Progress::new(false, &zone);
-    let mut lines;
-    let mut outputs;
-    let mut ordered;
-    let mut printer: &mut dyn Printer = if args.json {
-        lines = run::Lines::new(zone);
-        &mut lines
-    } else {
-        outputs = Outputs {
-            terminal: std::io::stdout().is_terminal(),
-        };
-        &mut outputs
-    };
+    let progress = Progress::new(args.bar.then_some(Detail::Position), &zone);
+    let mut printer = args.printer(&style, zone)?;
     if args.keep_order {
-        ordered = Ordered {
-            inner: printer,
-            next: 0,
-            early: BTreeMap::new(),
-        };
-        printer = &mut ordered;
+        printer = Box::new(Ordered::new(printer));
     }
-    let runner = Runner::new(client.clone(), options, progress, printer)?;
-    let summary = match jobs {
-        Some(jobs) => runner.run_all(jobs)?,
-        None => runner.run_stream(stream(template))?,
+    if let Some(log) = joblog {
+        printer = Box::new(Logged {
+            inner: printer,
+            log,
+        });
+    }
+    let runner = Runner::new(client.clone(), options, progress, &mut *printer)?;
+    let delay = args.running.delay.unwrap_or_default();
+    let summary = match (known.take(), coming.take()) {
+        (Some(jobs), _) if one_by_one => {
+            runner.run_stream(feed(jobs.into_iter().map(Ok), true, delay))?
+        }
+        (Some(jobs), _) => runner.run_all(jobs.into())?,
+        (None, coming) => {
+            runner.run_stream(feed(coming.into_iter().flatten(), one_by_one, delay))?
+        }
     };
     if args.stats && !summary.hurried {
         stats::report(&client);
     }
-    run::end(summary, client, private)
+    run::end(&args.end, summary, client, private)
 }
 
-fn from_arguments(template: &Template, data: Vec<OsString>) -> Result<Vec<Job>, Failure> {
-    if data.iter().any(|argument| {
-        [":::", ":::+", "::::", "::::+"]
-            .iter()
-            .any(|sign| argument == sign)
-    }) {
-        return Err(Failure::usage(
-            "only one `:::` is known: combine the arguments before (see `ipclient map --help`)",
-        ));
-    }
-    (1..)
-        .zip(data)
-        .map(|(number, argument)| {
-            let argument = argument.into_string().map_err(|argument| {
-                Failure::usage(format!(
-                    "argument {} is not UTF-8",
-                    argument.to_string_lossy()
-                ))
-            })?;
-            Ok(job(template, number, &argument))
+impl MapArgs {
+    fn templates(&self, style: &Style<'_>) -> Result<Templates, Failure> {
+        if self.pipe.pipe && self.command.is_empty() {
+            return Err(Failure::usage(
+                "--pipe needs a command (see `ipclient map --help`)",
+            ));
+        }
+        let running = &self.running;
+        let (mut put, mut get) = (running.transferfile.clone(), running.returned.clone());
+        if !running.trc.is_empty() {
+            put.push("{}".into());
+            get.extend(running.trc.iter().cloned());
+        }
+        if running.cleanup && put.is_empty() && get.is_empty() {
+            return Err(Failure::usage(
+                "--cleanup: there is nothing to clean up without --transferfile or --return",
+            ));
+        }
+        let all = |texts: Vec<String>| {
+            texts
+                .iter()
+                .map(|text| Template::new(text, style))
+                .collect()
+        };
+        let append = !self.pipe.pipe && self.input.max_args != Some(0);
+        let quoted = Style {
+            quoted: self.quote,
+            ..*style
+        };
+        Ok(Templates {
+            command: Template::command(&self.command, &quoted, append),
+            context: self.input.context,
+            put: all(put),
+            get: all(get),
+            env: environment(&running.env)?,
         })
-        .collect()
-}
-
-fn job(template: &Template, number: u64, argument: &str) -> Job {
-    let cmd = template.expand(argument, number);
-    let text = json!({ "cmd": cmd, "arg": argument }).to_string().into();
-    Job {
-        line: number,
-        text,
-        cmd,
-        ..Job::default()
     }
-}
 
-/// Arguments from the standard input, a line each, as they come.
-fn stream(template: Template) -> crossbeam_channel::Receiver<Vec<Line>> {
-    let (sender, receiver) = crossbeam_channel::bounded(8);
-    let _ = std::thread::Builder::new()
-        .name("stdin".into())
-        .spawn(move || read_arguments(&template, std::io::stdin(), &sender));
-    receiver
-}
-
-fn read_arguments(
-    template: &Template,
-    input: impl Read,
-    sender: &crossbeam_channel::Sender<Vec<Line>>,
-) {
-    let mut input = BufReader::with_capacity(1 << 17, input);
-    let (mut number, mut batch, mut text) = (0, Vec::new(), Vec::new());
-    loop {
-        text.clear();
-        let end = !matches!(input.read_until(b'\n', &mut text), Ok(n) if n > 0);
-        if !end {
-            number += 1;
-            let line = text.strip_suffix(b"\n").unwrap_or(&text);
-            let argument = String::from_utf8_lossy(line);
-            batch.push(Line::Job(Box::new(job(template, number, &argument))));
-        }
-        let more = !end && input.buffer().contains(&b'\n') && batch.len() < 1000;
-        if !more && !batch.is_empty() && sender.send(std::mem::take(&mut batch)).is_err() {
-            return;
-        }
-        if end {
-            return;
-        }
-    }
-}
-
-/// What jobs print, to where they would have printed it.
-struct Outputs {
-    terminal: bool,
-}
-
-impl Printer for Outputs {
-    fn finished(&mut self, slot: &Slot, result: &JobResult) -> std::io::Result<()> {
-        if let Some(stdout) = &result.stdout {
-            std::io::stdout().lock().write_all(stdout.as_bytes())?;
-        }
-        let mut err = std::io::stderr().lock();
-        if let Some(stderr) = &result.stderr {
-            let _ = err.write_all(stderr.as_bytes());
-        }
-        if result.truncated {
-            let _ = writeln!(
-                err,
-                "ipclient: job {}: its output is longer than --max-output: {}",
-                slot.line, slot.cmd
+    /// The jobs for `slots` engines.
+    fn jobs(
+        &self,
+        records: Option<Records>,
+        templates: Templates,
+        slots: usize,
+    ) -> Result<Jobs, Failure> {
+        let input = &self.input;
+        let lines = input.max_lines.map(|lines| lines as usize);
+        let Some(records) = records else {
+            let mut blocks = Blocks::new(
+                &self.pipe,
+                lines.unwrap_or(1),
+                input.max_args,
+                std::io::stdin(),
             );
-        }
-        if result.status != JobStatus::Ok {
-            let why = result.error.as_deref().unwrap_or(result.status.as_str());
-            let _ = writeln!(err, "ipclient: job {}: {why}: {}", slot.line, slot.cmd);
-        }
-        Ok(())
-    }
-
-    fn flush(&mut self) -> std::io::Result<()> {
-        std::io::stdout().flush()
-    }
-
-    fn shares_terminal(&self) -> bool {
-        self.terminal
-    }
-}
-
-/// Holds back what comes before its turn.
-struct Ordered<'a> {
-    inner: &'a mut dyn Printer,
-    next: u64,
-    early: BTreeMap<u64, (Slot, JobResult)>,
-}
-
-impl Printer for Ordered<'_> {
-    fn finished(&mut self, slot: &Slot, result: &JobResult) -> std::io::Result<()> {
-        if slot.index != self.next {
-            self.early
-                .insert(slot.index, (slot.clone(), result.clone()));
-            return Ok(());
-        }
-        self.inner.finished(slot, result)?;
-        self.next += 1;
-        while let Some((slot, result)) = self.early.remove(&self.next) {
-            self.inner.finished(&slot, &result)?;
-            self.next += 1;
-        }
-        Ok(())
-    }
-
-    fn flush(&mut self) -> std::io::Result<()> {
-        self.inner.flush()
-    }
-
-    fn end(&mut self) -> std::io::Result<()> {
-        // After an interruption there are gaps: what finished is printed all the same.
-        for (slot, result) in std::mem::take(&mut self.early).into_values() {
-            self.inner.finished(&slot, &result)?;
-        }
-        self.inner.end()
-    }
-
-    fn shares_terminal(&self) -> bool {
-        self.inner.shares_terminal()
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[derive(Default)]
-    struct Seen(Vec<u64>);
-
-    impl Printer for Seen {
-        fn finished(&mut self, slot: &Slot, _: &JobResult) -> std::io::Result<()> {
-            self.0.push(slot.index);
-            Ok(())
-        }
-        fn flush(&mut self) -> std::io::Result<()> {
-            Ok(())
-        }
-        fn shares_terminal(&self) -> bool {
-            false
-        }
-    }
-
-    #[test]
-    fn order_is_kept() {
-        let mut seen = Seen::default();
-        let mut ordered = Ordered {
-            inner: &mut seen,
-            next: 0,
-            early: BTreeMap::new(),
+            let mut number = 0;
+            let next = move || {
+                number += 1;
+                let block = match blocks.next() {
+                    Ok(block) => String::from_utf8(block?).map_err(|_| {
+                        Failure::new(format!("--pipe: block {number} is not UTF-8 text"))
+                    }),
+                    Err(error) => Err(Failure::new(format!("stdin: {error}"))),
+                };
+                Some(block.map(|block| Job {
+                    stdin: Some(block),
+                    ..templates.job(number, &[], None)
+                }))
+            };
+            let (jobs, streaming) = (Box::new(std::iter::from_fn(next)), true);
+            return Ok(Jobs { jobs, streaming });
         };
-        let slot = |index| Slot {
-            index,
-            line: index + 1,
-            text: "".into(),
-            has_result: false,
-            cmd: "".into(),
+        let gather = input.context || input.many;
+        let mut streaming = records.streaming;
+        let mut records = records.records;
+        if gather || input.shuf || templates.command.needs_total() {
+            streaming = false;
+            let mut all: Vec<Record> = records.collect();
+            if input.shuf {
+                all.shuffle(&mut rand::rng());
+            }
+            records = Box::new(all.into_iter());
+        }
+        let mut size = lines.or(input.max_args).unwrap_or(1);
+        let mut most = usize::MAX;
+        if gather {
+            let all: Vec<Record> = records.collect();
+            size = all.len().div_ceil(slots).max(1);
+            most = LONGEST;
+            records = Box::new(all.into_iter());
+        }
+        let mut groups: Box<dyn Iterator<Item = Record> + Send> =
+            Box::new(group(records, size, most));
+        let mut total = None;
+        if templates.command.needs_total() {
+            let all: Vec<Record> = groups.collect();
+            total = Some(all.len() as u64);
+            groups = Box::new(all.into_iter());
+        }
+        let jobs = (1..)
+            .zip(groups)
+            .map(move |(number, record)| Ok(templates.job(number, &record, total)));
+        let jobs = Box::new(jobs);
+        Ok(Jobs { jobs, streaming })
+    }
+
+    fn printer(&self, style: &Style<'_>, zone: TimeZone) -> Result<Box<dyn Printer>, Failure> {
+        if self.json {
+            return Ok(Box::new(run::Lines::new(zone, None)));
+        }
+        if let Some(results) = &self.results {
+            return Ok(Box::new(Directory::new(
+                Template::new(results, style),
+                style.names,
+            )));
+        }
+        let tag = match &self.tagstring {
+            None if self.tag => Some("{}"),
+            text => text.as_deref(),
         };
-        for index in [2, 0, 3, 1, 5, 7] {
-            ordered
-                .finished(&slot(index), &JobResult::default())
-                .unwrap();
-        }
-        ordered.end().unwrap();
-        assert_eq!(seen.0, [0, 1, 2, 3, 5, 7]);
+        let plain = Style {
+            whole: None,
+            ..*style
+        };
+        Ok(Box::new(Outputs {
+            terminal: std::io::stdout().is_terminal(),
+            tag: tag.map(|tag| Template::new(tag, if self.tag { &plain } else { style })),
+            verbose: self.verbose,
+            trace: self.trace,
+        }))
     }
+}
 
-    #[test]
-    fn a_second_source_is_refused_and_no_argument() {
-        for sign in [":::", ":::+", "::::", "::::+"] {
-            let data = ["a", sign, "b"].map(OsString::from).to_vec();
-            let refused = from_arguments(&Template::new("echo"), data).unwrap_err();
-            assert!(refused.to_string().starts_with("only one `:::`"), "{sign}");
+/// Bytes of arguments that one command gets of many, well below what Linux takes.
+const LONGEST: usize = 100_000;
+
+/// Joins `size` records, or as many as have `most` bytes together; none of them for 0.
+fn group(
+    records: impl Iterator<Item = Record> + Send,
+    size: usize,
+    most: usize,
+) -> impl Iterator<Item = Record> + Send {
+    let mut records = records.peekable();
+    let bytes = |record: &Record| record.iter().map(|value| value.len() + 3).sum::<usize>();
+    std::iter::from_fn(move || {
+        let mut group = records.next()?;
+        if size == 0 {
+            return Some(Record::new());
+        }
+        let mut length = bytes(&group);
+        for _ in 1..size {
+            let Some(more) = records.next_if(|next| length + bytes(next) <= most) else {
+                break;
+            };
+            length += bytes(&more);
+            group.extend(more);
+        }
+        Some(group)
+    })
+}
+
+/// The variables and exported functions of `--env`, as far as they are set.
+fn environment(names: &[String]) -> Result<Vec<(String, String)>, Failure> {
+    let mut set = Vec::new();
+    for name in names {
+        if name.is_empty() || name == "_" || name.contains('=') {
+            return Err(Failure::usage(format!(
+                "--env {name:?}: the name of a variable is needed"
+            )));
+        }
+        for name in [name.clone(), format!("BASH_FUNC_{name}%%")] {
+            match std::env::var(&name) {
+                Ok(value) => set.push((name, value)),
+                Err(std::env::VarError::NotPresent) => {}
+                Err(std::env::VarError::NotUnicode(_)) => {
+                    return Err(Failure::usage(format!(
+                        "--env {name}: its value is not UTF-8"
+                    )));
+                }
+            }
         }
     }
+    Ok(set)
+}
 
-    #[test]
-    fn lines_become_jobs() {
-        let (sender, receiver) = crossbeam_channel::unbounded();
-        read_arguments(&Template::new("echo {} {#}"), &b"a b\n\nc"[..], &sender);
-        drop(sender);
-        let commands: Vec<String> = receiver
-            .iter()
-            .flatten()
-            .map(|line| match line {
-                Line::Job(job) => job.cmd,
-                Line::Bad { .. } => unreachable!(),
-            })
-            .collect();
-        assert_eq!(commands, ["echo 'a b' 1", "echo '' 2", "echo c 3"]);
+impl Templates {
+    fn job(&self, number: u64, arguments: &[String], total: Option<u64>) -> Job {
+        let values = Values {
+            arguments,
+            number,
+            total,
+            slot: None,
+            quote: true,
+        };
+        let cmd = if self.context {
+            self.command.repeat(&values)
+        } else {
+            self.command.expand(&values)
+        };
+        let text = match arguments {
+            [argument] => json!({ "cmd": cmd, "arg": argument }),
+            _ => json!({ "cmd": cmd, "args": arguments }),
+        };
+        let plain = Values {
+            quote: false,
+            ..values
+        };
+        let files = |templates: &[Template], out| -> Vec<Transfer> {
+            let paths = templates.iter().map(|template| template.expand(&plain));
+            paths.map(|path| Transfer::of(&path, out)).collect()
+        };
+        let mut env: std::collections::BTreeMap<String, String> =
+            self.env.iter().cloned().collect();
+        if cmd.contains("PARALLEL_SEQ") {
+            env.insert("PARALLEL_SEQ".into(), number.to_string());
+        }
+        Job {
+            line: number,
+            text: text.to_string().into(),
+            cmd,
+            env,
+            put: files(&self.put, true),
+            get: files(&self.get, false),
+            ..Job::default()
+        }
     }
+}
+
+/// Hands jobs over as they come, or, one by one, as they are asked for; with a pause between them.
+fn feed(
+    jobs: impl Iterator<Item = Result<Job, Failure>> + Send + 'static,
+    one_by_one: bool,
+    pause: Duration,
+) -> Receiver<Vec<Line>> {
+    let (sender, receiver) = crossbeam_channel::bounded(if one_by_one { 0 } else { 1000 });
+    let _ = std::thread::Builder::new()
+        .name("jobs".into())
+        .spawn(move || {
+            for (at, job) in jobs.enumerate() {
+                if at > 0 {
+                    std::thread::sleep(pause);
+                }
+                let end = job.is_err();
+                let line = match job {
+                    Ok(job) => Line::Job(Box::new(job)),
+                    Err(failure) => Line::Refused(Box::default(), failure.to_string()),
+                };
+                if sender.send(vec![line]).is_err() || end {
+                    return;
+                }
+            }
+        });
+    receiver
 }

@@ -1,27 +1,32 @@
 //! `ipclient run`: job lines in, the same lines with their results out.
 
+use std::fs::File;
 use std::io::{BufWriter, IsTerminal, Stdout, Write};
 use std::path::{Path, PathBuf};
-use std::process::ExitCode;
+use std::process::{Command, ExitCode, Stdio};
+use std::sync::{Arc, Mutex, PoisonError};
 
-use clap::Args;
-use ipbroker_client::job::{Job, JobResult, write_line};
+use clap::{Args, ValueEnum};
+use crossbeam_channel::Receiver;
+use ipbroker_client::job::{Graph, Job, JobResult, write_line};
 use jiff::tz::TimeZone;
 
 use super::{Outcome, stats};
-use crate::cli::{ClusterArgs, JobArgs, LocalArgs, size};
+use crate::cli::{ClusterArgs, EndArgs, JobArgs, LocalArgs, size};
 use crate::failure::Failure;
 use crate::local::{self, LocalCluster};
-use crate::output::progress::Progress;
+use crate::output::progress::{Detail, Progress};
+use crate::resume::{Jobs, Next, Rerun, Resume};
+use crate::runner::halt::Halt;
 use crate::runner::{Options, Printer, Runner, Slot, Summary};
 use crate::source::{self, Line};
 
 /// Run jobs, one JSON object a line; each comes back with its result as it ends
 #[derive(Debug, Args)]
-#[command(after_help = "\
+#[command(mut_arg("tags", |tags| tags.alias("tag")), after_help = "\
 Keys of a job: cmd (the command, for bash), cd, out, err (files), host (list), and: id, after, follow (lists of ids), \
 any, on (success, failure, always), timeout, retries, prefer, prefer_wait, tags, priority, require, env, stdin, limit, \
-capture, scratch, put (files to send before, as a list or {\"here\": \"there\"}), get (files to fetch after, as a list or \
+capture, scratch, creates and needs (files: run only if one of creates is missing, or older than one of needs), put (files to send before, as a list or {\"here\": \"there\"}), get (files to fetch after, as a list or \
 {\"there\": \"here\"}; a job with either runs in a directory of its own unless it has cd). Other keys are kept. The same object comes back with `result`: code, submitted, started, completed, \
 received, elapsed, engine_id, host, pyerr, pyout, status (ok, error, aborted), msg_id, error.
 
@@ -29,7 +34,8 @@ The exit status is 0 if every job ended with code 0, 130 after Ctrl-C.
 
 Example:
   echo '{\"cmd\": \"sort big.txt\", \"out\": \"sorted.txt\"}' | ipclient run --local 4
-  ipclient run jobs.json > results.json")]
+  ipclient run jobs.json > results.json
+  ipclient run jobs.json --results results.json   # once more does what is left")]
 pub(crate) struct RunArgs {
     /// File of jobs, checked whole before any is run; `-` or none: standard input, run as it comes
     #[arg(value_name = "FILE")]
@@ -40,6 +46,15 @@ pub(crate) struct RunArgs {
     /// Put up to BYTES (64K) of stdout and of stderr into the result
     #[arg(long, value_name = "BYTES", num_args = 0..=1, require_equals = true, default_missing_value = "64K", value_parser = size)]
     capture: Option<u64>,
+    /// Append the results to FILE, and do not run again what has its result there (see --rerun)
+    #[arg(long, value_name = "FILE")]
+    results: Option<PathBuf>,
+    /// Which of the jobs that have a result in --results are run again [default: failed]
+    #[arg(long, value_name = "WHICH", requires = "results", value_enum)]
+    rerun: Option<Rerun>,
+    /// When a job has failed: go on, start no other job, or also stop those that run
+    #[arg(long, value_name = "WHAT", value_enum, default_value_t)]
+    on_fail: OnFail,
     /// Refuse jobs that would have to wait for engines, hosts or tags
     #[arg(long)]
     no_wait: bool,
@@ -47,9 +62,23 @@ pub(crate) struct RunArgs {
     #[arg(long)]
     stats: bool,
     #[command(flatten)]
+    end: EndArgs,
+    #[command(flatten)]
     jobs: JobArgs,
     #[command(flatten)]
     local: LocalArgs,
+}
+
+/// What the first failure of a job means for the others.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
+pub(crate) enum OnFail {
+    /// Nothing: all are run
+    #[default]
+    Continue,
+    /// What no engine has taken yet is not run
+    Stop,
+    /// The same, and what runs is stopped
+    Kill,
 }
 
 pub(crate) fn main(args: RunArgs, cluster: &ClusterArgs) -> Outcome {
@@ -66,12 +95,29 @@ pub(crate) fn main(args: RunArgs, cluster: &ClusterArgs) -> Outcome {
         }
         _ => None,
     };
-    if let Some(jobs) = &jobs {
-        // Cycles and unknown ids, too.
-        ipbroker_client::job::Graph::new(&source::name(args.file.as_ref()), jobs)
-            .map_err(|error| Failure::usage(format!("{error}; nothing was submitted")))?;
+    // Cycles and unknown ids, too.
+    let graph = jobs
+        .as_ref()
+        .map(|jobs| Graph::new(&source::name(args.file.as_ref()), jobs))
+        .transpose()
+        .map_err(|error| Failure::usage(format!("{error}; nothing was submitted")))?;
+    let mut resume = open_results(&args, jobs.as_deref())?;
+    let jobs = match (jobs, &graph, &mut resume) {
+        (Some(jobs), Some(graph), Some(resume)) => Some(resume.filter(graph, jobs)),
+        (jobs, ..) => jobs.map(Jobs::from),
+    };
+    if let (Some(jobs), Some(resume)) = (&jobs, &resume) {
+        resume.tell(jobs.jobs.len());
+        if jobs.jobs.is_empty() {
+            let code = u8::from(resume.failed > 0);
+            notify(&args.end, resume.done, resume.failed, code);
+            return Ok(ExitCode::from(code));
+        }
     }
     let (client, private) = local::connect(&args.local, cluster)?;
+    if let (Some(resume), None) = (&resume, &private) {
+        resume.stop_earlier(&client);
+    }
     let zone = TimeZone::system();
     let options = Options {
         cwd: cwd()?,
@@ -81,24 +127,38 @@ pub(crate) fn main(args: RunArgs, cluster: &ClusterArgs) -> Outcome {
         coming: args.local.local,
         pulse: private.as_ref().map(LocalCluster::pulse),
         source: source::name(args.file.as_ref()),
+        unit: "line",
+        again: match &args.results {
+            Some(_) => "the same command once more runs only these and what is new",
+            None => "with --results FILE the same command once more runs only what is left",
+        },
+        halt: match args.on_fail {
+            OnFail::Continue => None,
+            OnFail::Stop => Some(Halt::at_failure(false)),
+            OnFail::Kill => Some(Halt::at_failure(true)),
+        },
+        peek: std::io::stderr().is_terminal(),
+        ..Options::default()
     };
-    let progress = Progress::new(true, &zone);
-    let mut printer = Lines::new(zone);
+    let progress = Progress::new(Some(Detail::Jobs), &zone);
+    let results = resume.as_ref().map(Resume::file).transpose()?;
+    let mut printer = Lines::new(zone, results);
     let runner = Runner::new(client.clone(), options, progress, &mut printer)?;
-    let summary = match jobs {
+    let resume = Arc::new(Mutex::new(resume));
+    let mut summary = match jobs {
         Some(jobs) => runner.run_all(jobs)?,
-        None => {
-            let lines = source::stream();
-            match outdir {
-                None => runner.run_stream(lines)?,
-                Some(outdir) => runner.run_stream(with_outdir(lines, outdir))?,
-            }
-        }
+        None => runner.run_stream(changed(source::stream(), outdir, resume.clone()))?,
     };
+    if let Some(resume) = &*resume.lock().unwrap_or_else(PoisonError::into_inner) {
+        summary.failed += resume.failed;
+        if streaming {
+            resume.tell(summary.total as usize);
+        }
+    }
     if args.stats && !summary.hurried {
         stats::report(&client);
     }
-    end(summary, client, private)
+    end(&args.end, summary, client, private)
 }
 
 /// The directory that jobs run in unless they say otherwise.
@@ -120,6 +180,7 @@ pub(crate) fn cwd() -> Result<String, Failure> {
 
 /// Stops what was started, and the exit status.
 pub(crate) fn end(
+    args: &EndArgs,
     summary: Summary,
     client: ipbroker_client::Client,
     private: Option<LocalCluster>,
@@ -133,11 +194,38 @@ pub(crate) fn end(
     }
     drop(client);
     drop(private);
-    Ok(match summary.signal {
-        Some(signal) => ExitCode::from(128 + signal as u8),
-        None if summary.failed > 0 => ExitCode::FAILURE,
-        None => ExitCode::SUCCESS,
-    })
+    let code = match (summary.signal, summary.halted) {
+        (Some(signal), _) => 128 + signal as u8,
+        (None, Some(code)) => code,
+        (None, None) => u8::from(summary.failed > 0),
+    };
+    notify(args, summary.total, summary.failed, code);
+    Ok(ExitCode::from(code))
+}
+
+/// `--notify`
+fn notify(args: &EndArgs, jobs: u64, failed: u64, code: u8) {
+    let ran = match args.notify.as_deref() {
+        None => return,
+        Some("bell") => {
+            eprint!("\x07");
+            return;
+        }
+        Some(command) => Command::new("/bin/sh")
+            .args(["-c", command])
+            .env("IPBROKER_JOBS", jobs.to_string())
+            .env("IPBROKER_FAILED", failed.to_string())
+            .env("IPBROKER_STATUS", code.to_string())
+            .stdin(Stdio::null())
+            // Ours is for results.
+            .stdout(std::io::stderr())
+            .status(),
+    };
+    match ran {
+        Ok(status) if status.success() => {}
+        Ok(status) => eprintln!("ipclient: --notify: the command ended with {status}"),
+        Err(error) => eprintln!("ipclient: --notify: /bin/sh: {error}"),
+    }
 }
 
 /// `--outdir`.
@@ -165,21 +253,51 @@ impl OutDir {
     }
 }
 
-fn with_outdir(
-    lines: crossbeam_channel::Receiver<Vec<Line>>,
-    outdir: OutDir,
-) -> crossbeam_channel::Receiver<Vec<Line>> {
+/// `--results`: never the file of jobs itself.
+fn open_results(args: &RunArgs, jobs: Option<&[Job]>) -> Result<Option<Resume>, Failure> {
+    let Some(results) = &args.results else {
+        return Ok(None);
+    };
+    let same = |file: &PathBuf| Some(file.canonicalize().ok()? == results.canonicalize().ok()?);
+    if args.file.as_ref().and_then(same) == Some(true) {
+        return Err(Failure::usage(format!(
+            "--results {}: this is the file of jobs: name another one",
+            results.display()
+        )));
+    }
+    Resume::open(results, args.rerun.unwrap_or_default(), jobs).map(Some)
+}
+
+/// The lines of a stream with the files of `--outdir`, without what has its result already.
+fn changed(
+    lines: Receiver<Vec<Line>>,
+    outdir: Option<OutDir>,
+    resume: Arc<Mutex<Option<Resume>>>,
+) -> Receiver<Vec<Line>> {
     let (sender, receiver) = crossbeam_channel::bounded(1);
+    let change = move |line| {
+        let Line::Job(mut job) = line else {
+            return Some(line);
+        };
+        if let Some(outdir) = &outdir {
+            outdir.apply(&mut job);
+        }
+        let mut resume = resume.lock().unwrap_or_else(PoisonError::into_inner);
+        match resume
+            .as_mut()
+            .map_or(Next::Run, |resume| resume.next(&mut job))
+        {
+            Next::Run => Some(Line::Job(job)),
+            Next::Impossible(why) => Some(Line::Refused(job, why)),
+            Next::Done => None,
+        }
+    };
     let _ = std::thread::Builder::new()
-        .name("outdir".into())
+        .name("lines".into())
         .spawn(move || {
-            for mut batch in lines {
-                for line in &mut batch {
-                    if let Line::Job(job) = line {
-                        outdir.apply(job);
-                    }
-                }
-                if sender.send(batch).is_err() {
+            for batch in lines {
+                let batch: Vec<Line> = batch.into_iter().filter_map(&change).collect();
+                if !batch.is_empty() && sender.send(batch).is_err() {
                     return;
                 }
             }
@@ -187,21 +305,25 @@ fn with_outdir(
     receiver
 }
 
-/// Result lines on the standard output.
+/// Result lines, in the file of `--results` and on the standard output.
 pub(crate) struct Lines {
     zone: TimeZone,
-    out: BufWriter<Stdout>,
+    out: Option<BufWriter<Stdout>>,
+    results: Option<File>,
     line: String,
     terminal: bool,
 }
 
 impl Lines {
-    pub(crate) fn new(zone: TimeZone) -> Self {
+    pub(crate) fn new(zone: TimeZone, results: Option<File>) -> Self {
         let out = std::io::stdout();
         let terminal = out.is_terminal();
+        // What is in a file need not run over the screen.
+        let out = (!terminal || results.is_none()).then(|| BufWriter::with_capacity(1 << 17, out));
         Self {
             zone,
-            out: BufWriter::with_capacity(1 << 17, out),
+            out,
+            results,
             line: String::new(),
             terminal,
         }
@@ -210,6 +332,14 @@ impl Lines {
 
 impl Printer for Lines {
     fn finished(&mut self, slot: &Slot, result: &JobResult) -> std::io::Result<()> {
+        let copy = slot.copy;
+        let result = match copy {
+            Some(_) => &JobResult {
+                copy,
+                ..result.clone()
+            },
+            None => result,
+        };
         self.line.clear();
         write_line(
             &slot.text,
@@ -218,11 +348,18 @@ impl Printer for Lines {
             &self.zone,
             &mut self.line,
         );
-        self.out.write_all(self.line.as_bytes())
+        // At once and whole: whoever kills us has this result.
+        if let Some(results) = &mut self.results {
+            results.write_all(self.line.as_bytes())?;
+        }
+        match &mut self.out {
+            Some(out) => out.write_all(self.line.as_bytes()),
+            None => Ok(()),
+        }
     }
 
     fn flush(&mut self) -> std::io::Result<()> {
-        self.out.flush()
+        self.out.as_mut().map_or(Ok(()), Write::flush)
     }
 
     fn shares_terminal(&self) -> bool {

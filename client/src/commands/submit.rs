@@ -22,7 +22,7 @@ use crate::source::{self, Line};
 
 /// Hand jobs over to the controller and print their ids, a line each, once it holds them
 #[derive(Debug, Args)]
-#[command(after_help = "\
+#[command(mut_arg("tags", |tags| tags.alias("tag")), after_help = "\
 Jobs are lines as for `ipclient run`. They outlive this program: see `ipclient wait` and `ipclient results`.
 
 Files that `put` names are read and sent now; those that `get` names stay with the controller, as part of the result, until \
@@ -98,6 +98,7 @@ pub(crate) fn main(args: SubmitArgs, cluster: &ClusterArgs) -> Outcome {
         coming: None,
         pulse: None,
         source: name,
+        ..Options::default()
     };
     let (sender, acks) = crossbeam_channel::unbounded();
     let sink = Arc::new(Acks(sender));
@@ -160,6 +161,7 @@ impl Submitter {
                 },
                 Err(error) => error,
             },
+            Line::Refused(job, error) => self.at(&job, &error).message,
             Line::Bad { error, .. } => error.to_string(),
         };
         eprintln!("ipclient: {error}");

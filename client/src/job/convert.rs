@@ -35,6 +35,7 @@ impl JobResult {
             stdout: result.stdout,
             stderr: result.stderr,
             truncated: result.truncated > 0,
+            up_to_date: result.up_to_date,
             ..Self::default()
         }
     }

@@ -134,6 +134,19 @@ impl Keys<'_> {
             .collect()
     }
 
+    /// A list of paths; a single one may stand for itself.
+    pub(super) fn paths(&self, key: &'static str) -> Result<Vec<String>, LineError> {
+        let paths = match self.get(key) {
+            Some(Value::String(path)) => vec![path.clone()],
+            _ => self.strings(key)?,
+        };
+        if paths.iter().any(String::is_empty) {
+            let problem = "has an empty path".into();
+            return Err(LineError::WrongValue { key, problem });
+        }
+        paths.iter().map(|path| no_nul(key, path)).collect()
+    }
+
     pub(super) fn id(&self) -> Result<Option<String>, LineError> {
         self.get("id").map(|value| id("id", value)).transpose()
     }
@@ -266,7 +279,7 @@ impl Keys<'_> {
 }
 
 /// Where a file goes that is named once: the same relative path, or its name alone when that would lead elsewhere.
-fn other_side(path: &str) -> String {
+pub(super) fn other_side(path: &str) -> String {
     let inside = !path.starts_with(['/', '~']) && !path.split('/').any(|part| part == "..");
     if inside {
         path.to_owned()

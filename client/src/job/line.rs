@@ -1,7 +1,7 @@
 //! One job line, read and checked key by key.
 
 use super::error::LineError;
-use super::keys::{Keys, kind, no_nul, wrong};
+use super::keys::{Keys, kind, no_nul, other_side, wrong};
 use ipbroker_protocol::message::{Command, Limit, Require};
 use serde_json::{Map, Value};
 use std::collections::BTreeMap;
@@ -58,6 +58,8 @@ pub struct Job {
     pub has_result: bool,
     /// A key that means nothing here and may be a mistyped one, and that one. Other keys are the user's own.
     pub mistyped: Option<(Box<str>, &'static str)>,
+    /// Which of several jobs with the same line it is, from 1.
+    pub copy: Option<u32>,
     /// Its name for `after` and `follow` of others.
     pub id: Option<String>,
     /// The command.
@@ -76,6 +78,10 @@ pub struct Job {
     pub limit: Limit,
     /// Bytes of each output to put into the result.
     pub capture: Option<u64>,
+    /// Files that it writes: it is run only if one is missing, or older than one of `needs`.
+    pub creates: Vec<String>,
+    /// Files that must be there when it starts.
+    pub needs: Vec<String>,
     /// Run in a fresh directory that is removed after.
     pub scratch: bool,
     /// Files that are sent before the start.
@@ -93,6 +99,18 @@ pub struct Transfer {
     pub local: String,
     /// Its path there, relative to the job's directory.
     pub remote: String,
+}
+
+impl Transfer {
+    /// A file that is named once: the same relative path on both sides, or its name alone on the other one when that
+    /// would lead elsewhere. `out`: `path` is the one here.
+    pub fn of(path: &str, out: bool) -> Self {
+        let (local, remote) = match (path.to_owned(), other_side(path)) {
+            (here, there) if out => (here, there),
+            (there, here) => (here, there),
+        };
+        Self { local, remote }
+    }
 }
 
 impl Job {
@@ -115,6 +133,8 @@ impl Job {
             capture: self.capture.unwrap_or(0),
             limit: self.limit,
             require: self.placement.require.clone(),
+            creates: self.creates.clone(),
+            needs: self.needs.clone(),
             scratch: self.scratch || moves,
             get: self.get.iter().map(|file| file.remote.clone()).collect(),
             ..Command::default()
@@ -150,12 +170,13 @@ pub fn parse_line(line: u64, bytes: &[u8]) -> Result<Job, LineError> {
 }
 
 /// All keys that mean something.
-const KEYS: [&str; 25] = [
+const KEYS: [&str; 27] = [
     "after",
     "any",
     "capture",
     "cd",
     "cmd",
+    "creates",
     "env",
     "err",
     "follow",
@@ -163,6 +184,7 @@ const KEYS: [&str; 25] = [
     "host",
     "id",
     "limit",
+    "needs",
     "on",
     "out",
     "prefer",
@@ -203,11 +225,12 @@ fn from_object(object: &Map<String, Value>) -> Result<Job, LineError> {
             problem: "is empty".into(),
         });
     }
-    Ok(Job {
+    let job = Job {
         line: 0,
         text: Box::default(),
         has_result: false,
         mistyped: None,
+        copy: None,
         id: keys.id()?,
         cmd,
         cd: keys.path("cd")?,
@@ -217,6 +240,8 @@ fn from_object(object: &Map<String, Value>) -> Result<Job, LineError> {
         stdin: keys.string("stdin")?,
         limit: keys.limit()?,
         capture: keys.capture()?,
+        creates: keys.paths("creates")?,
+        needs: keys.paths("needs")?,
         scratch: keys.boolean("scratch")?.unwrap_or(false),
         put: keys.transfers("put", true)?,
         get: keys.transfers("get", false)?,
@@ -234,7 +259,16 @@ fn from_object(object: &Map<String, Value>) -> Result<Job, LineError> {
             any: keys.boolean("any")?.unwrap_or(false),
             on: keys.condition()?,
         },
-    })
+    };
+    let fresh = job.scratch || job.cd.is_none() && !(job.put.is_empty() && job.get.is_empty());
+    if fresh && !job.creates.is_empty() {
+        return Err(LineError::WrongValue {
+            key: "creates",
+            problem: "can mean nothing in a directory that is new for each job (scratch, put, get)"
+                .into(),
+        });
+    }
+    Ok(job)
 }
 
 #[cfg(test)]
@@ -295,7 +329,7 @@ mod tests {
                 "follow": ["y"], "any": true, "on": "always", "timeout": 1.5, "retries": 2, "prefer": ["c"],
                 "prefer_wait": 3, "tags": ["gpu"], "priority": -4, "require": {"programs": ["gcc"]},
                 "env": {"A": "1"}, "stdin": "in", "limit": {"time": 60, "memory": "2G"}, "capture": true,
-                "mine": {"kept": 1}}"#,
+                "creates": "c", "needs": ["n"], "mine": {"kept": 1}}"#,
         )
         .unwrap();
         assert_eq!(job.cmd, "wc -l");
@@ -313,6 +347,10 @@ mod tests {
             }
         );
         assert_eq!(job.capture, Some(65536));
+        assert_eq!(
+            (job.creates, job.needs),
+            (vec!["c".to_owned()], vec!["n".to_owned()])
+        );
         assert!(!job.has_result);
     }
 
@@ -395,6 +433,8 @@ mod tests {
         );
         assert!(error(r#"{"cmd": "a", "env": {"A": 1}}"#).contains("where \"A\" is a number"));
         assert!(error(r#"{"cmd": "a\u0000b"}"#).contains("NUL"));
+        assert!(error(r#"{"cmd": "a", "creates": "b", "put": ["c"]}"#).contains("\"creates\""));
+        assert!(error(r#"{"cmd": "a", "needs": [""]}"#).contains("empty path"));
         assert!(
             error(r#"{"cmd": "a", "limit": {"cpu": 1}}"#).contains("only \"time\" and \"memory\"")
         );

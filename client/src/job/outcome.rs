@@ -66,6 +66,10 @@ pub struct JobResult {
     pub stderr: Option<String>,
     /// More was written than was captured.
     pub truncated: bool,
+    /// It was not run: what it creates was up to date.
+    pub up_to_date: bool,
+    /// Which of several jobs with the same line this is the result of, from 1.
+    pub copy: Option<u32>,
 }
 
 impl JobResult {
@@ -120,6 +124,12 @@ impl JobResult {
         }
         if self.truncated {
             to.push_str(", \"truncated\": true");
+        }
+        if self.up_to_date {
+            to.push_str(", \"up_to_date\": true");
+        }
+        if let Some(copy) = self.copy {
+            let _ = write!(to, ", \"copy\": {copy}");
         }
         to.push('}');
     }

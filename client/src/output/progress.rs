@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 use std::io::{IsTerminal, Write as _};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use indicatif::{HumanCount, ProgressBar, ProgressDrawTarget, ProgressState, ProgressStyle};
 use ipbroker_client::job::{JobResult, JobStatus, log_time, timedelta};
@@ -15,8 +15,22 @@ pub(crate) enum Progress {
     Bar(ProgressBar),
     /// A line for each job, as Bakapara writes them.
     Log { zone: TimeZone, lines: String },
+    /// A line a second: how far it is.
+    Position {
+        total: u64,
+        began: Instant,
+        said: Instant,
+    },
     /// Nothing but messages.
     Quiet,
+}
+
+/// What is said where there is no terminal.
+pub(crate) enum Detail {
+    /// A line for each job.
+    Jobs,
+    /// How far it is.
+    Position,
 }
 
 /// Jobs a second: as many digits as mean something.
@@ -30,7 +44,7 @@ fn rate(jobs: f64) -> String {
 
 impl Progress {
     /// A bar where stderr is a terminal, else log lines, or neither.
-    pub(crate) fn new(log_lines: bool, zone: &TimeZone) -> Self {
+    pub(crate) fn new(detail: Option<Detail>, zone: &TimeZone) -> Self {
         if std::io::stderr().is_terminal() {
             let bar =
                 ProgressBar::with_draw_target(Some(0), ProgressDrawTarget::stderr_with_hz(10));
@@ -46,20 +60,29 @@ impl Progress {
             }
             bar.enable_steady_tick(Duration::from_millis(200));
             Self::Bar(bar)
-        } else if log_lines {
-            Self::Log {
-                zone: zone.clone(),
-                lines: String::new(),
-            }
         } else {
-            Self::Quiet
+            let now = Instant::now();
+            match detail {
+                Some(Detail::Jobs) => Self::Log {
+                    zone: zone.clone(),
+                    lines: String::new(),
+                },
+                Some(Detail::Position) => Self::Position {
+                    total: 0,
+                    began: now,
+                    said: now,
+                },
+                None => Self::Quiet,
+            }
         }
     }
 
     /// How many jobs there are, as far as is known.
-    pub(crate) fn total(&self, total: u64) {
-        if let Self::Bar(bar) = self {
-            bar.set_length(total);
+    pub(crate) fn total(&mut self, of: u64) {
+        match self {
+            Self::Bar(bar) => bar.set_length(of),
+            Self::Position { total, .. } => *total = of,
+            _ => {}
         }
     }
 
@@ -85,6 +108,9 @@ impl Progress {
         let cmd = cmd.replace('\n', "\\n");
         let elapsed = result.elapsed().map_or_else(|| "?".to_owned(), timedelta);
         *lines += &match (result.status, result.code) {
+            (JobStatus::Ok, _) if result.up_to_date => {
+                format!("{at} [{done}/{total}] up to date on {host}: {cmd}\n")
+            }
             (JobStatus::Ok, Some(code)) => {
                 format!("{at} [{done}/{total}] returned {code} in {elapsed} sec on {host}: {cmd}\n")
             }
@@ -105,16 +131,30 @@ impl Progress {
     }
 
     /// Where it stands.
-    pub(crate) fn position(&self, done: u64, failed: u64, engines: usize) {
-        if let Self::Bar(bar) = self {
-            bar.set_position(done);
-            let failed = if failed > 0 {
-                format!("{failed} failed, ")
-            } else {
-                String::new()
-            };
-            let plural = if engines == 1 { "" } else { "s" };
-            bar.set_message(format!("{failed}{engines} engine{plural}"));
+    pub(crate) fn position(&mut self, done: u64, failed: u64, engines: usize) {
+        let failed = if failed > 0 {
+            format!("{failed} failed, ")
+        } else {
+            String::new()
+        };
+        match self {
+            Self::Bar(bar) => {
+                bar.set_position(done);
+                let plural = if engines == 1 { "" } else { "s" };
+                bar.set_message(format!("{failed}{engines} engine{plural}"));
+            }
+            Self::Position { total, began, said }
+                if said.elapsed() >= Duration::from_secs(1) || done == *total && done > 0 =>
+            {
+                *said = Instant::now();
+                let left = total.saturating_sub(done) as f64;
+                let eta = match done {
+                    0 => "?".to_owned(),
+                    _ => format!("{:.0}s", began.elapsed().as_secs_f64() / done as f64 * left),
+                };
+                eprintln!("ipclient: {done} of {total} jobs, {failed}ETA {eta}");
+            }
+            _ => {}
         }
     }
 
@@ -125,7 +165,7 @@ impl Progress {
             Self::Log { zone, lines } => {
                 *lines += &format!("{} {text}\n", log_time(Timestamp::now(), zone))
             }
-            Self::Quiet => eprintln!("ipclient: {text}"),
+            Self::Position { .. } | Self::Quiet => eprintln!("ipclient: {text}"),
         }
         self.flush();
     }
@@ -156,7 +196,7 @@ impl Progress {
             Self::Log { zone, lines } => {
                 *lines += &format!("{} {word}\n", log_time(Timestamp::now(), zone))
             }
-            Self::Quiet => {}
+            Self::Position { .. } | Self::Quiet => {}
         }
         self.flush();
     }

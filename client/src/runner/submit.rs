@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use ipbroker_client::job::{Condition, Job, JobResult, Placement};
+use ipbroker_client::job::{Condition, Job, Placement};
 use ipbroker_client::protocol::array::{Packed, member_id};
 use ipbroker_client::protocol::dependency::Dependency;
 use ipbroker_client::protocol::message::{Command, TaskRequest, types};
@@ -167,9 +167,7 @@ impl Runner<'_> {
             if has_files(&jobs[group[0]]) {
                 let index = base + group[0];
                 if let Some(reason) = self.submit_with_files(index, &jobs[group[0]], false)? {
-                    let mut result = JobResult::refused(reason);
-                    result.received = Some(Timestamp::now());
-                    self.ended(index, &result)?;
+                    self.refuse(index, &reason)?;
                 }
                 continue;
             }
@@ -191,7 +189,7 @@ impl Runner<'_> {
     pub(super) fn command(&self, job: &Job) -> Command {
         let mut command = job.command(&self.options.cwd);
         if command.capture == 0 {
-            command.capture = self.options.capture.unwrap_or(0);
+            command.capture = self.options.capture();
         }
         command
     }
@@ -206,7 +204,7 @@ impl Runner<'_> {
         let cwd = self.options.cwd.clone();
         let template = Command {
             cd: Some(cwd.clone()),
-            capture: self.options.capture.unwrap_or(0),
+            capture: self.options.capture(),
             ..Command::default()
         };
         let mut rest = group;

@@ -15,7 +15,7 @@ use ipbroker_protocol::{
     zmq::Message,
 };
 
-use super::{Executor, Verdict, array::Arguments, require, stopped, watch::Watch};
+use super::{Executor, Verdict, array::Arguments, fresh, require, stopped, watch::Watch};
 use crate::{
     files::{self, Scratch},
     job::{self, Input, Job, Stop},
@@ -156,6 +156,17 @@ impl<'a> Commands<'a> {
                 };
                 (verdict, error.ename(), error.to_string())
             })?;
+        }
+        let below = |path: &String| place.dir().join(self.expand(path));
+        let (creates, needs) = (
+            command.creates.iter().map(below),
+            command.needs.iter().map(below),
+        );
+        if fresh::up_to_date(creates, needs)
+            .map_err(|missing| (Verdict::Failed, "FileNotFoundError", missing))?
+        {
+            (result.status, result.code, result.up_to_date) = ("ok".into(), Some(0), true);
+            return Ok(Verdict::Ok);
         }
         let cage = command
             .limit

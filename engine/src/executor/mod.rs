@@ -2,6 +2,7 @@
 
 mod array;
 mod command;
+mod fresh;
 mod function;
 mod python;
 mod require;

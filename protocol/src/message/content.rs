@@ -50,6 +50,12 @@ pub struct Command {
     /// An exit code that means "this engine lacks what I need": the job goes to another one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub unmet_exit: Option<i32>,
+    /// Files that it writes: it is not run if all are there and none is older than one of `needs`.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub creates: Vec<String>,
+    /// Files that must be there.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub needs: Vec<String>,
     /// Run in a scratch directory of its own, removed after.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub scratch: bool,
@@ -128,6 +134,9 @@ pub struct CommandResult {
     /// Bytes of output beyond what was captured.
     #[serde(skip_serializing_if = "is_zero")]
     pub truncated: u64,
+    /// It was not run: what it creates is up to date.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub up_to_date: bool,
     /// Which limit ended it: `time` or `memory`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub limit: Option<String>,

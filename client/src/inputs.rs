@@ -1,0 +1,406 @@
+//! The arguments of `ipclient map`, as GNU parallel takes them: several sources, combined or linked, split into columns.
+
+use std::ffi::{OsStr, OsString};
+use std::fs::File;
+use std::io::{BufRead, BufReader, IsTerminal, Read};
+use std::path::{Path, PathBuf};
+
+use clap::Args;
+use regex_lite::Regex;
+
+use crate::failure::Failure;
+
+/// The words that begin a source.
+pub(crate) const SIGNS: [&str; 4] = [":::", ":::+", "::::", "::::+"];
+
+/// Where arguments come from and what is made of them.
+#[derive(Debug, Clone, Default, Args)]
+#[command(next_help_heading = "Arguments")]
+pub(crate) struct InputArgs {
+    /// Take the arguments from the lines of FILE (`-`: standard input, as they come); may be repeated, as `::::`
+    #[arg(short = 'a', long, visible_aliases = ["each-line"], value_name = "FILE")]
+    arg_file: Vec<PathBuf>,
+    /// Link all sources: first with first, second with second; a shorter one begins again
+    #[arg(long, visible_alias = "xapply")]
+    link: bool,
+    /// Split each argument into columns {1}, {2}, … at this regular expression
+    #[arg(short = 'C', long, value_name = "REGEX")]
+    colsep: Option<Regex>,
+    /// The first line of each source names it (its columns): {name} stands for the value. REGEX must be `:`
+    #[arg(long, value_name = ":", value_parser = [":"])]
+    header: Option<String>,
+    /// Remove blanks around each argument (n: none, l: left, r: right, lr or rl: both)
+    #[arg(long, value_name = "SIDES", value_parser = ["n", "l", "r", "lr", "rl"])]
+    trim: Option<String>,
+    /// Arguments in files end with a NUL byte instead of a line break
+    #[arg(short = '0', long, conflicts_with = "delimiter")]
+    null: bool,
+    /// Arguments in files end with this character (also \n, \t, \0)
+    #[arg(short = 'd', long, value_name = "CHARACTER", value_parser = delimiter)]
+    delimiter: Option<u8>,
+    /// An argument that is this one is the end of its file
+    #[arg(short = 'E', value_name = "WORD")]
+    end: Option<String>,
+    /// Leave out empty arguments
+    #[arg(short = 'r', long, visible_alias = "no-run-if-empty")]
+    no_empty: bool,
+    /// Run the jobs in random order
+    #[arg(long)]
+    pub(crate) shuf: bool,
+    /// Give each job N arguments, {1} to {N}; 0: run it once for each and give it none
+    #[arg(
+        short = 'N',
+        visible_short_alias = 'n',
+        long,
+        visible_alias = "max-replace-args",
+        value_name = "N"
+    )]
+    pub(crate) max_args: Option<usize>,
+    /// Give each job LINES lines of the input as arguments; with --pipe a record is so many lines
+    #[arg(short = 'L', visible_short_alias = 'l', long, value_name = "LINES", value_parser = clap::value_parser!(u32).range(1..), conflicts_with_all = ["context", "many"])]
+    pub(crate) max_lines: Option<u32>,
+    /// Give each job as many arguments as make all engines busy; a word with {} is repeated for each
+    #[arg(short = 'X', conflicts_with = "max_args")]
+    pub(crate) context: bool,
+    /// Give each job as many arguments as make all engines busy; {} stands for all of them
+    #[arg(short = 'm', conflicts_with_all = ["max_args", "context"])]
+    pub(crate) many: bool,
+}
+
+fn delimiter(text: &str) -> Result<u8, String> {
+    match text {
+        "\\n" => Ok(b'\n'),
+        "\\t" => Ok(b'\t'),
+        "\\0" => Ok(0),
+        _ if text.len() == 1 => Ok(text.as_bytes()[0]),
+        _ => Err("one character is needed, or \\n, \\t, \\0".into()),
+    }
+}
+
+/// The arguments of one job.
+pub(crate) type Record = Vec<String>;
+
+/// All records, in order.
+pub(crate) struct Records {
+    /// What `{name}` stands for, by place: from --header.
+    pub(crate) names: Vec<String>,
+    /// They come from the standard input, when they come.
+    pub(crate) streaming: bool,
+    pub(crate) records: Box<dyn Iterator<Item = Record> + Send>,
+}
+
+enum Source {
+    Words(Vec<String>),
+    File(PathBuf),
+}
+
+/// A source, and whether it is linked to the one before.
+type Linked = (Source, bool);
+
+impl InputArgs {
+    /// The records that `-a` and `data` (what follows the command, from its first sign on) stand for.
+    pub(crate) fn records(&self, data: Vec<OsString>) -> Result<Records, Failure> {
+        let mut sources: Vec<Linked> = self
+            .arg_file
+            .iter()
+            .map(|file| (Source::File(file.clone()), false))
+            .collect();
+        sources.extend(parse(data)?);
+        if sources.is_empty() {
+            if std::io::stdin().is_terminal() {
+                return Err(Failure::usage(
+                    "no arguments: add `::: ARGUMENT...` or -a FILE, or send them to the standard input (see `ipclient map --help`)",
+                ));
+            }
+            sources.push((Source::File("-".into()), false));
+        }
+        let stdin =
+            |source: &Linked| matches!(&source.0, Source::File(file) if file == Path::new("-"));
+        if sources.iter().filter(|source| stdin(source)).count() > 1 {
+            return Err(Failure::usage(
+                "the standard input can be read once only: two sources name `-`",
+            ));
+        }
+        if self.header.is_none()
+            && let [source] = &sources[..]
+            && stdin(source)
+        {
+            let this = self.clone();
+            // What came before has been run already.
+            let lines = self.lines(std::io::stdin()).map_while(|line| {
+                line.inspect_err(|why| eprintln!("ipclient: stdin: {why}: this is the end"))
+                    .ok()
+            });
+            return Ok(Records {
+                names: Vec::new(),
+                streaming: true,
+                records: Box::new(lines.map(move |line| this.columns(&line))),
+            });
+        }
+        let (mut names, mut columns) = (Vec::new(), Vec::new());
+        for (source, linked) in sources {
+            let mut records = self.read(source)?.into_iter();
+            if self.header.is_some() {
+                names.extend(records.next().unwrap_or_default());
+            }
+            columns.push((
+                records.collect(),
+                linked || self.link && !columns.is_empty(),
+            ));
+        }
+        Ok(Records {
+            names,
+            streaming: false,
+            records: Box::new(combine(columns, self.link)?),
+        })
+    }
+
+    fn read(&self, source: Source) -> Result<Vec<Record>, Failure> {
+        let columns = |line: String| self.columns(&line);
+        Ok(match source {
+            Source::Words(words) => {
+                let words = words
+                    .into_iter()
+                    .filter(|word| !(self.no_empty && word.is_empty()));
+                words.map(columns).collect()
+            }
+            Source::File(path) if path == Path::new("-") => {
+                let lines = self.lines(std::io::stdin());
+                lines
+                    .map(|line| {
+                        Ok(columns(
+                            line.map_err(|why| Failure::usage(format!("stdin: {why}")))?,
+                        ))
+                    })
+                    .collect::<Result<_, Failure>>()?
+            }
+            Source::File(path) => {
+                let problem = |error| Failure::usage(format!("{}: {error}", path.display()));
+                let file = File::open(&path).map_err(problem)?;
+                // A directory can be opened, but not read.
+                file.metadata()
+                    .and_then(|meta| match meta.is_dir() {
+                        true => Err(std::io::ErrorKind::IsADirectory.into()),
+                        false => Ok(()),
+                    })
+                    .map_err(problem)?;
+                let bad = |why| Failure::usage(format!("{}: {why}", path.display()));
+                let lines = self.lines(file);
+                lines
+                    .map(|line| Ok(columns(line.map_err(bad)?)))
+                    .collect::<Result<_, Failure>>()?
+            }
+        })
+    }
+
+    /// What a file holds, one by one, and why not more.
+    fn lines<R: Read + Send + 'static>(
+        &self,
+        input: R,
+    ) -> impl Iterator<Item = Result<String, String>> + Send + use<R> {
+        let separator = if self.null {
+            0
+        } else {
+            self.delimiter.unwrap_or(b'\n')
+        };
+        let (end, no_empty) = (self.end.clone(), self.no_empty);
+        let mut input = BufReader::with_capacity(1 << 17, input);
+        let mut number = 0;
+        let next = move || loop {
+            let mut line = Vec::new();
+            number += 1;
+            match input.read_until(separator, &mut line) {
+                Ok(0) => return None,
+                Ok(_) => {}
+                Err(error) => return Some(Err(error.to_string())),
+            }
+            if line.last() == Some(&separator) {
+                line.pop();
+            }
+            let Ok(line) = String::from_utf8(line) else {
+                return Some(Err(format!("line {number} is not UTF-8 text")));
+            };
+            if end.as_ref() == Some(&line) {
+                return None;
+            }
+            if !(no_empty && line.is_empty()) {
+                return Some(Ok(line));
+            }
+        };
+        // The end stays the end.
+        std::iter::from_fn(next).fuse()
+    }
+
+    fn columns(&self, line: &str) -> Record {
+        let trim = |value: &str| {
+            let mut value = value;
+            let sides = self.trim.as_deref().unwrap_or("n");
+            if sides.contains('l') {
+                value = value.trim_start();
+            }
+            if sides.contains('r') {
+                value = value.trim_end();
+            }
+            value.to_owned()
+        };
+        match &self.colsep {
+            None => vec![trim(line)],
+            Some(colsep) => colsep.split(line).map(trim).collect(),
+        }
+    }
+}
+
+/// The sources that follow the command.
+fn parse(words: Vec<OsString>) -> Result<Vec<Linked>, Failure> {
+    let mut sources: Vec<Linked> = Vec::new();
+    let mut sign = "";
+    for word in words {
+        if let Some(next) = SIGNS.iter().find(|sign| word == OsStr::new(sign)) {
+            sign = next;
+            if sign.starts_with("::::") {
+                continue;
+            }
+            sources.push((Source::Words(Vec::new()), sign == ":::+"));
+            continue;
+        }
+        let linked = sign == "::::+";
+        match sources.last_mut() {
+            _ if sign.starts_with("::::") => sources.push((Source::File(word.into()), linked)),
+            Some((Source::Words(words), _)) => words.push(word.into_string().map_err(|word| {
+                Failure::usage(format!("argument {} is not UTF-8", word.to_string_lossy()))
+            })?),
+            _ => {}
+        }
+    }
+    Ok(sources)
+}
+
+/// Every value of a source with every one of the others, the last changing fastest; linked ones step together: as far as
+/// the shortest goes, or, with `wrap`, as far as the longest.
+fn combine(
+    sources: Vec<(Vec<Record>, bool)>,
+    wrap: bool,
+) -> Result<impl Iterator<Item = Record> + Send, Failure> {
+    let mut groups: Vec<Vec<Record>> = Vec::new();
+    for (values, linked) in sources {
+        match groups.last_mut().filter(|_| linked) {
+            None => groups.push(values),
+            Some(before) => {
+                let length = if wrap && !before.is_empty() && !values.is_empty() {
+                    before.len().max(values.len())
+                } else {
+                    before.len().min(values.len())
+                };
+                let both = |at: usize| {
+                    [&before[at % before.len()][..], &values[at % values.len()]].concat()
+                };
+                *before = (0..length).map(both).collect();
+            }
+        }
+    }
+    let count = groups
+        .iter()
+        .try_fold(1usize, |count, group| count.checked_mul(group.len()))
+        .ok_or_else(|| {
+            Failure::usage("these are more combinations of arguments than can be counted")
+        })?;
+    Ok((0..count).map(move |mut at| {
+        let mut places = vec![0; groups.len()];
+        for (place, group) in places.iter_mut().zip(&groups).rev() {
+            *place = at % group.len();
+            at /= group.len();
+        }
+        let values = places
+            .iter()
+            .zip(&groups)
+            .flat_map(|(at, group)| &group[*at]);
+        values.cloned().collect()
+    }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn records(args: &InputArgs, words: &[&str]) -> Vec<String> {
+        let records = args
+            .records(words.iter().map(Into::into).collect())
+            .unwrap();
+        records.records.map(|record| record.join(" ")).collect()
+    }
+
+    #[test]
+    fn sources_are_combined_or_linked() {
+        let plain = InputArgs::default();
+        let of = |words: &[&str]| records(&plain, words);
+        assert_eq!(
+            of(&[":::", "a", "b", ":::", "1", "2"]),
+            ["a 1", "a 2", "b 1", "b 2"]
+        );
+        assert_eq!(
+            of(&[":::", "a", "b", ":::+", "1", "2", "3"]),
+            ["a 1", "b 2"]
+        );
+        assert_eq!(
+            of(&[":::", "a", "b", ":::+", "c", ":::", "1", "2"]),
+            ["a c 1", "a c 2"]
+        );
+        assert!(of(&[":::", "a", ":::"]).is_empty() && of(&[":::"]).is_empty());
+        let linked = InputArgs {
+            link: true,
+            ..InputArgs::default()
+        };
+        assert_eq!(
+            records(&linked, &[":::", "a", "b", "c", ":::", "1", "2"]),
+            ["a 1", "b 2", "c 1"]
+        );
+    }
+
+    #[test]
+    fn files_are_read_as_they_are_said_to_be_written() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("f");
+        std::fs::write(&path, "a, b\n\n c,d\nEND\ne,f").unwrap();
+        let file = path.to_str().unwrap();
+        let of = |args: InputArgs| records(&args, &["::::", file]);
+        assert_eq!(of(InputArgs::default()), ["a, b", "", " c,d", "END", "e,f"]);
+        let columns = InputArgs {
+            colsep: Some(Regex::new(", *").unwrap()),
+            trim: Some("lr".into()),
+            end: Some("END".into()),
+            no_empty: true,
+            ..InputArgs::default()
+        };
+        assert_eq!(of(columns), ["a b", "c d"]);
+        let other = InputArgs {
+            delimiter: Some(b','),
+            ..InputArgs::default()
+        };
+        assert_eq!(of(other), ["a", " b\n\n c", "d\nEND\ne", "f"]);
+        let header = InputArgs {
+            header: Some(":".into()),
+            colsep: Some(Regex::new(",").unwrap()),
+            ..InputArgs::default()
+        };
+        let words = ["::::", file, ":::", "x", "1"].map(OsString::from).to_vec();
+        let named = header.records(words).unwrap();
+        assert_eq!(named.names, ["a", " b", "x"]);
+        assert_eq!(named.records.count(), 4);
+    }
+
+    #[test]
+    fn what_cannot_be_read_is_named() {
+        let args = InputArgs::default();
+        let failure = |words: &[&str]| {
+            let words = words.iter().map(OsString::from).collect();
+            args.records(words).map(|_| ()).unwrap_err().to_string()
+        };
+        assert!(failure(&["::::", "/no/such/file"]).starts_with("/no/such/file: "));
+        assert!(failure(&["::::", "/"]).starts_with("/: "));
+        assert!(failure(&["::::", "-", "-"]).contains("once only"));
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("f");
+        std::fs::write(&path, b"a\n\xff\n").unwrap();
+        assert!(failure(&["::::", path.to_str().unwrap()]).ends_with("line 2 is not UTF-8 text"));
+    }
+}

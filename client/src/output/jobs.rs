@@ -1,0 +1,301 @@
+//! What the jobs of `ipclient map` print, and where it goes.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::{self, Write};
+use std::path::Path;
+
+use ipbroker_client::job::{JobResult, JobStatus};
+use serde_json::Value;
+
+use crate::joblog::Joblog;
+use crate::runner::{Printer, Slot};
+use crate::template::{Template, Values};
+
+/// What jobs print, to where they would have printed it.
+pub(crate) struct Outputs {
+    pub(crate) terminal: bool,
+    /// What stands before each line.
+    pub(crate) tag: Option<Template>,
+    /// The command goes before, on stdout.
+    pub(crate) verbose: bool,
+    /// The same on stderr.
+    pub(crate) trace: bool,
+}
+
+/// The arguments of a job, as its line has them.
+fn arguments(slot: &Slot) -> Vec<String> {
+    let Ok(Value::Object(mut line)) = serde_json::from_str(&slot.text) else {
+        return Vec::new();
+    };
+    let words = match (line.remove("arg"), line.remove("args")) {
+        (Some(word), _) => vec![word],
+        (None, Some(Value::Array(words))) => words,
+        _ => Vec::new(),
+    };
+    let text = |word| match word {
+        Value::String(word) => word,
+        other => other.to_string(),
+    };
+    words.into_iter().map(text).collect()
+}
+
+fn fill(template: &Template, slot: &Slot, result: &JobResult) -> String {
+    template.expand(&Values {
+        arguments: &arguments(slot),
+        number: slot.line,
+        total: None,
+        slot: Some(result.engine_id.map_or(1, |id| id as u64 + 1)),
+        quote: false,
+    })
+}
+
+/// `text` with `tag` and a tab before each of its lines.
+fn tagged(tag: Option<&str>, text: &str) -> Vec<u8> {
+    let Some(tag) = tag else {
+        return text.as_bytes().to_vec();
+    };
+    let lines = text.split_inclusive('\n');
+    lines
+        .flat_map(|line| [tag, "\t", line].concat().into_bytes())
+        .collect()
+}
+
+impl Printer for Outputs {
+    fn finished(&mut self, slot: &Slot, result: &JobResult) -> io::Result<()> {
+        let tag = self.tag.as_ref().map(|tag| fill(tag, slot, result));
+        let tag = tag.as_deref();
+        let mut out = io::stdout().lock();
+        let mut err = io::stderr().lock();
+        if self.verbose {
+            writeln!(out, "{}", slot.cmd)?;
+        }
+        if self.trace {
+            let _ = writeln!(err, "{}", slot.cmd);
+        }
+        if let Some(stdout) = &result.stdout {
+            out.write_all(&tagged(tag, stdout))?;
+        }
+        if let Some(stderr) = &result.stderr {
+            let _ = err.write_all(&tagged(tag, stderr));
+        }
+        drop(err);
+        complain(slot, result);
+        Ok(())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        io::stdout().flush()
+    }
+
+    fn shares_terminal(&self) -> bool {
+        self.terminal
+    }
+}
+
+/// What the output itself does not say.
+fn complain(slot: &Slot, result: &JobResult) {
+    let mut err = io::stderr().lock();
+    if result.truncated {
+        let _ = writeln!(
+            err,
+            "ipclient: job {}: its output is longer than --max-output: {}",
+            slot.line, slot.cmd
+        );
+    }
+    if result.status != JobStatus::Ok {
+        let why = result.error.as_deref().unwrap_or(result.status.as_str());
+        let _ = writeln!(err, "ipclient: job {}: {why}: {}", slot.line, slot.cmd);
+    }
+}
+
+/// `--results`: the output of each job in files of its own.
+pub(crate) struct Directory {
+    name: Template,
+    headers: Vec<String>,
+}
+
+impl Directory {
+    pub(crate) fn new(name: Template, headers: &[String]) -> Self {
+        let headers = headers.to_vec();
+        Self { name, headers }
+    }
+}
+
+impl Printer for Directory {
+    fn finished(&mut self, slot: &Slot, result: &JobResult) -> io::Result<()> {
+        let mut name = fill(&self.name, slot, result);
+        let plain = self.name.is_plain();
+        if plain {
+            let values = arguments(slot);
+            for (place, value) in (1..).zip(&values) {
+                let number = place.to_string();
+                let header = self.headers.get(place - 1).unwrap_or(&number);
+                // As GNU parallel writes what cannot be a name.
+                let value = value
+                    .replace('\\', "\\\\")
+                    .replace('/', "\\_")
+                    .replace('\0', "\\0")
+                    .replace('\t', "\\t");
+                name = format!(
+                    "{name}/{header}/{}",
+                    if value.is_empty() { "\\0" } else { &value }
+                );
+            }
+            if values.is_empty() {
+                name = format!("{name}/{}", slot.line);
+            }
+        }
+        let directory = plain || name.ends_with('/');
+        let file = |of: &str| match (directory, of) {
+            (true, _) => format!("{}/{of}", name.trim_end_matches('/')),
+            (false, "stdout") => name.clone(),
+            (false, "stderr") => format!("{name}.err"),
+            (false, _) => format!("{name}.{of}"),
+        };
+        for (of, text) in [
+            ("stdout", result.stdout.as_deref().unwrap_or("")),
+            ("stderr", result.stderr.as_deref().unwrap_or("")),
+            ("seq", &slot.line.to_string()),
+        ] {
+            let path = file(of);
+            let write = || {
+                fs::create_dir_all(Path::new(&path).parent().unwrap_or(Path::new(".")))?;
+                fs::write(&path, text)
+            };
+            write().map_err(|error| io::Error::new(error.kind(), format!("{path}: {error}")))?;
+        }
+        complain(slot, result);
+        Ok(())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn shares_terminal(&self) -> bool {
+        false
+    }
+}
+
+/// `--joblog`: written as jobs end, in whatever order they are printed.
+pub(crate) struct Logged {
+    pub(crate) inner: Box<dyn Printer>,
+    pub(crate) log: Joblog,
+}
+
+impl Printer for Logged {
+    fn finished(&mut self, slot: &Slot, result: &JobResult) -> io::Result<()> {
+        self.log.finished(slot, result)?;
+        self.inner.finished(slot, result)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.inner.flush()
+    }
+
+    fn end(&mut self) -> io::Result<()> {
+        self.inner.end()
+    }
+
+    fn shares_terminal(&self) -> bool {
+        self.inner.shares_terminal()
+    }
+}
+
+/// Holds back what comes before its turn.
+pub(crate) struct Ordered {
+    inner: Box<dyn Printer>,
+    next: u64,
+    early: BTreeMap<u64, (Slot, JobResult)>,
+}
+
+impl Ordered {
+    pub(crate) fn new(inner: Box<dyn Printer>) -> Self {
+        let (next, early) = (0, BTreeMap::new());
+        Self { inner, next, early }
+    }
+}
+
+impl Printer for Ordered {
+    fn finished(&mut self, slot: &Slot, result: &JobResult) -> std::io::Result<()> {
+        if slot.index != self.next {
+            self.early
+                .insert(slot.index, (slot.clone(), result.clone()));
+            return Ok(());
+        }
+        self.inner.finished(slot, result)?;
+        self.next += 1;
+        while let Some((slot, result)) = self.early.remove(&self.next) {
+            self.inner.finished(&slot, &result)?;
+            self.next += 1;
+        }
+        Ok(())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        self.inner.flush()
+    }
+
+    fn end(&mut self) -> std::io::Result<()> {
+        // After an interruption there are gaps: what finished is printed all the same.
+        for (slot, result) in std::mem::take(&mut self.early).into_values() {
+            self.inner.finished(&slot, &result)?;
+        }
+        self.inner.end()
+    }
+
+    fn shares_terminal(&self) -> bool {
+        self.inner.shares_terminal()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::{Arc, Mutex};
+
+    #[derive(Default, Clone)]
+    struct Seen(Arc<Mutex<Vec<u64>>>);
+
+    impl Printer for Seen {
+        fn finished(&mut self, slot: &Slot, _: &JobResult) -> io::Result<()> {
+            self.0.lock().unwrap().push(slot.index);
+            Ok(())
+        }
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+        fn shares_terminal(&self) -> bool {
+            false
+        }
+    }
+
+    fn slot(index: u64) -> Slot {
+        Slot {
+            index,
+            line: index + 1,
+            ..Slot::default()
+        }
+    }
+
+    #[test]
+    fn order_is_kept() {
+        let seen = Seen::default();
+        let mut ordered = Ordered::new(Box::new(seen.clone()));
+        for index in [2, 0, 3, 1, 5, 7] {
+            ordered
+                .finished(&slot(index), &JobResult::default())
+                .unwrap();
+        }
+        ordered.end().unwrap();
+        assert_eq!(*seen.0.lock().unwrap(), [0, 1, 2, 3, 5, 7]);
+    }
+
+    #[test]
+    fn each_line_is_tagged() {
+        assert_eq!(tagged(Some("a 1"), "x\n\ny"), b"a 1\tx\na 1\t\na 1\ty");
+        assert_eq!(tagged(None, "x"), b"x");
+        assert_eq!(tagged(Some("a"), ""), b"");
+    }
+}

@@ -1,0 +1,281 @@
+//! `ipclient map` beside GNU parallel: the same commands, the same output.
+
+use std::{fs, path::Path, process::Command};
+
+use ipbroker_tests::{Cluster, Finished, LIMIT, eventually, programs};
+
+const COMMANDS: &str = include_str!("parallel.sh");
+
+/// The directory that the commands expect.
+fn prepare(dir: &Path) {
+    let _ = fs::remove_dir_all(dir);
+    fs::create_dir_all(dir.join("d")).unwrap();
+    for (name, text) in [
+        ("nums", "1\n2\n3\n"),
+        ("letters", "a\nb\nc\n"),
+        ("words", "a b\nc d\n"),
+        ("table.csv", "x,y\n1,2\n3,4\n"),
+        ("d/a.tar.gz", ""),
+        ("d/b.txt", ""),
+    ] {
+        fs::write(dir.join(name), text).unwrap();
+    }
+}
+
+/// Runs a line of bash in which P is `program`.
+fn bash(cluster: &Cluster, program: &str, line: &str) -> Finished {
+    let dir = cluster.path("work");
+    prepare(&dir);
+    let script = format!(
+        "fun() {{ echo \"fun $*\"; }}\nexport -f fun\nP() {{ {program} \"$@\"; }}\n{line}\n"
+    );
+    let mut command = Command::new("bash");
+    command
+        .args(["-c", &script])
+        .current_dir(&dir)
+        .env("HOME", cluster.path("home"))
+        .env("LC_ALL", "C.UTF-8")
+        .env("X", "the value of X");
+    programs::run(command, cluster.dir(), "", LIMIT)
+}
+
+#[test]
+fn prints_what_gnu_parallel_prints() {
+    if Command::new("parallel").arg("--version").output().is_err() {
+        eprintln!("left out: there is no GNU parallel (scripts/setup installs it)");
+        return;
+    }
+    let cluster = Cluster::with_engines(2);
+    // It asks to be cited, once.
+    fs::create_dir_all(cluster.path("home/.parallel")).unwrap();
+    fs::write(cluster.path("home/.parallel/will-cite"), "").unwrap();
+    let map = format!(
+        "'{}' --profile-dir '{}' map",
+        programs::program("ipclient").display(),
+        cluster.profile().display()
+    );
+    let lines: Vec<&str> = COMMANDS
+        .lines()
+        .filter(|line| !line.is_empty() && !line.starts_with('#'))
+        .collect();
+    assert!(lines.len() > 60);
+    for line in lines {
+        let theirs = bash(&cluster, "parallel -j2", line);
+        let ours = bash(&cluster, &map, line);
+        assert!(
+            !theirs.stdout.is_empty(),
+            "{line} prints nothing: {}",
+            theirs.stderr
+        );
+        assert_eq!(ours.stdout, theirs.stdout, "{line}\n{}", ours.stderr);
+    }
+}
+
+/// A job log begun by either is gone on with by the other.
+#[test]
+fn a_job_log_is_readable_by_both() {
+    if Command::new("parallel").arg("--version").output().is_err() {
+        return;
+    }
+    let cluster = Cluster::with_engines(2);
+    fs::create_dir_all(cluster.path("home/.parallel")).unwrap();
+    fs::write(cluster.path("home/.parallel/will-cite"), "").unwrap();
+    let map = format!(
+        "'{}' --profile-dir '{}' map",
+        programs::program("ipclient").display(),
+        cluster.profile().display()
+    );
+    let line = "P -k --joblog log 'test {} != 1' ::: 0 1; Q -k --joblog log --resume-failed 'echo {}' ::: 0 1 2; \
+                P -k --joblog log --resume 'echo {}' ::: 0 1 2 3 4; Q -k --joblog log --resume 'echo {}' ::: 0 1 2 3 4 5";
+    for (first, second) in [("parallel -j2", &map[..]), (&map[..], "parallel -j2")] {
+        let line = format!("Q() {{ {second} \"$@\"; }}\n{line}");
+        let run = bash(&cluster, first, &line);
+        assert_eq!(run.stdout, "1\n2\n3\n4\n5\n", "{first}: {}", run.stderr);
+    }
+}
+
+#[test]
+fn killed_and_resumed() {
+    let cluster = Cluster::with_engines(2);
+    let args = [
+        "map",
+        "--joblog",
+        "log",
+        "--resume",
+        "echo {} >> ran; sleep 0.02",
+        ":::",
+    ];
+    let numbers: Vec<String> = (1..=100).map(|n| n.to_string()).collect();
+    let all: Vec<&str> = args
+        .into_iter()
+        .chain(numbers.iter().map(String::as_str))
+        .collect();
+    let mut first = cluster.start_client(&all);
+    let logged = || fs::read_to_string(cluster.path("log")).map_or(0, |log| log.lines().count());
+    eventually("some jobs in the log", LIMIT, || {
+        (logged() > 10).then_some(())
+    });
+    first.kill();
+    let before: Vec<String> = cluster
+        .read("log")
+        .lines()
+        .skip(1)
+        .map(str::to_owned)
+        .collect();
+    // As if it had been killed while it wrote the next line.
+    let log = cluster.read("log") + "77\tvm\t17959";
+    cluster.write("log", &log);
+    // The controller still stops what the first one had left.
+    cluster.client(&["abort", "--all"]);
+    cluster.client(&all).ok();
+    let log = cluster.read("log");
+    let mut seqs: Vec<u64> = log
+        .lines()
+        .skip(1)
+        .map(|line| line.split('\t').next().unwrap().parse().unwrap())
+        .collect();
+    seqs.sort_unstable();
+    assert_eq!(
+        seqs,
+        (1..=100).collect::<Vec<u64>>(),
+        "each job is logged once"
+    );
+    let ran = cluster.read("ran");
+    for line in before {
+        let number = line.split('\t').next().unwrap();
+        assert_eq!(
+            ran.lines().filter(|ran| *ran == number).count(),
+            1,
+            "{line}"
+        );
+    }
+}
+
+#[test]
+fn what_cannot_be_is_said_in_one_line() {
+    let place = Cluster::builder().prepare();
+    place.write("notes", "my notes\n");
+    for (args, word) in [
+        (&["echo", "::::", "/no/such/file"][..], "/no/such/file"),
+        (&["-N", "x", "echo", ":::", "a"], "-N"),
+        (&["--halt", "later,fail=1", "echo", ":::", "a"], "--halt"),
+        (&["--colsep", "(", "echo", ":::", "a"], "--colsep"),
+        (&["--resume", "echo", ":::", "a"], "--joblog"),
+        (
+            &["--joblog", "notes", "--resume", "echo", ":::", "a"],
+            "notes",
+        ),
+        (
+            &["--joblog", "/no/such/dir/log", "echo", ":::", "a"],
+            "/no/such/dir/log",
+        ),
+        (&["--pipe", "cat", ":::", "a"], "--pipe"),
+        (&["--pipe"], "--pipe"),
+        (&["--block", "1M", "cat"], "--pipe"),
+        (&["--pipe", "--block", "0", "cat"], "--block"),
+        (&["-X", "-N2", "echo", ":::", "a"], "-X"),
+        (&["--cleanup", "echo", ":::", "a"], "--cleanup"),
+        (&["--env", "_", "echo", ":::", "a"], "--env"),
+        (&["-j", "0", "echo", ":::", "a"], "--jobs"),
+        (&["wc", "-l", "2", ":::", "a"], "quote the command"),
+        (&["--header", "x", "echo", ":::", "a"], "--header"),
+        (&["-d", "ab", "echo", ":::", "a"], "--delimiter"),
+        (&["echo", "::::", "-", "-"], "once"),
+    ] {
+        let mut command = place.command("ipclient");
+        command.arg("map").args(args);
+        let run = programs::run(command, place.dir(), "", LIMIT);
+        assert_eq!(
+            (run.code(), run.stderr.lines().count()),
+            (2, 1),
+            "{args:?}: {}",
+            run.stderr
+        );
+        assert!(run.stderr.contains(word), "{args:?}: {}", run.stderr);
+    }
+    assert_eq!(place.read("notes"), "my notes\n");
+}
+
+#[test]
+fn files_go_and_come() {
+    let cluster = Cluster::with_engines(2);
+    cluster.write("a.in", "one\n");
+    cluster.write("b.in", "two\n");
+    cluster
+        .client(&[
+            "map",
+            "--trc",
+            "{.}.out",
+            "test -e {} && ls > seen && cat seen > {.}.out && tr a-z A-Z < {} >> {.}.out",
+            ":::",
+            "a.in",
+            "b.in",
+        ])
+        .ok();
+    // Each has seen its own file only, in a directory of its own.
+    assert_eq!(cluster.read("a.out"), "a.in\nseen\nONE\n");
+    assert_eq!(cluster.read("b.out"), "b.in\nseen\nTWO\n");
+    assert!(!cluster.path("seen").exists());
+}
+
+#[test]
+fn a_delay_and_a_limit_on_jobs_are_kept() {
+    let cluster = Cluster::with_engines(3);
+    fs::create_dir(cluster.path("running")).unwrap();
+    let run = cluster
+        .client(&[
+            "map",
+            "-j1",
+            "-k",
+            "ls running | wc -l; touch running/{}; sleep 0.1; rm running/{}",
+            ":::",
+            "a",
+            "b",
+            "c",
+        ])
+        .ok();
+    assert_eq!(run.stdout, "0\n0\n0\n", "only one at a time");
+    let run = cluster
+        .client(&[
+            "map",
+            "--delay",
+            "0.4",
+            "-N0",
+            "-k",
+            "date +%s%N",
+            ":::",
+            "a",
+            "b",
+            "c",
+        ])
+        .ok();
+    let times: Vec<u64> = run
+        .stdout
+        .lines()
+        .map(|line| line.split(' ').next().unwrap().parse().unwrap())
+        .collect();
+    assert!(
+        times.windows(2).all(|two| two[1] - two[0] > 200_000_000),
+        "{times:?}"
+    );
+}
+
+#[test]
+fn halt_now_stops_what_runs() {
+    let cluster = Cluster::with_engines(2);
+    let run = cluster.client(&[
+        "map",
+        "--halt",
+        "now,fail=1",
+        ":::",
+        "sleep 600",
+        "sleep 0.2; exit 5",
+        "touch never; sleep 600",
+    ]);
+    assert_eq!(run.code(), 5, "{}", run.stderr);
+    assert!(
+        run.stderr.contains("no more jobs are started") && run.took < LIMIT,
+        "{}",
+        run.stderr
+    );
+}
