@@ -9,8 +9,8 @@ from concurrent.futures import CancelledError
 from concurrent.futures import TimeoutError as FuturesTimeout
 from typing import TYPE_CHECKING, Any, Callable, Deque, Dict, Iterable, Iterator, List, Optional, Tuple
 
-from ._pickle import dump_values, loads
-from .errors import exception
+from ._pickle import dump_values, loads, pickled
+from .errors import PicklingError, exception
 
 if TYPE_CHECKING:
     from .view import View
@@ -19,7 +19,7 @@ FIRST = 64
 """Calls that are sent before it is known how long they take."""
 AHEAD = 1.0
 """Seconds of work that are sent ahead of the results."""
-MOST = 1 << 17
+MOST = 1 << 18
 """Calls that are sent ahead of the results, at most."""
 ARRAY_BYTES = 8 << 20
 """Bytes of arguments of one array, and …"""
@@ -27,30 +27,40 @@ AHEAD_BYTES = 256 << 20
 """… of all that are sent ahead."""
 GROWTH = 4
 """How much larger one array may be than the one before."""
+TOGETHER = 0.02
+"""Seconds of short calls that are one member of an array: one way to the engine's Python and back."""
+TOGETHER_MOST = 4096
+"""… and how many calls that are at most."""
 
-# One part of an array: first member, one past the last, metadata, pickles (or one for all), failures by member.
-Part = Tuple[int, int, Optional[bytes], Any, Any]
+# One part of an array: first member, one past the last, pickles (or one for all), failures by member.
+Part = Tuple[int, int, Any, Any]
 
 
-class _Array:
-    """One array on its way."""
+class Array:
+    """One array on its way. Its members are calls, or lists of calls."""
 
-    __slots__ = ("flow", "id", "count", "bytes", "left", "parts", "cancelled")
+    __slots__ = ("flow", "id", "count", "sizes", "bytes", "left", "parts", "cancelled")
 
-    def __init__(self, flow: "Flow", count: int, size: int) -> None:
+    def __init__(self, flow: "Flow", count: int, sizes: Optional[List[int]], size: int) -> None:
         self.flow = flow
         self.id = ""
         self.count = count
+        # How many calls each member is; None: each is one.
+        self.sizes = sizes
         self.bytes = size
         self.left = count
         self.parts: Dict[int, Part] = {}
         self.cancelled = False
 
+    def calls(self, lo: int, hi: int) -> int:
+        """How many calls some members are."""
+        return hi - lo if self.sizes is None else sum(self.sizes[lo:hi])
+
     def deliver(self, lo: int, hi: int, metadata: Optional[bytes], values: Any, failures: Any, duration: float) -> bool:
         """Takes what the results thread has; true if nothing more will come."""
         self.left -= hi - lo
         if not self.cancelled:
-            self.flow.arrived(self, (lo, hi, metadata, values, failures), duration)
+            self.flow.arrived(self, (lo, hi, values, failures), duration)
         return self.left <= 0
 
 
@@ -60,7 +70,13 @@ class Flow:
     def __init__(self, view: "View", function: Callable[..., Any], arguments: Iterator[Any], length: Optional[int], timeout: Optional[float], chunksize: Optional[int], ordered: bool) -> None:
         self.client = view.client
         self.link = view.client._link
-        self.call, self.name = view._call(function, self.link)
+        self.view = view
+        self.code = pickled(function)
+        self.name = self.code.name
+        self.one: Any = None
+        self.many: Any = None
+        # What is promised of each call alone cannot be kept of a list of them.
+        self.alone = bool(view._options.get("retries") or view._options.get("limit"))
         self.arguments = arguments
         self.length = length
         self.deadline = None if timeout is None else time.monotonic() + timeout
@@ -69,8 +85,8 @@ class Flow:
         self.ordered = ordered
         self.changed = threading.Condition()
         # In order of submission; of an unordered map, those that are not consumed.
-        self.arrays: Deque[_Array] = deque()
-        self.ready: Deque[Tuple[_Array, Part]] = deque()
+        self.arrays: Deque[Array] = deque()
+        self.ready: Deque[Tuple[Array, Part]] = deque()
         self.ended = False
         # What reading or pickling arguments raised: raised again when everything before it is consumed.
         self.broken: Optional[BaseException] = None
@@ -78,21 +94,22 @@ class Flow:
         # Whether somebody has asked for a result.
         self.begun = False
         self.size = 0
+        self.together = 1
         self.unbounded = False
         # Calls and bytes that are sent and not consumed.
         self.calls = 0
         self.bytes = 0
-        # Seconds of calls that have ended, and how many those were.
+        # Seconds of calls that have ended, and how many those were; the latest count most.
         self.seconds = 0.0
-        self.measured = 0
+        self.measured = 0.0
 
     # By the results thread
 
-    def arrived(self, array: _Array, part: Part, duration: float) -> None:
+    def arrived(self, array: Array, part: Part, duration: float) -> None:
         with self.changed:
             if duration > 0:
-                self.seconds += duration
-                self.measured += part[1] - part[0]
+                self.seconds = 0.8 * self.seconds + duration
+                self.measured = 0.8 * self.measured + array.calls(part[0], part[1])
             if self.ordered:
                 array.parts[part[0]] = part
             else:
@@ -101,68 +118,124 @@ class Flow:
 
     # By whoever consumes
 
-    def window(self) -> int:
-        """How many calls may be on their way."""
-        least = max(FIRST, 4 * self.link.native.engine_count())
-        if not self.measured:
-            return least
-        each = self.seconds / self.measured
+    def plan(self) -> Tuple[int, int]:
+        """How many calls may be on their way, and how many of them are one member."""
         engines = max(1, self.link.native.engine_count())
-        return int(min(max(AHEAD * engines / max(each, 1e-7), least), MOST))
+        least = max(FIRST, 4 * engines)
+        if not self.measured:
+            return least, self.chunksize or 1
+        each = max(self.seconds / self.measured, 1e-7)
+        window = int(min(max(AHEAD * engines / each, least), MOST))
+        if self.chunksize is not None:
+            return max(window, 2 * engines * self.chunksize), self.chunksize
+        if self.alone:
+            return window, 1
+        # Many engines have many members, and memory is bounded.
+        together = int(min(TOGETHER / each, TOGETHER_MOST, self.together * GROWTH * 4, max(1, window // (4 * engines))))
+        return window, max(1, together)
 
     def fill(self) -> None:
         """Sends what there is room for."""
         while not (self.ended or self.stopped):
-            window = self.window()
-            room = window - self.calls
+            window, together = self.plan()
             if self.unbounded:
-                room = max(room, window // 2)
-            if self.chunksize is not None:
-                size = self.chunksize
-                # At least one chunk an engine, twice.
-                if not self.unbounded and self.calls and room < size and self.calls >= 2 * size * max(1, self.link.native.engine_count()):
-                    return
+                room = window
+            elif self.bytes >= AHEAD_BYTES:
+                return
             else:
-                size = min(max(window // 4, 1), max(FIRST, self.size * GROWTH))
-                if room < size or (self.bytes >= AHEAD_BYTES and not self.unbounded):
-                    return
-            self.send(size)
+                room = window - self.calls
+            size = max(min(window // 4, max(FIRST, self.size * GROWTH)), together)
+            if room < size and self.calls:
+                return
+            self.together = together
+            self.send(size, together)
 
-    def send(self, size: int) -> None:
+    def send(self, size: int, together: int) -> None:
         """Reads so many arguments, or what there is, and sends them."""
         pickles: List[bytes] = []
-        total = 0
+        sizes: Optional[List[int]] = None if together == 1 else []
+        count = total = 0
         try:
-            for args in self.arguments:
-                data = dump_values(args)
+            while count < size and total < ARRAY_BYTES:
+                if sizes is None:
+                    args = next(self.arguments, None)
+                    if args is None:
+                        self.ended = True
+                        break
+                    data = dump_values(args)
+                    count += 1
+                else:
+                    calls = self.read(together)
+                    if calls:
+                        data, calls = self.dump_many(calls)
+                    if not calls:
+                        break
+                    sizes.append(len(calls))
+                    count += len(calls)
                 pickles.append(data)
                 total += len(data)
-                if len(pickles) >= size or total >= ARRAY_BYTES:
+                if self.ended:
                     break
-            else:
-                self.ended = True
         except Exception as error:
             self.ended = True
             self.broken = error
         if not pickles:
             return
         self.size = size
-        array = _Array(self, len(pickles), total)
+        array = Array(self, len(pickles), sizes, total)
         with self.changed:
             self.arrays.append(array)
         try:
-            array.id = self.link.submit_array(self.call, pickles, array)
+            array.id = self.link.submit_array(self.call(sizes is not None), pickles, array)
         except BaseException:
             with self.changed:
                 self.arrays.remove(array)
             raise
-        self.calls += array.count
+        self.calls += count
         self.bytes += total
 
-    def consumed(self, array: _Array, part: Part) -> None:
-        count = part[1] - part[0]
-        self.calls -= count
-        self.bytes -= array.bytes * count // array.count
+    def read(self, count: int) -> List[Any]:
+        """The next arguments; fewer when they end, or raise."""
+        calls: List[Any] = []
+        try:
+            for args in self.arguments:
+                calls.append(args)
+                if len(calls) == count:
+                    return calls
+        except Exception as error:
+            self.broken = error
+        self.ended = True
+        return calls
+
+    def dump_many(self, calls: List[Any]) -> Tuple[bytes, List[Any]]:
+        """Calls as a pickle; up to the first that cannot be pickled."""
+        try:
+            return dump_values((calls,)), calls
+        except PicklingError:
+            good: List[Any] = []
+            for args in calls:
+                try:
+                    dump_values(args)
+                except PicklingError as error:
+                    self.ended = True
+                    self.broken = error
+                    break
+                good.append(args)
+            return (dump_values((good,)) if good else b""), good
+
+    def call(self, many: bool) -> Any:
+        """The packed request for single calls, or for lists of them."""
+        if many:
+            if self.many is None:
+                self.many = self.view._packed(self.code.many(), self.link)
+            return self.many
+        if self.one is None:
+            self.one = self.view._packed(self.code, self.link)
+        return self.one
+
+    def consumed(self, array: Array, part: Part) -> None:
+        self.calls -= array.calls(part[0], part[1])
+        self.bytes -= array.bytes * (part[1] - part[0]) // array.count
 
     def wait(self, there: Callable[[], Any]) -> Any:
         """What is there, as soon as it is."""
@@ -205,7 +278,7 @@ class Flow:
                 self.consumed(array, part)
                 # New work goes out before the results are looked at.
                 self.fill()
-                yield from self.of(part)
+                yield from self.of(array, part)
                 at = part[1]
             with self.changed:
                 if self.arrays:
@@ -222,30 +295,33 @@ class Flow:
                 return  # which raises it
             array, part = found
             self.consumed(array, part)
-            if array.left <= 0:
-                with self.changed:
-                    if array in self.arrays and not any(other is array for other, _ in self.ready):
-                        self.arrays.remove(array)
+            with self.changed:
+                if array.left <= 0 and array in self.arrays and not any(other is array for other, _ in self.ready):
+                    self.arrays.remove(array)
             self.fill()
-            yield from self.of(part)
+            yield from self.of(array, part)
 
-    def of(self, part: Part) -> Iterator[Any]:
+    def of(self, array: Array, part: Part) -> Iterator[Any]:
         """The values of a part; the first failure among them is raised at its place."""
-        lo, hi, _, values, failures = part
+        lo, hi, values, failures = part
         if values is None:
             raise exception(failures)
         if isinstance(values, bytes):
-            for _ in range(lo, hi):
-                yield loads(values)
-            return
-        if not failures:
-            for data in values:
-                yield loads(data)
-            return
+            values = [values] * (hi - lo)
         for index, data in enumerate(values, lo):
             if data is None:
                 raise exception(failures[index])
-            yield loads(data)
+            if array.sizes is None:
+                yield loads(data)
+                continue
+            results = loads(data)
+            if isinstance(results, tuple):
+                yield from results[0]
+                raise exception(results[1])
+            # Nothing is kept of what was given away.
+            results.reverse()
+            while results:
+                yield results.pop()
 
     def stop(self) -> None:
         """Ends what has not ended, and reads no more."""
@@ -262,14 +338,6 @@ class Flow:
             self.changed.notify_all()
         if unfinished:
             self.link.abort_soon([array.id for array in unfinished if array.id])
-        close = getattr(self.arguments, "close", None)
-        if close is not None:
-            close()
-
-    def send_all(self) -> None:
-        """Reads all arguments, and sends them."""
-        self.unbounded = True
-        self.fill()
 
     def cancel(self) -> None:
         """Stops, and whoever still wants results is told so."""
@@ -277,6 +345,11 @@ class Flow:
             self.ended = True
             self.broken = CancelledError()
             self.stop()
+
+    def send_all(self) -> None:
+        """Reads all arguments, and sends them."""
+        self.unbounded = True
+        self.fill()
 
     def drain(self) -> None:
         """For an executor that is shut down: all calls run, whether or not their results are consumed."""

@@ -44,14 +44,17 @@ class View:
         if isinstance(function, str):
             return link.native.named(function, self._native_options), function
         code = pickled(function)
+        return self._packed(code, link), code.name
+
+    def _packed(self, code: Pickled, link: "Link") -> Any:
         known = self._calls.get(id(code))
         if known is not None and known[2] is link:
-            return known[1], code.name
+            return known[1]
         call = link.native.call(code.code, code.name, code.python, self._native_options)
         if len(self._calls) >= _REMEMBERED:
             self._calls.clear()
         self._calls[id(code)] = (code, call, link)
-        return call, code.name
+        return call
 
     def submit(self, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future:
         """Calls a function once."""
