@@ -79,6 +79,7 @@ def million(ex, count):
 
 
 def main():
+    global cluster
     whose, what, *more = sys.argv[1:]
     if what == "import":
         seconds = "import time; t = time.perf_counter(); import ipbroker; print(time.perf_counter() - t)"

@@ -228,17 +228,13 @@ def crash():
     ctypes.string_at(0)
 
 
-def test_import_is_quick():
+def test_what_costs_time_is_imported_when_it_is_needed():
     text = python(
         """
-        import sys, time
+        import sys
         before = set(sys.modules)
-        begin = time.perf_counter()
         import ipbroker
-        spent = time.perf_counter() - begin
-        print(spent, *sorted({name.split(".")[0] for name in set(sys.modules) - before}))
+        print(*sorted({name.split(".")[0] for name in set(sys.modules) - before}))
         """
     )
-    spent, *modules = text.split()
-    assert not {"cloudpickle", "asyncio", "numpy", "joblib", "IPython", "multiprocessing"} & set(modules)
-    assert float(spent) < 1
+    assert not {"cloudpickle", "asyncio", "numpy", "joblib", "IPython", "multiprocessing"} & set(text.split())
