@@ -3,10 +3,13 @@
 pub(crate) mod abort;
 pub(crate) mod completions;
 pub(crate) mod engines;
+pub(crate) mod events;
 pub(crate) mod explain;
 pub(crate) mod fs;
 pub(crate) mod graph;
 pub(crate) mod map;
+mod past;
+pub(crate) mod report;
 pub(crate) mod resubmit;
 pub(crate) mod results;
 pub(crate) mod run;
@@ -14,6 +17,8 @@ pub(crate) mod shutdown;
 pub(crate) mod stats;
 pub(crate) mod status;
 pub(crate) mod submit;
+pub(crate) mod top;
+pub(crate) mod trace;
 pub(crate) mod wait;
 
 use std::ffi::OsString;
@@ -44,6 +49,10 @@ pub(crate) fn dispatch(
         Command::Stats(args) => stats::main(args, cluster),
         Command::Shutdown(args) => shutdown::main(args, cluster),
         Command::Explain(args) => explain::main(args, cluster),
+        Command::Events(args) => events::main(args, cluster),
+        Command::Top(args) => top::main(args, cluster),
+        Command::Trace(args) => trace::main(args, cluster),
+        Command::Report(args) => report::main(args, cluster),
         Command::Graph(args) => graph::main(args),
         Command::Fs(args) => fs::main(args, cluster),
         Command::Completions(args) => completions::main(args),

@@ -39,7 +39,7 @@ pub use error::{Error, Result, TaskError};
 pub use fs::{Host, PART};
 pub use io::{Listener, Part, Sink};
 pub use ipbroker_protocol as protocol;
-pub use query::{ClusterStatus, Explanation, Outcomes, Record};
+pub use query::{ClusterStatus, Explanation, Outcomes, PastReply, Record};
 pub use reply::{Reply, ReplyInfo};
 pub use result::{AsyncMapResult, AsyncResult, Many, One, Ordered, Shape, TaskSetRef, Unordered};
 pub use view::{DirectView, Imap, LoadBalancedView};

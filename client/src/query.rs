@@ -2,7 +2,9 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use ipbroker_protocol::message::{AbortReply, AbortRequest, EngineInfo, Stats, types};
+use ipbroker_protocol::message::{
+    AbortReply, AbortRequest, EngineInfo, EventsRequest, Sample, Stats, types,
+};
 use ipbroker_protocol::zmq::Message;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -16,6 +18,7 @@ mod request {
     pub(super) const RESULT: &str = "result_request";
     pub(super) const HISTORY: &str = "history_request";
     pub(super) const RESUBMIT: &str = "resubmit_request";
+    pub(super) const DB: &str = "db_request";
 }
 
 /// Why a task is where it is.
@@ -61,6 +64,25 @@ pub struct Record {
     /// Everything else.
     #[serde(flatten)]
     pub extra: Map<String, Value>,
+}
+
+/// An engine's reply to a past task, or to a range of an array's members.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct PastReply {
+    /// The task.
+    pub msg_id: String,
+    /// The first member and the one past the last; `(0, 1)` for an ordinary task.
+    pub range: (u64, u64),
+    /// `ok`, `error` or `aborted`; members that ended otherwise are in the metadata.
+    pub outcome: String,
+    /// The reply's metadata.
+    pub metadata: Map<String, Value>,
+    /// The reply's content.
+    pub content: Map<String, Value>,
+    /// Of an array: a table of offsets and the members' values; empty where it was left out.
+    #[serde(skip)]
+    pub frames: Vec<Message>,
 }
 
 /// A field that may be null: a record of the store has all of its keys.
@@ -180,6 +202,73 @@ impl Client {
     /// When the hub refuses or does not answer.
     pub fn status(&self) -> Result<ClusterStatus> {
         self.query(types::STATUS_REQUEST, &Map::new())
+    }
+
+    /// The next sample of the cluster after `after` (0: whichever comes first); at most four a second.
+    ///
+    /// # Errors
+    /// When the hub refuses or does not answer.
+    pub fn events(&self, after: u64) -> Result<Sample> {
+        self.query(types::EVENTS_REQUEST, &EventsRequest { after })
+    }
+
+    /// Records of the history by a query in the peer's language (`{"submitted": {"$gte": "2026-11-28"}}`; empty: all),
+    /// oldest first, without buffers.
+    ///
+    /// # Errors
+    /// When the hub refuses or does not answer.
+    pub fn records(&self, query: &Map<String, Value>, keys: &[&str]) -> Result<Vec<Record>> {
+        #[derive(Serialize)]
+        struct Request<'a> {
+            query: &'a Map<String, Value>,
+            keys: &'a [&'a str],
+        }
+        #[derive(Deserialize)]
+        struct Reply {
+            records: Vec<Record>,
+        }
+        let request = Request { query, keys };
+        Ok(self.query::<_, Reply>(request::DB, &request)?.records)
+    }
+
+    /// The arguments of an array, as its request has them: a table of offsets and the values.
+    ///
+    /// # Errors
+    /// When the hub refuses or does not answer.
+    pub fn request_buffers(&self, msg_id: &str) -> Result<Vec<Message>> {
+        let request =
+            serde_json::json!({"query": {"msg_id": msg_id}, "keys": ["msg_id", "buffers"]});
+        let mut answer = self.query_raw(request::DB, &request)?;
+        Ok(answer.take_buffers())
+    }
+
+    /// How past tasks ended, of an array range by range: what engines replied, with its buffers where it is an array's.
+    ///
+    /// # Errors
+    /// When the hub refuses or does not answer.
+    pub fn replies(&self, msg_ids: &[String]) -> Result<Vec<PastReply>> {
+        #[derive(Deserialize)]
+        struct Row {
+            #[serde(flatten)]
+            reply: PastReply,
+            buffers: Option<usize>,
+        }
+        #[derive(Deserialize)]
+        struct Answer {
+            replies: Vec<Row>,
+        }
+        let request = BTreeMap::from([("msg_ids", msg_ids)]);
+        let mut answer = self.query_raw(types::REPLIES_REQUEST, &request)?;
+        let Answer { replies } = self.unpack(&answer)?;
+        let mut buffers = answer.take_buffers().into_iter();
+        let whole = |Row {
+                         mut reply,
+                         buffers: count,
+                     }| {
+            reply.frames = buffers.by_ref().take(count.unwrap_or(0)).collect();
+            reply
+        };
+        Ok(replies.into_iter().map(whole).collect())
     }
 
     /// Why a task waits, or what became of it.

@@ -19,6 +19,7 @@ Examples:
   ipctl --ip='*' --ports=10101-10120   all interfaces, fixed ports (CURVE is on off loopback)
   ipctl --hosts a:4,b:4 --tunnel       eight engines on two hosts, everything through SSH
   ipctl --engines slurm -n 64 -- --time=8:00:00      sixty-four as a job of Slurm
+  ipctl -n 4 --web                     the same, and a page to watch it
   ipctl --restore -n 4                 take up the work of a controller that crashed
   ipctl connection-string              what to paste on a host that shares no files with this one
 
@@ -51,6 +52,10 @@ pub struct Cli {
     /// How tasks are scheduled and kept.
     #[command(flatten)]
     pub tasks: TaskArgs,
+
+    /// The page and metrics.
+    #[command(flatten)]
+    pub web: WebArgs,
 
     /// What is logged, and where to.
     #[command(flatten)]
@@ -182,6 +187,24 @@ pub struct TaskArgs {
     /// What survives a power failure: none, ack (what was acknowledged), full (also what was started and how it ended)
     #[arg(long, value_name = "MODE", default_value = "ack", value_parser = SyncMode::from_str)]
     pub sync: SyncMode,
+}
+
+/// The page and metrics.
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Watching")]
+pub struct WebArgs {
+    /// Serve a page, /events and /metrics on 127.0.0.1, and print the page's address with its token [default port: any]
+    #[arg(
+        long,
+        value_name = "PORT",
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "0"
+    )]
+    pub web: Option<u16>,
+    /// The page shows only: nothing can be aborted or submitted again there
+    #[arg(long, requires = "web")]
+    pub web_readonly: bool,
 }
 
 /// Logging.

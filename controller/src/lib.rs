@@ -10,3 +10,4 @@ pub mod mailbox;
 pub mod relay;
 pub mod scheduler;
 pub mod store;
+mod web;

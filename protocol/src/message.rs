@@ -1,6 +1,7 @@
 //! Typed headers, metadata and contents. Keys that a type does not know are kept in `extra` or ignored, never an error.
 
 mod content;
+mod events;
 mod fs;
 mod header;
 mod hub;
@@ -8,6 +9,7 @@ mod metadata;
 pub mod types;
 
 pub use content::*;
+pub use events::*;
 pub use fs::*;
 pub use header::*;
 pub use hub::*;

@@ -190,6 +190,8 @@ const MESSAGES: &[fn(Packer, &[u8])] = &[
     only::<Leaving>,
     only::<Waiting>,
     only::<LeaveReply>,
+    one::<EventsRequest>,
+    only::<Sample>,
 ];
 
 /// Any bytes as any message.

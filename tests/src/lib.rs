@@ -6,6 +6,7 @@ use ipbroker_protocol as _;
 
 pub mod cluster;
 pub mod fuzz;
+pub mod http;
 pub mod lab;
 pub mod programs;
 pub mod raw;

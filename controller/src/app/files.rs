@@ -112,6 +112,7 @@ pub(super) fn remove(settings: &Settings) {
         profile.connection_file(Role::Client),
         profile.connection_file(Role::Engine),
         secret_file(profile),
+        token_file(profile),
     ] {
         match fs::remove_file(&path) {
             Ok(()) => {}
@@ -119,6 +120,41 @@ pub(super) fn remove(settings: &Settings) {
             Err(error) => tracing::warn!("cannot remove {}: {error}", path.display()),
         }
     }
+}
+
+fn token_file(profile: &Profile) -> PathBuf {
+    let name = match profile.cluster_id() {
+        "" => "ipcontroller-web.token".to_owned(),
+        id => format!("ipcontroller-{id}-web.token"),
+    };
+    profile.security_dir().join(name)
+}
+
+/// The token of the page: that of an earlier controller whose files are used again, or a new one. It is kept in a file
+/// that only its owner can read, for programs that scrape metrics.
+pub(super) fn web_token(settings: &Settings) -> Result<String, AppError> {
+    let path = token_file(&settings.profile);
+    if settings.reuse
+        && let Ok(token) = fs::read_to_string(&path)
+        && token.trim().len() >= 32
+    {
+        return Ok(token.trim().to_owned());
+    }
+    let bytes: [u8; 16] = rand::random();
+    let token: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+    let save = || -> io::Result<()> {
+        let mut file = tempfile::NamedTempFile::new_in(settings.profile.security_dir())?;
+        file.as_file()
+            .set_permissions(fs::Permissions::from_mode(0o600))?;
+        writeln!(file, "{token}")?;
+        file.persist(&path)?;
+        Ok(())
+    };
+    save().map_err(|source| AppError::System {
+        what: format!("cannot write {}", path.display()),
+        source,
+    })?;
+    Ok(token)
 }
 
 fn secret_file(profile: &Profile) -> PathBuf {

@@ -91,6 +91,10 @@ pub struct Settings {
     remote: Option<(Vec<HostSpec>, Tools)>,
     /// Engines in all.
     pub engines: Option<u32>,
+    /// Port of the page, if there is to be one; 0: any.
+    pub web: Option<u16>,
+    /// Nothing can be changed on it.
+    pub web_readonly: bool,
     /// End when standard input does.
     pub exit_with_parent: bool,
     /// Passed on to local engines.
@@ -303,6 +307,8 @@ impl Settings {
             engines: cli.engines,
             remote: remote_plan(&cli.hosts)?,
             hosts: cli.hosts,
+            web: cli.web.web,
+            web_readonly: cli.web.web_readonly,
             exit_with_parent: cli.exit_with_parent,
             log_level: cli
                 .logging

@@ -1,7 +1,7 @@
 //! Starts the controller's threads, and ends them.
 
 use std::{
-    io,
+    io::{self, Write},
     sync::Arc,
     thread::{self, JoinHandle},
 };
@@ -22,6 +22,7 @@ use crate::{
         task::TaskThread,
     },
     store::{self, Backend, Packing, Store},
+    web::{self, Web},
 };
 
 /// A controller that runs.
@@ -153,7 +154,33 @@ pub(super) fn start(
         iopub,
         store: handle,
     };
+    let mut page = None;
+    if let Some(port) = settings.web {
+        let listener = web::listen(port).map_err(|error| AppError::Bind {
+            url: format!("http://127.0.0.1:{port}"),
+            reason: error.to_string(),
+            hint: ", or another port with --web=PORT",
+        })?;
+        let port = listener
+            .local_addr()
+            .map_err(system("cannot make the page's socket"))?
+            .port();
+        let token = files::web_token(settings)?;
+        let url = format!("http://127.0.0.1:{port}/?token={token}");
+        let (place, samples) = tokio::sync::watch::channel(Arc::default());
+        page = Some(place);
+        let web = Web {
+            listener,
+            token,
+            readonly: settings.web_readonly,
+            hub: events.clone(),
+            samples,
+        };
+        others.push(web.spawn().map_err(system("cannot start the page"))?);
+        tell_address(settings, &url, port);
+    }
     let hub_settings = hub::Settings {
+        page,
         ping: settings.ping,
         misses: settings.misses,
         lease: settings.lease,
@@ -186,6 +213,18 @@ pub(super) fn start(
         store,
         _context: context,
     })
+}
+
+/// Prints where the page is.
+fn tell_address(settings: &Settings, url: &str, port: u16) {
+    // Whoever closed standard output does not want to know.
+    let _ = writeln!(io::stdout(), "{url}").and_then(|()| io::stdout().flush());
+    if !super::settings::is_loopback(settings.interface.trim_start_matches("tcp://")) {
+        tracing::info!(
+            "the page is on 127.0.0.1 only; from another host: ssh -L {port}:127.0.0.1:{port} {}",
+            settings.location
+        );
+    }
 }
 
 impl Controller {

@@ -7,7 +7,8 @@ use ipbroker_protocol::{
     zmq::Message,
 };
 use serde::Serialize;
-use serde_json::json;
+use serde_json::{Value, json};
+use tokio::sync::mpsc::UnboundedSender;
 
 use super::{Event, run::Hub};
 use crate::{
@@ -20,6 +21,8 @@ use crate::{
 pub(super) struct Asker {
     identities: Vec<Vec<u8>>,
     header: Vec<u8>,
+    /// Where the page waits, if it is that who asked.
+    page: Option<UnboundedSender<Value>>,
     pub(super) msg_type: String,
     pub(super) session: String,
 }
@@ -33,14 +36,26 @@ impl Asker {
                 .map(|identity| identity.to_vec())
                 .collect(),
             header: request.header().to_vec(),
+            page: None,
             msg_type: header.msg_type.to_string(),
             session: header.session.to_string(),
         }
     }
 
+    /// The page asks.
+    pub(super) fn page(msg_type: &str, answer: UnboundedSender<Value>) -> Self {
+        Self {
+            identities: Vec::new(),
+            header: Vec::new(),
+            page: Some(answer),
+            msg_type: msg_type.to_owned(),
+            session: String::new(),
+        }
+    }
+
     /// The identity of the socket that asked.
     pub(super) fn identity(&self) -> &[u8] {
-        &self.identities[0]
+        self.identities.first().map_or(b"page", Vec::as_slice)
     }
 
     /// The reply type of the request.
@@ -92,7 +107,7 @@ impl HubError {
     }
 
     /// As reply content. Python's `RemoteError` wants all its keys.
-    pub(super) fn content(&self) -> serde_json::Value {
+    pub(super) fn content(&self) -> Value {
         let error = ErrorContent::new(&self.ename, self.evalue.as_str());
         json!({"status": "error", "ename": error.ename, "evalue": error.evalue, "engine_info": {},
                "traceback": [format!("{}: {}", error.ename, error.evalue)]})
@@ -130,6 +145,11 @@ impl Hub {
 
     /// Answers.
     pub(super) fn reply(&mut self, asker: &Asker, content: &impl Serialize, buffers: Vec<Message>) {
+        if let Some(page) = &asker.page {
+            // One that has gone away meanwhile does not care.
+            let _ = page.send(serde_json::to_value(content).unwrap_or_default());
+            return;
+        }
         let message = asker.message(&self.session, &asker.reply_type(), content, buffers);
         self.query.send_or_drop(message.into_frames());
     }
@@ -153,6 +173,9 @@ impl Hub {
             error.ename,
             error.evalue
         );
+        if asker.page.is_some() {
+            return self.reply(asker, &error.content(), Vec::new());
+        }
         let message = asker.message(&self.session, "hub_error", &error.content(), Vec::new());
         self.query.send_or_drop(message.into_frames());
     }

@@ -11,6 +11,9 @@ mod own;
 mod peer;
 mod registry;
 mod run;
+pub(crate) mod watch;
+
+pub(crate) use run::Hub;
 
 use std::{io, path::PathBuf, sync::Arc, thread, time::Duration};
 
@@ -50,6 +53,8 @@ pub struct Settings {
     pub state_file: PathBuf,
     /// Take the ids in that file up.
     pub restore: bool,
+    /// Where the page's thread finds samples, if there is one.
+    pub(crate) page: Option<watch::Place>,
 }
 
 impl Settings {

@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 
 use super::{
     ask::{Asker, HubError},
-    peer::renewed_header,
+    peer::{renewed_header, strings},
     run::Hub,
 };
 use crate::{
@@ -23,8 +23,11 @@ use crate::{
     scheduler::command::{
         Aborted, Command, Departure, Explanation, Selection, TaskState, TaskTotals,
     },
-    store::{Lookup, StoredRequest},
+    store::{Lookup, StoredReply, StoredRequest},
 };
+
+/// Bytes of buffers in one `replies_reply`.
+const REPLIES: usize = 256 << 20;
 
 impl Hub {
     /// Serves a request of our own programs'; `false`: it is none.
@@ -40,6 +43,8 @@ impl Hub {
             }
             types::ENGINES_REQUEST => self.engines(asker),
             types::STATUS_REQUEST => self.status(asker),
+            types::EVENTS_REQUEST => self.events(asker, content),
+            types::REPLIES_REQUEST => self.replies(asker, &content),
             types::ENGINE_DIED => self.died(asker, content),
             _ => return false,
         }
@@ -47,7 +52,7 @@ impl Hub {
     }
 
     /// Answers with a content that has no `status` of its own.
-    fn reply_ok(&mut self, to: &Asker, content: &impl serde::Serialize) {
+    pub(super) fn reply_ok(&mut self, to: &Asker, content: &impl serde::Serialize) {
         let mut content = serde_json::to_value(content).unwrap_or_default();
         content["status"] = "ok".into();
         self.reply(to, &content, Vec::new());
@@ -385,6 +390,44 @@ impl Hub {
             "troubles": self.all_troubles(),
         });
         self.reply(to, &reply, Vec::new());
+    }
+
+    /// How past tasks ended, range by range: what a member of an array did is in the buffers of its range.
+    fn replies(&mut self, asker: &Asker, content: &Value) {
+        let to = asker.clone();
+        let answer = self.stored(move |hub, found: Result<Vec<StoredReply>, HubError>| {
+            let found = match found {
+                Ok(found) => found,
+                Err(error) => return hub.reply_error(&to, &error),
+            };
+            let (mut rows, mut buffers, mut bytes) = (Vec::new(), Vec::new(), 0);
+            for reply in found {
+                let map = |at: usize| {
+                    let frame = reply.frames.get(at).map_or(&[][..], Vec::as_slice);
+                    let AnyMap(map) = hub.session.unpack(frame).unwrap_or_default();
+                    map
+                };
+                let (metadata, content) = (map(2), map(3));
+                let own = reply.frames.get(4..).unwrap_or_default();
+                bytes += own.iter().map(Vec::len).sum::<usize>();
+                let kept = metadata.contains_key("range") && bytes <= REPLIES;
+                rows.push(json!({
+                    "msg_id": reply.msg_id,
+                    "range": [reply.range.start, reply.range.end],
+                    "outcome": reply.outcome.as_str(),
+                    "metadata": metadata,
+                    "content": content,
+                    "buffers": kept.then_some(own.len()),
+                }));
+                if kept {
+                    buffers.extend(own.iter().map(|buffer| Message::from(&buffer[..])));
+                }
+            }
+            hub.reply(&to, &json!({"status": "ok", "replies": rows}), buffers);
+        });
+        self.links
+            .store
+            .replies(strings(&content["msg_ids"]), answer);
     }
 
     /// An engine process has ended; its reaper knows what each of its engines had started.

@@ -554,6 +554,21 @@ pub(super) struct Rows {
 }
 
 impl Rows {
+    /// What the direct relay alone says.
+    pub(super) fn direct_only(direct: Vec<EngineTasks>) -> Self {
+        Self {
+            direct,
+            scheduled: Vec::new(),
+            unassigned: 0,
+            ids: Vec::new(),
+        }
+    }
+
+    /// Tasks that were sent directly and are not answered.
+    pub(super) fn all_direct(&self) -> u64 {
+        self.direct.iter().map(|row| row.running).sum()
+    }
+
     pub(super) fn direct(&self, uuid: &str) -> EngineTasks {
         self.direct
             .iter()

@@ -23,6 +23,7 @@ use super::{
     heart::{Heart, Pong},
     lease::Leases,
     registry::Registry,
+    watch::Watch,
 };
 use crate::{
     junk::{Junk, JunkTotal},
@@ -68,6 +69,7 @@ pub struct Hub {
     pub(super) leases: Leases,
     pub(super) recorder: Recorder,
     pub(super) dask: Dask,
+    pub(super) watch: Watch,
     pub(super) started: Instant,
     pub(super) troubles: BTreeMap<&'static str, String>,
     tell: Box<dyn Fn(Notice) + Send>,
@@ -117,6 +119,7 @@ impl Hub {
             pong_junk: Junk::new("hb_pong", junk),
             junk_total: junk.clone(),
             dask: Dask::default(),
+            watch: Watch::new(settings.page.clone()),
             started: now,
             troubles: BTreeMap::new(),
             next_beat: now + settings.ping,
@@ -184,6 +187,7 @@ impl Hub {
             Some(self.next_sweep),
             self.extra_ping,
             self.farewell,
+            self.watch.due(),
         ];
         let pause = due
             .into_iter()
@@ -208,6 +212,7 @@ impl Hub {
             self.next_sweep = now + Duration::from_millis(if self.unsaved { 100 } else { 500 });
             self.sweep(now);
         }
+        self.watch(now);
         if self.farewell.is_some_and(|due| due <= now) {
             self.farewell = None;
             (self.tell)(Notice::Shutdown);

@@ -178,6 +178,104 @@ pub struct Explanation {
     pub engines: Vec<(String, String)>,
 }
 
+/// Upper bounds of the classes in which run times are counted, in s; what is beyond the last has one more.
+pub const WATCH_BUCKETS: [f64; 12] = [
+    0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 10.0, 60.0, 600.0, 3600.0,
+];
+
+/// What those who watch are told of tasks. Times are seconds since the thread began.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Watched {
+    /// When this was.
+    pub now: f64,
+    /// Tasks by state.
+    pub totals: TaskTotals,
+    /// Tasks submitted since the controller started.
+    pub submitted: u64,
+    /// What engines have.
+    pub engines: Vec<EngineWork>,
+    /// What clients have submitted, oldest first.
+    pub submissions: Vec<SubmissionRow>,
+    /// Failures by what they said, most recent last.
+    pub failures: Vec<FailureRow>,
+    /// Work done since the last sample; of very much only some.
+    pub work: Vec<Work>,
+    /// Tasks by run time, in the classes of [`WATCH_BUCKETS`].
+    pub durations: Vec<u64>,
+    /// The sum of their run times.
+    pub seconds: f64,
+}
+
+/// What an engine has.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct EngineWork {
+    /// The engine.
+    pub uuid: String,
+    /// Tasks that it has not answered.
+    pub outstanding: u64,
+    /// Tasks that it has completed.
+    pub completed: u64,
+    /// The one that it has had longest.
+    pub task: Option<String>,
+    /// That one in a line.
+    pub what: Option<String>,
+    /// Since when it has worked on it.
+    pub since: Option<f64>,
+}
+
+/// What one client has submitted without a pause.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct SubmissionRow {
+    /// Id of its first task.
+    pub id: String,
+    /// The client's session.
+    pub session: String,
+    /// Its first task in a line.
+    pub what: String,
+    /// Tasks.
+    pub total: u64,
+    /// Ended well.
+    pub completed: u64,
+    /// Ended in an error.
+    pub failed: u64,
+    /// Aborted.
+    pub aborted: u64,
+    /// When the first came.
+    pub begun: f64,
+    /// When the last ended, if all have.
+    pub ended: Option<f64>,
+}
+
+/// Failures that said the same.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct FailureRow {
+    /// What they said.
+    pub text: String,
+    /// How many there were.
+    pub count: u64,
+    /// When the last was.
+    pub last: f64,
+    /// Ids of the last ones.
+    pub ids: Vec<String>,
+}
+
+/// An engine's work on one message.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Work {
+    /// The engine's number.
+    pub engine: u32,
+    /// When it began.
+    pub begun: f64,
+    /// When its reply came.
+    pub ended: f64,
+    /// `ok`, `failed` or `aborted`: the worst of several.
+    pub outcome: &'static str,
+    /// Members.
+    pub count: u32,
+    /// The task's id.
+    pub id: String,
+}
+
 /// A request to the task thread (scheduler or pure; what the pure one cannot know it answers as
 /// unknown or zero).
 #[derive(Debug)]
@@ -254,6 +352,11 @@ pub enum Command {
         id: String,
         /// The reason.
         answer: Answer<Explanation>,
+    },
+    /// What those who watch are told.
+    Watch {
+        /// A sample.
+        answer: Answer<Box<Watched>>,
     },
     /// The statistics tables.
     Stats {

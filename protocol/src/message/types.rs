@@ -79,6 +79,14 @@ types! {
     STATUS_REQUEST = "status_request";
     /// Tasks, engines, clients, store.
     STATUS_REPLY = "status_reply";
+    /// What is the cluster doing?
+    EVENTS_REQUEST = "events_request";
+    /// A sample of it.
+    EVENTS_REPLY = "events_reply";
+    /// How did past tasks end, array by array?
+    REPLIES_REQUEST = "replies_request";
+    /// The replies of engines as they are kept.
+    REPLIES_REPLY = "replies_reply";
     /// A file operation on an engine's host.
     FS_REQUEST = "fs_request";
     /// Its outcome.

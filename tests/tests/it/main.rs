@@ -14,3 +14,4 @@ mod run;
 mod schemes;
 mod strangers;
 mod versions;
+mod watch;

@@ -179,6 +179,12 @@ impl Core {
         spans
     }
 
+    /// What an engine has had longest that is not answered or aborted, and since when.
+    pub fn oldest_held(&self, engine: EngineKey) -> Option<(Span, Nanos)> {
+        let since = self.oldest_given(engine)?;
+        Some((self.outstanding(engine).into_iter().next()?, since))
+    }
+
     /// What is on no engine, of one client or of all (costs in proportion to what is in memory).
     pub fn unassigned(&self, client: Option<&[u8]>) -> Vec<Span> {
         self.spans(client, |core, index, spans| {

@@ -8,7 +8,8 @@ use ipbroker_protocol::{
 use super::Pure;
 use crate::scheduler::{
     command::{
-        Aborted, Command, EngineTasks, Explanation, Selection, TaskQueues, TaskState, TaskTotals,
+        Aborted, Command, EngineTasks, EngineWork, Explanation, Selection, TaskQueues, TaskState,
+        TaskTotals, Watched,
     },
     task::frames::at,
 };
@@ -53,6 +54,25 @@ impl Pure {
                     .into(),
                 engines: Vec::new(),
             }),
+            // Nobody here sees how a task ends.
+            Command::Watch { answer } => {
+                let counts = self.books.counts();
+                let engines = self.known.iter().map(|(uuid, known)| EngineWork {
+                    uuid: uuid.clone(),
+                    outstanding: counts.get(uuid.as_str()).copied().unwrap_or_default(),
+                    completed: known.completed,
+                    ..EngineWork::default()
+                });
+                let running = self.books.len() as u64;
+                answer.send(Box::new(Watched {
+                    totals: TaskTotals {
+                        running,
+                        ..TaskTotals::default()
+                    },
+                    engines: engines.collect(),
+                    ..Watched::default()
+                }));
+            }
             Command::Stats { answer } => answer.send(ipbroker_protocol::message::Stats::default()),
             Command::Inject { mut frames, answer } => {
                 frames.insert(0, Message::new());

@@ -13,9 +13,10 @@ use super::{
     Answered, Outgoing, Scheduler,
     frames::{Packed, at, chunk, with_metadata},
     groups::Body,
+    watch::{Ended, last_line},
 };
 use crate::{
-    scheduler::core::{Action, EngineKey, FailKind, GroupKey},
+    scheduler::core::{self, Action, EngineKey, FailKind, GroupKey},
     store::{Finish, Lookup, Outcome, TaskRef},
 };
 
@@ -139,6 +140,21 @@ impl Scheduler {
             return;
         };
         group.remaining = group.remaining.saturating_sub(range.end - range.start);
+        let outcome = match kind {
+            FailKind::TaskAborted => core::Outcome::Aborted,
+            _ => core::Outcome::Error,
+        };
+        let count = u64::from(range.end - range.start);
+        let now = self.latest.get();
+        self.watch.ended(now, group.row, Ended::all(count, outcome));
+        if outcome == core::Outcome::Error {
+            let words = last_line(&format!("{}: {text}", kind.ename()));
+            let id = match group.is_array {
+                true => member_id(&group.msg_id, u64::from(range.start)),
+                false => group.msg_id.to_string(),
+            };
+            self.watch.failed(now, &words, Some(id), count);
+        }
         let (store_key, done, client, ack) = (
             group.key,
             group.remaining == 0,

@@ -29,6 +29,8 @@ const LOOK: Duration = Duration::from_secs(1);
 
 pub(super) struct Engine {
     pub(super) key: EngineKey,
+    /// Its number.
+    pub(super) id: u32,
     pub(super) uuid: Box<str>,
     /// It is one of ours: it understands what only our programs say.
     pub(super) ours: bool,
@@ -50,6 +52,7 @@ pub(super) struct Engine {
 
 /// An engine that joins, as [`Engine`] has it.
 pub(super) struct Newcomer<'a> {
+    pub(super) id: u32,
     pub(super) uuid: &'a str,
     pub(super) ours: bool,
     pub(super) keeps: bool,
@@ -72,6 +75,7 @@ pub(super) struct Engines {
 impl Engines {
     pub(super) fn join(&mut self, key: EngineKey, newcomer: Newcomer<'_>, now: Duration) {
         let Newcomer {
+            id,
             uuid,
             ours,
             keeps,
@@ -100,6 +104,7 @@ impl Engines {
         self.by_uuid.insert(uuid.as_bytes().into(), slot);
         self.slots[slot] = Some(Engine {
             key,
+            id,
             uuid: uuid.into(),
             ours,
             leaving: false,

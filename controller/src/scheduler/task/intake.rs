@@ -17,6 +17,7 @@ use super::{
     Answered, Scheduler,
     frames::{Packed, at, slices},
     groups::{Body, Group},
+    watch,
 };
 use crate::{
     scheduler::core::{self, Core, GroupKey, GroupSpec, Needs, Refusal, SECOND, TaskState},
@@ -216,7 +217,7 @@ impl Scheduler {
         if *self.client != *frames[0] {
             self.client = frames[0].into();
         }
-        let group = Group {
+        let mut group = Group {
             key,
             client: self.client.clone(),
             msg_id: msg_id.into(),
@@ -225,12 +226,17 @@ impl Scheduler {
             is_array,
             remaining: count,
             ack: metadata.ack.unwrap_or(false),
+            row: 0,
             copy: !ours || spec.retries > 0 || bytes <= LARGE,
             prefer: metadata.prefer.clone().into_boxed_slice(),
             body: Body::Gone(Box::default()),
         };
         match self.core.submit(now, &spec) {
             Ok(group_key) => {
+                let packer = self.session.packer;
+                group.row = self.watch.submitted(now, spec.client, count, msg_id, || {
+                    watch::describe(packer, group.reply_type, frames, is_array.then_some(0))
+                });
                 if group.ack {
                     self.acks.add(&group.client, msg_id, false);
                 }

@@ -14,6 +14,7 @@ mod recovery;
 mod replies;
 mod results;
 mod turn;
+mod watch;
 
 pub(crate) use intake::reply_type;
 
@@ -131,6 +132,8 @@ struct Scheduler {
     needs: HashMap<Box<str>, super::core::Needs>,
     /// The client of the last submission: its groups share the name.
     client: Arc<[u8]>,
+    /// What those who watch are told.
+    watch: watch::Watch,
 }
 
 enum Outgoing {
@@ -181,6 +184,7 @@ impl TaskThread {
             preferred: (0, 0),
             needs: HashMap::new(),
             client: Arc::default(),
+            watch: watch::Watch::default(),
         };
         scheduler.restore(self.recovered);
         scheduler.run(&self.commands, &answers)

@@ -72,6 +72,7 @@ impl Scheduler {
             } => answer.send(self.abort(&selection, kill)),
             Command::Explain { id, answer } => answer.send(self.explain(&id)),
             Command::Stats { answer } => answer.send(self.stats()),
+            Command::Watch { answer } => answer.send(Box::new(self.watched())),
             Command::Inject { frames, answer } => answer.send(self.inject(frames)),
             Command::Shutdown => {}
         }
@@ -96,6 +97,7 @@ impl Scheduler {
         self.engines.join(
             key,
             engines::Newcomer {
+                id: profile.id,
                 uuid: &profile.uuid,
                 ours: profile.is_ours(),
                 keeps: self.durable && profile.can("ack"),
@@ -344,7 +346,7 @@ impl Scheduler {
     }
 
     /// The ids of members, as users know them.
-    fn ids(&self, spans: &[Span]) -> Vec<String> {
+    pub(super) fn ids(&self, spans: &[Span]) -> Vec<String> {
         let one = |key: GroupKey, index: u32| {
             let group = self.groups.get(key)?;
             Some(if group.count == 1 {
@@ -373,7 +375,7 @@ fn state(state: core::TaskState) -> TaskState {
     }
 }
 
-fn totals(totals: Totals) -> TaskTotals {
+pub(super) fn totals(totals: Totals) -> TaskTotals {
     let Totals {
         ready,
         blocked,

@@ -10,9 +10,10 @@ use super::{
     Answered, Outgoing, Scheduler,
     groups::{Body, Group},
     intake::{dependency, reply_type, wishes},
+    watch::{self, Ended},
 };
 use crate::{
-    scheduler::core::{GroupSpec, Known},
+    scheduler::core::{self, GroupSpec, Known},
     store::{Outcome, Recovered, RecoveredTask, StoredReply},
 };
 
@@ -109,7 +110,27 @@ impl Scheduler {
             .core
             .restore(now, &spec, task.attempt, &done, &given)
             .map_err(|refusal| refusal.to_string())?;
+        let row = self
+            .watch
+            .submitted(now, spec.client, count, &task.msg_id, || {
+                let frames = super::frames::slices(&frames);
+                let index = is_array.then_some(0);
+                watch::describe(session.packer, reply_type(&msg_type), &frames, index)
+            });
+        let (good, bad) = done
+            .iter()
+            .fold((0, 0), |(good, bad), (lo, hi, ok)| match ok {
+                true => (good + u64::from(hi - lo), bad),
+                false => (good, bad + u64::from(hi - lo)),
+            });
+        for ended in [
+            Ended::all(good, core::Outcome::Ok),
+            Ended::all(bad, core::Outcome::Error),
+        ] {
+            self.watch.ended(now, row, ended);
+        }
         let group = Group {
+            row,
             key: task.key,
             client: task.client.clone().into(),
             msg_id: task.msg_id.as_str().into(),

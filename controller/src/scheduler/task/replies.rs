@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use ipbroker_protocol::{
+    array::member_id,
     envelope::Envelope,
     message::{HeaderRef, LeaveReply, ParentRef, ReplyMetadata, Waiting, types},
     session::Packer,
@@ -14,6 +15,7 @@ use super::{
     Outgoing, Scheduler,
     frames::part,
     groups::{Body, Group},
+    watch::Ended,
 };
 use crate::{
     scheduler::command::Departure,
@@ -23,6 +25,7 @@ use crate::{
 
 /// Where a reply's parts are once engine and client have changed places: client, engine, delimiter, signature, maps.
 const REPLY_HEADER: usize = 4;
+const REPLY_CONTENT: usize = 7;
 
 /// Messages of engines that are not known yet: how many are kept, and how long.
 const EARLY: usize = 10_000;
@@ -192,6 +195,20 @@ impl Scheduler {
             default,
             exceptions: &exceptions,
         };
+        let engines = &self.engines;
+        self.watch.worked(now, engine, seconds, hi - lo, || {
+            let worst = exceptions.iter().map(|(_, outcome)| *outcome);
+            let worst = worst.chain([default]).max_by_key(|outcome| match outcome {
+                Outcome::Ok => 0,
+                Outcome::Aborted => 1,
+                Outcome::Error | Outcome::Unmet => 2,
+            });
+            let id = match range {
+                Some(_) => member_id(&msg_id, u64::from(lo)),
+                None => msg_id.to_string(),
+            };
+            Some((engines.get(engine)?.id, worst.unwrap_or(default), id))
+        });
         match deliver {
             Deliver::All => {
                 self.engines.count(engine, u64::from(hi - lo), seconds);
@@ -228,6 +245,22 @@ impl Scheduler {
             return;
         };
         group.remaining = group.remaining.saturating_sub(hi - lo);
+        let now = self.latest.get();
+        let ended = Ended::of(lo, hi, result.default, result.exceptions);
+        self.watch.ended(now, group.row, ended);
+        if ended.failed > 0 {
+            let (id, is_array) = (group.msg_id.clone(), group.is_array);
+            let failed = (lo..hi).filter(|index| {
+                let own = result.exceptions.binary_search_by_key(index, |(at, _)| *at);
+                let outcome = own.map_or(result.default, |at| result.exceptions[at].1);
+                matches!(outcome, Outcome::Error | Outcome::Unmet)
+            });
+            let said = (lo, &frames[REPLY_CONTENT..]);
+            self.look_at_failures(now, (&id, is_array), failed, ended.failed, said);
+        }
+        let Some(group) = self.groups.get_mut(result.key) else {
+            return;
+        };
         if !group.prefer.is_empty() {
             let engine = self.engines.get(result.engine);
             let places = engine.map_or(&[][..], |engine| &engine.places);

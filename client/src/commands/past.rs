@@ -1,0 +1,500 @@
+//! Runs of the past, from the controller's history: what `ipclient trace` and `ipclient report` draw.
+
+use std::collections::HashMap;
+
+use clap::Args;
+use ipbroker_client::protocol::array::{View, member_id, split_id};
+use ipbroker_client::protocol::dependency::Dependency;
+use ipbroker_client::protocol::message::CommandResult;
+use ipbroker_client::protocol::session::Packer;
+use ipbroker_client::protocol::time;
+use ipbroker_client::protocol::value::AnyMap;
+use ipbroker_client::{Client, PastReply, Record};
+use jiff::Timestamp;
+use serde_json::{Map, Value, json};
+
+use super::results::result;
+use crate::failure::Failure;
+
+/// Ids in one question to the hub.
+const CHUNK: usize = 1000;
+
+/// Which tasks of the history.
+#[derive(Debug, Args)]
+pub(crate) struct PastArgs {
+    /// Ids of tasks; none: all that the controller has a record of
+    #[arg(value_name = "ID", conflicts_with = "since")]
+    pub(crate) ids: Vec<String>,
+    /// Only what was submitted in the last while (90s, 10m, 2h, 3d) or after a date (2026-11-28T20:00:00Z)
+    #[arg(long, value_name = "WHEN", value_parser = since)]
+    pub(crate) since: Option<Timestamp>,
+}
+
+/// `--since`.
+fn since(text: &str) -> Result<Timestamp, String> {
+    if let Some(date) = time::parse(text) {
+        return Ok(date);
+    }
+    let bad = || "a while like 90s, 10m, 2h, 3d, or a date like 2026-11-28T20:00:00Z".to_owned();
+    let (number, unit) = text.split_at(text.len() - text.chars().last().map_or(0, char::len_utf8));
+    let seconds = match unit {
+        "s" => 1.0,
+        "m" => 60.0,
+        "h" => 3600.0,
+        "d" => 86_400.0,
+        _ => return Err(bad()),
+    };
+    let number: f64 = number.parse().map_err(|_| bad())?;
+    let ago = Some(number * seconds)
+        .filter(|ago| (0.0..1e9).contains(ago))
+        .ok_or_else(bad)?;
+    Ok(time::shifted(Timestamp::now(), -ago))
+}
+
+/// How a task ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum End {
+    Ok,
+    Failed,
+    Aborted,
+    /// It has not, as far as the history knows.
+    Open,
+}
+
+impl End {
+    pub(crate) fn word(self) -> &'static str {
+        match self {
+            Self::Ok => "ok",
+            Self::Failed => "failed",
+            Self::Aborted => "aborted",
+            Self::Open => "unfinished",
+        }
+    }
+
+    fn of(word: &str) -> Self {
+        match word {
+            "ok" => Self::Ok,
+            "aborted" => Self::Aborted,
+            _ => Self::Failed,
+        }
+    }
+}
+
+/// A task, or members of an array of functions that an engine ran in one go. Times are seconds since 1970.
+#[derive(Debug, Clone)]
+pub(crate) struct Run {
+    pub(crate) id: String,
+    /// How many.
+    pub(crate) count: u64,
+    /// It in a line.
+    pub(crate) name: String,
+    pub(crate) submitted: f64,
+    /// When it began, if it did, and when it ended.
+    pub(crate) ran: Option<(f64, f64)>,
+    pub(crate) engine: Option<u32>,
+    pub(crate) host: String,
+    pub(crate) end: End,
+    /// The last line of what a failed one said.
+    pub(crate) said: String,
+    /// Ids of the tasks that it waited for.
+    pub(crate) after: Vec<String>,
+}
+
+impl Run {
+    pub(crate) fn seconds(&self) -> f64 {
+        self.ran
+            .map_or(0.0, |(begun, ended)| (ended - begun).max(0.0))
+    }
+}
+
+/// The tasks that were asked for, in the order in which they were submitted.
+pub(crate) fn runs(client: &Client, args: &PastArgs) -> Result<Vec<Run>, Failure> {
+    let keys = [
+        "msg_id",
+        "header",
+        "metadata",
+        "content",
+        "submitted",
+        "received",
+        "engine_uuid",
+        "result_metadata",
+        "result_content",
+        "result_header",
+        "completed",
+        "started",
+        "label",
+    ];
+    let mut records = Vec::new();
+    // A member stands for its array; the others are left out again.
+    let mut wanted: HashMap<String, Option<Vec<u64>>> = HashMap::new();
+    if args.ids.is_empty() {
+        let mut query = Map::new();
+        query.insert("submitted".into(), json!({"$ne": null}));
+        if let Some(since) = args.since {
+            query.insert("submitted".into(), json!({"$gte": time::utc(since)}));
+        }
+        records = client.records(&query, &keys)?;
+    } else {
+        for id in &args.ids {
+            match split_id(id) {
+                (array, Some(index)) => {
+                    let members = wanted
+                        .entry(array.to_owned())
+                        .or_insert_with(|| Some(Vec::new()));
+                    if let Some(members) = members {
+                        members.push(index);
+                    }
+                }
+                (id, None) => {
+                    wanted.insert(id.to_owned(), None);
+                }
+            }
+        }
+        let ids: Vec<&String> = wanted.keys().collect();
+        for chunk in ids.chunks(CHUNK) {
+            let query = Map::from_iter([("msg_id".to_owned(), json!({"$in": chunk}))]);
+            records.extend(client.records(&query, &keys)?);
+        }
+        let known: Vec<&str> = records.iter().map(id_of).collect();
+        if let Some(missing) = args.ids.iter().find(|id| !known.contains(&split_id(id).0)) {
+            return Err(Failure::new(format!(
+                "the controller has no record of {missing} (a task that nobody knows, or --nodb)"
+            )));
+        }
+    }
+    let mut runs = Vec::new();
+    let single = |record: &&Record| record.members().is_none();
+    for record in records.iter().filter(single) {
+        runs.push(task(record));
+    }
+    for record in records.iter().filter(|record| !single(record)) {
+        let id = id_of(record).to_owned();
+        let members = array(client, &id, record)?;
+        let only = wanted.get(&id).and_then(Option::as_ref);
+        runs.extend(members.into_iter().filter(|run| {
+            match (only, split_id(&run.id).1) {
+                (Some(only), Some(index)) => only
+                    .iter()
+                    .any(|at| (index..index + run.count).contains(at)),
+                _ => true,
+            }
+        }));
+    }
+    runs.sort_by(|a, b| a.submitted.total_cmp(&b.submitted));
+    Ok(runs)
+}
+
+fn id_of(record: &Record) -> &str {
+    record
+        .extra
+        .get("msg_id")
+        .and_then(Value::as_str)
+        .unwrap_or_default()
+}
+
+fn seconds(date: Option<Timestamp>) -> Option<f64> {
+    date.map(|date| date.as_nanosecond() as f64 / 1e9)
+}
+
+fn parsed(text: Option<&str>) -> Option<f64> {
+    seconds(time::parse(text?))
+}
+
+fn text<'a>(map: &'a Map<String, Value>, key: &str) -> &'a str {
+    map.get(key).and_then(Value::as_str).unwrap_or_default()
+}
+
+fn number(map: &Map<String, Value>, key: &str) -> Option<u32> {
+    u32::try_from(map.get(key)?.as_u64()?).ok()
+}
+
+/// The first line of it, of a length that fits into a table.
+fn line(text: &str) -> String {
+    let line = text.lines().map(str::trim).find(|line| !line.is_empty());
+    cut(line.unwrap_or_default())
+}
+
+fn last_line(text: &str) -> String {
+    let line = text
+        .lines()
+        .rev()
+        .map(str::trim)
+        .find(|line| !line.is_empty());
+    cut(line.unwrap_or_default())
+}
+
+fn cut(line: &str) -> String {
+    match line.char_indices().nth(160) {
+        Some((end, _)) => format!("{}…", &line[..end]),
+        None => line.to_owned(),
+    }
+}
+
+/// A task in a line: its command, the name of its function, its label, or its kind.
+fn name(content: &Map<String, Value>, record: &Record) -> String {
+    let label = record.extra.get("label").and_then(Value::as_str);
+    ["cmd", "name", "code"]
+        .iter()
+        .map(|key| line(text(content, key)))
+        .chain(label.map(line))
+        .find(|line| !line.is_empty())
+        .unwrap_or_else(|| {
+            let kind = text(&record.header, "msg_type");
+            kind.strip_suffix("_request").unwrap_or(kind).to_owned()
+        })
+}
+
+/// What it waited for.
+fn after(record: &Record) -> Vec<String> {
+    let ids = |key: &str| {
+        let value = record.metadata.get(key).cloned().unwrap_or_default();
+        serde_json::from_value::<Dependency>(value)
+            .unwrap_or_default()
+            .ids
+    };
+    let mut all = ids("after");
+    all.extend(ids("follow"));
+    all
+}
+
+/// An ordinary task.
+fn task(record: &Record) -> Run {
+    let id = id_of(record);
+    let result = result(id, record);
+    let extra = |key: &str| record.extra.get(key).and_then(Value::as_str);
+    let none = Map::new();
+    let content = record
+        .extra
+        .get("content")
+        .and_then(Value::as_object)
+        .unwrap_or(&none);
+    let begun = seconds(result.started).or_else(|| parsed(extra("started")));
+    let ended = seconds(result.completed).or_else(|| parsed(extra("completed")));
+    let end = match extra("completed") {
+        None => End::Open,
+        Some(_) if result.success() => End::Ok,
+        Some(_)
+            if text(&record.result_content, "status") == "aborted"
+                || text(&record.result_metadata, "status") == "aborted" =>
+        {
+            End::Aborted
+        }
+        Some(_) => End::Failed,
+    };
+    Run {
+        id: id.to_owned(),
+        count: 1,
+        name: name(content, record),
+        submitted: seconds(result.submitted).unwrap_or(0.0),
+        ran: begun.zip(ended),
+        engine: result.engine_id.and_then(|id| u32::try_from(id).ok()),
+        host: result.host.clone().unwrap_or_default(),
+        end,
+        said: if end == End::Failed {
+            words(&record.result_content)
+        } else {
+            String::new()
+        },
+        after: after(record),
+    }
+}
+
+/// The last line of what a failed task said.
+fn words(content: &Map<String, Value>) -> String {
+    let error = match (text(content, "ename"), last_line(text(content, "evalue"))) {
+        ("", evalue) => evalue,
+        (ename, evalue) => format!("{ename}: {evalue}"),
+    };
+    [error, last_line(text(content, "stderr"))]
+        .into_iter()
+        .find(|said| !said.is_empty())
+        .or_else(|| Some(format!("exit code {}", content.get("code")?.as_i64()?)))
+        .unwrap_or_else(|| "failed".to_owned())
+}
+
+/// The members of an array.
+fn array(client: &Client, id: &str, record: &Record) -> Result<Vec<Run>, Failure> {
+    let count = record.members().unwrap_or(0);
+    let submitted = parsed(record.submitted.as_deref())
+        .or_else(|| parsed(record.header.get("date").and_then(Value::as_str)))
+        .unwrap_or(0.0);
+    let none = Map::new();
+    let template = record
+        .extra
+        .get("content")
+        .and_then(Value::as_object)
+        .unwrap_or(&none);
+    let after = after(record);
+    let request = client.request_buffers(id)?;
+    let arguments = match &request[..] {
+        [offsets, blob] => View::new(offsets, blob, count).ok(),
+        _ => None,
+    };
+    let run = |index: u64, count: u64| {
+        let own = arguments.and_then(|view| unpack(view.get(usize::try_from(index).ok()?)));
+        let own = own.filter(|own| own.contains_key("cmd"));
+        Run {
+            id: member_id(id, index),
+            count,
+            name: name(own.as_ref().unwrap_or(template), record),
+            submitted,
+            ran: None,
+            engine: None,
+            host: String::new(),
+            end: End::Open,
+            said: String::new(),
+            after: after.clone(),
+        }
+    };
+    let mut runs = Vec::new();
+    let mut open: Vec<(u64, u64)> = vec![(0, count)];
+    // The last word on a member counts: a reply that came late is the one before.
+    for reply in client.replies(&[id.to_owned()])?.iter().rev() {
+        let mut still = Vec::new();
+        for (lo, hi) in std::mem::take(&mut open) {
+            let (from, to) = (lo.max(reply.range.0), hi.min(reply.range.1));
+            if from >= to {
+                still.push((lo, hi));
+                continue;
+            }
+            answered(reply, (from, to), &run, &mut runs);
+            still.extend(
+                [(lo, from), (to, hi)]
+                    .into_iter()
+                    .filter(|(lo, hi)| lo < hi),
+            );
+        }
+        open = still;
+    }
+    for (lo, hi) in open {
+        runs.extend((lo..hi).map(|index| run(index, 1)));
+    }
+    Ok(runs)
+}
+
+/// Members `lo..hi` as a reply tells of them.
+fn answered(
+    reply: &PastReply,
+    (lo, hi): (u64, u64),
+    run: &dyn Fn(u64, u64) -> Run,
+    runs: &mut Vec<Run>,
+) {
+    let metadata = &reply.metadata;
+    let same = metadata.get("same").and_then(Value::as_bool) == Some(true);
+    let values = match &reply.frames[..] {
+        [offsets, blob] => {
+            let count = if same {
+                1
+            } else {
+                reply.range.1 - reply.range.0
+            };
+            View::new(offsets, blob, count).ok()
+        }
+        _ => None,
+    };
+    let failed: HashMap<u64, String> = metadata
+        .get("failed")
+        .and_then(|failed| serde_json::from_value::<Vec<(u64, String)>>(failed.clone()).ok())
+        .unwrap_or_default()
+        .into_iter()
+        .collect();
+    let whole =
+        parsed(Some(text(metadata, "started"))).zip(parsed(Some(text(metadata, "completed"))));
+    let dressed = |mut run: Run| {
+        run.engine = number(metadata, "engine_id");
+        run.host = text(metadata, "host").to_owned();
+        run.end = End::of(&reply.outcome);
+        run
+    };
+    let commands = values.is_some_and(|values| {
+        !values.is_empty()
+            && unpack(values.get(0)).is_some_and(|value| value.contains_key("started"))
+    });
+    if !commands && failed.is_empty() {
+        let mut run = dressed(run(lo, hi - lo));
+        run.ran = whole;
+        if run.end == End::Failed {
+            run.said = words(&reply.content);
+        }
+        runs.push(run);
+        return;
+    }
+    for index in lo..hi {
+        let mut run = dressed(run(index, 1));
+        let at = if same { 0 } else { index - reply.range.0 };
+        let value = values.and_then(|values| unpack(values.get(usize::try_from(at).ok()?)));
+        if !failed.is_empty() {
+            run.end = failed.get(&index).map_or(End::Ok, |word| End::of(word));
+        }
+        if let Some(value) = value {
+            if matches!(run.end, End::Failed) {
+                run.said = words(&value);
+            }
+            if let Ok(result) = serde_json::from_value::<CommandResult>(value.into()) {
+                run.ran =
+                    parsed(result.started.as_deref()).zip(parsed(result.completed.as_deref()));
+                run.engine = result.engine_id.or(run.engine);
+                run.host = result.host.unwrap_or(run.host);
+            }
+        }
+        runs.push(run);
+    }
+}
+
+fn unpack(bytes: &[u8]) -> Option<Map<String, Value>> {
+    let packer = if bytes.first() == Some(&b'{') {
+        Packer::Json
+    } else {
+        Packer::Msgpack
+    };
+    packer.unpack::<AnyMap>(bytes).ok().map(|AnyMap(map)| map)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn whiles_and_dates() {
+        let now = Timestamp::now();
+        let ago = now.as_second() - since("2h").unwrap().as_second();
+        assert!((7199..=7201).contains(&ago), "{ago}");
+        let date = since("2026-11-28T20:00:00Z").unwrap();
+        assert_eq!(time::utc(date), "2026-11-28T20:00:00.000000Z");
+        for bad in ["", "h", "2", "-3s", "ä", "1e99d"] {
+            assert!(since(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_reply_about_functions_is_one_stretch() {
+        let reply = PastReply {
+            range: (0, 10),
+            outcome: "ok".into(),
+            metadata: serde_json::from_value(json!({
+                "started": "2026-01-01T00:00:00Z", "completed": "2026-01-01T00:00:02Z", "engine_id": 3, "host": "h"
+            }))
+            .unwrap(),
+            ..PastReply::default()
+        };
+        let run = |index: u64, count| Run {
+            id: index.to_string(),
+            count,
+            name: "f".into(),
+            submitted: 0.0,
+            ran: None,
+            engine: None,
+            host: String::new(),
+            end: End::Open,
+            said: String::new(),
+            after: Vec::new(),
+        };
+        let mut runs = Vec::new();
+        answered(&reply, (4, 10), &run, &mut runs);
+        let [run] = &runs[..] else { panic!("{runs:?}") };
+        assert_eq!(
+            (run.count, run.engine, run.seconds(), run.end),
+            (6, Some(3), 2.0, End::Ok)
+        );
+    }
+}

@@ -1,0 +1,80 @@
+//! `ipclient top --plain`: lines that can be read aloud, searched and kept.
+
+use std::io::Write;
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use ipbroker_client::Client;
+
+use super::screen;
+use super::state::State;
+use crate::commands::Outcome;
+
+pub(super) fn run(client: &Client, interval: Duration) -> Outcome {
+    let mut state = State::default();
+    let mut next = Instant::now();
+    let mut after = 0;
+    loop {
+        // A rate wants two samples; every one is heard, though not every one is printed.
+        let sample = client.events(after)?;
+        after = sample.seq;
+        state.heard(Ok(Box::new(sample)));
+        if Instant::now() < next {
+            continue;
+        }
+        next = Instant::now() + interval;
+        let mut out = std::io::stdout().lock();
+        let printed = out
+            .write_all(text(&state).as_bytes())
+            .and_then(|()| out.flush());
+        match printed {
+            Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => {
+                return Ok(ExitCode::SUCCESS);
+            }
+            other => other?,
+        }
+    }
+}
+
+fn text(state: &State) -> String {
+    let Some(sample) = &state.sample else {
+        return String::new();
+    };
+    let mut text = format!("{}\n{}\n", screen::title(state), screen::counts(state));
+    for row in sample
+        .submissions
+        .iter()
+        .rev()
+        .filter(|row| row.ended.is_none())
+    {
+        text += &format!(
+            "submission {}: {} of {} ended, {} failed, {}: {}\n",
+            row.id,
+            row.done(),
+            row.total,
+            row.failed,
+            screen::pace(state, row),
+            row.what
+        );
+    }
+    for engine in &sample.engines {
+        let does = match (&engine.what, engine.since) {
+            (Some(what), Some(since)) => {
+                format!("{what}, for {}", screen::short(sample.time - since))
+            }
+            _ if engine.outstanding > 0 => format!("has {} tasks", engine.outstanding),
+            _ => "idle".to_owned(),
+        };
+        text += &format!(
+            "engine {} on {}, {} ended: {does}\n",
+            engine.id, engine.host, engine.completed
+        );
+    }
+    for failure in sample.failures.iter().rev().take(5) {
+        text += &format!("{} failed: {}\n", failure.count, failure.text);
+    }
+    for trouble in &sample.troubles {
+        text += &format!("trouble: {trouble}\n");
+    }
+    text + "\n"
+}

@@ -1,0 +1,256 @@
+//! `ipclient trace`: past tasks as Perfetto and chrome://tracing read them.
+
+use std::collections::{BTreeMap, HashMap};
+use std::io::{BufWriter, Write};
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::Args;
+use serde_json::{Value, json};
+
+use super::Outcome;
+use super::past::{End, PastArgs, Run, runs};
+use crate::cli::ClusterArgs;
+use crate::failure::Failure;
+
+/// Tasks whose waiting is drawn one by one; of more only how many waited is.
+const WAITING: usize = 5000;
+
+/// Write past tasks as a trace for Perfetto (ui.perfetto.dev) or chrome://tracing
+#[derive(Debug, Args)]
+#[command(after_help = "\
+A track for each engine shows what it ran; arrows lead from a task to those that waited for it; two counters show how many \
+waited and ran. Tasks of up to 5000 have a track for their waiting, too.
+
+Example:
+  ipclient trace --since 1h -o trace.json
+  ipclient trace $(cat ids) -o - | gzip > trace.json.gz")]
+pub(crate) struct TraceArgs {
+    #[command(flatten)]
+    past: PastArgs,
+    /// File to write; `-`: standard output
+    #[arg(short, long, value_name = "FILE")]
+    output: PathBuf,
+}
+
+pub(crate) fn main(args: TraceArgs, cluster: &ClusterArgs) -> Outcome {
+    let client = cluster.connect()?;
+    let runs = runs(&client, &args.past)?;
+    let written = write(&args.output, |out| trace(&runs, out))?;
+    if written {
+        let tasks: u64 = runs.iter().map(|run| run.count).sum();
+        eprintln!(
+            "ipclient: {tasks} tasks in {}: open it in ui.perfetto.dev",
+            args.output.display()
+        );
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Writes a file whole, or standard output; whether it was a file.
+pub(super) fn write(
+    path: &std::path::Path,
+    content: impl FnOnce(&mut dyn Write) -> std::io::Result<()>,
+) -> Result<bool, Failure> {
+    if path.as_os_str() == "-" {
+        let mut out = BufWriter::new(std::io::stdout().lock());
+        content(&mut out)?;
+        out.flush()?;
+        return Ok(false);
+    }
+    let failed =
+        |error: std::io::Error| Failure::new(format!("cannot write {}: {error}", path.display()));
+    let mut out = BufWriter::new(std::fs::File::create(path).map_err(failed)?);
+    content(&mut out)
+        .and_then(|()| out.flush())
+        .map_err(failed)?;
+    Ok(true)
+}
+
+/// Microseconds since the first submission.
+fn micros(time: f64, begin: f64) -> f64 {
+    ((time - begin) * 1e6 * 1000.0).round() / 1000.0
+}
+
+fn trace(runs: &[Run], out: &mut dyn Write) -> std::io::Result<()> {
+    let begin = runs
+        .iter()
+        .map(|run| run.submitted)
+        .fold(f64::INFINITY, f64::min);
+    let at = |time: f64| micros(time, begin);
+    // A process for each host, a thread for each engine.
+    let mut hosts: BTreeMap<&str, usize> = BTreeMap::new();
+    for run in runs.iter().filter(|run| run.ran.is_some()) {
+        let next = hosts.len() + 2;
+        hosts.entry(run.host.as_str()).or_insert(next);
+    }
+    let mut events = Events { out, any: false };
+    events
+        .out
+        .write_all(b"{\"displayTimeUnit\":\"ms\",\"traceEvents\":[\n")?;
+    events.name("process_name", 1, None, "queue")?;
+    for (host, pid) in &hosts {
+        events.name(
+            "process_name",
+            *pid,
+            None,
+            if host.is_empty() { "engines" } else { host },
+        )?;
+    }
+    let engines: BTreeMap<(usize, u32), ()> = runs
+        .iter()
+        .filter(|run| run.ran.is_some())
+        .map(|run| ((hosts[run.host.as_str()], run.engine.unwrap_or(0)), ()))
+        .collect();
+    for (pid, engine) in engines.keys() {
+        events.name(
+            "thread_name",
+            *pid,
+            Some(*engine),
+            &format!("engine {engine}"),
+        )?;
+    }
+    let by_id: HashMap<&str, &Run> = runs.iter().map(|run| (run.id.as_str(), run)).collect();
+    let place = |run: &Run| (hosts[run.host.as_str()], run.engine.unwrap_or(0));
+    let mut flow = 0u64;
+    let mut steps: Vec<(f64, i64, i64)> = Vec::new();
+    let few = runs.len() <= WAITING;
+    for run in runs {
+        let count = i64::try_from(run.count).unwrap_or(i64::MAX);
+        steps.push((run.submitted, count, 0));
+        let Some((begun, ended)) = run.ran else {
+            // It may have ended without having run.
+            if run.end != End::Open {
+                steps.push((run.submitted, -count, 0));
+            }
+            continue;
+        };
+        steps.push((begun, -count, 1));
+        steps.push((ended, 0, -1));
+        let (pid, tid) = place(run);
+        let mut arguments = json!({"id": run.id, "outcome": run.end.word(), "waited_ms": (begun - run.submitted) * 1e3});
+        if run.count > 1 {
+            arguments["tasks"] = run.count.into();
+        }
+        if !run.said.is_empty() {
+            arguments["said"] = run.said.as_str().into();
+        }
+        events.put(&json!({
+            "ph": "X", "pid": pid, "tid": tid, "ts": at(begun), "dur": micros(ended, begun).max(0.001),
+            "name": run.name, "cat": run.end.word(), "args": arguments,
+        }))?;
+        if few {
+            for (phase, time) in [("b", run.submitted), ("e", begun.max(run.submitted))] {
+                events.put(&json!({
+                    "ph": phase, "pid": 1, "tid": 0, "ts": at(time), "id": run.id, "name": run.name, "cat": "waiting",
+                }))?;
+            }
+        }
+        for id in &run.after {
+            let Some((before, (_, finished))) =
+                by_id.get(id.as_str()).and_then(|run| Some((run, run.ran?)))
+            else {
+                continue;
+            };
+            flow += 1;
+            let (from_pid, from_tid) = place(before);
+            // A flow begins and ends inside of slices.
+            events.put(&json!({
+                "ph": "s", "pid": from_pid, "tid": from_tid, "ts": at(finished) - 0.001, "id": flow, "name": "after",
+                "cat": "dependency",
+            }))?;
+            events.put(&json!({
+                "ph": "f", "bp": "e", "pid": pid, "tid": tid, "ts": at(begun), "id": flow, "name": "after",
+                "cat": "dependency",
+            }))?;
+        }
+    }
+    steps.sort_by(|a, b| a.0.total_cmp(&b.0));
+    let (mut waiting, mut running) = (0, 0);
+    for (index, (time, more_waiting, more_running)) in steps.iter().enumerate() {
+        (waiting, running) = (waiting + more_waiting, running + more_running);
+        if steps.get(index + 1).is_none_or(|next| next.0 > *time) {
+            for (name, value) in [("waiting", waiting), ("running", running)] {
+                events.put(&json!({
+                    "ph": "C", "pid": 1, "ts": at(*time), "name": name, "args": {"tasks": value},
+                }))?;
+            }
+        }
+    }
+    events.out.write_all(b"\n]}\n")
+}
+
+/// The list of events, written as it grows.
+struct Events<'a> {
+    out: &'a mut dyn Write,
+    any: bool,
+}
+
+impl Events<'_> {
+    fn put(&mut self, event: &Value) -> std::io::Result<()> {
+        if std::mem::replace(&mut self.any, true) {
+            self.out.write_all(b",\n")?;
+        }
+        serde_json::to_writer(&mut *self.out, event).map_err(std::io::Error::from)
+    }
+
+    fn name(
+        &mut self,
+        what: &str,
+        pid: usize,
+        tid: Option<u32>,
+        name: &str,
+    ) -> std::io::Result<()> {
+        let mut event = json!({"ph": "M", "pid": pid, "name": what, "args": {"name": name}});
+        if let Some(tid) = tid {
+            event["tid"] = tid.into();
+        }
+        self.put(&event)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_task_its_dependant_and_what_waited() {
+        let first = Run {
+            id: "a".into(),
+            count: 1,
+            name: "make".into(),
+            submitted: 100.0,
+            ran: Some((101.0, 103.5)),
+            engine: Some(2),
+            host: "h".into(),
+            end: End::Ok,
+            said: String::new(),
+            after: Vec::new(),
+        };
+        let second = Run {
+            id: "b".into(),
+            ran: Some((104.0, 105.0)),
+            after: vec!["a".into(), "unknown".into()],
+            end: End::Failed,
+            said: "no".into(),
+            ..first.clone()
+        };
+        let mut text = Vec::new();
+        trace(&[first, second], &mut text).unwrap();
+        let trace: Value = serde_json::from_slice(&text).unwrap();
+        let events = trace["traceEvents"].as_array().unwrap();
+        let of = |phase: &str| -> Vec<&Value> {
+            events.iter().filter(|event| event["ph"] == phase).collect()
+        };
+        let slices = of("X");
+        assert_eq!(slices.len(), 2);
+        assert_eq!(
+            (&slices[0]["ts"], &slices[0]["dur"]),
+            (&json!(1e6), &json!(2.5e6))
+        );
+        assert_eq!((of("s").len(), of("f").len()), (1, 1));
+        assert_eq!(of("s")[0]["id"], of("f")[0]["id"]);
+        let last = of("C").into_iter().next_back().unwrap();
+        assert_eq!(last["args"]["tasks"], json!(0));
+    }
+}

@@ -1,0 +1,592 @@
+//! What those who watch are told of tasks: rows of submissions, failures by what they said, work done by engines.
+//!
+//! All of it is counted as it happens, in a few additions a message, and told only when it is asked for. What would cost
+//! more than that is bounded in time: of many failures in a second some are read and the others only counted, and
+//! [`Slice`]s are kept only while somebody watches, and then only so many between two samples.
+
+use std::collections::VecDeque;
+
+use foldhash::HashMap;
+use ipbroker_protocol::{session::Packer, value::AnyMap, zmq::Message};
+use serde_json::Value;
+use slab::Slab;
+
+use super::{
+    Scheduler,
+    frames::at,
+    groups::{Body, Group},
+};
+use crate::scheduler::{
+    command::{EngineWork, FailureRow, SubmissionRow, WATCH_BUCKETS, Watched, Work},
+    core::{EngineKey, Nanos, Outcome, SECOND},
+};
+
+/// A client that submits again within this time of its last outcome goes on with the same row.
+const PAUSE: Nanos = SECOND;
+
+/// Rows of submissions: those that ended first are dropped, and beyond the second limit clients share one.
+const ROWS: usize = 200;
+const MOST_ROWS: usize = 2000;
+
+/// Different failures that are told apart; the one that was seen least recently is dropped.
+const FAILURES: usize = 100;
+/// Ids that are kept of each.
+const FAILED_IDS: usize = 20;
+/// Failures whose words are read in one second.
+const LOOKS: usize = 500;
+/// Of one reply.
+const LOOKS_AT_ONCE: usize = 20;
+/// What the others are counted under.
+const UNREAD: &str = "(more failures at once than were looked at)";
+
+/// Work that is kept between two samples.
+const SLICES: usize = 1000;
+/// It is kept for so long after the last sample.
+const WATCHED: Nanos = 3 * SECOND;
+
+/// Engines whose task is told, and the most tasks one of them may hold for it.
+const TOLD_ENGINES: usize = 256;
+const TOLD_LOAD: u64 = 2000;
+
+/// A line is cut after so many characters.
+const LINE: usize = 200;
+/// Contents beyond this are not read.
+const CONTENT: usize = 64 << 10;
+
+/// What has been counted.
+#[derive(Default)]
+pub(super) struct Watch {
+    rows: Slab<Row>,
+    by_session: HashMap<Box<[u8]>, usize>,
+    /// The row of the last submission: most come one after the other from one client.
+    last: Option<(Box<[u8]>, usize)>,
+    failures: VecDeque<Failure>,
+    /// Failures read since this moment.
+    looks: (Nanos, usize),
+    slices: Vec<Work>,
+    slices_until: Nanos,
+    durations: [u64; WATCH_BUCKETS.len() + 1],
+    seconds: f64,
+    submitted: u64,
+    /// When each engine, by slot, answered last.
+    answered: Vec<Nanos>,
+}
+
+struct Row {
+    session: Box<[u8]>,
+    id: Box<str>,
+    what: Box<str>,
+    total: u64,
+    completed: u64,
+    failed: u64,
+    aborted: u64,
+    begun: Nanos,
+    ended: Nanos,
+}
+
+impl Row {
+    fn is_over(&self) -> bool {
+        self.completed + self.failed + self.aborted >= self.total
+    }
+}
+
+struct Failure {
+    text: String,
+    count: u64,
+    last: Nanos,
+    ids: VecDeque<String>,
+}
+
+/// How many members ended how.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) struct Ended {
+    pub(super) completed: u64,
+    pub(super) failed: u64,
+    pub(super) aborted: u64,
+}
+
+impl Ended {
+    /// `count` members ended alike.
+    pub(super) fn all(count: u64, outcome: Outcome) -> Self {
+        let mut ended = Self::default();
+        ended.add(count, outcome);
+        ended
+    }
+
+    fn add(&mut self, count: u64, outcome: Outcome) {
+        match outcome {
+            Outcome::Ok => self.completed += count,
+            Outcome::Aborted => self.aborted += count,
+            Outcome::Error | Outcome::Unmet => self.failed += count,
+        }
+    }
+
+    /// Members `lo..hi`, all of which ended as `default` but for some.
+    pub(super) fn of(lo: u32, hi: u32, default: Outcome, exceptions: &[(u32, Outcome)]) -> Self {
+        let mut ended = Self::default();
+        let mut alike = u64::from(hi - lo);
+        for (_, outcome) in exceptions.iter().filter(|(i, _)| (lo..hi).contains(i)) {
+            ended.add(1, *outcome);
+            alike -= 1;
+        }
+        ended.add(alike, default);
+        ended
+    }
+}
+
+impl Watch {
+    /// Tasks were submitted: their row.
+    pub(super) fn submitted(
+        &mut self,
+        now: Nanos,
+        session: &[u8],
+        count: u32,
+        id: &str,
+        what: impl FnOnce() -> String,
+    ) -> usize {
+        self.submitted += u64::from(count);
+        let known = match &self.last {
+            Some((last, row)) if **last == *session => Some(*row),
+            _ => self.by_session.get(session).copied(),
+        };
+        if let Some(index) = known
+            && let Some(row) = self.rows.get_mut(index)
+            && (!row.is_over() || now < row.ended + PAUSE)
+        {
+            row.total += u64::from(count);
+            if self
+                .last
+                .as_ref()
+                .is_none_or(|(last, _)| **last != *session)
+            {
+                self.last = Some((session.into(), index));
+            }
+            return index;
+        }
+        self.make_room();
+        let index = if self.rows.len() >= MOST_ROWS {
+            // So many clients at once that nobody would read a row each.
+            let (index, row) = self.rows.iter_mut().next().expect("there are many");
+            row.total += u64::from(count);
+            index
+        } else {
+            self.rows.insert(Row {
+                session: session.into(),
+                id: id.into(),
+                what: what().into(),
+                total: u64::from(count),
+                completed: 0,
+                failed: 0,
+                aborted: 0,
+                begun: now,
+                ended: now,
+            })
+        };
+        self.by_session.insert(session.into(), index);
+        self.last = Some((session.into(), index));
+        index
+    }
+
+    /// Drops rows that ended first.
+    fn make_room(&mut self) {
+        while self.rows.len() >= ROWS {
+            let over = self.rows.iter().filter(|(_, row)| row.is_over());
+            let Some((oldest, _)) = over.min_by_key(|(_, row)| row.ended) else {
+                return;
+            };
+            self.rows.remove(oldest);
+            self.by_session.retain(|_, row| *row != oldest);
+            self.last.take_if(|(_, row)| *row == oldest);
+        }
+    }
+
+    /// Members of a row have their final outcome.
+    pub(super) fn ended(&mut self, now: Nanos, row: usize, ended: Ended) {
+        if let Some(row) = self.rows.get_mut(row) {
+            row.completed += ended.completed;
+            row.failed += ended.failed;
+            row.aborted += ended.aborted;
+            row.ended = now;
+        }
+    }
+
+    /// How many of `count` failures of one reply may be read now.
+    pub(super) fn looks(&mut self, now: Nanos, count: u64) -> usize {
+        if now >= self.looks.0 + SECOND {
+            self.looks = (now, 0);
+        }
+        let wanted = usize::try_from(count).unwrap_or(usize::MAX);
+        let looks = wanted.min(LOOKS_AT_ONCE).min(LOOKS - self.looks.1);
+        self.looks.1 += looks;
+        looks
+    }
+
+    /// A failure that said `text`; `id`: of a task that did.
+    pub(super) fn failed(&mut self, now: Nanos, text: &str, id: Option<String>, count: u64) {
+        let at = self.failures.iter().position(|known| known.text == text);
+        let mut failure = match at.and_then(|at| self.failures.remove(at)) {
+            Some(known) => known,
+            None => {
+                if self.failures.len() >= FAILURES {
+                    self.failures.pop_front();
+                }
+                Failure {
+                    text: text.to_owned(),
+                    count: 0,
+                    last: now,
+                    ids: VecDeque::new(),
+                }
+            }
+        };
+        failure.count += count;
+        failure.last = now;
+        if let Some(id) = id {
+            if failure.ids.len() >= FAILED_IDS {
+                failure.ids.pop_front();
+            }
+            failure.ids.push_back(id);
+        }
+        self.failures.push_back(failure);
+    }
+
+    /// Failures that were not read.
+    pub(super) fn failed_unread(&mut self, now: Nanos, count: u64) {
+        if count > 0 {
+            self.failed(now, UNREAD, None, count);
+        }
+    }
+
+    /// An engine has answered for `count` members, on which it has worked for so many seconds.
+    pub(super) fn worked(
+        &mut self,
+        now: Nanos,
+        engine: EngineKey,
+        seconds: f64,
+        count: u32,
+        slice: impl FnOnce() -> Option<(u32, Outcome, String)>,
+    ) {
+        let each = seconds / f64::from(count.max(1));
+        let bucket = WATCH_BUCKETS.partition_point(|bound| *bound < each);
+        self.durations[bucket] += u64::from(count);
+        self.seconds += seconds;
+        let slot = engine.slot();
+        if slot >= self.answered.len() {
+            self.answered.resize(slot + 1, 0);
+        }
+        self.answered[slot] = now;
+        if now < self.slices_until
+            && self.slices.len() < SLICES
+            && let Some((engine, outcome, id)) = slice()
+        {
+            let took = (seconds * SECOND as f64) as u64;
+            self.slices.push(Work {
+                engine,
+                begun: now.saturating_sub(took) as f64 / SECOND as f64,
+                ended: now as f64 / SECOND as f64,
+                outcome: match outcome {
+                    Outcome::Ok => "ok",
+                    Outcome::Aborted => "aborted",
+                    Outcome::Error | Outcome::Unmet => "failed",
+                },
+                count,
+                id,
+            });
+        }
+    }
+}
+
+impl Scheduler {
+    /// A sample for those who watch.
+    pub(super) fn watched(&mut self) -> Watched {
+        let now = self.now();
+        let seconds = |at: Nanos| at as f64 / SECOND as f64;
+        let mut engines = Vec::new();
+        for engine in self.engines.iter() {
+            let totals = self.core.engine_totals(engine.key);
+            let mut work = EngineWork {
+                uuid: engine.uuid.to_string(),
+                outstanding: totals.outstanding,
+                completed: totals.completed,
+                ..EngineWork::default()
+            };
+            if engines.len() < TOLD_ENGINES
+                && (1..=TOLD_LOAD).contains(&totals.outstanding)
+                && let Some((span, since)) = self.core.oldest_held(engine.key)
+                && let Some(group) = self.groups.get(span.group)
+            {
+                let index = span.range.start;
+                let answered = self.watch.answered.get(engine.key.slot());
+                work.task = self
+                    .ids(&[crate::scheduler::core::Span {
+                        group: span.group,
+                        range: index..index + 1,
+                    }])
+                    .pop();
+                work.what = Some(self.describe_group(group, index));
+                work.since = Some(seconds(since.max(answered.copied().unwrap_or(0))));
+            }
+            engines.push(work);
+        }
+        self.watch.slices_until = now + WATCHED;
+        let watch = &mut self.watch;
+        let mut submissions: Vec<SubmissionRow> = watch
+            .rows
+            .iter()
+            .map(|(_, row)| SubmissionRow {
+                id: row.id.to_string(),
+                session: String::from_utf8_lossy(&row.session).into_owned(),
+                what: row.what.to_string(),
+                total: row.total,
+                completed: row.completed,
+                failed: row.failed,
+                aborted: row.aborted,
+                begun: seconds(row.begun),
+                ended: row.is_over().then(|| seconds(row.ended)),
+            })
+            .collect();
+        submissions.sort_by(|a, b| a.begun.total_cmp(&b.begun));
+        let failures = watch.failures.iter().map(|failure| FailureRow {
+            text: failure.text.clone(),
+            count: failure.count,
+            last: seconds(failure.last),
+            ids: failure.ids.iter().cloned().collect(),
+        });
+        Watched {
+            now: seconds(now),
+            totals: super::questions::totals(self.core.totals(None)),
+            submitted: watch.submitted,
+            engines,
+            submissions,
+            failures: failures.collect(),
+            work: std::mem::take(&mut watch.slices),
+            durations: watch.durations.to_vec(),
+            seconds: watch.seconds,
+        }
+    }
+
+    fn describe_group(&self, group: &Group, index: u32) -> String {
+        let index = group.is_array.then_some(index);
+        match &group.body {
+            Body::Whole(frames) | Body::Array(frames, _) => {
+                let frames: Vec<&[u8]> = super::frames::slices(frames);
+                describe(self.session.packer, group.reply_type, &frames, index)
+            }
+            Body::Copy(packed) => {
+                let content = packed.frame(at::CONTENT);
+                let frames: [&[u8]; at::BUFFERS] = [b"", b"", b"", b"", b"", b"", content];
+                describe(self.session.packer, group.reply_type, &frames, None)
+            }
+            Body::Gone(_) => kind(group.reply_type).to_owned(),
+        }
+    }
+
+    /// Reads what failed members of a reply said, as far as there is time for it.
+    pub(super) fn look_at_failures(
+        &mut self,
+        now: Nanos,
+        group: (&str, bool),
+        failed: impl Iterator<Item = u32>,
+        count: u64,
+        (lo, frames): (u32, &[Message]),
+    ) {
+        let looks = self.watch.looks(now, count);
+        let (id, is_array) = group;
+        // Frames of a message, its content among them, then buffers.
+        let Some((content, buffers)) = frames.split_first() else {
+            return;
+        };
+        for index in failed.take(looks) {
+            let value = match buffers {
+                [offsets, blob, ..] if is_array => {
+                    // One value may stand for all.
+                    let at = if offsets.len() == 8 { 0 } else { index - lo };
+                    member(offsets, blob, at).unwrap_or_default()
+                }
+                _ => content,
+            };
+            let text = last_words(self.session.packer, value);
+            let id = if is_array {
+                ipbroker_protocol::array::member_id(id, u64::from(index))
+            } else {
+                id.to_owned()
+            };
+            self.watch.failed(now, &text, Some(id), 1);
+        }
+        self.watch.failed_unread(now, count - looks as u64);
+    }
+}
+
+/// A value of an array, found without a look at the others.
+fn member<'a>(offsets: &[u8], blob: &'a [u8], index: u32) -> Option<&'a [u8]> {
+    let offset = |index: usize| {
+        let bytes = offsets.get(index * 4..index * 4 + 4)?;
+        usize::try_from(u32::from_le_bytes(bytes.try_into().ok()?)).ok()
+    };
+    let index = usize::try_from(index).ok()?;
+    blob.get(offset(index)?..offset(index + 1)?)
+}
+
+/// A map that may be packed in either way: members' own maps need not be packed as messages are.
+fn unpack(packer: Packer, bytes: &[u8]) -> Option<AnyMap> {
+    if bytes.len() > CONTENT {
+        return None;
+    }
+    let packer = match bytes.first() {
+        Some(b'{') => Packer::Json,
+        Some(0x80..=0x8f | 0xde | 0xdf) => Packer::Msgpack,
+        _ => packer,
+    };
+    packer.unpack(bytes).ok()
+}
+
+fn kind(reply_type: &str) -> &str {
+    reply_type.strip_suffix("_reply").unwrap_or(reply_type)
+}
+
+/// A task in a line. `member`: which one of an array. `frames`: from the client's identity on.
+pub(super) fn describe(
+    packer: Packer,
+    reply_type: &str,
+    frames: &[&[u8]],
+    index: Option<u32>,
+) -> String {
+    let own = match (frames.get(at::BUFFERS..), index) {
+        (Some([offsets, blob, ..]), Some(index)) => member(offsets, blob, index),
+        _ => None,
+    };
+    let text = |bytes: Option<&&[u8]>| {
+        let AnyMap(map) = unpack(packer, bytes?)?;
+        ["cmd", "name", "code"]
+            .iter()
+            .find_map(|key| map.get(*key).and_then(Value::as_str).map(line))
+            .filter(|line| !line.is_empty())
+    };
+    text(own.as_ref())
+        .or_else(|| text(frames.get(at::CONTENT)))
+        .unwrap_or_else(|| kind(reply_type).to_owned())
+}
+
+/// The first line that says something, cut if it is long.
+fn line(text: &str) -> String {
+    cut(text.lines().map(str::trim).find(|line| !line.is_empty()))
+}
+
+pub(super) fn last_line(text: &str) -> String {
+    cut(text
+        .lines()
+        .rev()
+        .map(str::trim)
+        .find(|line| !line.is_empty()))
+}
+
+fn cut(line: Option<&str>) -> String {
+    // It is shown in terminals: what would steer them is left out.
+    let plain = |c: char| if c.is_control() { ' ' } else { c };
+    let mut chars = line.unwrap_or_default().chars().map(plain);
+    let mut line: String = chars.by_ref().take(LINE).collect();
+    if chars.next().is_some() {
+        line.push('…');
+    }
+    line
+}
+
+/// The last line of what a failed task said: of its standard error where that was captured, else its error, else its code.
+pub(super) fn last_words(packer: Packer, value: &[u8]) -> String {
+    let Some(AnyMap(map)) = unpack(packer, value) else {
+        return "failed".to_owned();
+    };
+    let text = |key: &str| map.get(key).and_then(Value::as_str).unwrap_or_default();
+    let error = match (text("ename"), last_line(text("evalue"))) {
+        ("", evalue) => evalue,
+        (ename, evalue) if evalue.is_empty() => ename.to_owned(),
+        (ename, evalue) => format!("{ename}: {evalue}"),
+    };
+    let said = [error, last_line(text("stderr"))];
+    if let Some(said) = said.into_iter().find(|said| !said.is_empty()) {
+        return said;
+    }
+    match map.get("code").and_then(Value::as_i64) {
+        Some(code) if code > 128 => format!("exit code {code} (signal {})", code - 128),
+        Some(code) => format!("exit code {code}"),
+        None => "failed".to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn row(watch: &Watch, index: usize) -> (u64, u64, bool) {
+        let row = &watch.rows[index];
+        (row.total, row.completed, row.is_over())
+    }
+
+    #[test]
+    fn what_one_client_submits_without_a_pause_is_one_row() {
+        let mut watch = Watch::default();
+        let a = watch.submitted(1, b"a", 3, "a_1", || "x".into());
+        let b = watch.submitted(2, b"b", 1, "b_1", || "y".into());
+        assert_eq!(watch.submitted(3, b"a", 2, "a_2", || unreachable!()), a);
+        assert_ne!(a, b);
+        watch.ended(4, a, Ended::all(5, Outcome::Ok));
+        assert_eq!(row(&watch, a), (5, 5, true));
+        assert_eq!(watch.submitted(5, b"a", 1, "a_3", || unreachable!()), a);
+        watch.ended(6, a, Ended::all(1, Outcome::Error));
+        let later = watch.submitted(6 + PAUSE, b"a", 1, "a_4", || "z".into());
+        assert_ne!(later, a);
+    }
+
+    #[test]
+    fn rows_are_bounded() {
+        let mut watch = Watch::default();
+        for n in 0..3 * MOST_ROWS as u64 {
+            let session = n.to_string();
+            let row = watch.submitted(n, session.as_bytes(), 1, "id", String::new);
+            if n % 2 == 0 && n < ROWS as u64 {
+                watch.ended(n, row, Ended::all(1, Outcome::Ok));
+            }
+        }
+        assert!(watch.rows.len() <= MOST_ROWS);
+        for n in 0..10 * FAILURES {
+            watch.failed(1, &n.to_string(), Some("id".into()), 1);
+        }
+        assert_eq!(watch.failures.len(), FAILURES);
+    }
+
+    #[test]
+    fn failures_are_read_so_many_a_second() {
+        let mut watch = Watch::default();
+        let read: usize = (0..1000).map(|_| watch.looks(5, 1000)).sum();
+        assert_eq!(read, LOOKS);
+        assert_eq!(watch.looks(5 + SECOND, 3), 3);
+    }
+
+    #[test]
+    fn outcomes_of_a_reply_are_counted() {
+        let exceptions = [
+            (1, Outcome::Error),
+            (2, Outcome::Aborted),
+            (9, Outcome::Error),
+        ];
+        let ended = Ended::of(0, 5, Outcome::Ok, &exceptions);
+        assert_eq!((ended.completed, ended.failed, ended.aborted), (3, 1, 1));
+        assert_eq!(Ended::of(0, 1, Outcome::Unmet, &[]).failed, 1);
+    }
+
+    #[test]
+    fn the_last_line_is_what_counts() {
+        let say = |value: Value| last_words(Packer::Msgpack, &Packer::Msgpack.pack(&value));
+        assert_eq!(
+            say(json!({"status": "ok", "code": 3, "stderr": "a\nb: bad\n\n"})),
+            "b: bad"
+        );
+        assert_eq!(say(json!({"status": "ok", "code": 3})), "exit code 3");
+        assert_eq!(say(json!({"code": 137})), "exit code 137 (signal 9)");
+        assert_eq!(say(json!({"ename": "E", "evalue": "x\ny"})), "E: y");
+        assert_eq!(last_words(Packer::Json, b"{\"ename\": \"E\"}"), "E");
+        assert_eq!(last_words(Packer::Msgpack, b"junk"), "failed");
+        let long = "é".repeat(LINE + 1);
+        assert_eq!(last_line(&long).chars().count(), LINE + 1);
+    }
+}

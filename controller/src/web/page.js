@@ -1,0 +1,417 @@
+// The page of `ipctl --web`. It reads one stream of samples (/events) and draws what the newest says; it keeps the past
+// itself. What changes something goes to /ask/…, after a question.
+"use strict";
+
+const token = new URLSearchParams(location.search).get("token") ?? "";
+const KEPT_SLICES = 200_000, KEPT_POINTS = 4000;
+const $ = id => document.getElementById(id);
+
+let sample = null;       // the newest
+let points = [];         // [time, waiting, running, completed, failed, aborted], oldest first
+let slices = [];         // work that ended, oldest first
+let rates = new Map();   // of submissions: id → [[time, done], …] of the last seconds
+const view = { span: 60, end: null };   // of the stream: seconds shown, and until when (null: now)
+
+// The stream of samples.
+
+function connect() {
+  const source = new EventSource("events?token=" + encodeURIComponent(token));
+  source.addEventListener("open", () => link("live", "live"));
+  source.addEventListener("error", () => link("lost", "no answer: the controller is gone, or this is not its token"));
+  source.addEventListener("past", event => {
+    const past = JSON.parse(event.data);
+    points = past.points;
+    slices = past.slices;
+    document.body.classList.toggle("readonly", past.readonly);
+  });
+  source.addEventListener("sample", event => {
+    sample = JSON.parse(event.data);
+    remember(sample);
+    show(sample);
+  });
+}
+
+function link(kind, text) {
+  $("link").className = kind;
+  $("link").textContent = text;
+}
+
+function remember(now) {
+  const t = now.tasks;
+  points.push([now.time, t.ready + t.blocked, t.running + t.direct, t.completed, t.failed, t.aborted]);
+  if (points.length > KEPT_POINTS) points.splice(0, points.length - KEPT_POINTS);
+  slices.push(...now.slices);
+  if (slices.length > KEPT_SLICES) slices.splice(0, slices.length - KEPT_SLICES);
+  const known = new Map();
+  for (const row of now.submissions) {
+    const seen = (rates.get(row.id) ?? []).filter(([time]) => time > now.time - 10);
+    seen.push([now.time, done(row)]);
+    known.set(row.id, seen);
+  }
+  rates = known;
+}
+
+const done = row => row.completed + row.failed + row.aborted;
+
+// A second, over the last points within `seconds`.
+function rate(of, seconds = 3) {
+  if (of.length < 2) return 0;
+  const last = of[of.length - 1];
+  let first = of.findIndex(point => point[0] >= last[0] - seconds);
+  if (first < 0 || first > of.length - 2) first = of.length - 2;
+  const time = last[0] - of[first][0];
+  return time > 0 ? (last[1] - of[first][1]) / time : 0;
+}
+
+const ended = () => points.slice(-40).map(p => [p[0], p[3] + p[4] + p[5]]);
+
+// Words for numbers.
+
+const count = n => n.toLocaleString("en");
+const perSecond = n => n >= 100 ? count(Math.round(n)) : n >= 0.05 || n === 0 ? n.toFixed(1) : n.toFixed(3);
+
+function time(seconds) {
+  const s = Math.max(0, seconds);
+  if (s < 10) return s.toFixed(1) + " s";
+  if (s < 120) return Math.round(s) + " s";
+  if (s < 7200) return Math.round(s / 60) + " min";
+  if (s < 172800) return (s / 3600).toFixed(1) + " h";
+  return Math.round(s / 86400) + " d";
+}
+
+const clock = seconds => new Date(seconds * 1000).toLocaleTimeString();
+
+// What the newest sample says.
+
+function show(now) {
+  link("live", "live");
+  $("about").textContent = `up ${time(now.uptime)} · ${now.scheme} · ${now.clients} ${now.clients === 1 ? "client" : "clients"} · version ${now.version}`;
+  number("ready", now.tasks.ready);
+  number("blocked", now.tasks.blocked);
+  number("running", now.tasks.running + now.tasks.direct);
+  number("completed", now.tasks.completed);
+  number("failed", now.tasks.failed);
+  number("aborted", now.tasks.aborted);
+  number("engine-count", now.engines.length);
+  $("rate").textContent = perSecond(rate(ended()));
+  fill($("troubles"), now.troubles.map(text => element("li", {}, text)));
+  table("submissions", now.submissions.toReversed(), row => row.id, submission);
+  table("failures", now.failures.toReversed(), row => row.text, failure);
+  table("engines", now.engines, row => String(row.id), engine);
+  redraw();
+}
+
+function number(id, value) {
+  $(id).textContent = count(value);
+  $(id).dataset.value = value;
+}
+
+function element(name, attributes = {}, ...children) {
+  const node = document.createElement(name);
+  for (const [key, value] of Object.entries(attributes)) {
+    if (key.startsWith("on")) node.addEventListener(key.slice(2), value);
+    else node.setAttribute(key, value);
+  }
+  node.append(...children);
+  return node;
+}
+
+function fill(node, children) {
+  node.replaceChildren(...children);
+}
+
+// Rows stay the same elements while they say the same: what is selected, focused or pressed is not lost.
+function table(id, rows, key, cells) {
+  const body = $(id).tBodies[0];
+  const old = new Map([...body.rows].map(row => [row.dataset.key, row]));
+  const list = rows.slice(0, 500).map(row => {
+    const [texts, make] = cells(row);
+    const said = JSON.stringify(texts);
+    let line = old.get(key(row));
+    if (line?.dataset.said !== said) {
+      const fresh = element("tr", { "data-key": key(row), "data-said": said }, ...make());
+      const focused = line?.contains(document.activeElement);
+      line?.replaceWith(fresh);
+      line = fresh;
+      if (focused) line.querySelector("button")?.focus();
+    }
+    return line;
+  });
+  if (list.length !== body.rows.length || list.some((line, at) => body.rows[at] !== line)) fill(body, list);
+  $(id).classList.toggle("filled", list.length > 0);
+}
+
+const n = text => element("td", { class: "n" }, String(text));
+
+function submission(row) {
+  const finished = done(row), open = row.ended === null;
+  const speed = rate(rates.get(row.id) ?? [], 10);
+  const left = open && speed > 0 ? `, ${time((row.total - finished) / speed)} left` : "";
+  const took = time((row.ended ?? sample.time) - row.begun);
+  const pace = open ? perSecond(speed) : perSecond(finished / Math.max(row.ended - row.begun, 0.001));
+  const texts = [row.what, finished, row.total, row.failed, row.aborted, pace, took + left, open];
+  return [texts, () => {
+    const part = (kind, value) => {
+      const piece = element("i", { class: kind });
+      piece.style.width = 100 * value / row.total + "%";
+      return piece;
+    };
+    const bar = element("div", { class: "bar", title: `${count(finished)} of ${count(row.total)} ended` },
+      part("ok", row.completed), part("failed", row.failed), part("aborted", row.aborted));
+    const stop = () => change("abort_request", { session: row.session, kill: true },
+      `Abort what is unfinished of this client, ${count(row.total - finished)} tasks? Running ones are killed.`);
+    const button = open ? [element("button", { type: "button", class: "change", onclick: stop }, "abort")] : [];
+    return [element("td", { class: "cmd" }, row.what), element("td", {}, bar),
+      n(`${count(finished)} / ${count(row.total)}`), n(count(row.failed)), n(count(row.aborted)), n(pace),
+      element("td", {}, took + left), element("td", {}, ...button)];
+  }];
+}
+
+function failure(row) {
+  const ago = time(sample.time - row.last) + " ago";
+  return [[row.count, ago, row.ids], () => {
+    const again = () => change("resubmit_request", { msg_ids: row.ids },
+      `Submit ${row.ids.length} of these tasks again?`);
+    const button = row.ids.length ? [element("button", { type: "button", class: "change", onclick: again },
+      `run ${row.ids.length === row.count ? "" : "the last "}${row.ids.length} again`)] : [];
+    const look = row.ids.slice(-1).map(id =>
+      element("button", { type: "button", onclick: () => find(id) }, "look at one"));
+    return [element("td", { class: "cmd" }, row.text), n(count(row.count)), element("td", {}, ago),
+      element("td", {}, ...look, " ", ...button)];
+  }];
+}
+
+function engine(row) {
+  const since = row.since == null ? "" : time(sample.time - row.since);
+  const what = row.what ?? "";
+  return [[row.outstanding, row.completed, what, since, row.task], () => [n(row.id), element("td", {}, row.host),
+    element("td", {}, row.kind), n(count(row.outstanding)), n(count(row.completed)),
+    element("td", { class: "cmd", title: row.task ?? "" }, what), n(since)]];
+}
+
+// Requests.
+
+async function ask(name, content) {
+  const response = await fetch("ask/" + name, {
+    method: "POST",
+    headers: { "Content-Type": "application/json", Authorization: "Bearer " + token },
+    body: JSON.stringify(content),
+  });
+  if (!response.ok) throw new Error(await response.text());
+  const answer = await response.json();
+  if (answer.status === "error") throw new Error(`${answer.ename}: ${answer.evalue}`);
+  return answer;
+}
+
+function change(name, content, question) {
+  const dialog = $("ask");
+  $("question").textContent = question;
+  dialog.returnValue = "no";
+  dialog.onclose = async () => {
+    if (dialog.returnValue !== "yes") return;
+    try {
+      const answer = await ask(name, content);
+      say(name === "abort_request"
+        ? `Aborted ${count(answer.aborted)} that waited; ${count(answer.stopping)} that run are being stopped.`
+        : `Submitted again: ${Object.values(answer.resubmitted).join(", ")}`);
+    } catch (error) {
+      say(error.message);
+    }
+  };
+  dialog.showModal();
+}
+
+function say(text) {
+  $("found").textContent = text;
+  $("find").scrollIntoView({ block: "nearest" });
+}
+
+async function find(id) {
+  $("id").value = id;
+  try {
+    const why = await ask("explain_request", { msg_id: id });
+    const lines = [`${id}: ${why.state}`, why.text, ...why.engines.map(([name, reason]) => `  engine ${name}: ${reason}`)];
+    if (why.state === "done") {
+      const reply = await ask("result_request", { msg_ids: [id], buffers: false });
+      const content = reply[id]?.result_content ?? {};
+      for (const [key, value] of Object.entries(content)) {
+        if (value !== null && value !== "" && !(Array.isArray(value) && !value.length)) {
+          lines.push(`${key}: ${typeof value === "string" ? value : JSON.stringify(value)}`);
+        }
+      }
+    }
+    say(lines.join("\n"));
+  } catch (error) {
+    say(error.message);
+  }
+}
+
+// Pictures.
+
+const style = name => getComputedStyle(document.documentElement).getPropertyValue("--" + name).trim();
+
+function canvas(id) {
+  const node = $(id), ratio = devicePixelRatio || 1;
+  const width = node.clientWidth, height = node.clientHeight;
+  if (node.width !== Math.round(width * ratio) || node.height !== Math.round(height * ratio)) {
+    node.width = Math.round(width * ratio);
+    node.height = Math.round(height * ratio);
+  }
+  const pen = node.getContext("2d");
+  pen.setTransform(ratio, 0, 0, ratio, 0, 0);
+  pen.clearRect(0, 0, width, height);
+  pen.font = "11px system-ui, sans-serif";
+  return [pen, width, height];
+}
+
+let waiting = false;
+function redraw() {
+  if (waiting) return;
+  waiting = true;
+  requestAnimationFrame(() => {
+    waiting = false;
+    if (!sample) return;
+    // Over stretches of two seconds: samples come faster, and what ends in a quarter of a second is noise.
+    const speeds = [];
+    let last = null;
+    for (const p of points) {
+      if (last && p[0] - last[0] < 1.9) continue;
+      if (last) speeds.push([p[0], Math.max(0, (p[3] + p[4] + p[5] - last[3] - last[4] - last[5]) / (p[0] - last[0]))]);
+      last = p;
+    }
+    lines("queue", [["waiting", "aborted", points.map(p => [p[0], p[1]])], ["running", "ok", points.map(p => [p[0], p[2]])]]);
+    lines("rates", [["ended", "ok", speeds]]);
+    stream();
+  });
+}
+
+// Lines over the last ten minutes; each is named at its end.
+function lines(id, series) {
+  const [pen, width, height] = canvas(id);
+  const left = 8, right = width - 92, top = 14, bottom = height - 18;
+  const end = sample.time, begin = Math.max(end - 600, points[0]?.[0] ?? end - 1);
+  const shown = series.map(([name, color, line]) => [name, color, line.filter(p => p[0] >= begin)]);
+  const most = Math.max(1, ...shown.map(([, , line]) => line.reduce((most, p) => Math.max(most, p[1]), 0)));
+  const x = time => left + (right - left) * (time - begin) / Math.max(end - begin, 1e-9);
+  const y = value => bottom - (bottom - top) * value / most;
+  pen.strokeStyle = style("line");
+  pen.fillStyle = style("quiet");
+  pen.lineWidth = 1;
+  for (const value of [0, most]) {
+    pen.beginPath();
+    pen.moveTo(left, y(value) + 0.5);
+    pen.lineTo(right, y(value) + 0.5);
+    pen.stroke();
+  }
+  pen.fillText(perSecond(most).replace(/\.0$/, ""), left, top - 3);
+  pen.fillText(clock(begin), left, height - 4);
+  pen.textAlign = "right";
+  pen.fillText(clock(end), right, height - 4);
+  pen.textAlign = "left";
+  let below = -Infinity;
+  const labels = shown.filter(([, , line]) => line.length)
+    .map(([name, color, line]) => [y(line[line.length - 1][1]), name, color, line]).sort((a, b) => a[0] - b[0]);
+  for (const [at, name, color, line] of labels) {
+    pen.strokeStyle = pen.fillStyle = style(color);
+    pen.lineWidth = 1.8;
+    pen.beginPath();
+    line.forEach((p, i) => i ? pen.lineTo(x(p[0]), y(p[1])) : pen.moveTo(x(p[0]), y(p[1])));
+    pen.stroke();
+    const place = Math.max(at + 4, below + 13);
+    below = place;
+    pen.fillText(`${name} ${perSecond(line[line.length - 1][1]).replace(/\.0$/, "")}`, right + 6, place);
+  }
+}
+
+// Work by engine: a row each, a box for what it did in one go.
+let rowsOfStream = [];
+function stream() {
+  const engines = [...new Set([...sample.engines.map(e => e.id), ...visible().map(s => s.engine)])].sort((a, b) => a - b).slice(0, 64);
+  const high = engines.length > 24 ? 8 : 16;
+  $("stream").style.height = Math.max(3, engines.length) * high + 22 + "px";
+  const [pen, width, height] = canvas("stream");
+  const left = 40, end = view.end ?? sample.time, begin = end - view.span;
+  const x = time => left + (width - left) * (time - begin) / view.span;
+  const row = new Map(engines.map((id, at) => [id, at]));
+  rowsOfStream = { engines, high, left, begin, width };
+  pen.fillStyle = style("quiet");
+  engines.forEach((id, at) => (at % (high < 12 ? 4 : 1) === 0) && pen.fillText(String(id), 6, at * high + high - 3));
+  for (let at = 0; at <= 4; at++) {
+    const time = begin + view.span * at / 4;
+    pen.textAlign = at === 4 ? "right" : "left";
+    pen.fillText(clock(time), at === 4 ? width - 4 : x(time), height - 5);
+  }
+  pen.textAlign = "left";
+  const colors = { ok: style("ok"), failed: style("failed"), aborted: style("aborted"), now: style("now") };
+  const box = (id, from, to, color) => {
+    const at = row.get(id);
+    if (at === undefined || to < begin || from > end) return;
+    const a = Math.max(left, x(from)), b = Math.min(width, Math.max(x(to), a + 1));
+    pen.fillStyle = color;
+    pen.fillRect(a, at * high + 1, Math.max(0.7, b - a - (b - a > 3 ? 0.7 : 0)), high - 2);
+  };
+  for (const e of sample.engines) if (e.since != null) box(e.id, e.since, sample.time, colors.now);
+  for (const s of visible()) box(s.engine, s.begun, s.ended, colors[s.outcome]);
+  $("span").textContent = `${time(view.span)}${view.end === null ? "" : ", until " + clock(view.end)}`;
+  $("follow").setAttribute("aria-pressed", String(view.end === null));
+}
+
+// Slices come in the order in which they ended: what ended before the picture begins is not looked at.
+function visible() {
+  const end = view.end ?? sample.time, begin = end - view.span;
+  let low = 0, high = slices.length;
+  while (low < high) {
+    const middle = (low + high) >> 1;
+    if (slices[middle].ended < begin) low = middle + 1; else high = middle;
+  }
+  return low ? slices.slice(low) : slices;
+}
+
+function zoom(factor) {
+  view.span = Math.min(86400, Math.max(0.5, view.span * factor));
+  redraw();
+}
+
+function move(seconds) {
+  const end = (view.end ?? sample?.time ?? 0) + seconds;
+  view.end = end >= (sample?.time ?? 0) ? null : end;
+  redraw();
+}
+
+function tell(event) {
+  const { engines, high, left, begin, width } = rowsOfStream;
+  if (!sample || !engines) return;
+  const id = engines[Math.floor(event.offsetY / high)];
+  const at = begin + view.span * (event.offsetX - left) / (width - left), pixel = view.span / (width - left);
+  const hit = visible().findLast(s => s.engine === id && s.begun - pixel <= at && at <= s.ended + pixel);
+  const now = sample.engines.find(e => e.id === id && e.since != null && e.since <= at);
+  $("slice").textContent = hit
+    ? `engine ${id}: ${hit.id}${hit.count > 1 ? ` and ${count(hit.count - 1)} more` : ""}, ${hit.outcome}, ${time(hit.ended - hit.begun)} from ${clock(hit.begun)}`
+    : now ? `engine ${id}: ${now.what ?? now.task} runs for ${time(sample.time - now.since)}` : id === undefined ? "" : `engine ${id}`;
+}
+
+function listen() {
+  const node = $("stream");
+  let dragged = null;
+  node.addEventListener("wheel", event => { event.preventDefault(); zoom(event.deltaY > 0 ? 1.25 : 0.8); }, { passive: false });
+  node.addEventListener("pointerdown", event => { dragged = event.clientX; node.setPointerCapture(event.pointerId); });
+  node.addEventListener("pointerup", () => { dragged = null; });
+  node.addEventListener("pointermove", event => {
+    if (dragged === null) return tell(event);
+    move((dragged - event.clientX) * view.span / node.clientWidth);
+    dragged = event.clientX;
+  });
+  node.addEventListener("keydown", event => {
+    const act = { "+": () => zoom(0.8), "-": () => zoom(1.25), ArrowLeft: () => move(-view.span / 5), ArrowRight: () => move(view.span / 5) }[event.key];
+    if (act) { event.preventDefault(); act(); }
+  });
+  $("closer").addEventListener("click", () => zoom(0.5));
+  $("farther").addEventListener("click", () => zoom(2));
+  $("follow").addEventListener("click", () => { view.end = view.end === null ? sample?.time ?? null : null; redraw(); });
+  $("find").addEventListener("submit", event => { event.preventDefault(); if ($("id").value.trim()) find($("id").value.trim()); });
+  addEventListener("resize", redraw);
+  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", redraw);
+}
+
+listen();
+connect();

@@ -1,0 +1,631 @@
+//! What a cluster tells those who watch it: the page and its stream, metrics, events.
+
+use std::{
+    fs,
+    io::Write,
+    os::unix::fs::PermissionsExt,
+    process::{Command, Stdio},
+    time::Duration,
+};
+
+use ipbroker_tests::{Cluster, LIMIT, Program, eventually, http::Page, program};
+use serde_json::{Value, json};
+
+/// A cluster with a page.
+#[track_caller]
+fn watched(args: &[&str]) -> (Cluster, Page) {
+    let mut cluster = Cluster::builder().args(args.iter().copied()).start();
+    let page = eventually("the page's address", LIMIT, || {
+        Page::printed(&cluster.controller().stdout())
+    });
+    (cluster, page)
+}
+
+/// The value of a metric.
+#[track_caller]
+fn metric(text: &str, name: &str) -> f64 {
+    let line = text
+        .lines()
+        .find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+    let value = line.and_then(|value| value.parse().ok());
+    value.unwrap_or_else(|| panic!("no {name} in\n{text}"))
+}
+
+/// What Prometheus' own tool says of metrics, where it is installed (Debian's package `prometheus`).
+fn promtool(metrics: &str) -> Option<String> {
+    let mut tool = Command::new("promtool")
+        .args(["check", "metrics"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .ok()?;
+    tool.stdin.take()?.write_all(metrics.as_bytes()).ok()?;
+    let said = tool.wait_with_output().ok()?;
+    Some(String::from_utf8_lossy(&[said.stdout, said.stderr].concat()).into_owned())
+}
+
+#[test]
+fn only_who_has_the_token_is_answered() {
+    let (mut cluster, page) = watched(&["--nodb", "--web"]);
+    let token = page.token.clone();
+    let query = |path: &str, token: &str| format!("{path}?token={token}");
+    for path in [
+        "/",
+        "/page.js",
+        "/page.css",
+        "/events",
+        "/metrics",
+        "/nothing",
+        "/ask/abort_request",
+    ] {
+        assert_eq!(page.get(path, &[]).status, 401, "{path}");
+        assert_eq!(page.get(&query(path, ""), &[]).status, 403, "{path}");
+        let wrong = "0".repeat(token.len());
+        assert_eq!(page.get(&query(path, &wrong), &[]).status, 403, "{path}");
+        assert_eq!(
+            page.get(path, &[&format!("Authorization: Bearer {wrong}")])
+                .status,
+            403
+        );
+    }
+    let home = page.get(&query("/", &token), &[]);
+    assert_eq!(home.status, 200);
+    assert!(
+        home.body.contains(&format!("page.js?token={token}")),
+        "{}",
+        home.body
+    );
+    for line in [
+        "content-security-policy: default-src 'none'",
+        "x-content-type-options: nosniff",
+        "referrer-policy: no-referrer",
+        "cache-control: no-store",
+    ] {
+        assert!(home.head.contains(line), "no {line} in {}", home.head);
+    }
+    assert!(!home.head.contains("set-cookie"), "{}", home.head);
+    assert_eq!(page.own("/nothing").status, 404);
+    assert_eq!(page.own("/metrics").status, 200);
+    // Another name that leads here, and another page in the same browser.
+    let own = query("/metrics", &token);
+    for line in [
+        "Host: evil.example",
+        "Host: 127.0.0.1.evil.example",
+        "Origin: http://evil.example",
+        "Origin: null",
+    ] {
+        assert_eq!(page.get(&own, &[line]).status, 403, "{line}");
+    }
+    let tunnel = ["Host: localhost:9999", "Origin: http://localhost:9999"];
+    assert_eq!(page.get(&own, &tunnel).status, 200);
+    // A form of another page cannot set this type, nor read.
+    let form = format!(
+        "POST /ask/abort_request?token={token} HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\
+         Content-Type: text/plain\r\nContent-Length: 2\r\n\r\n{{}}"
+    );
+    assert_eq!(page.send(&form).unwrap().status, 415);
+    assert_eq!(page.post("/ask/shutdown_request", "{}").status, 404);
+    assert_eq!(page.post("/metrics", "{}").status, 405);
+    assert_eq!(page.post("/ask/status_request", "[").status, 400);
+    let file = cluster.profile().join("security/ipcontroller-web.token");
+    assert_eq!(fs::read_to_string(&file).unwrap().trim(), token);
+    assert_eq!(
+        fs::metadata(&file).unwrap().permissions().mode() & 0o777,
+        0o600
+    );
+    cluster.stop_controller().ok();
+    assert!(!file.exists());
+}
+
+#[test]
+fn metrics_and_events_say_what_status_says() {
+    let (cluster, page) = watched(&["--nodb", "--web", "-n", "2"]);
+    cluster.wait_engines(2);
+    let mut events = page.events();
+    let (name, past) = events.next().expect("an event");
+    assert_eq!(name, "past");
+    assert_eq!(past["readonly"], json!(false));
+    let lines: String = (0..40)
+        .map(|n| match n % 10 {
+            0 => format!("{{\"cmd\": \"echo broken {} >&2; exit 3\"}}\n", n % 20),
+            _ => "{\"cmd\": \"true\"}\n".to_owned(),
+        })
+        .collect();
+    let run = cluster.client_with(&["run", "--capture", "-"], &lines, LIMIT);
+    assert_ne!(run.code(), 0, "{run:?}");
+    let sample = events
+        .map(|(_, sample)| sample)
+        .find(|sample| {
+            sample["tasks"]["completed"] == json!(36) && sample["tasks"]["failed"] == json!(4)
+        })
+        .expect("a sample after the run");
+    let status = cluster.client(&["status", "--json"]).ok();
+    let status: Value = serde_json::from_str(&status.stdout).unwrap();
+    for key in [
+        "ready",
+        "blocked",
+        "running",
+        "direct",
+        "completed",
+        "failed",
+        "aborted",
+    ] {
+        assert_eq!(sample["tasks"][key], status["tasks"][key], "{key}");
+    }
+    let submission = &sample["submissions"][0];
+    assert_eq!(
+        (
+            &submission["total"],
+            &submission["completed"],
+            &submission["failed"]
+        ),
+        (&json!(40), &json!(36), &json!(4))
+    );
+    assert_eq!(submission["what"], json!("echo broken 0 >&2; exit 3"));
+    assert!(submission["ended"].is_number(), "{submission}");
+    let failures = sample["failures"].as_array().unwrap();
+    let mut said: Vec<(&str, u64, usize)> = failures
+        .iter()
+        .map(|row| {
+            let ids = row["ids"].as_array().unwrap().len();
+            (
+                row["text"].as_str().unwrap(),
+                row["count"].as_u64().unwrap(),
+                ids,
+            )
+        })
+        .collect();
+    said.sort_unstable();
+    assert_eq!(said, [("broken 0", 2, 2), ("broken 10", 2, 2)]);
+    let bearer = format!("Authorization: Bearer {}", page.token);
+    let open = page.get(
+        "/metrics",
+        &[
+            &bearer,
+            "Accept: application/openmetrics-text; version=1.0.0",
+        ],
+    );
+    assert!(
+        open.head
+            .contains("content-type: application/openmetrics-text"),
+        "{}",
+        open.head
+    );
+    assert!(open.body.ends_with("# EOF\n"), "{}", open.body);
+    assert_eq!(
+        metric(&open.body, "ipbroker_tasks_finished_total{outcome=\"ok\"}"),
+        36.0
+    );
+    let metrics = page.own("/metrics");
+    assert!(
+        metrics
+            .head
+            .contains("content-type: text/plain; version=0.0.4"),
+        "{}",
+        metrics.head
+    );
+    if let Some(said) = promtool(&metrics.body) {
+        assert_eq!(said, "");
+    }
+    let text = &metrics.body;
+    assert_eq!(
+        metric(text, "ipbroker_tasks_finished_total{outcome=\"ok\"}"),
+        36.0
+    );
+    assert_eq!(
+        metric(text, "ipbroker_tasks_finished_total{outcome=\"failed\"}"),
+        4.0
+    );
+    assert_eq!(metric(text, "ipbroker_tasks_submitted_total"), 40.0);
+    assert_eq!(metric(text, "ipbroker_task_duration_seconds_count"), 40.0);
+    assert_eq!(metric(text, "ipbroker_engines{kind=\"ipengine\"}"), 2.0);
+    // Who comes later sees what was done before.
+    let (_, past) = page.events().next().expect("an event");
+    let slices = past["slices"].as_array().unwrap();
+    let members: u64 = slices
+        .iter()
+        .filter_map(|slice| slice["count"].as_u64())
+        .sum();
+    assert_eq!(members, 40, "{slices:?}");
+    assert!(
+        slices
+            .iter()
+            .any(|slice| slice["outcome"] == json!("failed"))
+    );
+}
+
+#[test]
+fn what_runs_is_told_and_can_be_ended_and_begun_again() {
+    let (cluster, page) = watched(&["--web", "-n", "1"]);
+    cluster.wait_engines(1);
+    let id = cluster
+        .client_with(&["submit", "-"], "{\"cmd\": \"sleep 77\"}\n", LIMIT)
+        .ok();
+    let id = id.stdout.trim().to_owned();
+    let runs = |id: &str| {
+        page.events()
+            .map(|(_, sample)| sample)
+            .find(|sample| sample["engines"][0]["task"] == json!(id))
+            .expect("a sample with the task")
+    };
+    let sample = runs(&id);
+    let engine = &sample["engines"][0];
+    assert_eq!(
+        (&engine["what"], &engine["outstanding"]),
+        (&json!("sleep 77"), &json!(1))
+    );
+    assert!(engine["since"].as_f64() <= sample["time"].as_f64());
+    let session = sample["submissions"][0]["session"]
+        .as_str()
+        .unwrap()
+        .to_owned();
+    let why = page.post("/ask/explain_request", &json!({"msg_id": id}).to_string());
+    assert!(why.body.contains("\"running\""), "{}", why.body);
+    let abort = page.post(
+        "/ask/abort_request",
+        &json!({"session": session, "kill": true}).to_string(),
+    );
+    assert!(abort.body.contains("\"stopping\":1"), "{}", abort.body);
+    let ended = page.events().map(|(_, sample)| sample);
+    let ended = ended
+        .filter(|sample| sample["tasks"]["aborted"] == json!(1))
+        .map(drop)
+        .next();
+    assert!(ended.is_some());
+    let again = page.post(
+        "/ask/resubmit_request",
+        &json!({"msg_ids": [id]}).to_string(),
+    );
+    let again: Value = serde_json::from_str(&again.body).unwrap();
+    let new = again["resubmitted"][&id]
+        .as_str()
+        .unwrap_or_else(|| panic!("{again}"));
+    runs(new);
+}
+
+#[test]
+fn a_page_that_only_shows() {
+    let (_cluster, page) = watched(&["--nodb", "--web", "--web-readonly"]);
+    assert_eq!(page.events().next().unwrap().1["readonly"], json!(true));
+    for name in ["abort_request", "resubmit_request"] {
+        let answer = page.post(&format!("/ask/{name}"), "{\"all\": true}");
+        assert_eq!(answer.status, 403, "{answer:?}");
+        assert!(answer.body.contains("--web-readonly"), "{answer:?}");
+    }
+    assert_eq!(page.post("/ask/status_request", "{}").status, 200);
+}
+
+#[test]
+fn those_who_never_read_delay_nothing() {
+    let (cluster, page) = watched(&["--nodb", "--web", "-n", "2"]);
+    cluster.wait_engines(2);
+    // Some ask and never read, many never finish their request.
+    let mut stuck = Vec::new();
+    for _ in 0..16 {
+        let mut stream = page.connect().unwrap();
+        let request = format!(
+            "GET /events?token={} HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n",
+            page.token
+        );
+        stream.write_all(request.as_bytes()).unwrap();
+        stuck.push(stream);
+    }
+    for _ in 0..1000 {
+        let Ok(mut stream) = page.connect() else {
+            break;
+        };
+        let _ = stream.write_all(b"GET / HTTP/1.1\r\nHost: 127.");
+        stuck.push(stream);
+    }
+    let arguments: Vec<String> = (0..500).map(|n| n.to_string()).collect();
+    let mut words = vec!["map", "echo {}", ":::"];
+    words.extend(arguments.iter().map(String::as_str));
+    let run = cluster.client(&words).ok();
+    assert_eq!(run.stdout.lines().count(), 500);
+    // Those who are too slow are sent away, and there is room again.
+    let answer = eventually("room for one more", Duration::from_secs(60), || {
+        let request = format!(
+            "GET /metrics?token={} HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n",
+            page.token
+        );
+        page.send(&request).ok()
+    });
+    assert_eq!(
+        metric(
+            &answer.body,
+            "ipbroker_tasks_finished_total{outcome=\"ok\"}"
+        ),
+        500.0
+    );
+    drop(stuck);
+}
+
+#[test]
+fn the_pages_port_and_token() {
+    let (mut cluster, page) = watched(&["--nodb", "--reuse", "--web"]);
+    let port = format!("--web={}", page.port);
+    let mut second = cluster.bare("ipctl");
+    second.args(["--profile-dir", "other", "--nodb", &port]);
+    let run = ipbroker_tests::programs::run(second, cluster.dir(), "", LIMIT);
+    assert_ne!(run.code(), 0);
+    assert!(
+        run.stderr.contains(&page.port.to_string()) && run.stderr.contains("--web=PORT"),
+        "{}",
+        run.stderr
+    );
+    // Who scrapes need not be told anew after a restart.
+    cluster.stop_controller().ok();
+    cluster.start_controller_with(&[&port]);
+    let again = eventually("the page's address", LIMIT, || {
+        Page::printed(&cluster.controller().stdout())
+    });
+    assert_eq!((again.port, again.token), (page.port, page.token));
+}
+
+/// A cluster that has run a graph (as single messages), an array with a failure, and keeps a history.
+#[track_caller]
+fn past() -> Cluster {
+    let cluster = Cluster::builder().args(["-n", "2"]).start();
+    cluster.wait_engines(2);
+    let mut lines = String::new();
+    for n in 0..30 {
+        lines += &format!("{{\"cmd\": \"echo {n}\"}}\n");
+    }
+    lines += "{\"cmd\": \"echo cannot read input >&2; exit 4\"}\n";
+    lines += "{\"id\": \"first\", \"cmd\": \"sleep 0.3\"}\n";
+    lines += "{\"id\": \"second\", \"cmd\": \"sleep 0.2 # second\", \"after\": [\"first\"]}\n";
+    lines += "{\"id\": \"third\", \"cmd\": \"sleep 0.1 # third\", \"after\": [\"second\"]}\n";
+    cluster.write("jobs.jsonl", &lines);
+    let run = cluster.client(&["run", "--capture", "jobs.jsonl"]);
+    assert_eq!(run.code(), 1, "{run:?}");
+    let id = cluster
+        .client_with(&["submit", "-"], "{\"cmd\": \"true # submitted\"}\n", LIMIT)
+        .ok();
+    cluster.client(&["wait", id.stdout.trim()]).ok();
+    cluster
+}
+
+#[test]
+fn a_trace_of_the_past() {
+    let cluster = past();
+    cluster.client(&["trace", "-o", "trace.json"]).ok();
+    let trace: Value = serde_json::from_str(&cluster.read("trace.json")).unwrap();
+    let events = trace["traceEvents"].as_array().unwrap();
+    let of = |phase: &str| -> Vec<&Value> {
+        events.iter().filter(|event| event["ph"] == phase).collect()
+    };
+    let slices = of("X");
+    assert_eq!(slices.len(), 35, "{slices:?}");
+    let named = |name: &str| {
+        *slices
+            .iter()
+            .find(|slice| slice["name"] == name)
+            .unwrap_or_else(|| panic!("no {name}"))
+    };
+    for n in 0..30 {
+        named(&format!("echo {n}"));
+    }
+    let failed = named("echo cannot read input >&2; exit 4");
+    assert_eq!(
+        (&failed["cat"], &failed["args"]["said"]),
+        (&json!("failed"), &json!("cannot read input"))
+    );
+    let (first, second, third) = (
+        named("sleep 0.3"),
+        named("sleep 0.2 # second"),
+        named("sleep 0.1 # third"),
+    );
+    let end = |slice: &Value| slice["ts"].as_f64().unwrap() + slice["dur"].as_f64().unwrap();
+    assert!(first["dur"].as_f64().unwrap() > 250e3, "{first}");
+    assert!(
+        end(first) <= second["ts"].as_f64().unwrap() + 1.0
+            && end(second) <= third["ts"].as_f64().unwrap() + 1.0
+    );
+    // Two dependencies, each an arrow with two ends.
+    let (begins, ends) = (of("s"), of("f"));
+    assert_eq!((begins.len(), ends.len()), (2, 2));
+    let threads: Vec<&Value> = of("M")
+        .into_iter()
+        .filter(|event| event["name"] == "thread_name")
+        .collect();
+    assert_eq!(threads.len(), 2, "{threads:?}");
+    // Only what was asked for.
+    let only = cluster
+        .client(&["trace", "-o", "-", second["args"]["id"].as_str().unwrap()])
+        .ok();
+    let only: Value = serde_json::from_str(&only.stdout).unwrap();
+    let only = only["traceEvents"].as_array().unwrap().iter();
+    let names: Vec<&Value> = only
+        .filter(|event| event["ph"] == "X")
+        .map(|event| &event["name"])
+        .collect();
+    assert_eq!(names, ["sleep 0.2 # second"]);
+    for (args, word) in [
+        (&["trace", "-o", "t", "--since", "yesterday"][..], "2h"),
+        (&["trace", "-o", "t", "no-such-id"], "no-such-id"),
+        (&["trace", "-o", "none/t"], "none/t"),
+        (&["trace"], "--output"),
+    ] {
+        let run = cluster.client(args);
+        assert_ne!(run.code(), 0);
+        assert!(
+            run.stderr.contains(word) && run.stderr.lines().count() == 1,
+            "{}",
+            run.stderr
+        );
+    }
+}
+
+#[test]
+fn a_report_of_the_past() {
+    let cluster = past();
+    cluster
+        .client(&["report", "--since", "1h", "-o", "report.html"])
+        .ok();
+    let html = cluster.read("report.html");
+    for part in [
+        "<h1>35 tasks</h1>",
+        "<dt>ended well</dt><dd>34</dd>",
+        "<dt>failed</dt><dd>1</dd>",
+        "<dt>engines</dt><dd>2</dd>",
+        "cannot read input",
+        "The longest chain of tasks that waited for each other: 3 tasks",
+        "sleep 0.1 # third",
+    ] {
+        assert!(html.contains(part), "no {part:?} in\n{html}");
+    }
+    assert!(
+        !html.contains("<script") && !html.contains("http"),
+        "{html}"
+    );
+    let none = cluster.client(&["report", "--since", "0s", "-o", "none.html"]);
+    assert_ne!(none.code(), 0);
+    assert!(none.stderr.contains("nothing to report") && !cluster.path("none.html").exists());
+}
+
+#[test]
+fn events_as_they_happen() {
+    let mut cluster = Cluster::builder().arg("--nodb").start();
+    let told = cluster.start_client(&["events"]);
+    cluster.start_engines(1);
+    cluster.wait_engines(1);
+    let said = |word: &str| {
+        eventually(word, LIMIT, || {
+            let stdout = told.stdout();
+            stdout
+                .lines()
+                .find(|line| line.contains(word))
+                .map(str::to_owned)
+        })
+    };
+    said("engine 0 on");
+    let line = "{\"cmd\": \"echo not today >&2; false\"}\n";
+    cluster.client_with(&["run", "--capture", "-"], &line.repeat(3), LIMIT);
+    said("begins: 3 tasks, echo not today >&2; false");
+    said("3 of 3 ended, 3 failed");
+    said("failed: not today");
+    cluster.engines.clear();
+    said("is gone");
+    let json = cluster.client(&["events", "--json", "--samples", "2"]).ok();
+    let samples = json.json_lines();
+    assert_eq!(samples.len(), 2);
+    assert_eq!(
+        samples[1]["seq"].as_u64(),
+        samples[0]["seq"].as_u64().map(|seq| seq + 1)
+    );
+    assert_eq!(samples[1]["tasks"]["failed"], json!(3));
+}
+
+/// `ipclient top` in a terminal of 80 by 24, and where its keys go.
+fn top(cluster: &Cluster) -> (Program, fs::File) {
+    let fifo = cluster.path("keys");
+    let made = Command::new("mkfifo").arg(&fifo).status().expect("mkfifo");
+    assert!(made.success());
+    // Of both directions: opening it waits for nobody.
+    let keys = fs::OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open(&fifo)
+        .unwrap();
+    let line = format!(
+        "stty rows 24 cols 80; exec {} --profile-dir {} top",
+        program("ipclient").display(),
+        cluster.profile().display()
+    );
+    // From util-linux: runs a command in a terminal of its own.
+    let mut command = cluster.bare("ipclient");
+    let environment: Vec<_> = command
+        .get_envs()
+        .filter_map(|(name, value)| Some((name.to_owned(), value?.to_owned())))
+        .collect();
+    command = Command::new("script");
+    command
+        .args(["-qec", &line, "/dev/null"])
+        .envs(environment)
+        .env("TERM", "xterm")
+        .current_dir(cluster.dir())
+        .stdin(keys.try_clone().unwrap());
+    (Program::spawn(command, cluster.dir()), keys)
+}
+
+/// Entering and leaving the other screen, as terminals are told.
+const SCREEN: [&str; 2] = ["\x1b[?1049h", "\x1b[?1049l"];
+
+#[test]
+fn top_in_a_terminal() {
+    let cluster = Cluster::builder().args(["--nodb", "-n", "2"]).start();
+    cluster.wait_engines(2);
+    let jobs =
+        "{\"cmd\": \"echo bad luck >&2; exit 1\", \"capture\": 65536}\n{\"cmd\": \"sleep 88\"}\n";
+    let id = cluster.client_with(&["submit", "-"], jobs, LIMIT).ok();
+    let running = id.stdout.lines().nth(1).unwrap().to_owned();
+    let (terminal, mut keys) = top(&cluster);
+    let said = |word: &str| {
+        eventually(word, LIMIT, || {
+            terminal.stdout().contains(word).then_some(())
+        })
+    };
+    for word in [
+        SCREEN[0],
+        "2 engines",
+        "Submission",
+        "1/2",
+        "sleep 88",
+        "q quit",
+    ] {
+        said(word);
+    }
+    // Abort asks first.
+    keys.write_all(b"a").unwrap();
+    said("Abort 1 tasks of this client");
+    keys.write_all(b"n").unwrap();
+    keys.write_all(b"ay").unwrap();
+    said("being stopped");
+    cluster.client(&["wait", "--timeout", "20", &running]);
+    let status = cluster.client(&["status", "--json"]).ok();
+    let status: Value = serde_json::from_str(&status.stdout).unwrap();
+    assert_eq!(status["tasks"]["aborted"], json!(1), "{status}");
+    keys.write_all(b"q").unwrap();
+    let ended = terminal.finish(LIMIT).ok();
+    assert!(ended.stdout.contains(SCREEN[1]), "{}", ended.stdout);
+}
+
+#[test]
+fn top_gives_the_terminal_back_on_a_signal() {
+    let cluster = Cluster::builder().arg("--nodb").start();
+    let (terminal, _keys) = top(&cluster);
+    eventually("the screen", LIMIT, || {
+        terminal.stdout().contains("q quit").then_some(())
+    });
+    let tops = cluster.processes().into_iter();
+    let mut tops = tops.filter(|(_, line)| {
+        line.contains("ipclient") && line.trim_end().ends_with(" top") && !line.contains("stty")
+    });
+    let (pid, _) = tops.next().expect("it runs");
+    let pid = rustix::process::Pid::from_raw(pid).unwrap();
+    rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+    let ended = terminal.finish(LIMIT);
+    assert_eq!(ended.code(), 128 + 15, "{ended:?}");
+    assert!(ended.stdout.contains(SCREEN[1]), "{}", ended.stdout);
+}
+
+#[test]
+fn top_without_a_terminal() {
+    let cluster = Cluster::builder().args(["--nodb", "-n", "1"]).start();
+    cluster.wait_engines(1);
+    let refused = cluster.client(&["top"]);
+    assert_eq!(refused.code(), 2);
+    assert!(refused.stderr.contains("--plain"), "{}", refused.stderr);
+    cluster
+        .client_with(&["submit", "-"], "{\"cmd\": \"sleep 99\"}\n", LIMIT)
+        .ok();
+    let plain = cluster.start_client(&["top", "--plain", "--interval", "0.3"]);
+    eventually("two blocks", LIMIT, || {
+        let stdout = plain.stdout();
+        let blocks = stdout
+            .split("\n\n")
+            .filter(|block| block.contains("engine 0 on") && block.contains("sleep 99, for "));
+        (blocks.count() >= 2 && !stdout.contains('\x1b')).then_some(())
+    });
+}
