@@ -5,7 +5,8 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
-use ipbroker_client::job::parse_size;
+use ipbroker_client::job::{Limit, parse_duration, parse_size};
+use ipbroker_client::protocol::resources::{self, Request};
 #[cfg(feature = "ssh")]
 use ipbroker_client::protocol::ssh::Settings;
 use ipbroker_client::protocol::usage;
@@ -141,6 +142,69 @@ pub(crate) struct JobArgs {
     /// Only engines on this host (may be repeated: any of them)
     #[arg(long = "host", value_name = "HOST")]
     pub(crate) hosts: Vec<String>,
+    /// Cpus that a job needs (1 if nothing is said)
+    #[arg(long, value_name = "N", value_parser = cpus)]
+    pub(crate) cpus: Option<f64>,
+    /// GPUs that a job needs; it sees them in CUDA_VISIBLE_DEVICES
+    #[arg(long, value_name = "N", value_parser = gpus)]
+    pub(crate) gpus: Option<f64>,
+    /// Memory that a job needs, like 512M or 16G; more than that ends it
+    #[arg(long, value_name = "BYTES", value_parser = memory)]
+    pub(crate) memory: Option<f64>,
+    /// An amount that a job needs of what `ipengine --resource` gives (may be repeated)
+    #[arg(long = "resource", value_name = "NAME=AMOUNT", value_parser = resources::parse_request)]
+    pub(crate) resources: Vec<(String, f64)>,
+    /// How long a job may run, in seconds or like 90s, 15m, 2h, 1d
+    #[arg(long, value_name = "DURATION", value_parser = duration)]
+    pub(crate) time: Option<f64>,
+}
+
+impl JobArgs {
+    /// What jobs that say nothing of it need of their host.
+    pub(crate) fn request(&self) -> Request {
+        let named = [
+            (resources::CPUS, self.cpus),
+            (resources::GPUS, self.gpus),
+            (resources::MEMORY, self.memory),
+        ];
+        let named = named
+            .into_iter()
+            .filter_map(|(name, units)| Some((name.to_owned(), units?)));
+        self.resources.iter().cloned().chain(named).collect()
+    }
+
+    /// The limits of a job that has `own` ones, and asks for `asked`.
+    pub(crate) fn limit(&self, own: Limit, asked: &Request) -> Limit {
+        let memory = self
+            .memory
+            .filter(|bytes| *bytes > 0.0 && !asked.contains_key(resources::MEMORY));
+        let memory = memory.map(|bytes| bytes as u64);
+        Limit {
+            time: own.time.or(self.time),
+            memory: own.memory.into_iter().chain(memory).min(),
+        }
+    }
+}
+
+fn units(name: &str, text: &str) -> Result<f64, String> {
+    resources::parse_request(&format!("{name}={text}")).map(|(_, units)| units)
+}
+
+fn cpus(text: &str) -> Result<f64, String> {
+    units(resources::CPUS, text)
+}
+
+fn gpus(text: &str) -> Result<f64, String> {
+    units(resources::GPUS, text)
+}
+
+fn memory(text: &str) -> Result<f64, String> {
+    units(resources::MEMORY, text)
+}
+
+fn duration(text: &str) -> Result<f64, String> {
+    parse_duration(text)
+        .ok_or_else(|| "a number of seconds is needed, or a duration like 90s, 15m, 2h, 1d".into())
 }
 
 /// What happens at the end.

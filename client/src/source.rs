@@ -71,10 +71,9 @@ fn parse(name: &str, bytes: &[u8]) -> Result<Vec<Job>, Failure> {
     }
     match first {
         None => {
-            let suspects = jobs.iter().filter(|job| job.mistyped.is_some());
-            suspects
-                .take(SUSPECTS)
-                .for_each(|job| tell_mistyped(name, job));
+            if let Some(job) = jobs.iter().find(|job| job.own_key.is_some()) {
+                tell_own_key(name, job);
+            }
             Ok(jobs)
         }
         Some(error) => {
@@ -90,14 +89,11 @@ fn parse(name: &str, bytes: &[u8]) -> Result<Vec<Job>, Failure> {
     }
 }
 
-/// Mistyped keys that are told, at most: all lines may have the same.
-const SUSPECTS: usize = 3;
-
-/// A dependency that is misspelt would be none.
-fn tell_mistyped(name: &str, job: &Job) {
-    if let Some((key, meant)) = &job.mistyped {
+/// Said once: all lines may have the same.
+fn tell_own_key(name: &str, job: &Job) {
+    if let Some(key) = &job.own_key {
         eprintln!(
-            "ipclient: {name}:{}: warning: {key:?} means nothing here; did you mean {meant:?}?",
+            "ipclient: {name}:{}: {key:?} means nothing to ipclient; it comes back with the result",
             job.line
         );
     }
@@ -119,7 +115,7 @@ fn read_stream(input: impl Read, sender: &Sender<Vec<Line>>) {
     let mut number = 0;
     let mut batch = Vec::new();
     let mut text = Vec::new();
-    let mut suspects = 0;
+    let mut told = false;
     loop {
         text.clear();
         let end = !matches!(input.read_until(b'\n', &mut text), Ok(n) if n > 0);
@@ -127,11 +123,10 @@ fn read_stream(input: impl Read, sender: &Sender<Vec<Line>>) {
             number += 1;
             if let Some(line) = one(number, &text) {
                 if let Line::Job(job) = &line
-                    && job.mistyped.is_some()
-                    && suspects < SUSPECTS
+                    && job.own_key.is_some()
+                    && !std::mem::replace(&mut told, true)
                 {
-                    suspects += 1;
-                    tell_mistyped("stdin", job);
+                    tell_own_key("stdin", job);
                 }
                 batch.push(line);
             }

@@ -4,7 +4,7 @@ use std::{ffi::OsString, path::PathBuf, str::FromStr};
 
 use clap::{ArgAction, Args, Parser, Subcommand};
 
-use ipbroker_protocol::size;
+use ipbroker_protocol::{resources, size};
 
 use crate::{
     launch::args::HostArgs,
@@ -41,6 +41,15 @@ pub struct Cli {
     #[arg(short = 'n', long = "n", value_name = "N", help_heading = "Engines")]
     pub engines: Option<u32>,
 
+    /// What tasks may ask for of this host, for its local engines: NAME=4, NAME=16GB or NAME=[a,b,c] (may be repeated; cpus,
+    /// gpus and memory are found by themselves)
+    #[arg(long = "resource", value_name = "NAME=AMOUNT", value_parser = resource, help_heading = "Engines", action = clap::ArgAction::Append)]
+    pub resources: Vec<String>,
+
+    /// Local engines run a task that asks for cpus on just the cores that it is granted
+    #[arg(long, help_heading = "Engines")]
+    pub pin: bool,
+
     /// Engines on other hosts.
     #[command(flatten)]
     pub hosts: HostArgs,
@@ -64,6 +73,11 @@ pub struct Cli {
     /// End when standard input is closed
     #[arg(long, hide = true)]
     pub exit_with_parent: bool,
+}
+
+/// The argument of `--resource`, which goes on to the engines as it is.
+fn resource(text: &str) -> Result<String, String> {
+    resources::parse_pool(text).map(|_| text.to_owned())
 }
 
 /// What `ipctl` can do besides running.

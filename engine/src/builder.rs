@@ -11,6 +11,7 @@ use std::{
 use ipbroker_protocol::{
     connection::EngineConnection,
     profile::{Profile, ProfileError, Role},
+    resources::{Pool, Pools},
     socket, usage, wake,
 };
 use serde::{Serialize, de::DeserializeOwned};
@@ -170,6 +171,7 @@ pub struct Builder {
     functions: Registry,
     python: Option<PathBuf>,
     settings: Settings,
+    pin: bool,
     work_dir: Option<PathBuf>,
     connection: Option<EngineConnection>,
     file: Option<PathBuf>,
@@ -190,7 +192,9 @@ impl Default for Builder {
                 tags: Vec::new(),
                 aliases: Vec::new(),
                 first_id: None,
+                resources: Pools::new(),
             },
+            pin: false,
             work_dir: None,
             connection: None,
             file: None,
@@ -251,6 +255,21 @@ impl Builder {
     #[must_use]
     pub fn first_id(mut self, id: Option<u32>) -> Self {
         self.settings.first_id = id;
+        self
+    }
+
+    /// Adds what tasks may ask for of this host, or replaces what was found by itself: amounts, or names of which a task has
+    /// each alone. All engines of a host share it, whoever started them.
+    #[must_use]
+    pub fn resource(mut self, name: &str, pool: Pool) -> Self {
+        self.settings.resources.insert(name.to_owned(), pool);
+        self
+    }
+
+    /// Whether a task that asks for cpus runs on just the cores that it was granted. Default: no.
+    #[must_use]
+    pub fn pin(mut self, yes: bool) -> Self {
+        self.pin = yes;
         self
     }
 
@@ -384,7 +403,7 @@ impl Builder {
             work_dir,
             cache: Cache::find(),
         };
-        let process = Process::new(
+        let mut process = Process::new(
             self.functions,
             python,
             files,
@@ -396,6 +415,7 @@ impl Builder {
             reaper::mark(&id),
             waker,
         );
+        process.pin = self.pin;
         *process
             .reaper
             .lock()

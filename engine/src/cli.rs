@@ -6,7 +6,11 @@ use clap::{CommandFactory, Parser};
 use clap_complete::Shell;
 use ipbroker_engine::{
     Engine, EngineError,
-    protocol::{profile::Profile, usage},
+    protocol::{
+        profile::Profile,
+        resources::{self, Pool},
+        usage,
+    },
 };
 use tracing::level_filters::LevelFilter;
 
@@ -57,6 +61,13 @@ struct Options {
     /// Further names by which jobs may name this host
     #[arg(long, value_name = "NAME,…", value_delimiter = ',')]
     alias: Vec<String>,
+    /// What tasks may ask for of this host: NAME=4, NAME=16GB or NAME=[a,b,c] (may be repeated; cpus, gpus and memory are
+    /// found by themselves)
+    #[arg(long, value_name = "NAME=AMOUNT", value_parser = resources::parse_pool)]
+    resource: Vec<(String, Pool)>,
+    /// Run a task that asks for cpus on just the cores that it is granted
+    #[arg(long)]
+    pin: bool,
     /// The id that the first engine asks for
     #[arg(long, value_name = "ID")]
     id: Option<u32>,
@@ -166,8 +177,12 @@ fn run(mut options: Options) -> Result<(), RunError> {
         .python(options.python.map(interpreter))
         .host_aliases(options.alias)
         .first_id(options.id)
+        .pin(options.pin)
         .grace(Duration::from_secs_f64(options.grace))
         .wait(Duration::from_secs_f64(options.wait));
+    for (name, pool) in options.resource {
+        builder = builder.resource(&name, pool);
+    }
     if let Some(dir) = options.work_dir {
         builder = builder.work_dir(dir);
     }

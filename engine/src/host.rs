@@ -2,6 +2,9 @@
 
 use std::net::{IpAddr, UdpSocket};
 
+use ipbroker_protocol::resources::{GPUS, MEMORY, Pool, Pools};
+use ipbroker_protocol::size;
+
 /// All names of this host: full, short, given aliases, addresses. `controller` is the address it connects to: on
 /// loopback this host is `localhost` too, unless it has aliases: then it was started from elsewhere, through a tunnel.
 #[must_use]
@@ -50,6 +53,108 @@ pub(crate) fn node() -> String {
 pub(crate) fn cores() -> u32 {
     std::thread::available_parallelism()
         .map_or(1, |cores| u32::try_from(cores.get()).unwrap_or(u32::MAX))
+}
+
+/// Which machine this is: engines that say the same share its cpus, memory and devices. The kernel says which boot of
+/// which machine it runs; containers and name spaces with another name for themselves are machines of their own.
+#[must_use]
+pub(crate) fn machine() -> String {
+    let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
+    let (boot, id) = (
+        read("/proc/sys/kernel/random/boot_id"),
+        read("/etc/machine-id"),
+    );
+    let parts = [&*node(), boot.trim(), id.trim()];
+    let mut parts: Vec<&str> = parts.into_iter().filter(|part| !part.is_empty()).collect();
+    // The boot is enough, where it can be read.
+    parts.truncate(2);
+    parts.join("/")
+}
+
+/// Numbers of the cores that this process may use.
+#[must_use]
+pub(crate) fn cpuset() -> Vec<u32> {
+    let Ok(set) = rustix::thread::sched_getaffinity(None) else {
+        return (0..cores()).collect();
+    };
+    let mut cores: Vec<u32> = (0..rustix::thread::CpuSet::MAX_CPU)
+        .filter(|core| set.is_set(*core))
+        .filter_map(|core| u32::try_from(core).ok())
+        .collect();
+    // A control group may allow less time than there are cores.
+    cores.truncate(self::cores() as usize);
+    cores
+}
+
+/// What this host has beside its cores, as far as it can be seen, and what the user adds.
+#[must_use]
+pub(crate) fn resources(given: &Pools) -> Pools {
+    let mut pools = Pools::new();
+    if let Some(bytes) = memory() {
+        pools.insert(MEMORY.to_owned(), Pool::Sum(bytes as f64));
+    }
+    let visible = ["CUDA_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES"]
+        .iter()
+        .find_map(|name| std::env::var(name).ok());
+    let gpus = match visible {
+        Some(list) => devices(&list),
+        None => nvidia(),
+    };
+    if !gpus.is_empty() {
+        pools.insert(GPUS.to_owned(), Pool::Names(gpus));
+    }
+    pools.extend(given.clone());
+    pools
+}
+
+/// The entries of a variable that lists GPUs: what follows an entry that is none is not seen.
+fn devices(list: &str) -> Vec<String> {
+    let mut seen = std::collections::HashSet::new();
+    list.split(',')
+        .map(str::trim)
+        .take_while(|entry| !entry.is_empty() && *entry != "-1" && *entry != "NoDevFiles")
+        .filter(|entry| *entry != "none" && seen.insert((*entry).to_owned()))
+        .map(str::to_owned)
+        .collect()
+}
+
+/// The GPUs that the driver of NVIDIA knows, by number.
+fn nvidia() -> Vec<String> {
+    let count = std::fs::read_dir("/proc/driver/nvidia/gpus").map_or(0, Iterator::count);
+    (0..count).map(|index| index.to_string()).collect()
+}
+
+/// Bytes of memory that jobs here may use: what the machine has, or what its control group leaves.
+fn memory() -> Option<u64> {
+    let meminfo = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let all = total_of(&meminfo)?;
+    let group = std::fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
+    let limit = group
+        .lines()
+        .find_map(|line| line.strip_prefix("0::"))
+        .and_then(|path| limit_of(path.trim()));
+    Some(limit.map_or(all, |limit| limit.min(all)))
+}
+
+fn total_of(meminfo: &str) -> Option<u64> {
+    let line = meminfo.lines().find_map(|l| l.strip_prefix("MemTotal:"))?;
+    size::parse(line)
+}
+
+/// The least that a control group or one above it allows.
+fn limit_of(path: &str) -> Option<u64> {
+    let mut least = None;
+    let mut at = std::path::PathBuf::from(format!("/sys/fs/cgroup{path}"));
+    while at.starts_with("/sys/fs/cgroup") {
+        let text = std::fs::read_to_string(at.join("memory.max")).unwrap_or_default();
+        if let Ok(limit) = text.trim().parse::<u64>() {
+            least = Some(least.map_or(limit, |least: u64| least.min(limit)));
+        }
+        if !at.pop() {
+            break;
+        }
+    }
+    least
 }
 
 /// The address from which this host speaks to another; nothing is sent.
@@ -117,6 +222,24 @@ mod tests {
         assert_eq!(ipv6(table), ["2001:db8::7"]);
         let hosts = "127.0.0.1 localhost\n127.0.1.1 box.example.org box # me\n10.0.0.9 other\n";
         assert_eq!(names_of(hosts, "box"), ["box.example.org", "box"]);
+    }
+
+    #[test]
+    fn devices_and_memory_are_found() {
+        assert_eq!(devices("0, 2"), ["0", "2"]);
+        assert_eq!(devices("GPU-8a,1,-1,3"), ["GPU-8a", "1"]);
+        assert_eq!(devices("1,1"), ["1"]);
+        assert!(devices("").is_empty() && devices("NoDevFiles").is_empty());
+        assert_eq!(
+            total_of("MemTotal:       24602156 kB\nMemFree: 1 kB\n"),
+            Some(24_602_156 << 10)
+        );
+        let given = Pools::from([("lic".to_owned(), Pool::Sum(2.0))]);
+        let pools = resources(&given);
+        assert!(matches!(pools[MEMORY], Pool::Sum(bytes) if bytes > 1e6));
+        assert_eq!(pools["lic"], Pool::Sum(2.0));
+        assert_eq!(cpuset().len(), cores() as usize);
+        assert!(machine().starts_with(&node()) && machine() == super::machine());
     }
 
     #[test]

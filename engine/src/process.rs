@@ -40,6 +40,8 @@ pub(crate) struct Process {
     pub(crate) max_message: u64,
     /// The value of [`crate::reaper::MARK`] for jobs.
     pub(crate) mark: String,
+    /// Tasks run on just the cores that they were granted.
+    pub(crate) pin: bool,
     /// Who ends the jobs when the process is gone; none in tests.
     pub(crate) reaper: Mutex<Option<Reaper>>,
     /// What is to be sent.
@@ -73,6 +75,7 @@ impl Process {
             slate,
             max_message,
             mark,
+            pin: false,
             reaper: Mutex::new(None),
             outbox: Outbox {
                 waiting: Mutex::default(),

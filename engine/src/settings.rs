@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use ipbroker_protocol::resources::Pools;
+
 /// What the thread that serves the sockets has to know.
 #[derive(Debug, Clone)]
 pub(crate) struct Settings {
@@ -13,4 +15,6 @@ pub(crate) struct Settings {
     pub(crate) aliases: Vec<String>,
     /// The id that the first engine asks for; the others follow.
     pub(crate) first_id: Option<u32>,
+    /// What the user says that this host has.
+    pub(crate) resources: Pools,
 }

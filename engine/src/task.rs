@@ -3,6 +3,7 @@
 use ipbroker_protocol::{
     envelope::Envelope,
     message::{Held, Require},
+    resources::Grant,
     session::{Session, UnpackError},
     socket::routing,
 };
@@ -40,6 +41,8 @@ pub(crate) struct Wants {
     pub(crate) attempt: Option<u32>,
     /// What the host must have.
     pub(crate) require: Option<Require>,
+    /// What it has of the host's resources.
+    pub(crate) granted: Grant,
     /// Keys that a broadcast's reply repeats.
     pub(crate) is_broadcast: Option<bool>,
     pub(crate) is_coalescing: Option<bool>,

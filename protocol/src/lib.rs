@@ -2,7 +2,7 @@
 //!
 //! The controller, the engine and the client meet only here. `PROTOCOL.md` beside this crate is normative; the modules
 //! follow its chapters: [`envelope`] (frames), [`session`] (packing and signing), [`message`] (headers and contents),
-//! [`dependency`], [`connection`] and [`profile`] (files), [`socket`] and [`wake`] (I/O helpers), [`time`] (dates),
+//! [`dependency`], [`resources`], [`connection`] and [`profile`] (files), [`socket`] and [`wake`] (I/O helpers), [`time`] (dates),
 //! [`shell`], [`size`] and [`usage`] (command lines).
 
 /// The number of the protocol between our programs: raised when those of different numbers can no longer work together.
@@ -16,6 +16,7 @@ pub mod envelope;
 mod fields;
 pub mod message;
 pub mod profile;
+pub mod resources;
 pub mod session;
 pub mod shell;
 pub mod size;

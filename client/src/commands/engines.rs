@@ -3,6 +3,7 @@
 use std::process::ExitCode;
 
 use clap::Args;
+use ipbroker_client::protocol::{message::EngineInfo, resources};
 
 use super::Outcome;
 use crate::cli::ClusterArgs;
@@ -31,8 +32,20 @@ pub(crate) fn main(args: EnginesArgs, cluster: &ClusterArgs) -> Outcome {
         return Ok(ExitCode::SUCCESS);
     }
     let headings = [
-        "ID", "Host", "Kind", "PID", "Cores", "Tags", "Running", "Done", "Up", "Ping", "Clock",
+        "ID",
+        "Host",
+        "Kind",
+        "PID",
+        "Cores",
+        "Tags",
+        "Running",
+        "Done",
+        "Up",
+        "Ping",
+        "Clock",
         "Limits",
+        "Holds",
+        "Host's free",
     ];
     let mut rows = table::table(&headings, &[0, 3, 4, 6, 7, 8, 9, 10]);
     for engine in &engines {
@@ -59,8 +72,40 @@ pub(crate) fn main(args: EnginesArgs, cluster: &ClusterArgs) -> Outcome {
                 .clock
                 .map_or_else(|| "-".into(), |seconds| format!("{seconds:+.3} s")),
             engine.limits.clone().unwrap_or_else(|| "-".into()),
+            holds(engine),
+            free(engine),
         ]);
     }
     table::print(&rows)?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// What its task was granted, or the task that it is kept for.
+fn holds(engine: &EngineInfo) -> String {
+    if let Some(task) = &engine.kept_for {
+        return format!("(kept for {task})");
+    }
+    if engine.holds.is_empty() {
+        return "-".into();
+    }
+    let parts = engine.holds.iter().map(|(name, granted)| {
+        let amount = resources::words(name, resources::amount(granted.amount).unwrap_or(0));
+        match granted.names.is_empty() {
+            true => format!("{amount} {name}"),
+            false => format!("{amount} {name} ({})", granted.names.join(",")),
+        }
+    });
+    parts.collect::<Vec<_>>().join(", ")
+}
+
+/// What its host has left, of how much.
+fn free(engine: &EngineInfo) -> String {
+    if engine.resources.is_empty() {
+        return "-".into();
+    }
+    let parts = engine.resources.iter().map(|(name, stock)| {
+        let words = |units| resources::words(name, resources::amount(units).unwrap_or(0));
+        format!("{} of {} {name}", words(stock.free), words(stock.total))
+    });
+    parts.collect::<Vec<_>>().join(", ")
 }

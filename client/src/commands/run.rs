@@ -25,9 +25,9 @@ use crate::source::{self, Line};
 #[derive(Debug, Args)]
 #[command(mut_arg("tags", |tags| tags.alias("tag")), after_help = "\
 Keys of a job: cmd (the command, for bash), cd, out, err (files), host (list), and: id, after, follow (lists of ids), \
-any, on (success, failure, always), timeout, retries, prefer, prefer_wait, tags, priority, require, env, stdin, limit, \
-capture, scratch, creates and needs (files: run only if one of creates is missing, or older than one of needs), put (files to send before, as a list or {\"here\": \"there\"}), get (files to fetch after, as a list or \
-{\"there\": \"here\"}; a job with either runs in a directory of its own unless it has cd). Other keys are kept. The same object comes back with `result`: code, submitted, started, completed, \
+any, on (success, failure, always), timeout, retries, prefer, prefer_wait, tags, priority, require, \
+cpus, gpus, memory, resources ({\"name\": amount}), time, env, stdin, limit, capture, scratch, creates and needs (files: run only if one of creates is missing, or older than one of needs), put (files to send before, as a list or {\"here\": \"there\"}), get (files to fetch after, as a list or \
+{\"there\": \"here\"}; a job with either runs in a directory of its own unless it has cd). Other keys are yours and come back. The same object comes back with `result`: code, submitted, started, completed, \
 received, elapsed, engine_id, host, pyerr, pyout, status (ok, error, aborted), msg_id, error.
 
 The exit status is 0 if every job ended with code 0, 130 after Ctrl-C.
@@ -55,7 +55,7 @@ pub(crate) struct RunArgs {
     /// When a job has failed: go on, start no other job, or also stop those that run
     #[arg(long, value_name = "WHAT", value_enum, default_value_t)]
     on_fail: OnFail,
-    /// Refuse jobs that would have to wait for engines, hosts or tags
+    /// Refuse jobs that would have to wait for engines, hosts, tags or resources that none has
     #[arg(long)]
     no_wait: bool,
     /// Print the tables of `ipclient stats` on stderr at the end

@@ -198,6 +198,8 @@ impl Submitter {
         if command.capture == 0 {
             command.capture = self.options.capture.unwrap_or(0);
         }
+        let asked = &job.placement.resources;
+        command.limit = self.options.jobs.limit(command.limit, asked);
         let task = Outgoing {
             msg_type: types::COMMAND_REQUEST,
             metadata: &metadata,

@@ -32,6 +32,14 @@ pub enum LineError {
         /// What is wrong with its value.
         problem: String,
     },
+    /// The line has a key that means nothing, and is nearly one that does.
+    #[error("{key:?} means nothing in a job; did you mean {meant:?}?")]
+    UnknownKey {
+        /// The key.
+        key: String,
+        /// The one that was probably meant.
+        meant: &'static str,
+    },
     /// The line is not UTF-8.
     #[error("not UTF-8 text")]
     NotText,

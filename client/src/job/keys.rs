@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use ipbroker_protocol::message::{Limit, Require};
+use ipbroker_protocol::resources::{self, CPUS, GPUS, MEMORY, Request};
 use ipbroker_protocol::size;
 use serde_json::{Map, Value};
 
@@ -240,6 +241,57 @@ impl Keys<'_> {
         Ok(limit)
     }
 
+    /// What the job needs of its host.
+    pub(super) fn resources(&self) -> Result<Request, LineError> {
+        let mut request = Request::new();
+        for key in [CPUS, GPUS, MEMORY] {
+            if let Some(value) = self.get(key) {
+                let units = units(key, value).map_err(|must| wrong_value(key, &must, value))?;
+                request.insert(key.to_owned(), units);
+            }
+        }
+        let key = "resources";
+        let Some(value) = self.get(key) else {
+            return Ok(request);
+        };
+        let Value::Object(named) = value else {
+            return Err(wrong(key, "an object like {\"license\": 1}", value));
+        };
+        for (name, value) in named {
+            let problem = if !resources::is_name(name) {
+                format!("has {name:?}, which cannot be the name of a resource")
+            } else if request.contains_key(name) {
+                format!("asks for {name} twice: give \"{name}\" or an entry here")
+            } else {
+                match units(name, value) {
+                    Ok(units) => {
+                        request.insert(name.clone(), units);
+                        continue;
+                    }
+                    Err(must) => format!("is an object where {name:?} must be {must}"),
+                }
+            };
+            return Err(LineError::WrongValue { key, problem });
+        }
+        Ok(request)
+    }
+
+    /// Seconds, or a duration like `90s`, `15m`, `2h`, `1d`.
+    pub(super) fn duration(&self, key: &'static str) -> Result<Option<f64>, LineError> {
+        match self.get(key) {
+            None => Ok(None),
+            Some(Value::String(text)) => match parse_duration(text) {
+                Some(seconds) => Ok(Some(seconds)),
+                None => Err(wrong(
+                    key,
+                    "a number of seconds from 0, or a duration like \"90s\", \"15m\", \"2h\" or \"1d\"",
+                    &Value::String(text.clone()),
+                )),
+            },
+            Some(value) => seconds(key, value).map(Some),
+        }
+    }
+
     pub(super) fn capture(&self) -> Result<Option<u64>, LineError> {
         match self.get("capture") {
             None | Some(Value::Bool(false)) => Ok(None),
@@ -275,6 +327,40 @@ impl Keys<'_> {
             files: keys.strings("files")?,
             variables: keys.strings("variables")?,
         })
+    }
+}
+
+/// A number of units of a resource, or what it must be.
+fn units(name: &str, value: &Value) -> Result<f64, String> {
+    let number = match value {
+        Value::Number(number) => number.as_f64(),
+        Value::String(text) if !matches!(name, CPUS | GPUS) => resources::parse_units(text),
+        _ => None,
+    };
+    let number = number.unwrap_or(f64::NAN);
+    resources::check(name, number).map(|()| number)
+}
+
+/// Seconds of a duration as users write it: `90`, `90s`, `15m`, `2h`, `1d`.
+pub fn parse_duration(text: &str) -> Option<f64> {
+    let text = text.trim();
+    let digits = text.find(|c: char| !c.is_ascii_digit() && c != '.');
+    let (number, unit) = text.split_at(digits.unwrap_or(text.len()));
+    let each = match unit.trim() {
+        "" | "s" => 1.0,
+        "m" => 60.0,
+        "h" => 3600.0,
+        "d" => 86400.0,
+        _ => return None,
+    };
+    let number: f64 = number.parse().ok()?;
+    Some(number * each)
+}
+
+fn wrong_value(key: &'static str, must: &str, value: &Value) -> LineError {
+    LineError::WrongValue {
+        key,
+        problem: format!("must be {must}, not {}", found(value)),
     }
 }
 
@@ -347,13 +433,17 @@ pub(super) fn kind(value: &Value) -> &'static str {
     }
 }
 
-pub(super) fn wrong(key: &'static str, expected: &'static str, value: &Value) -> LineError {
-    let found = match value {
+fn found(value: &Value) -> String {
+    match value {
         Value::Number(number) => format!("the number {number}"),
         Value::Bool(value) => value.to_string(),
         Value::String(text) if text.len() <= 40 => format!("the string {text:?}"),
         other => kind(other).to_owned(),
-    };
+    }
+}
+
+pub(super) fn wrong(key: &'static str, expected: &'static str, value: &Value) -> LineError {
+    let found = found(value);
     LineError::WrongType {
         key,
         expected,

@@ -3,6 +3,7 @@
 use super::error::LineError;
 use super::keys::{Keys, kind, no_nul, other_side, wrong};
 use ipbroker_protocol::message::{Command, Limit, Require};
+use ipbroker_protocol::resources::{MEMORY, Request};
 use serde_json::{Map, Value};
 use std::collections::BTreeMap;
 
@@ -45,6 +46,8 @@ pub struct Placement {
     pub any: bool,
     /// Which end of `after` and `follow` counts.
     pub on: Condition,
+    /// What it needs of its host, by name: `cpus`, `gpus`, `memory` (bytes) and those of `--resource`.
+    pub resources: Request,
 }
 
 /// A job line.
@@ -56,8 +59,8 @@ pub struct Job {
     pub text: Box<str>,
     /// The object already has a `result`, to be replaced.
     pub has_result: bool,
-    /// A key that means nothing here and may be a mistyped one, and that one. Other keys are the user's own.
-    pub mistyped: Option<(Box<str>, &'static str)>,
+    /// A key that means nothing here: the user's own, which comes back with the result.
+    pub own_key: Option<Box<str>>,
     /// Which of several jobs with the same line it is, from 1.
     pub copy: Option<u32>,
     /// Its name for `after` and `follow` of others.
@@ -162,28 +165,32 @@ pub fn parse_line(line: u64, bytes: &[u8]) -> Result<Job, LineError> {
     let mut job = from_object(&object)?;
     job.line = line;
     job.has_result = object.contains_key("result");
-    job.mistyped = object
+    job.own_key = object
         .keys()
-        .find_map(|key| Some((key.as_str().into(), meant(key)?)));
+        .find(|key| !KEYS.contains(&key.as_str()))
+        .map(|key| key.as_str().into());
     job.text = text.into();
     Ok(job)
 }
 
 /// All keys that mean something.
-const KEYS: [&str; 27] = [
+const KEYS: [&str; 32] = [
     "after",
     "any",
     "capture",
     "cd",
     "cmd",
+    "cpus",
     "creates",
     "env",
     "err",
     "follow",
     "get",
+    "gpus",
     "host",
     "id",
     "limit",
+    "memory",
     "needs",
     "on",
     "out",
@@ -192,12 +199,30 @@ const KEYS: [&str; 27] = [
     "priority",
     "put",
     "require",
+    "resources",
     "result",
     "retries",
     "scratch",
     "stdin",
     "tags",
+    "time",
     "timeout",
+];
+
+/// What other programs call some of these.
+const ALIASES: [(&str, &str); 12] = [
+    ("command", "cmd"),
+    ("cores", "cpus"),
+    ("cwd", "cd"),
+    ("depends", "after"),
+    ("gpu", "gpus"),
+    ("mem", "memory"),
+    ("ncpus", "cpus"),
+    ("ram", "memory"),
+    ("threads", "cpus"),
+    ("time_limit", "time"),
+    ("walltime", "time"),
+    ("workdir", "cd"),
 ];
 
 /// The key that a user probably meant with one that means nothing.
@@ -205,15 +230,40 @@ fn meant(key: &str) -> Option<&'static str> {
     if KEYS.contains(&key) || key.len() < 3 {
         return None;
     }
+    let lower = key.to_lowercase();
+    if let Some((_, meant)) = ALIASES.iter().find(|(alias, _)| *alias == lower) {
+        return Some(meant);
+    }
     let near = |known: &&&str| {
         let most = if known.len() < 7 { 1 } else { 2 };
-        known.len() > 3 && strsim::osa_distance(&key.to_lowercase(), known) <= most
+        known.len() > 3 && strsim::osa_distance(&lower, known) <= most
     };
     KEYS.iter().find(near).copied()
 }
 
 fn from_object(object: &Map<String, Value>) -> Result<Job, LineError> {
     let keys = Keys(object);
+    if let Some((key, meant)) = object.keys().find_map(|key| Some((key, meant(key)?))) {
+        let key = key.clone();
+        return Err(LineError::UnknownKey { key, meant });
+    }
+    let resources = keys.resources()?;
+    let mut limit = keys.limit()?;
+    if let Some(seconds) = keys.duration("time")? {
+        if limit.time.is_some() {
+            let (key, problem) = (
+                "time",
+                "says the same as \"limit\": give one of them".into(),
+            );
+            return Err(LineError::WrongValue { key, problem });
+        }
+        limit.time = Some(seconds);
+    }
+    if let Some(&bytes) = resources.get(MEMORY).filter(|bytes| **bytes > 0.0) {
+        // What was promised to others is kept.
+        let bytes = bytes as u64;
+        limit.memory = Some(limit.memory.map_or(bytes, |limit| limit.min(bytes)));
+    }
     let cmd = match object.get("cmd") {
         None => return Err(LineError::NoCommand),
         Some(Value::String(cmd)) => no_nul("cmd", cmd)?,
@@ -229,7 +279,7 @@ fn from_object(object: &Map<String, Value>) -> Result<Job, LineError> {
         line: 0,
         text: Box::default(),
         has_result: false,
-        mistyped: None,
+        own_key: None,
         copy: None,
         id: keys.id()?,
         cmd,
@@ -238,7 +288,7 @@ fn from_object(object: &Map<String, Value>) -> Result<Job, LineError> {
         err: keys.path("err")?,
         env: keys.env()?,
         stdin: keys.string("stdin")?,
-        limit: keys.limit()?,
+        limit,
         capture: keys.capture()?,
         creates: keys.paths("creates")?,
         needs: keys.paths("needs")?,
@@ -258,6 +308,7 @@ fn from_object(object: &Map<String, Value>) -> Result<Job, LineError> {
             follow: keys.ids("follow")?,
             any: keys.boolean("any")?.unwrap_or(false),
             on: keys.condition()?,
+            resources,
         },
     };
     let fresh = job.scratch || job.cd.is_none() && !(job.put.is_empty() && job.get.is_empty());
@@ -355,26 +406,109 @@ mod tests {
     }
 
     #[test]
-    fn a_key_that_is_nearly_one_is_told() {
-        let mistyped = |text: &str| parse(text).unwrap().mistyped;
+    fn a_key_that_is_nearly_one_is_refused() {
         for (key, meant) in [
             ("aftr", "after"),
             ("Host", "host"),
             ("hosts", "host"),
             ("retires", "retries"),
             ("tag", "tags"),
+            ("cpu", "cpus"),
+            ("gpu", "gpus"),
+            ("mem", "memory"),
+            ("resource", "resources"),
+            ("walltime", "time"),
         ] {
             let line = format!(r#"{{"cmd": "x", "{key}": 1}}"#);
-            assert_eq!(mistyped(&line), Some((key.into(), meant)));
+            let expected = format!("{key:?} means nothing in a job; did you mean {meant:?}?");
+            assert_eq!(error(&line), expected);
         }
+        let own = |text: &str| parse(text).unwrap().own_key;
         assert_eq!(
-            mistyped(r#"{"cmd": "x", "number": 1, "name": "n", "after": [], "n": 1}"#),
+            own(r#"{"cmd": "x", "number": 1, "n": 1}"#),
+            Some("n".into())
+        );
+        // What an earlier run printed may be run again.
+        assert_eq!(
+            own(r#"{"cmd": "x", "after": [], "result": {"code": 1}}"#),
             None
         );
     }
 
     #[test]
-    fn null_is_absent_and_unknown_keys_do_not_matter() {
+    fn resources_of_a_job() {
+        let job = parse(
+            r#"{"cmd": "x", "cpus": 4, "gpus": 1, "memory": "16GB", "resources": {"lic": 0.5}, "time": "2h"}"#,
+        )
+        .unwrap();
+        let asked: Vec<(&str, f64)> = job
+            .placement
+            .resources
+            .iter()
+            .map(|(name, units)| (name.as_str(), *units))
+            .collect();
+        let gib = f64::from(1 << 30);
+        assert_eq!(
+            asked,
+            [
+                ("cpus", 4.0),
+                ("gpus", 1.0),
+                ("lic", 0.5),
+                ("memory", 16.0 * gib)
+            ]
+        );
+        assert_eq!(job.limit.memory, Some(16 << 30));
+        assert_eq!(job.limit.time, Some(7200.0));
+        let both = parse(r#"{"cmd": "x", "memory": "2G", "limit": {"memory": "1G"}}"#).unwrap();
+        assert_eq!(both.limit.memory, Some(1 << 30));
+        let cpus = "\"cpus\" must be a number of cpus above 0, at most 1000000, not ";
+        for (value, found) in [
+            ("0", "the number 0"),
+            ("-1", "the number -1"),
+            ("1e9", "the number 1000000000.0"),
+            ("\"four\"", "the string \"four\""),
+        ] {
+            let line = format!(r#"{{"cmd": "x", "cpus": {value}}}"#);
+            assert_eq!(error(&line), format!("{cpus}{found}"));
+        }
+        for (line, says) in [
+            (r#"{"cmd": "x", "gpus": 0.5}"#, "a whole number of gpus"),
+            (
+                r#"{"cmd": "x", "memory": "lots"}"#,
+                "\"memory\" must be a number of bytes",
+            ),
+            (
+                r#"{"cmd": "x", "resources": {"a b": 1}}"#,
+                "\"resources\" has \"a b\"",
+            ),
+            (
+                r#"{"cmd": "x", "resources": {"lic": -1}}"#,
+                "where \"lic\" must be a number from 0",
+            ),
+            (
+                r#"{"cmd": "x", "resources": 4}"#,
+                "\"resources\" must be an object",
+            ),
+            (
+                r#"{"cmd": "x", "cpus": 1, "resources": {"cpus": 2}}"#,
+                "asks for cpus twice",
+            ),
+            (
+                r#"{"cmd": "x", "time": "soon"}"#,
+                "\"time\" must be a number of seconds",
+            ),
+            (
+                r#"{"cmd": "x", "time": 1, "limit": {"time": 2}}"#,
+                "says the same as \"limit\"",
+            ),
+        ] {
+            let text = error(line);
+            assert!(text.contains(says), "{line}: {text}");
+        }
+    }
+
+    #[test]
+    fn null_is_absent_and_own_keys_do_not_matter() {
         let job =
             parse(r#" {"cmd":"a","cd":null,"host":null,"result":{"code":1},"x":[]} "#).unwrap();
         assert_eq!(

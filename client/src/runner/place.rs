@@ -1,4 +1,4 @@
-//! Jobs that ask for hosts or tags that no engine has: said at once, or refused.
+//! Jobs that ask for hosts, tags or resources that no engine has: said at once, or refused.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -7,9 +7,11 @@ use crossbeam_channel::Sender;
 use ipbroker_client::Client;
 use ipbroker_client::job::Job;
 use ipbroker_client::protocol::message::EngineInfo;
+use ipbroker_client::protocol::resources::{self, Amount};
 
 use super::Options;
 use super::events::Event;
+use super::submit::asked;
 use crate::failure::Failure;
 
 /// What a job asks for and whom it concerns.
@@ -21,6 +23,8 @@ enum Wish {
     Hosts(Vec<String>),
     /// All of these tags.
     Tags(Vec<String>),
+    /// A host with all of this.
+    Resources(Vec<(String, Amount)>),
 }
 
 impl Wish {
@@ -33,6 +37,10 @@ impl Wish {
                     .any(|name| name.eq_ignore_ascii_case(host))
             }),
             Wish::Tags(tags) => tags.iter().all(|tag| engine.tags.contains(tag)),
+            Wish::Resources(asked) => asked.iter().all(|(name, amount)| {
+                let total = engine.resources.get(name).map_or(0.0, |stock| stock.total);
+                resources::amount(total).is_some_and(|total| *amount <= total)
+            }),
         }
     }
 
@@ -40,6 +48,13 @@ impl Wish {
         match self {
             Wish::Hosts(hosts) => format!("host {}", hosts.join(" or ")),
             Wish::Tags(tags) => format!("tag {}", tags.join(" and ")),
+            Wish::Resources(asked) => {
+                let words = |(name, amount): &(String, Amount)| {
+                    format!("{} {name}", resources::words(name, *amount))
+                };
+                let parts: Vec<String> = asked.iter().map(words).collect();
+                format!("a host with {}", parts.join(" and "))
+            }
         }
     }
 }
@@ -61,6 +76,16 @@ fn wishes(jobs: &[Job], options: &Options) -> Wishes {
         }
         if !tags.is_empty() {
             wishes.entry(Wish::Tags(tags)).or_default().push(job.line);
+        }
+        let asked: Vec<(String, Amount)> = asked(&job.placement, &options.jobs)
+            .into_iter()
+            .filter_map(|(name, units)| Some((name, resources::amount(units)?)))
+            .collect();
+        if !asked.is_empty() {
+            wishes
+                .entry(Wish::Resources(asked))
+                .or_default()
+                .push(job.line);
         }
     }
     wishes
@@ -208,6 +233,8 @@ fn tell(client: Client, wishes: Wishes, coming: Option<u32>, say: Sender<Event>)
 
 #[cfg(test)]
 mod tests {
+    use ipbroker_client::protocol::message::Stock;
+
     use super::*;
 
     fn engine(hosts: &[&str], tags: &[&str]) -> EngineInfo {
@@ -224,15 +251,26 @@ mod tests {
             (Wish::Hosts(vec!["a".into(), "x".into()]), vec![1]),
             (Wish::Hosts(vec!["x".into()]), vec![2, 3, 4, 5, 6, 7]),
             (Wish::Tags(vec!["gpu".into(), "big".into()]), vec![9]),
+            (Wish::Resources(vec![("cpus".into(), 2000)]), vec![10]),
+            (
+                Wish::Resources(vec![("cpus".into(), 4000), ("gpus".into(), 1000)]),
+                vec![11],
+            ),
         ]);
-        let engines = [engine(&["a.org", "A"], &["gpu"]), engine(&["b"], &["big"])];
+        let mut engines = [engine(&["a.org", "A"], &["gpu"]), engine(&["b"], &["big"])];
+        let stock = Stock {
+            total: 2.0,
+            ..Stock::default()
+        };
+        engines[1].resources = BTreeMap::from([("cpus".to_owned(), stock)]);
         assert_eq!(
             messages(&wishes, &engines),
             [
                 "6 jobs wait for host x (lines 2, 3, 4, 5, 6, …): no engine has it; engines are on a.org, b",
-                "1 job waits for tag gpu and big (line 9): no engine has it; engines are on a.org, b"
+                "1 job waits for tag gpu and big (line 9): no engine has it; engines are on a.org, b",
+                "1 job waits for a host with 4 cpus and 1 gpus (line 11): no engine has it; engines are on a.org, b"
             ]
         );
-        assert_eq!(messages(&wishes, &[]).len(), 3);
+        assert_eq!(messages(&wishes, &[]).len(), 5);
     }
 }

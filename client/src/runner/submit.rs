@@ -7,12 +7,14 @@ use ipbroker_client::job::{Condition, Job, Placement};
 use ipbroker_client::protocol::array::{Packed, member_id};
 use ipbroker_client::protocol::dependency::Dependency;
 use ipbroker_client::protocol::message::{Command, TaskRequest, types};
+use ipbroker_client::protocol::resources::Request;
 use ipbroker_client::protocol::zmq::Message;
 use ipbroker_client::{Outgoing, Sink};
 use jiff::Timestamp;
 
 use super::files::has_files;
 use super::{Options, Runner};
+use crate::cli::JobArgs;
 use crate::failure::Failure;
 
 /// Members and bytes of one array message.
@@ -130,9 +132,19 @@ pub(crate) fn metadata(
         tags: or(&placement.tags, &defaults.tags),
         priority: placement.priority.or(defaults.priority).unwrap_or(0),
         require: placement.require.clone(),
+        resources: asked(placement, defaults),
         ack: true,
         ..TaskRequest::default()
     }
+}
+
+/// What a job needs of its host: what it says, and the defaults for what it does not.
+pub(crate) fn asked(placement: &Placement, defaults: &JobArgs) -> Request {
+    let mut request = defaults.request();
+    request.extend(placement.resources.clone());
+    // None of something is what a job has that does not name it.
+    request.retain(|_, units| *units > 0.0);
+    request
 }
 
 impl Runner<'_> {
@@ -191,6 +203,8 @@ impl Runner<'_> {
         if command.capture == 0 {
             command.capture = self.options.capture();
         }
+        let asked = &job.placement.resources;
+        command.limit = self.options.jobs.limit(command.limit, asked);
         command
     }
 

@@ -87,6 +87,8 @@ pub struct Settings {
     pub local_engines: u32,
     /// Engines elsewhere.
     pub hosts: HostArgs,
+    /// Options of local engines.
+    pub engine_options: Vec<OsString>,
     /// The hosts for them, and what is needed to go there.
     remote: Option<(Vec<HostSpec>, Tools)>,
     /// Engines in all.
@@ -163,6 +165,14 @@ pub(super) fn with_config(
 /// Whether an address cannot be reached from other hosts.
 pub(super) fn is_loopback(ip: &str) -> bool {
     ip == "localhost" || ip.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback())
+}
+
+/// What local engines are told of this host.
+fn engine_options(resources: &[String], pin: bool) -> Vec<OsString> {
+    let resources = resources
+        .iter()
+        .map(|text| format!("--resource={text}").into());
+    resources.chain(pin.then(|| "--pin".into())).collect()
 }
 
 fn variable(name: &str) -> Option<String> {
@@ -307,6 +317,7 @@ impl Settings {
             engines: cli.engines,
             remote: remote_plan(&cli.hosts)?,
             hosts: cli.hosts,
+            engine_options: engine_options(&cli.resources, cli.pin),
             web: cli.web.web,
             web_readonly: cli.web.web_readonly,
             exit_with_parent: cli.exit_with_parent,
@@ -350,6 +361,7 @@ impl Settings {
             arguments.push(format!("--log-level={}", level.as_str().to_lowercase()).into());
         }
         arguments.extend(self.hosts.engine_args().into_iter().map(OsString::from));
+        arguments.extend(self.engine_options.iter().cloned());
         local::Plan {
             program: self.hosts.engine_program.clone(),
             arguments,

@@ -308,6 +308,9 @@ impl Hub {
                         clock,
                         limits: profile.limits.clone(),
                         version: profile.version.clone(),
+                        resources: scheduled.resources,
+                        holds: scheduled.holds,
+                        kept_for: scheduled.kept_for,
                     }
                 })
                 .collect();

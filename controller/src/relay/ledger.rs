@@ -116,6 +116,7 @@ impl Ledger {
                 } else {
                     Vec::new()
                 },
+                ..EngineTasks::default()
             })
             .collect();
         if verbose {

@@ -3,10 +3,12 @@
 //! The hub never waits: every question carries an [`Answer`], a closure that the task thread calls
 //! with the result and that puts an event on the hub's own channel and wakes it.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 
-use ipbroker_protocol::message::Stats;
+use ipbroker_protocol::message::{Stats, Stock};
+use ipbroker_protocol::resources::{Grant, Pools};
 use ipbroker_protocol::zmq::Message;
 
 /// Where the answer to a question goes. It is called at most once; dropping it unanswered (the
@@ -51,6 +53,12 @@ pub struct EngineProfile {
     pub pid: Option<u32>,
     /// Cores of its host, when it told.
     pub cores: Option<u32>,
+    /// Which machine it is on, when it told.
+    pub machine: Option<String>,
+    /// What that machine has beside its cores.
+    pub resources: Pools,
+    /// The cores that it may use.
+    pub cpuset: Vec<u32>,
     /// Its version, when it told.
     pub version: Option<String>,
     /// How it keeps limits of jobs, when it told.
@@ -137,6 +145,12 @@ pub struct EngineTasks {
     pub running_ids: Vec<String>,
     /// Ids of the last completed ones (only if asked for; bounded).
     pub completed_ids: Vec<String>,
+    /// What its host has.
+    pub resources: BTreeMap<String, Stock>,
+    /// What its task was granted of that.
+    pub holds: Grant,
+    /// The task that it is kept for.
+    pub kept_for: Option<String>,
 }
 
 /// The state of the queue.

@@ -98,7 +98,7 @@ fn walk(graph: Graph, choices: &mut Choices) -> Result<(), String> {
     world.join_simple()?;
     for task in 0..graph.tasks {
         let (after, follow) = dependencies(graph, task);
-        world.submit_simple(after, follow, graph.retries, graph.may_return)?;
+        world.submit_simple(after, follow, graph.retries, graph.may_return, &[])?;
     }
     let mut may_leave = graph.leaves;
     for _ in 0..40 {

@@ -4,5 +4,6 @@ mod cases;
 mod exhaustive;
 mod model;
 mod random;
+mod resources;
 mod script;
 mod simulation;

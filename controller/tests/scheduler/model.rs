@@ -59,6 +59,8 @@ struct Task {
     targets: Vec<String>,
     hosts: Vec<String>,
     tags: Vec<String>,
+    /// What it asks of its host; empty: one cpu.
+    request: Request,
     prefer: bool,
     after: Option<Dependency>,
     follow: Option<Dependency>,
@@ -88,6 +90,18 @@ struct Node {
     tags: Vec<String>,
     /// Task, member; those with an outcome too, as long as it has not answered.
     holds: Vec<(usize, u32)>,
+    /// What its task was granted.
+    grant: Option<Grant>,
+    /// The event in which it was given something when it had nothing.
+    begun: usize,
+}
+
+/// What the core says that it keeps on a host, and the event in which it first said so.
+#[derive(Clone, Debug)]
+struct Keeping {
+    kept: Kept,
+    event: usize,
+    totals: Vec<u64>,
 }
 
 /// The core, the model, and what has been seen.
@@ -100,6 +114,9 @@ pub(crate) struct World {
     /// Uuids that engines to come may have.
     joined: usize,
     asked: BTreeSet<String>,
+    /// By host.
+    kept: BTreeMap<String, Keeping>,
+    pub(crate) keepings: u64,
     event: usize,
     lookups: bool,
     abort_limit: Nanos,
@@ -147,6 +164,8 @@ impl World {
             nodes: Vec::new(),
             joined: 0,
             asked: BTreeSet::new(),
+            kept: BTreeMap::new(),
+            keepings: 0,
             event: 0,
             lookups,
             events: 0,
@@ -236,7 +255,8 @@ impl World {
             for (m, member) in task.members.iter().enumerate() {
                 if !matches!(member.at, At::Done(..)) {
                     waiting += 1;
-                    let able = (0..self.nodes.len()).find(|&n| self.may_run(t, m, n));
+                    let able =
+                        (0..self.nodes.len()).find(|&n| self.may_run(t, m, n) && self.could(t, n));
                     ensure!(
                         able.is_none(),
                         "{}:{m} never ends, although e{able:?} may run it",

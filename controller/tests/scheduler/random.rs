@@ -29,8 +29,10 @@ fn script(most: usize) -> impl Strategy<Value = Script> {
         .prop_map(|(settings, ops)| Script { settings, ops })
 }
 
-fn run(scripts: u32, most: usize) -> u64 {
+/// How many events there were, and how often something was kept on a host.
+fn run(scripts: u32, most: usize) -> (u64, u64) {
     let events = Cell::new(0);
+    let kept = Cell::new(0);
     let config = Runner {
         cases: scripts,
         failure_persistence: None,
@@ -42,6 +44,7 @@ fn run(scripts: u32, most: usize) -> u64 {
         match caught {
             Ok(Ok(world)) => {
                 events.set(events.get() + world.events);
+                kept.set(kept.get() + world.keepings);
                 Ok(())
             }
             Ok(Err(text)) => Err(TestCaseError::fail(text)),
@@ -56,7 +59,7 @@ fn run(scripts: u32, most: usize) -> u64 {
         panic!("{reason}\nreplay with IPBROKER_SCHEDULER_SCRIPT=FILE, FILE being:\n{script}");
     }
     result.expect("the runner works");
-    events.get()
+    (events.get(), kept.get())
 }
 
 #[test]
@@ -69,13 +72,17 @@ fn random_histories() {
     let wanted: u64 = std::env::var("IPBROKER_SCHEDULER_EVENTS")
         .ok()
         .map_or(60_000, |n| n.parse().expect("a number"));
-    let mut events = 0;
+    let (mut events, mut kept) = (0, 0);
     while events < wanted {
         // Many short histories, and some in which much waits.
-        events += run(400, 60);
-        events += run(30, 400);
+        for (scripts, most) in [(400, 60), (30, 400)] {
+            let (more, keepings) = run(scripts, most);
+            events += more;
+            kept += keepings;
+        }
     }
-    eprintln!("{events} events");
+    eprintln!("{events} events; something was kept {kept} times");
+    assert!(kept > 0, "the histories are too tame");
 }
 
 #[test]

@@ -15,7 +15,7 @@ use ipbroker_protocol::{
     zmq::Message,
 };
 
-use super::{Executor, Verdict, array::Arguments, fresh, require, stopped, watch::Watch};
+use super::{Executor, Verdict, array::Arguments, fresh, granted, require, stopped, watch::Watch};
 use crate::{
     files::{self, Scratch},
     job::{self, Input, Job, Stop},
@@ -187,6 +187,9 @@ impl<'a> Commands<'a> {
             )
         })?;
         let mut watch = Watch::new(self.process, self.seat, &self.task.envelope, command.stream);
+        let pinned = (self.process.pin)
+            .then(|| granted::Pinned::new(&self.task.wants.granted))
+            .flatten();
         let ran = job::run(
             &job,
             &self.seat.running,
@@ -194,6 +197,7 @@ impl<'a> Commands<'a> {
             &self.process.warden,
             &mut watch,
         );
+        drop(pinned);
         let late = self.seat.running.finish();
         self.process.slate.group(self.seat.index, 0);
         let mut ended = ran.map_err(|error| (Verdict::Failed, error.name(), error.to_string()))?;
@@ -297,6 +301,7 @@ impl<'a> Commands<'a> {
                 Some(self.seat.id().to_string().into()),
             ),
         ];
+        env.extend(granted::variables(&self.task.wants.granted));
         if let Some(scratch) = &place.scratch {
             env.push(("IPBROKER_SCRATCH".into(), Some(scratch.path().into())));
         }

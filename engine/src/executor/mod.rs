@@ -4,6 +4,7 @@ mod array;
 mod command;
 mod fresh;
 mod function;
+mod granted;
 mod python;
 mod require;
 mod watch;

@@ -19,6 +19,7 @@ use std::{
 };
 
 use ipbroker_protocol::{
+    resources::Pools,
     socket,
     wake::Wake,
     zmq::{self, Message, Socket},
@@ -27,6 +28,7 @@ use mio::{Events, Interest, Poll, unix::SourceFd};
 
 use crate::{
     connect::Controller,
+    host,
     process::{Channel, Outgoing, Process},
     seat::Seat,
     settings::Settings,
@@ -104,6 +106,10 @@ pub(crate) enum Left {
 /// Serves all sockets of the process.
 pub(crate) struct Server {
     settings: Settings,
+    /// Which machine this is, and what it has.
+    machine: String,
+    resources: Pools,
+    cpuset: Vec<u32>,
     process: Arc<Process>,
     seats: Vec<Arc<Seat>>,
     links: Vec<Link>,
@@ -149,6 +155,9 @@ impl Server {
             listed: vec![false; 4 + 3 * seats.len()],
             desk: Desk::new(process.clone()),
             pulse: Pulse::new(Instant::now()),
+            machine: host::machine(),
+            resources: host::resources(&settings.resources),
+            cpuset: host::cpuset(),
             settings,
             process,
             seats,

@@ -4,7 +4,10 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use crate::value::Map;
+use crate::{
+    resources::{Grant, Pools},
+    value::Map,
+};
 
 /// Content of `registration_request`. Python engines send `uuid` and perhaps `id`; the rest is ours.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
@@ -30,6 +33,15 @@ pub struct Registration {
     /// Cores of its host.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cores: Option<u32>,
+    /// Which machine it is on: engines that say the same share what it has.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub machine: Option<String>,
+    /// What that machine has.
+    #[serde(skip_serializing_if = "Pools::is_empty")]
+    pub resources: Pools,
+    /// Cores, by number, that its process may use.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub cpuset: Vec<u32>,
     /// Tags: racks, `gpu`, …
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub tags: Vec<String>,
@@ -218,6 +230,28 @@ pub struct EngineInfo {
     pub limits: Option<String>,
     /// Version of its program.
     pub version: Option<String>,
+    /// What its machine has; all engines of a machine share it.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub resources: BTreeMap<String, Stock>,
+    /// What its task was granted of that, if it asked.
+    #[serde(skip_serializing_if = "Grant::is_empty")]
+    pub holds: Grant,
+    /// The task for which it is kept free, if one has been waiting for long.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub kept_for: Option<String>,
+}
+
+/// What a machine has of one resource.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Stock {
+    /// In all.
+    pub total: f64,
+    /// Of that, not held by a task.
+    pub free: f64,
+    /// The free ones, where they have names.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub names: Vec<String>,
 }
 
 /// Content of `stats_reply`: one row a node, as dispy prints it, and one row a job server, as Parallel Python does.

@@ -7,6 +7,7 @@ use serde::{Deserialize, Deserializer, Serialize};
 use crate::{
     dependency::Dependency,
     fields::fields,
+    resources::Request,
     session::{Packer, UnpackError},
     value::Map,
 };
@@ -39,6 +40,8 @@ pub struct TaskMetadata {
     pub tags: Vec<String>,
     /// Higher runs first, among one client's tasks.
     pub priority: Option<i32>,
+    /// What it needs of its host, by name; one cpu if it says nothing.
+    pub resources: Option<Request>,
     /// It names what its engine must have; the engine checks, and reports an unmet dependency.
     pub require: Option<serde::de::IgnoredAny>,
     /// It outlives its client.
@@ -92,6 +95,9 @@ pub struct TaskRequest {
     /// Higher runs first.
     #[serde(skip_serializing_if = "is_zero_i32")]
     pub priority: i32,
+    /// What it needs of its host, by name.
+    #[serde(skip_serializing_if = "Request::is_empty")]
+    pub resources: Request,
     /// What the engine checks before the start.
     #[serde(skip_serializing_if = "Require::is_empty")]
     pub require: Require,

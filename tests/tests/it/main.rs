@@ -9,6 +9,7 @@ mod library;
 mod lifecycle;
 mod parallel;
 mod peer;
+mod resources;
 mod resuming;
 mod run;
 mod schemes;

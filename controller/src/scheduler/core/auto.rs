@@ -48,7 +48,7 @@ impl Estimate {
 impl Engine {
     /// Whether there is room for any task, and for one that may be run again.
     pub(super) fn room(&self) -> (bool, bool) {
-        if !self.live || self.leaving {
+        if !self.live || self.leaving || self.closed {
             return (false, false);
         }
         match self.hwm {

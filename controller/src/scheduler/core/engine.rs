@@ -1,9 +1,10 @@
 //! What the core keeps of an engine.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use super::id::{NONE, TaskId};
-use super::types::{EngineKey, Hwm, Nanos};
+use super::types::{EngineKey, Grant, HostSpec, Hwm, Nanos};
 
 /// A slot for an engine.
 #[derive(Debug)]
@@ -54,7 +55,18 @@ pub(super) struct Engine {
     pub completed: u64,
     pub run_time: Nanos,
     /// Figures last put into the indexes.
-    pub standing: (bool, bool, u32, u64),
+    pub standing: (bool, bool, bool, u32, u64),
+    /// Its host, and what it says of it.
+    pub host: u32,
+    pub machine: Arc<HostSpec>,
+    /// What its task was granted of it, if that asked.
+    pub grant: Option<Arc<Grant>>,
+    /// What it holds was started while something is kept on its host.
+    pub newcomer: bool,
+    /// The class that it is kept for.
+    pub kept_for: u32,
+    /// It has no room for plain tasks now, for its host's sake.
+    pub closed: bool,
     /// When an awaited engine is given up.
     pub absent_at: Nanos,
 }
@@ -98,7 +110,13 @@ impl Engine {
             recall_until: 0,
             completed: 0,
             run_time: 0,
-            standing: (false, false, 0, 0),
+            standing: (false, false, false, 0, 0),
+            host: NONE,
+            machine: Arc::default(),
+            grant: None,
+            newcomer: false,
+            kept_for: NONE,
+            closed: false,
             absent_at: 0,
         }
     }
@@ -113,6 +131,11 @@ impl Engine {
             slot: self.slot,
             generation: self.generation,
         }
+    }
+
+    /// It may be given a task that asks for resources, as far as its other tasks go.
+    pub(super) fn idle(&self) -> bool {
+        self.live && !self.leaving && self.load == 0 && self.kept_for == NONE
     }
 
     /// How a user knows it.

@@ -25,6 +25,7 @@ impl Core {
     pub fn engine_joined(&mut self, now: Nanos, spec: &EngineSpec<'_>) -> EngineKey {
         let uuid = self.hasher.id(spec.uuid.as_bytes());
         self.departed.remove(&uuid);
+        self.seats.clear();
         let slot = match self.by_uuid.get(&uuid) {
             Some(&slot) => slot,
             None => self.new_engine(uuid, spec.uuid),
@@ -65,6 +66,9 @@ impl Core {
         engine.recalled = 0;
         engine.progress = now;
         let key = engine.key();
+        self.unreserve_engine(slot);
+        self.settle_on_host(slot, spec.host);
+        self.close(slot);
         self.live.push(slot);
         let in_vain = self.attach(slot);
         for class in in_vain {
@@ -156,10 +160,12 @@ impl Core {
     }
 
     /// An engine is about to leave: it is given nothing more. What it holds it answers or gives back; then `engine_left`.
-    pub fn engine_leaving(&mut self, engine: EngineKey) {
+    pub fn engine_leaving(&mut self, now: Nanos, engine: EngineKey) {
         if self.is_registered(engine) {
             self.engines[engine.slot as usize].leaving = true;
+            self.unreserve_engine(engine.slot);
             self.refresh(engine.slot);
+            self.settle(now);
         }
     }
 
@@ -203,6 +209,7 @@ impl Core {
             self.timers.remove(&(engine.absent_at, Timer::Absent(slot)));
         }
         let (uuid, key) = (engine.uuid, engine.key());
+        self.unreserve_engine(slot);
         let classes = self.detach(slot);
         self.live.retain(|&s| s != slot);
         self.by_uuid.remove(&uuid);
@@ -227,6 +234,7 @@ impl Core {
                 core.lose(now, index, range, key, &text);
             });
         }
+        self.leave_host(slot);
         let engine = &mut self.engines[slot as usize];
         engine.used = false;
         let generation = engine.generation.wrapping_add(1);
@@ -565,6 +573,10 @@ impl Core {
         let at = now + self.config.restore_limit;
         self.engines[slot as usize].absent_at = at;
         self.timers.insert((at, Timer::Absent(slot)));
+        if let Some((host, _)) = self.seats.get(&uuid) {
+            let host = host.clone();
+            self.await_on_host(slot, &host);
+        }
         slot
     }
 }

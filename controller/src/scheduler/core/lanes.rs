@@ -74,7 +74,12 @@ fn entry_of(index: u32, group: &Group) -> (u64, u32, u32) {
 pub(super) struct Pick {
     pub class: u32,
     pub group: u32,
+    /// The class that comes first in turn, and waits for more than is free here ([`NONE`]: this one does).
+    pub overtakes: u32,
 }
+
+/// Whose turn it is: the client's share, the client, the priority, the order of becoming runnable.
+type TurnKey = (u64, u32, Reverse<i32>, u64, u32);
 
 /// Beyond this many classes with waiting tasks for one engine, the order between classes is only a rotation.
 const CLASSES_SEEN: usize = 64;
@@ -140,7 +145,9 @@ impl Core {
             group.set(RETURNED, true);
             level.returned.insert(entry_of(index, &self.groups[index]));
         }
-        let queue = &mut self.pools.classes[class as usize].queue;
+        let entry = &mut self.pools.classes[class as usize];
+        self.asking += u64::from(entry.asks);
+        let queue = &mut entry.queue;
         queue.len += 1;
         let lane = &mut self.lanes[lane_index as usize];
         if !lane.in_turns {
@@ -188,8 +195,14 @@ impl Core {
         }
         lane.len -= 1;
         self.clients[lane.client as usize].queued -= 1;
-        self.pools.classes[lane.class as usize].queue.len -= 1;
+        let class = lane.class;
+        let entry = &mut self.pools.classes[class as usize];
+        entry.queue.len -= 1;
+        self.asking -= u64::from(entry.asks);
         self.groups[index].stage = Stage::Resting;
+        if entry.queue.len == 0 {
+            self.unreserve(class);
+        }
     }
 
     /// The lane whose client has been served least.
@@ -218,19 +231,33 @@ impl Core {
 
     /// What the engine should take next: of the client served least, the highest priority, what came first.
     pub(super) fn pick(&mut self, slot: u32) -> Option<Pick> {
-        let (any, retry) = self.engines[slot as usize].room();
-        if !any && !retry {
+        let engine = &self.engines[slot as usize];
+        if engine.kept_for != NONE && engine.waits == 0 {
+            return self.pick_kept(slot, engine.kept_for);
+        }
+        let (any, retry) = engine.room();
+        let idle = engine.idle();
+        if !any && !retry && !idle {
             return None;
         }
-        let count = self.engines[slot as usize].classes.len();
-        let start = self.engines[slot as usize].rotate as usize;
+        let count = engine.classes.len();
+        let start = engine.rotate as usize;
         let mut best = None;
-        let mut seen = 0;
+        let mut first: Option<(TurnKey, u32)> = None;
+        let (mut seen, mut passed) = (0, 0);
         for step in 0..count {
             let class = self.engines[slot as usize].classes[(start + step) % count];
-            if self.pools.classes[class as usize].queue.len == 0
-                || (!any && !self.constraints(class).retryable)
-            {
+            let entry = &self.pools.classes[class as usize];
+            if entry.queue.len == 0 {
+                continue;
+            }
+            let (pool, asks) = (entry.pool, entry.asks);
+            let takes = if asks {
+                idle && self.has_now(pool, slot)
+            } else {
+                any || (retry && self.constraints(class).retryable)
+            };
+            if !takes && (passed == CLASSES_SEEN || !self.waits_here(slot, class)) {
                 continue;
             }
             let Some(lane_index) = self.turn(class) else {
@@ -246,8 +273,15 @@ impl Core {
                 seq,
                 self.groups[group].index(),
             );
+            if !takes {
+                passed += 1;
+                if first.as_ref().is_none_or(|(k, _)| key < *k) {
+                    first = Some((key, class));
+                }
+                continue;
+            }
             if best.as_ref().is_none_or(|(k, _)| key < *k) {
-                best = Some((key, Pick { class, group }));
+                best = Some((key, (class, group)));
             }
             seen += 1;
             if seen == CLASSES_SEEN {
@@ -255,7 +289,42 @@ impl Core {
                 break;
             }
         }
-        best.map(|(_, pick)| pick)
+        let (key, (class, group)) = best?;
+        let overtakes = first.filter(|(k, _)| *k < key).map_or(NONE, |(_, c)| c);
+        if overtakes != NONE && self.overtaken(slot, overtakes) {
+            self.reserve(slot, overtakes);
+            return self.pick_kept(slot, overtakes);
+        }
+        Some(Pick {
+            class,
+            group,
+            overtakes,
+        })
+    }
+
+    /// The first of the class that the engine is kept for, if all is there that it asks for.
+    fn pick_kept(&mut self, slot: u32, class: u32) -> Option<Pick> {
+        if !self.is_kept_complete(slot) {
+            return None;
+        }
+        let lane = self.turn(class)?;
+        Some(Pick {
+            class,
+            group: self.lanes[lane as usize].top.first(&self.groups),
+            overtakes: NONE,
+        })
+    }
+
+    /// A task of the class would run on this engine if its host had more free, or it had nothing else to do.
+    fn waits_here(&self, slot: u32, class: u32) -> bool {
+        let engine = &self.engines[slot as usize];
+        let Some(host) = self.hosts.of(engine) else {
+            return false;
+        };
+        match &self.constraints(class).request {
+            Some(request) => host.could(request),
+            None => engine.idle() && !host.open,
+        }
     }
 
     /// Groups that wait in a class: queued and blocked.

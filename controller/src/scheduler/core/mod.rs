@@ -12,14 +12,24 @@
 //!    `may_return`, to one on which it failed.
 //! 4. No engine exceeds its high-water mark (what it brings along from before a restart apart, and by as many as it has
 //!    calls that wait for other tasks), and one that has said that it leaves is given nothing.
-//! 5. After an event nothing waits that an engine with room may take, the wait for a preferred engine apart.
+//! 5. After an event nothing waits that an engine with room may take, if the engine's host has free what it asks for; the wait
+//!    for a preferred engine, and what is kept for another (11), apart.
 //! 6. What can never run fails at once, and nothing that could still run is failed. Engines may always join, so only
 //!    these make a member impossible: outcomes of what it depends on; ids that are unknown, or its own; `targets`
 //!    (or the engines it must follow to) of which each has left, refused it, or lacks by nature what it asks.
 //!    The state of an engine that has registered does not change; an engine never seen may still come.
 //! 7. An aborted member is never given out again; answers that come late are not delivered.
 //! 8. Turns: of the tasks an engine may take, it gets one of the client that was served least (in task time), of
-//!    these the highest priority, of these the first to become runnable.
+//!    these the highest priority, of these the first to become runnable. What does not fit now is passed over.
+//! 9. Of no resource of a host more is held than the host has when it is given out; none of its named units is held twice.
+//!    An engine with a task that asks for resources has nothing else. What a task holds is released exactly once, with
+//!    the load of its engine: when that has answered for it, has given it back, or is gone.
+//! 10. Every task that asks for nothing counts as one cpu, once for its engine; N engines of a host have never fewer
+//!     than N cpus between them, so that such tasks alone never wait for cpus.
+//! 11. A task that waits for more than is free is not overtaken for ever: once later ones were given [`hosts::ROUNDS`] times
+//!     the cpus of a host where it could run, an engine there is kept for its class, and no more is started beside than
+//!     leaves room for it, until it runs, or none of its class waits. So it waits no longer than for what was
+//!     running then.
 //!
 //! # Cost
 //! An event costs the same whatever waits. A completion costs in proportion to its dependents, a departure in
@@ -34,6 +44,7 @@ mod engine;
 mod engines;
 mod graph;
 mod group;
+mod hosts;
 mod id;
 mod lanes;
 mod past;
@@ -63,6 +74,7 @@ use clock::Timer;
 use engine::Engine;
 use graph::{Ended, Watchers};
 use group::Groups;
+use hosts::Hosts;
 use id::{IdHasher, TaskId};
 use lanes::Lane;
 use past::Ids;
@@ -120,7 +132,10 @@ pub struct Core {
     live: Vec<u32>,
     by_uuid: HashMap<TaskId, u32, FixedState>,
     departed: HashSet<TaskId, FixedState>,
+    /// Where engines were before a restart, and what their task had there.
+    seats: HashMap<TaskId, (Box<str>, Option<Grant>), FixedState>,
 
+    hosts: Hosts,
     pools: Pools,
     lanes: Slab<Lane>,
     lane_index: HashMap<(u32, u32), u32, FixedState>,
@@ -130,6 +145,8 @@ pub struct Core {
     /// Where the client served last stood.
     virtual_time: u64,
     next_seq: u64,
+    /// Groups in the queues of classes that ask for resources.
+    asking: u64,
     /// Counts assignments.
     uses: u64,
     totals: Totals,
@@ -175,6 +192,8 @@ impl Core {
             live: Vec::new(),
             by_uuid: HashMap::default(),
             departed: HashSet::default(),
+            seats: HashMap::default(),
+            hosts: Hosts::default(),
             pools: Pools::default(),
             lanes: Slab::new(),
             lane_index: HashMap::default(),
@@ -183,6 +202,7 @@ impl Core {
             idle_clients: VecDeque::new(),
             virtual_time: 0,
             next_seq: 0,
+            asking: 0,
             uses: 0,
             totals: Totals::default(),
             watchers: HashMap::default(),

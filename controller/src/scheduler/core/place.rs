@@ -7,7 +7,7 @@ use super::graph::Ended;
 use super::group::{Array, EST_UNIT, FIRST, Flight, Stage};
 use super::id::NONE;
 use super::lanes::Pick;
-use super::types::{Action, Nanos};
+use super::types::{Action, Grant, Nanos};
 
 impl Core {
     /// Follows up an event: outcomes reach those that depend on them, then whatever can be placed is placed.
@@ -36,10 +36,12 @@ impl Core {
                     break;
                 };
                 // Another class may have somebody before this one's turn.
-                let Some(pick) = self.pick(slot) else {
-                    break;
-                };
-                self.dispatch_pick(now, slot, pick);
+                match self.pick(slot) {
+                    Some(pick) => self.dispatch_pick(now, slot, pick),
+                    // It is kept for something now: another one.
+                    None if self.engines[slot as usize].kept_for != NONE => {}
+                    None => break,
+                }
             }
         }
         while let Some(key) = self.spent.pop() {
@@ -61,13 +63,26 @@ impl Core {
     /// Dispatches what is next for an engine with room, to the engine that the scheme prefers for it. If that is
     /// another one, what is next for that one goes there.
     fn dispatch_pick(&mut self, now: Nanos, slot: u32, pick: Pick) {
+        let kept = self.engines[slot as usize].kept_for != NONE;
         match self.choose(pick.class, None) {
-            Some(target) if target != slot => {
-                let pick = self.pick(target).unwrap_or(pick);
-                self.dispatch(now, pick.group, target);
+            Some(target) if target != slot && !kept => {
+                match self.pick(target) {
+                    Some(pick) => self.dispatch_turn(now, target, pick),
+                    // It is kept for something now: the caller looks again.
+                    None if self.engines[target as usize].kept_for != NONE => {}
+                    None => self.dispatch_turn(now, target, pick),
+                }
             }
-            _ => self.dispatch(now, pick.group, slot),
+            _ => self.dispatch_turn(now, slot, pick),
         }
+    }
+
+    fn dispatch_turn(&mut self, now: Nanos, slot: u32, pick: Pick) {
+        if pick.overtakes != NONE {
+            let cpus = self.cpus_of(pick.class);
+            self.pools.classes[pick.overtakes as usize].overtaken += cpus;
+        }
+        self.dispatch(now, pick.group, slot);
     }
 
     /// A group enters the queue of its class.
@@ -82,7 +97,10 @@ impl Core {
     /// A task without conditions, right after an event was settled: nobody waits for an engine that has room.
     pub(super) fn place_new(&mut self, now: Nanos, index: u32) {
         let class = self.groups[index].class;
-        if self.pools.classes[class as usize].queue.len == 0
+        let entry = &self.pools.classes[class as usize];
+        if entry.asks || self.asking > 0 {
+            self.make_ready(now, index);
+        } else if entry.queue.len == 0
             && let Some(slot) = self.choose(class, None)
         {
             self.activate(self.groups[index].client);
@@ -103,7 +121,9 @@ impl Core {
         if self.groups[index].extra.is_some() {
             self.stop_waiting(index);
         }
-        let needs = self.constraints(self.groups[index].class).needs;
+        let class = self.groups[index].class;
+        let needs = self.constraints(class).needs;
+        let grant = self.grant(slot, class);
         let client = self.groups[index].client;
         let estimate = match self.groups[index].parent() {
             Some(parent) => self.groups[parent].array().and_then(|a| a.estimate.get()),
@@ -135,7 +155,21 @@ impl Core {
             range: member..member + 1,
             engine: self.engines[slot as usize].key(),
             attempt,
+            grant,
         });
+    }
+
+    /// What a task of the class that is given to the engine now has of its host. Nothing is kept for the class any more.
+    fn grant(&mut self, slot: u32, class: u32) -> Option<Box<Grant>> {
+        let entry = &self.pools.classes[class as usize];
+        if entry.kept_on != NONE || entry.overtaken > 0 {
+            self.unreserve(class);
+        }
+        if self.pools.classes[class as usize].asks {
+            self.take_resources(slot, class)
+        } else {
+            None
+        }
     }
 
     fn dispatch_chunk(&mut self, now: Nanos, index: u32, slot: u32) {
@@ -147,12 +181,17 @@ impl Core {
         // has one of them.
         let estimate = array.estimate.get();
         let engines = self.pool_engines(class).len();
-        let most = self.engines[slot as usize].chunk(left, engines, estimate);
+        let most = match self.pools.classes[class as usize].asks {
+            // Each member asks for itself.
+            true => 1,
+            false => self.engines[slot as usize].chunk(left, engines, estimate),
+        };
         let array = self.groups[index].array_mut().expect("checked");
         let Some((lo, hi)) = array.waiting.take_first(most) else {
             return;
         };
         let empty = array.waiting.is_empty();
+        let grant = self.grant(slot, class);
         let est = to_units(estimate);
         let members = hi - lo;
         let share = bytes / u64::from(count) * u64::from(members);
@@ -189,6 +228,7 @@ impl Core {
             range: lo..hi,
             engine: self.engines[slot as usize].key(),
             attempt,
+            grant,
         });
     }
 
@@ -218,6 +258,10 @@ impl Core {
         if engine.can_give_back {
             let (was, is) = (before.saturating_sub(1), engine.load.saturating_sub(1));
             self.given_ahead = self.given_ahead + u64::from(is) - u64::from(was);
+        }
+        let now = engine.load;
+        if (before == 0) != (now == 0) {
+            self.load_changed(slot, now > 0);
         }
         before == 0
     }

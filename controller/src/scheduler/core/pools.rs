@@ -5,16 +5,18 @@
 //! while groups use them, and some longer.
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 
 use foldhash::fast::FixedState;
 use std::collections::HashMap;
 
 use super::Core;
 use super::engine::Engine;
+use super::hosts::open_to;
 use super::id::{IdHasher, TaskId};
 use super::lanes::ClassQueue;
 use super::scheme::{Candidate, Index};
-use super::types::EngineKey;
+use super::types::{EngineKey, Request};
 
 /// Uuids with their hashes.
 pub(super) type Targets = Box<[(TaskId, Box<str>)]>;
@@ -33,6 +35,8 @@ pub(super) struct Constraints {
     pub tags: Box<[Box<str>]>,
     /// One of these it must have as a host name or tag, while the task waits for its preference.
     pub prefer: Box<[Box<str>]>,
+    /// What its host must have free.
+    pub request: Option<Arc<Request>>,
 }
 
 impl Constraints {
@@ -51,6 +55,9 @@ impl Constraints {
             ],
         ];
         let section: &[u8] = &[0xff];
+        let amounts: Vec<(&str, [u8; 8])> = (self.request.iter().flat_map(|r| r.iter()))
+            .map(|(name, amount)| (&**name, amount.to_le_bytes()))
+            .collect();
         hasher.names(
             head.iter()
                 .map(|h| &h[..])
@@ -60,7 +67,9 @@ impl Constraints {
                 .chain([section])
                 .chain(self.tags.iter().map(|n| n.as_bytes()))
                 .chain([section])
-                .chain(self.prefer.iter().map(|n| n.as_bytes())),
+                .chain(self.prefer.iter().map(|n| n.as_bytes()))
+                .chain([section])
+                .chain(amounts.iter().flat_map(|(name, n)| [name.as_bytes(), n])),
         )
     }
 
@@ -100,6 +109,12 @@ pub(super) struct Pool {
 pub(super) struct Class {
     pub pool: u32,
     pub refused: Box<[EngineKey]>,
+    /// Its tasks ask for resources.
+    pub asks: bool,
+    /// The host on which something is kept for it.
+    pub kept_on: u32,
+    /// Cpus that went to tasks that came after its first one, on hosts where that waited for more than was free.
+    pub overtaken: u64,
     /// Groups that use it.
     refs: u32,
     cached: bool,
@@ -166,8 +181,15 @@ impl Core {
         if let Some(&class) = self.pools.by_refused.get(&entry) {
             return class;
         }
+        let asks = self.pools.pools[pool as usize]
+            .constraints
+            .request
+            .is_some();
         let class = self.pools.classes.insert(Class {
             pool,
+            asks,
+            kept_on: super::id::NONE,
+            overtaken: 0,
             refused: entry.1.clone(),
             refs: 0,
             cached: false,
@@ -244,12 +266,25 @@ impl Core {
                 enter(
                     pool.index.as_mut().expect("just made"),
                     engine,
-                    pool.constraints.retryable,
+                    open_to(&self.hosts, pool_index, &pool.constraints, engine),
                 );
             }
         } else if let Some(index) = &mut pool.index {
             engine.pools.push(pool_index);
-            enter(index, engine, pool.constraints.retryable);
+            let open = open_to(&self.hosts, pool_index, &pool.constraints, engine);
+            enter(index, engine, open);
+        }
+    }
+
+    /// Puts an engine into the index of a pool, or takes it out, as it stands now.
+    pub(super) fn enter_pool(&mut self, pool_index: u32, slot: u32) {
+        let engine = &self.engines[slot as usize];
+        let pool = &mut self.pools.pools[pool_index as usize];
+        if let Some(index) = &mut pool.index
+            && engine.pools.contains(&pool_index)
+        {
+            let open = open_to(&self.hosts, pool_index, &pool.constraints, engine);
+            enter(index, engine, open);
         }
     }
 
@@ -297,15 +332,17 @@ impl Core {
 
     /// Tells the indexes how the engine stands. Returns whether it has room for anything.
     pub(super) fn refresh(&mut self, slot: u32) -> bool {
+        self.close(slot);
         let engine = &mut self.engines[slot as usize];
         let (any, retry) = engine.room();
-        let standing = (any, retry, engine.active(), engine.last_used);
+        let standing = (any, retry, engine.idle(), engine.active(), engine.last_used);
         if engine.standing != standing {
             engine.standing = standing;
-            for &pool in &engine.pools {
-                let pool = &mut self.pools.pools[pool as usize];
+            for &at in &engine.pools {
+                let pool = &mut self.pools.pools[at as usize];
                 if let Some(index) = &mut pool.index {
-                    enter(index, engine, pool.constraints.retryable);
+                    let open = open_to(&self.hosts, at, &pool.constraints, engine);
+                    enter(index, engine, open);
                 }
             }
         }
@@ -314,8 +351,20 @@ impl Core {
 
     /// The engine that the scheme chooses for a task of this class.
     pub(super) fn choose(&mut self, class: u32, besides: Option<EngineKey>) -> Option<u32> {
+        let entry = &self.pools.classes[class as usize];
+        let (pool, asks) = (entry.pool, entry.asks);
+        loop {
+            let slot = self.propose(class, besides)?;
+            if !asks || self.has_now(pool, slot) {
+                return Some(slot);
+            }
+        }
+    }
+
+    fn propose(&mut self, class: u32, besides: Option<EngineKey>) -> Option<u32> {
         let class = &self.pools.classes[class as usize];
-        let pool = &mut self.pools.pools[class.pool as usize];
+        let pool_index = class.pool;
+        let pool = &mut self.pools.pools[pool_index as usize];
         let widened: Vec<EngineKey>;
         let refused = match besides {
             None => &class.refused[..],
@@ -332,11 +381,9 @@ impl Core {
             .scratch
             .get_or_insert_with(|| self.scheme.index());
         for &slot in &pool.engines {
-            enter(
-                scratch,
-                &self.engines[slot as usize],
-                pool.constraints.retryable,
-            );
+            let engine = &self.engines[slot as usize];
+            let open = open_to(&self.hosts, pool_index, &pool.constraints, engine);
+            enter(scratch, engine, open);
         }
         let chosen = scratch.choose(&mut self.rng, refused).map(|key| key.slot);
         for &slot in &pool.engines {
@@ -450,6 +497,7 @@ impl Core {
             }
             if unused_pool {
                 let pool = self.pools.pools.remove(pool_index as usize);
+                self.hosts.forget_pool(pool_index);
                 self.pools.by_key.remove(&pool.key);
                 if pool.index.is_some() {
                     for slot in pool.engines {
@@ -467,9 +515,8 @@ impl Core {
 }
 
 /// Puts an engine into an index as it stands, or takes it out when it has no room.
-fn enter(index: &mut Box<dyn Index>, engine: &Engine, retryable: bool) {
-    let (any, retry) = engine.room();
-    if if retryable { retry } else { any } {
+fn enter(index: &mut Box<dyn Index>, engine: &Engine, open: bool) {
+    if open {
         index.set(Candidate {
             engine: engine.key(),
             load: engine.active(),

@@ -1,11 +1,14 @@
 //! What is asked of the core.
 
+use ipbroker_protocol::resources::{self, Amount};
+
 use super::Core;
 use super::group::{DETACHED, Dep, Stage};
 use super::id::{NONE, split_member};
 use super::past::Found;
 use super::types::{
-    EngineKey, EngineTotals, Explanation, GroupKey, Nanos, Span, TaskState, Totals,
+    EngineKey, EngineTotals, Explanation, GroupKey, HostState, Kept, Nanos, Request, Span,
+    TaskState, Totals,
 };
 
 /// Names listed in an explanation.
@@ -388,7 +391,23 @@ impl Core {
                 "It prefers {names}, which is busy; in {wait} it goes to any engine that can take it."
             );
         }
-        let refused = &self.pools.classes[class as usize].refused;
+        let entry = &self.pools.classes[class as usize];
+        if let Some(request) = &self.constraints(class).request
+            && let Some(text) = self.nowhere_enough(class, request)
+        {
+            return text;
+        }
+        if let Some(host) = self.hosts.get(entry.kept_on)
+            && let Some(kept) = &host.reservation
+        {
+            let engine = &self.engines[kept.engine as usize];
+            return format!(
+                "{} is kept for it, or for one like it, until its host has {} free.",
+                engine.describe(),
+                request_words(&kept.request)
+            );
+        }
+        let refused = &entry.refused;
         let able = self
             .pool_engines(class)
             .iter()
@@ -416,6 +435,12 @@ impl Core {
             .queue
             .len
             .saturating_sub(1);
+        if let Some(request) = &self.constraints(class).request {
+            return format!(
+                "It waits for an engine on a host with {} free; {ahead} others wait for the same.",
+                request_words(request)
+            );
+        }
         match able {
             1 => format!(
                 "The one engine that can take it is busy; {ahead} others wait for the same."
@@ -500,6 +525,20 @@ impl Core {
                 "is not preferred".to_owned()
             } else if engine.leaving {
                 "is leaving".to_owned()
+            } else if let Some(text) = constraints
+                .request
+                .as_ref()
+                .and_then(|r| self.lacks(slot, r))
+            {
+                text
+            } else if constraints.request.is_some() && engine.load > 0 {
+                format!("is busy with {} tasks", engine.load)
+            } else if constraints.request.is_none() && engine.grant.is_some() {
+                "is busy with a task that asked for resources".to_owned()
+            } else if engine.kept_for != NONE {
+                "is kept for a task that has waited longer".to_owned()
+            } else if constraints.request.is_none() && engine.closed && engine.load == 0 {
+                "has no cpu free".to_owned()
             } else if !(if constraints.retryable { retry } else { any }) {
                 format!("is busy with {} tasks", engine.load)
             } else {
@@ -525,6 +564,11 @@ impl Core {
     /// That no registered engine has what the class asks.
     pub(super) fn nowhere(&self, class: u32) -> String {
         let constraints = self.constraints(class);
+        if let Some(request) = &constraints.request
+            && let Some(text) = self.nowhere_enough(class, request)
+        {
+            return text;
+        }
         let mut asks = Vec::new();
         if constraints.needs != 0 {
             asks.push(format!(
@@ -546,10 +590,100 @@ impl Core {
         if !constraints.tags.is_empty() {
             asks.push(format!("has the tags {}", constraints.tags.join(", ")));
         }
+        if let Some(request) = &constraints.request {
+            asks.push(format!("has {}", request_words(request)));
+        }
         match asks.is_empty() {
             true => "No engine is registered that may take it.".to_owned(),
             false => format!("No engine is registered that {}.", asks.join(" and ")),
         }
+    }
+
+    /// No registered engine could ever take tasks of the class, whatever becomes free.
+    pub(super) fn is_nowhere(&self, class: u32) -> bool {
+        let request = self.constraints(class).request.as_ref();
+        self.pool_engines(class).is_empty()
+            || request.is_some_and(|request| self.nowhere_enough(class, request).is_some())
+    }
+
+    /// That the hosts of all engines that may take tasks of the class have less in all than these ask for.
+    pub(super) fn nowhere_enough(&self, class: u32, request: &Request) -> Option<String> {
+        let mut most: Vec<Amount> = vec![0; request.len()];
+        let slots = self.pool_engines(class);
+        for &slot in slots {
+            let host = self.hosts.of(&self.engines[slot as usize])?;
+            if host.could(request) {
+                return None;
+            }
+            for (most, (name, _)) in most.iter_mut().zip(request) {
+                let total = host.stocks.get(name).map_or(0, |stock| stock.total);
+                *most = (*most).max(total);
+            }
+        }
+        if slots.is_empty() {
+            return None;
+        }
+        let lacking = request
+            .iter()
+            .zip(most)
+            .filter(|((_, asked), most)| most < asked);
+        let mut parts: Vec<String> = lacking
+            .map(|((name, _), most)| match most {
+                0 => format!("none has any {name}"),
+                _ => format!(
+                    "the most {name} that one has is {}",
+                    resources::words(name, most)
+                ),
+            })
+            .collect();
+        if parts.is_empty() {
+            parts.push("none has all of that together".to_owned());
+        }
+        Some(format!(
+            "It asks for {}, and no host has that: {}. It runs as soon as an engine registers on a host that does.",
+            request_words(request),
+            parts.join(", ")
+        ))
+    }
+
+    /// What hosts have, and who holds it, in no order.
+    pub fn hosts(&self) -> Vec<HostState> {
+        let key = |slot: u32| self.engines[slot as usize].key();
+        self.hosts
+            .iter()
+            .map(|host| HostState {
+                key: host.key.clone(),
+                engines: host.engines.iter().map(|&slot| key(slot)).collect(),
+                stocks: host
+                    .stocks
+                    .iter()
+                    .map(|(name, stock)| {
+                        let free = stock.names.iter().filter(|(_, taken)| !taken);
+                        let names = free.map(|(name, _)| name.clone()).collect();
+                        (name.clone(), stock.total, host.used(name), names)
+                    })
+                    .collect(),
+                holders: host
+                    .engines
+                    .iter()
+                    .filter_map(|&slot| {
+                        let grant = self.engines[slot as usize].grant.clone()?;
+                        Some((key(slot), grant))
+                    })
+                    .collect(),
+                kept: host.reservation.as_ref().and_then(|kept| {
+                    let waiting = self.members_of_class(kept.class);
+                    let group = *waiting.first()?;
+                    let group = self.groups[group].parent().unwrap_or(group);
+                    Some(Kept {
+                        engine: key(kept.engine),
+                        group: self.groups.key(group),
+                        request: (*kept.request).clone(),
+                        serial: kept.serial,
+                    })
+                }),
+            })
+            .collect()
     }
 
     /// Why nothing can ever run tasks of the class.
@@ -578,6 +712,25 @@ impl Core {
         } else {
             format!("{what}, and it failed on each or they lack what it requires")
         }
+    }
+}
+
+/// What is asked for, in words: `4 cpus, 2 gpus and 16.0 GiB memory`.
+fn request_words(request: &Request) -> String {
+    let parts: Vec<String> = request
+        .iter()
+        .map(|(name, amount)| {
+            let amount = resources::words(name, *amount);
+            match name.strip_suffix('s').filter(|_| amount == "1") {
+                Some(one) => format!("1 {one}"),
+                None => format!("{amount} {name}"),
+            }
+        })
+        .collect();
+    match &parts[..] {
+        [] => "nothing".to_owned(),
+        [one] => one.clone(),
+        [most @ .., last] => format!("{} and {last}", most.join(", ")),
     }
 }
 

@@ -1,14 +1,19 @@
 //! Submission: what a specification becomes.
 
+use std::sync::Arc;
+
+use ipbroker_protocol::resources::CPUS;
+
 use super::Core;
 use super::auto::Estimate;
 use super::clients::{Bucket, End};
 use super::group::{Array, DETACHED, Extra, Flight, Group, MAY_RETURN, Stage};
+use super::hosts::PLAIN;
 use super::id::{NONE, TaskId};
 use super::place::{from_units, to_units};
 use super::pools::Constraints;
 use super::ranges::RangeSet;
-use super::types::{FailKind, GroupKey, GroupSpec, Nanos, Refusal, TaskState};
+use super::types::{FailKind, Grant, GroupKey, GroupSpec, Nanos, Refusal, TaskState};
 
 impl Core {
     /// A new group. Its actions (a failure too) follow by [`Core::poll`].
@@ -76,10 +81,23 @@ impl Core {
         Ok(key)
     }
 
+    /// Before a controller restart the engine of that uuid was on this host, and the last task with resources that it was
+    /// given had these. To be called before [`Core::restore`].
+    pub fn restore_seat(&mut self, uuid: &str, host: &str, grant: Option<Grant>) {
+        let uuid = self.hasher.id(uuid.as_bytes());
+        self.seats.insert(uuid, (host.into(), grant));
+    }
+
     /// Members are with an engine already.
     fn give_restored(&mut self, now: Nanos, group: u32, slot: u32, lo: u32, hi: u32) {
         // Nobody knows how long it will take: nothing is put behind it.
         let est = to_units(None);
+        let class = self.groups[group].class;
+        if self.pools.classes[class as usize].asks {
+            let seat = self.seats.get(&self.engines[slot as usize].uuid);
+            let grant = seat.and_then(|(_, grant)| grant.clone());
+            self.take_restored(slot, class, grant);
+        }
         let entry = &mut self.groups[group];
         let (client, count, bytes) = (entry.client, entry.count, entry.bytes);
         let Some(array) = entry.array_mut() else {
@@ -187,7 +205,20 @@ impl Core {
 
     fn class_of(&mut self, spec: &GroupSpec<'_>) -> u32 {
         let retryable = spec.retries > 0;
-        if spec.targets.is_empty() && spec.hosts.is_empty() && spec.tags.is_empty() {
+        let request = (!spec.request.is_empty()).then(|| {
+            let mut request: Vec<_> = spec.request.to_vec();
+            if !request.iter().any(|(name, _)| **name == *CPUS) {
+                request.push((CPUS.into(), PLAIN));
+            }
+            request.retain(|(_, amount)| *amount > 0);
+            request.sort_unstable();
+            Arc::new(request)
+        });
+        if request.is_none()
+            && spec.targets.is_empty()
+            && spec.hosts.is_empty()
+            && spec.tags.is_empty()
+        {
             return self.plain_class(spec.needs.0, retryable);
         }
         let sorted = |names: &[String]| {
@@ -212,6 +243,7 @@ impl Core {
                 hosts,
                 tags,
                 prefer: Box::new([]),
+                request,
             },
             &[],
         )
@@ -223,7 +255,7 @@ impl Core {
             return;
         }
         let base = self.base_class(group);
-        if spec.no_wait && self.pool_engines(base).is_empty() {
+        if spec.no_wait && self.is_nowhere(base) {
             let text = self.nowhere(base);
             return self.fail_waiting(now, group, FailKind::NoEngine, &text);
         }

@@ -1,6 +1,9 @@
 //! What goes into the core and what comes out of it.
 
 use std::ops::{BitOr, Range};
+use std::sync::Arc;
+
+use ipbroker_protocol::resources::Amount;
 
 /// Time since the start of the controller, in nanoseconds. The core never reads a clock.
 pub type Nanos = u64;
@@ -86,6 +89,65 @@ impl Default for Dependency {
     }
 }
 
+/// What a task asks of its host: amounts by name, sorted, `cpus` among them.
+pub type Request = Vec<(Box<str>, Amount)>;
+
+/// What a task was granted of one resource.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Granted {
+    /// The resource.
+    pub name: Box<str>,
+    /// How much of it.
+    pub amount: Amount,
+    /// Which ones, where they have names.
+    pub names: Vec<Box<str>>,
+}
+
+/// What a task was granted of its host.
+pub type Grant = Vec<Granted>;
+
+/// What an engine says of its host. Engines that give the same `key` share what it has.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct HostSpec {
+    /// Which host it is.
+    pub key: Box<str>,
+    /// Numbers of the cores that the engine may use; of all engines together they make up the host's cpus, and there are
+    /// never fewer cpus than engines.
+    pub cores: Vec<u32>,
+    /// What there is by amount.
+    pub sums: Vec<(Box<str>, Amount)>,
+    /// What there is by name.
+    pub lists: Vec<(Box<str>, Vec<Box<str>>)>,
+}
+
+/// What a host has, and who holds it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct HostState {
+    /// Which host it is.
+    pub key: Box<str>,
+    /// Its registered engines.
+    pub engines: Vec<EngineKey>,
+    /// Each resource: its name, all of it, what is in use, and the names of the free ones.
+    pub stocks: Vec<(Box<str>, Amount, Amount, Vec<Box<str>>)>,
+    /// Engines whose task asked for something, and what it was granted.
+    pub holders: Vec<(EngineKey, Arc<Grant>)>,
+    /// What is kept for a task that waits for more than is free.
+    pub kept: Option<Kept>,
+}
+
+/// What is kept on a host for a task that waits there for more than is free.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Kept {
+    /// The engine that will run it.
+    pub engine: EngineKey,
+    /// The task, or one like it.
+    pub group: GroupKey,
+    /// What it asks for.
+    pub request: Request,
+    /// Another number for each time that something is kept.
+    pub serial: u64,
+}
+
 /// A submission: `count` members that share everything but their argument.
 #[derive(Clone, Copy, Debug)]
 pub struct GroupSpec<'a> {
@@ -103,6 +165,8 @@ pub struct GroupSpec<'a> {
     pub hosts: &'a [String],
     /// Tags, all of which an engine must have.
     pub tags: &'a [String],
+    /// What its host must have free (empty: one cpu, as any task).
+    pub request: &'a [(Box<str>, Amount)],
     /// Names the engine checks itself and may report unmet; kept for explanations only.
     pub require: &'a [String],
     /// Host names or tags of which one is preferred.
@@ -139,6 +203,7 @@ impl Default for GroupSpec<'_> {
             targets: &[],
             hosts: &[],
             tags: &[],
+            request: &[],
             require: &[],
             prefer: &[],
             prefer_wait: 0,
@@ -183,6 +248,8 @@ pub struct EngineSpec<'a> {
     pub can_give_back: bool,
     /// Instead of the controller's high-water mark.
     pub hwm: Option<Hwm>,
+    /// Its host (`None`: one of its own, with one cpu).
+    pub host: Option<&'a HostSpec>,
 }
 
 /// Members that an engine holds.
@@ -296,6 +363,8 @@ pub enum Action {
         engine: EngineKey,
         /// 0 for the first time; never the same again for the same members and engine.
         attempt: u32,
+        /// What it has of its host, if it asked.
+        grant: Option<Box<Grant>>,
     },
     /// Answer the client: these members failed for good without (or instead of) a reply of an engine.
     Fail {

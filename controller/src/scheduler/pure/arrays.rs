@@ -45,7 +45,15 @@ impl Pure {
     pub(super) fn next_part(&mut self) -> Option<Vec<Message>> {
         let array = self.splitting.front_mut()?;
         let (lo, hi) = (array.next, array.count.min(array.next + array.part));
-        let part = chunk(&self.session, &array.frames, &array.metadata, lo, hi, 0);
+        let part = chunk(
+            &self.session,
+            &array.frames,
+            &array.metadata,
+            lo,
+            hi,
+            0,
+            None,
+        );
         array.next = hi;
         if hi == array.count {
             self.splitting.pop_front();
@@ -77,7 +85,7 @@ pub(super) fn cut(
     if let [offsets, values, ..] = &frames[at::BUFFERS..] {
         View::new(offsets, values, to - from).ok()?;
     }
-    let part = chunk(session, &frames, &metadata.0, start, end, 0);
+    let part = chunk(session, &frames, &metadata.0, start, end, 0, None);
     Some(with_metadata(session, part, |metadata| {
         metadata.insert("range".into(), json!([lo, hi]));
     }))

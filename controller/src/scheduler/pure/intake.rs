@@ -161,6 +161,10 @@ impl Pure {
 fn lacking(metadata: &TaskMetadata) -> Option<&'static str> {
     [
         (!metadata.after.is_empty(), "`after`"),
+        (
+            metadata.resources.as_ref().is_some_and(|r| !r.is_empty()),
+            "resources (cpus, gpus, memory, …)",
+        ),
         (!metadata.follow.is_empty(), "`follow`"),
         (!metadata.targets.is_empty(), "`targets`"),
         (!metadata.hosts.is_empty(), "`host`"),

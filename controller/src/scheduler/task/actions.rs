@@ -13,6 +13,7 @@ use super::{
     Answered, Outgoing, Scheduler,
     frames::{Packed, at, chunk, with_metadata},
     groups::Body,
+    resources,
     watch::{Ended, last_line},
 };
 use crate::{
@@ -30,7 +31,8 @@ impl Scheduler {
                     range,
                     engine,
                     attempt,
-                } => self.dispatch(group, range, engine, attempt),
+                    grant,
+                } => self.dispatch(group, range, engine, attempt, grant.as_deref()),
                 Action::Fail {
                     group,
                     range,
@@ -66,7 +68,16 @@ impl Scheduler {
         range: std::ops::Range<u32>,
         engine: EngineKey,
         attempt: u32,
+        grant: Option<&core::Grant>,
     ) {
+        let granted = grant.map(|grant| resources::to_wire(grant));
+        if let Some(granted) = &granted
+            && let Some(engine) = self.engines.get(engine)
+        {
+            let (id, uuid, machine) = (engine.id, engine.uuid.clone(), engine.machine.clone());
+            self.keep_seat(id, &uuid, &machine, granted.clone());
+        }
+        let granted = granted.map(|granted| json!(granted));
         let (Some(group), Some(engine)) = (self.groups.get_mut(key), self.engines.get(engine))
         else {
             tracing::error!("the scheduler dispatches what is not there");
@@ -79,11 +90,16 @@ impl Scheduler {
             &engine.uuid,
         );
         let single = |frames: Vec<Message>| {
-            if attempt == 0 {
+            if attempt == 0 && granted.is_none() {
                 return frames;
             }
             with_metadata(&self.session, frames, |metadata| {
-                metadata.insert("attempt".into(), attempt.into());
+                if attempt > 0 {
+                    metadata.insert("attempt".into(), attempt.into());
+                }
+                if let Some(granted) = &granted {
+                    metadata.insert("granted".into(), granted.clone());
+                }
             })
         };
         let frames = match std::mem::replace(&mut group.body, Body::Gone(Box::default())) {
@@ -108,6 +124,7 @@ impl Scheduler {
                     range.start,
                     range.end,
                     attempt,
+                    granted.as_ref(),
                 );
                 group.body = Body::Array(frames, metadata);
                 chunk

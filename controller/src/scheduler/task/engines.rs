@@ -38,6 +38,10 @@ pub(super) struct Engine {
     pub(super) leaving: bool,
     /// It keeps replies until they are acknowledged.
     keeps: bool,
+    /// Which machine it is on; empty: it did not say.
+    pub(super) machine: Box<str>,
+    /// Its number.
+    pub(super) id: u32,
     /// Index of its host in the statistics.
     host: usize,
     /// All names of its host and its tags, for `prefer`.
@@ -57,6 +61,8 @@ pub(super) struct Newcomer<'a> {
     pub(super) ours: bool,
     pub(super) keeps: bool,
     pub(super) host: &'a str,
+    pub(super) machine: String,
+    pub(super) id: u32,
     pub(super) places: Box<[String]>,
 }
 
@@ -80,6 +86,8 @@ impl Engines {
             ours,
             keeps,
             host,
+            machine,
+            id,
             places,
         } = newcomer;
         self.leave(uuid);
@@ -109,6 +117,8 @@ impl Engines {
             ours,
             leaving: false,
             keeps,
+            machine: machine.into(),
+            id,
             host,
             places,
             safe: Acked::default(),

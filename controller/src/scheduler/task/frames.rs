@@ -106,12 +106,16 @@ pub(crate) fn chunk(
     lo: u32,
     hi: u32,
     attempt: u32,
+    granted: Option<&serde_json::Value>,
 ) -> Vec<Message> {
     let copy = |index: usize| Message::from(&frames[index][..]);
     let mut metadata = metadata.clone();
     metadata.insert("range".into(), serde_json::json!([lo, hi]));
     if attempt > 0 {
         metadata.insert("attempt".into(), attempt.into());
+    }
+    if let Some(granted) = granted {
+        metadata.insert("granted".into(), granted.clone());
     }
     let mut chunk = vec![
         copy(0),

@@ -17,6 +17,7 @@ use super::{
     Answered, Scheduler,
     frames::{Packed, at, slices},
     groups::{Body, Group},
+    resources::request,
     watch,
 };
 use crate::{
@@ -187,7 +188,9 @@ impl Scheduler {
         let ours = matches!(msg_type, types::COMMAND_REQUEST | types::FUNCTION_REQUEST);
         let after = dependency(&metadata.after);
         let follow = dependency(&metadata.follow);
+        let request = request(metadata.resources.as_ref()).map_err(Bad::new)?;
         let spec = GroupSpec {
+            request: &request,
             msg_id,
             client: if header.session.is_empty() {
                 frames[0]

@@ -12,6 +12,7 @@ mod intake;
 mod questions;
 mod recovery;
 mod replies;
+mod resources;
 mod results;
 mod turn;
 mod watch;

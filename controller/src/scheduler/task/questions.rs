@@ -6,11 +6,12 @@ use ipbroker_protocol::{
     array::member_id,
     envelope::Envelope,
     message::{HeaderRef, Holds, ParentRef, Stats, types},
+    resources::Grant,
     session::Empty,
     zmq::Message,
 };
 
-use super::{Outgoing, Scheduler, engines, groups::Group};
+use super::{Outgoing, Scheduler, engines, groups::Group, resources};
 use crate::scheduler::{
     command::{
         Aborted, Command, Departure, EngineProfile, EngineTasks, Explanation, Selection,
@@ -80,6 +81,8 @@ impl Scheduler {
 
     fn engine_joined(&mut self, profile: &Arc<EngineProfile>) {
         let now = self.now();
+        let host_spec = resources::host_spec(profile);
+        let machine = host_spec.as_ref().map_or("", |spec| &spec.key).to_owned();
         let key = self.core.engine_joined(
             now,
             &EngineSpec {
@@ -90,6 +93,7 @@ impl Scheduler {
                 capabilities: &profile.capabilities,
                 can_give_back: profile.can("give_back"),
                 hwm: None,
+                host: host_spec.as_ref(),
             },
         );
         let host = profile.hosts.first().map_or("unknown", String::as_str);
@@ -102,10 +106,15 @@ impl Scheduler {
                 ours: profile.is_ours(),
                 keeps: self.durable && profile.can("ack"),
                 host,
+                machine: machine.clone(),
+                id: profile.id,
                 places,
             },
             self.begun.elapsed(),
         );
+        if !machine.is_empty() && !profile.returns {
+            self.keep_seat(profile.id, &profile.uuid, &machine, Grant::new());
+        }
         self.heed_early(&profile.uuid, key);
         // The question comes after all that was given to the engine so far.
         self.act();
@@ -212,7 +221,7 @@ impl Scheduler {
     }
 
     fn queues(&self, verbose: bool) -> TaskQueues {
-        let engines = self
+        let mut engines: Vec<EngineTasks> = self
             .engines
             .iter()
             .map(|engine| {
@@ -226,10 +235,11 @@ impl Scheduler {
                     } else {
                         Vec::new()
                     },
-                    completed_ids: Vec::new(),
+                    ..EngineTasks::default()
                 }
             })
             .collect();
+        self.add_resources(&mut engines);
         let counts = self.core.totals(None);
         let unassigned_ids = if verbose {
             self.ids(&self.core.unassigned(None))

@@ -10,6 +10,7 @@ use super::{
     Answered, Outgoing, Scheduler,
     groups::{Body, Group},
     intake::{dependency, reply_type, wishes},
+    resources::request,
     watch::{self, Ended},
 };
 use crate::{
@@ -20,6 +21,7 @@ use crate::{
 impl Scheduler {
     pub(super) fn restore(&mut self, recovered: Recovered) {
         let count = recovered.tasks.len();
+        self.restore_seats(&recovered.meta);
         for task in recovered.tasks {
             let msg_id = task.msg_id.clone();
             if let Err(why) = self.restore_task(task) {
@@ -69,7 +71,9 @@ impl Scheduler {
             .iter()
             .map(|frame| frame.len() + FRAME_OVERHEAD)
             .sum();
+        let request = request(wire.resources.as_ref())?;
         let spec = GroupSpec {
+            request: &request,
             msg_id: &task.msg_id,
             client: if from.is_empty() {
                 &task.client

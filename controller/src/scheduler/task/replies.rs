@@ -79,7 +79,8 @@ impl Scheduler {
             },
             // What it is given before the answer reaches it first.
             types::LEAVE_REQUEST => {
-                self.core.engine_leaving(engine);
+                let now = self.now();
+                self.core.engine_leaving(now, engine);
                 self.engines.set_leaving(engine);
                 let uuid = String::from_utf8_lossy(&envelope.identities()[0]).into_owned();
                 let reply = LeaveReply {

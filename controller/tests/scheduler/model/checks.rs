@@ -10,6 +10,7 @@ impl World {
                 range,
                 engine,
                 attempt,
+                grant,
             } => {
                 let n = self
                     .nodes
@@ -19,7 +20,7 @@ impl World {
                 let t = self.task(group)?;
                 ensure!(!range.is_empty(), "an empty dispatch");
                 for m in range {
-                    self.check_dispatch(t, m, n, attempt)?;
+                    self.check_dispatch(t, m, n, attempt, grant.as_deref())?;
                 }
                 Ok(())
             }
@@ -123,7 +124,14 @@ impl World {
             .ok_or_else(|| "an action for an unknown group".to_owned())
     }
 
-    pub(super) fn check_dispatch(&mut self, t: usize, m: u32, n: usize, attempt: u32) -> Check {
+    pub(super) fn check_dispatch(
+        &mut self,
+        t: usize,
+        m: u32,
+        n: usize,
+        attempt: u32,
+        grant: Option<&Grant>,
+    ) -> Check {
         let id = format!("{}:{m}", self.tasks[t].id);
         let member = &self.tasks[t].members[m as usize];
         ensure!(
@@ -149,6 +157,9 @@ impl World {
                 "e{n} is given more than {most}"
             );
         }
+        self.check_resources(t, n, &id, grant)?;
+        let host = &self.nodes[n].host;
+        let orderly = !self.kept.contains_key(host) && !self.keeps(host);
         let mine = (
             self.tasks[t].client,
             self.tasks[t].priority,
@@ -160,7 +171,7 @@ impl World {
             }
             let earlier = task.priority > mine.1
                 || (task.priority == mine.1 && task.runnable.is_some_and(|event| event < mine.2));
-            if earlier && self.hwm != Hwm::Auto {
+            if earlier && self.hwm != Hwm::Auto && orderly && self.free_for(other, n) {
                 for (o, member) in task.members.iter().enumerate() {
                     ensure!(
                         member.at != At::Waiting
@@ -182,7 +193,131 @@ impl World {
             "{id} is given to e{n} again as attempt {attempt}"
         );
         member.at = At::On(n);
+        if self.nodes[n].holds.is_empty() {
+            self.nodes[n].begun = self.event;
+        }
+        self.nodes[n].grant = grant.cloned();
         self.nodes[n].holds.push((t, m));
+        Ok(())
+    }
+
+    /// Never over a pool, no name twice, and what asks for something alone on its engine.
+    fn check_resources(&self, t: usize, n: usize, id: &str, grant: Option<&Grant>) -> Check {
+        let (task, node) = (&self.tasks[t], &self.nodes[n]);
+        ensure!(
+            node.grant.is_none(),
+            "{id} is given to e{n}, whose task asked for resources"
+        );
+        ensure!(
+            task.request.is_empty() != grant.is_some(),
+            "{id} asks for {:?} and is granted {grant:?}",
+            task.request
+        );
+        ensure!(
+            self.free_for(t, n),
+            "{id} asks for {:?}, which e{n} does not have free",
+            task.request
+        );
+        let Some(grant) = grant else { return Ok(()) };
+        ensure!(
+            node.holds.is_empty(),
+            "{id} asks for resources and is put behind another"
+        );
+        let asked = self.asks(t);
+        for granted in grant {
+            let amount = asked.iter().find(|(name, _)| *name == granted.name);
+            ensure!(
+                amount.is_some_and(|(_, amount)| *amount == granted.amount),
+                "{id} asks for {asked:?} and is granted {granted:?}"
+            );
+            let mut seen = BTreeSet::new();
+            let twice = granted.names.iter().find(|name| !seen.insert(*name));
+            ensure!(twice.is_none(), "{id} is granted {twice:?} twice");
+            if *granted.name != *"gpus" {
+                continue;
+            }
+            ensure!(
+                granted.names.len() as u64 * 1000 == granted.amount,
+                "{id} is granted {granted:?}"
+            );
+            for other in self.on_host(&node.host).filter_map(|o| o.grant.as_ref()) {
+                let same = other
+                    .iter()
+                    .filter(|g| g.name == granted.name)
+                    .flat_map(|g| &g.names)
+                    .find(|name| granted.names.contains(name));
+                ensure!(same.is_none(), "{id} is granted {same:?}, which is taken");
+            }
+        }
+        ensure!(
+            asked.len() == grant.len(),
+            "{id} asks for {asked:?} and is granted {grant:?}"
+        );
+        Ok(())
+    }
+
+    /// What the core says of hosts is what follows from what engines hold; what it keeps is not given away.
+    fn check_hosts(&mut self) -> Check {
+        let hosts = self.core.hosts();
+        let mut kept = BTreeMap::new();
+        for state in &hosts {
+            let host = &*state.key;
+            for (name, total, used, free) in &state.stocks {
+                ensure!(
+                    (*total, *used) == (self.total(host, name), self.used(host, name)),
+                    "{host} has {} of {} {name} in use, but it counts {used} of {total}",
+                    self.used(host, name),
+                    self.total(host, name)
+                );
+                ensure!(
+                    free.is_empty() || free.len() as u64 * 1000 + used == *total,
+                    "{host} has {used} of {total} {name} in use, and {free:?} are free"
+                );
+            }
+            let Some(now) = &state.kept else { continue };
+            let totals: Vec<u64> = now
+                .request
+                .iter()
+                .map(|(name, _)| self.total(host, name))
+                .collect();
+            let keeping = match self.kept.remove(host) {
+                Some(before) if before.kept.serial == now.serial => before,
+                _ => {
+                    self.keepings += 1;
+                    Keeping {
+                        kept: now.clone(),
+                        event: self.event,
+                        totals: totals.clone(),
+                    }
+                }
+            };
+            let n = self
+                .nodes
+                .iter()
+                .position(|n| n.key == now.engine)
+                .ok_or("nobody is kept")?;
+            ensure!(
+                self.nodes[n].alive
+                    && !self.nodes[n].leaving
+                    && self.nodes[n].begun <= keeping.event,
+                "e{n} is kept, and has been given something else"
+            );
+            for (at, (name, amount)) in now.request.iter().enumerate() {
+                let newcomers = self.newcomers(host, name, keeping.event + 1);
+                ensure!(
+                    newcomers == 0
+                        || totals[at] < keeping.totals[at]
+                        || newcomers + amount <= totals[at],
+                    "{host} keeps {amount} of {} {name}, and {newcomers} were given away since",
+                    totals[at]
+                );
+            }
+            // What was promised while there was more may be more than there is.
+            let most = totals.iter().zip(&keeping.totals);
+            let totals = most.map(|(now, before)| *now.max(before)).collect();
+            kept.insert(host.to_owned(), Keeping { totals, ..keeping });
+        }
+        self.kept = kept;
         Ok(())
     }
 
@@ -245,6 +380,7 @@ impl World {
         while let Some(action) = self.core.poll() {
             self.act(action)?;
         }
+        self.check_hosts()?;
         let event = self.event;
         for t in 0..self.tasks.len() {
             if self.tasks[t].released {
@@ -294,7 +430,11 @@ impl World {
                 }
                 for n in 0..self.nodes.len() {
                     ensure!(
-                        !(self.nodes[n].alive && self.has_room(n) && self.may_run(t, m, n)),
+                        !(self.nodes[n].alive
+                            && self.has_room(n)
+                            && self.may_run(t, m, n)
+                            && self.free_for(t, n)
+                            && !self.kept_from(t, n)),
                         "{}:{m} waits although e{n} has room",
                         task.id
                     );

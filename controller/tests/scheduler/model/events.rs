@@ -2,6 +2,21 @@
 
 use super::*;
 
+/// What hosts have: four cpus or fewer, and no two the same.
+fn host_spec(host: &str) -> HostSpec {
+    let (cores, gpus, lic): (u32, &[&str], u64) = match host {
+        "h0" => (4, &["a", "b"], 1500),
+        "h1" => (2, &["0"], 0),
+        _ => (1, &[], 700),
+    };
+    HostSpec {
+        key: host.into(),
+        cores: (0..cores).map(|core| 2 * core).collect(),
+        sums: vec![("lic".into(), lic)],
+        lists: vec![("gpus".into(), gpus.iter().map(|g| (*g).into()).collect())],
+    }
+}
+
 impl World {
     pub(super) fn join(&mut self, [a, b, ..]: [u16; 4]) -> Check {
         if self.nodes.iter().filter(|n| n.alive).count() >= 4 {
@@ -32,6 +47,7 @@ impl World {
     pub(super) fn add_node(&mut self, host: &str, tags: &[String], caps: &[&'static str]) -> Check {
         let uuid = format!("e{}", self.joined);
         self.joined += 1;
+        let host_spec = host_spec(host);
         let capabilities: Vec<String> = caps.iter().map(|c| c.to_string()).collect();
         let key = self.core.engine_joined(
             self.now,
@@ -43,6 +59,7 @@ impl World {
                 capabilities: &capabilities,
                 can_give_back: self.joined.is_multiple_of(2),
                 hwm: None,
+                host: Some(&host_spec),
             },
         );
         self.nodes.push(Node {
@@ -54,6 +71,8 @@ impl World {
             host: host.to_owned(),
             tags: tags.to_vec(),
             holds: Vec::new(),
+            grant: None,
+            begun: 0,
         });
         Ok(())
     }
@@ -138,6 +157,7 @@ impl World {
                 continue;
             };
             self.nodes[node].holds.remove(at);
+            self.rest(node);
             if self.tasks[task].members[m as usize].at != At::On(node) {
                 continue;
             }
@@ -213,9 +233,17 @@ impl World {
                 continue;
             };
             self.nodes[node].holds.remove(at);
+            self.rest(node);
             self.waits_again(task, m, node);
         }
         Ok(())
+    }
+
+    /// An engine that holds nothing has nothing of its host.
+    fn rest(&mut self, node: usize) {
+        if self.nodes[node].holds.is_empty() {
+            self.nodes[node].grant = None;
+        }
     }
 
     /// A member that was not started waits again.
@@ -245,7 +273,7 @@ impl World {
     pub(super) fn leaving(&mut self, [a, ..]: [u16; 4]) -> Check {
         let alive = self.alive();
         if let Some(&node) = alive.get(a as usize % alive.len().max(1)) {
-            self.core.engine_leaving(self.nodes[node].key);
+            self.core.engine_leaving(self.now, self.nodes[node].key);
             self.nodes[node].leaving = true;
         }
         Ok(())
@@ -295,6 +323,7 @@ impl World {
         self.nodes[node].alive = false;
         let now = self.now;
         let holds = std::mem::take(&mut self.nodes[node].holds);
+        self.rest(node);
         for &(t, m) in &holds {
             if started.as_ref().is_some_and(|s| !s.contains(&(t, m))) {
                 self.waits_again(t, m, node);

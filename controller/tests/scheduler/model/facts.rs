@@ -169,9 +169,110 @@ impl World {
             })
     }
 
+    pub(super) fn on_host(&self, host: &str) -> impl Iterator<Item = &Node> {
+        self.nodes.iter().filter(move |n| n.alive && n.host == host)
+    }
+
+    /// What a task takes of its host.
+    pub(super) fn asks(&self, t: usize) -> Request {
+        let mut request = self.tasks[t].request.clone();
+        if !request.iter().any(|(name, _)| **name == *"cpus") {
+            request.push(("cpus".into(), 1000));
+        }
+        request.sort();
+        request
+    }
+
+    pub(super) fn total(&self, host: &str, name: &str) -> u64 {
+        let engines = self.on_host(host).count() as u64;
+        match (host, name) {
+            ("h0", "cpus") => 4000.max(1000 * engines),
+            ("h1", "cpus") => 2000.max(1000 * engines),
+            (_, "cpus") => 1000 * engines,
+            ("h0", "gpus") => 2000,
+            ("h1", "gpus") => 1000,
+            ("h0", "lic") => 1500,
+            ("h2", "lic") => 700,
+            _ => 0,
+        }
+    }
+
+    fn takes(&self, node: &Node, name: &str) -> u64 {
+        match &node.grant {
+            Some(grant) => grant
+                .iter()
+                .filter(|g| *g.name == *name)
+                .map(|g| g.amount)
+                .sum(),
+            None if name == "cpus" && !node.holds.is_empty() => 1000,
+            None => 0,
+        }
+    }
+
+    pub(super) fn used(&self, host: &str, name: &str) -> u64 {
+        self.on_host(host).map(|n| self.takes(n, name)).sum()
+    }
+
+    /// What engines of the host have that was given to them from this event on.
+    pub(super) fn newcomers(&self, host: &str, name: &str, event: usize) -> u64 {
+        self.on_host(host)
+            .filter(|n| !n.holds.is_empty() && n.begun >= event)
+            .map(|n| self.takes(n, name))
+            .sum()
+    }
+
+    /// The host has all that, whoever holds it.
+    pub(super) fn could(&self, t: usize, n: usize) -> bool {
+        let host = &self.nodes[n].host;
+        self.asks(t)
+            .iter()
+            .all(|(name, amount)| *amount <= self.total(host, name))
+    }
+
+    /// The engine's host has free what the task asks for, and so has the engine.
+    pub(super) fn free_for(&self, t: usize, n: usize) -> bool {
+        let node = &self.nodes[n];
+        let fits = || {
+            self.asks(t).iter().all(|(name, amount)| {
+                self.used(&node.host, name) + amount <= self.total(&node.host, name)
+            })
+        };
+        match self.tasks[t].request.is_empty() {
+            _ if node.grant.is_some() => false,
+            true if !node.holds.is_empty() => true,
+            true => fits(),
+            false => node.holds.is_empty() && fits(),
+        }
+    }
+
+    /// Something is kept on the host.
+    pub(super) fn keeps(&self, host: &str) -> bool {
+        let hosts = self.core.hosts();
+        hosts.iter().any(|h| *h.key == *host && h.kept.is_some())
+    }
+
+    /// Because of what is kept for another the engine may not take the task.
+    pub(super) fn kept_from(&self, t: usize, n: usize) -> bool {
+        let node = &self.nodes[n];
+        let Some(Keeping { kept, event, .. }) = self.kept.get(&node.host) else {
+            return false;
+        };
+        // What it has still been given in the same event is before or after.
+        let beside = |(name, amount): &(Box<str>, u64)| {
+            let asked = kept.request.iter().find(|(n, _)| n == name);
+            asked.is_none_or(|(_, asked)| {
+                let newcomers = self.newcomers(&node.host, name, *event);
+                newcomers + asked + amount <= self.total(&node.host, name)
+            })
+        };
+        kept.engine == node.key
+            || (!node.holds.is_empty() && node.begun <= *event)
+            || !self.asks(t).iter().all(beside)
+    }
+
     pub(super) fn has_room(&self, n: usize) -> bool {
         let held = self.nodes[n].holds.len();
-        if self.nodes[n].leaving {
+        if self.nodes[n].leaving || self.nodes[n].grant.is_some() {
             return false;
         }
         match self.hwm {

@@ -2,6 +2,18 @@
 
 use super::*;
 
+/// What tasks ask for: some more than any host has.
+const REQUESTS: [&[(&str, u64)]; 8] = [
+    &[("cpus", 2000)],
+    &[("cpus", 4000)],
+    &[("cpus", 500)],
+    &[("gpus", 1000)],
+    &[("cpus", 2000), ("gpus", 2000)],
+    &[("lic", 700)],
+    &[("cpus", 3000), ("lic", 500)],
+    &[("cpus", 64000)],
+];
+
 impl World {
     pub(super) fn submit(&mut self, [a, b, c, d]: [u16; 4]) -> Check {
         let number = self.tasks.len();
@@ -46,6 +58,12 @@ impl World {
                 follow = Some(dep(self, (d >> 3).rotate_left(5) ^ a));
             }
         }
+        let request = if bits(a, 11, 3) == 0 {
+            REQUESTS[usize::from(bits(d, 5, 8))]
+        } else {
+            &[]
+        };
+        let request: Request = request.iter().map(|(n, x)| ((*n).into(), *x)).collect();
         let priority = i32::from(bits(a, 2, 3)) - 1;
         let may_return = bits(a, 5, 2) == 1;
         let client = bits(a, 7, 3) as usize;
@@ -59,6 +77,7 @@ impl World {
                 targets,
                 hosts,
                 tags,
+                request,
                 prefer: !prefer.is_empty(),
                 after,
                 follow,
@@ -98,6 +117,7 @@ impl World {
         follow: Option<Dependency>,
         retries: u32,
         may_return: bool,
+        request: &[(&str, u64)],
     ) -> Check {
         self.event += 1;
         self.events += 1;
@@ -122,6 +142,7 @@ impl World {
             targets: vec![],
             hosts: vec![],
             tags: vec![],
+            request: request.iter().map(|(n, x)| ((*n).into(), *x)).collect(),
             prefer: false,
             after,
             follow,
@@ -171,6 +192,7 @@ impl World {
             targets: &task.targets.clone(),
             hosts: &task.hosts.clone(),
             tags: &task.tags.clone(),
+            request: &task.request.clone(),
             prefer,
             prefer_wait: 5 * MS,
             priority: task.priority,

@@ -1,0 +1,769 @@
+//! Hosts and what they have: who holds how much of it, and what is kept for whom.
+//!
+//! Engines of one host share its stocks. A task that asks for resources is given to an engine that has nothing else, and
+//! that engine is given nothing else until it has answered: so an engine holds at most one such task, and gives back what
+//! it holds at the one place where its load becomes 0 ([`Core::add_load`]). A task that asks for nothing counts as one cpu
+//! as long as its engine has anything to do; N engines have never fewer than N cpus between them, so that these alone are
+//! never held up.
+//!
+//! *Not now*: a class that a host has no room for is taken out of that host's part of the index, and looked at again when
+//! something is released there. *Overtaken*: what is started on a host while something that comes first in turn waits
+//! there for more than is free overtakes that. Once it was overtaken by [`ROUNDS`] times all cpus of the host, an engine
+//! and what it asks for are kept for it: from then on only what fits beside it is started there, so that it waits no longer
+//! than for what was running at that moment.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use ipbroker_protocol::resources::{self, Amount, CPUS, ONE};
+
+use super::Core;
+use super::engine::Engine;
+use super::id::NONE;
+use super::pools::Constraints;
+use super::types::{Grant, Granted, HostSpec, Request};
+
+/// How often all cpus of a host may go to tasks that overtake one that waits for more than is free.
+pub(super) const ROUNDS: u64 = 2;
+
+/// What a plain task counts as.
+pub(super) const PLAIN: Amount = ONE;
+
+/// One resource of a host.
+#[derive(Debug, Default)]
+pub(super) struct Stock {
+    pub total: Amount,
+    pub used: Amount,
+    /// Its units, where they have names, and whether they are taken.
+    pub names: Vec<(Box<str>, bool)>,
+}
+
+/// What is kept for a class on a host.
+#[derive(Debug)]
+pub(super) struct Reservation {
+    /// The engine that will run it.
+    pub engine: u32,
+    pub class: u32,
+    pub request: Arc<Request>,
+    /// What was started since, of each resource of `request`.
+    newcomers: Vec<Amount>,
+    /// Another number for each.
+    pub serial: u64,
+}
+
+/// A host.
+#[derive(Debug)]
+pub(super) struct Host {
+    pub key: Box<str>,
+    /// Registered engines.
+    pub engines: Vec<u32>,
+    /// Engines that count on it: registered, or awaited after a restart.
+    refs: u32,
+    pub stocks: BTreeMap<Box<str>, Stock>,
+    /// Cores, and how much of each is granted.
+    cores: Vec<(u32, Amount)>,
+    /// Engines that hold plain tasks.
+    pub plain: u32,
+    /// Engines that hold a task with resources.
+    pub held: u32,
+    pub reservation: Option<Reservation>,
+    /// Pools that it has no room for now.
+    blocked: Vec<u32>,
+    /// There is a cpu for another plain task.
+    pub open: bool,
+}
+
+impl Host {
+    fn new(key: &str) -> Self {
+        Host {
+            key: key.into(),
+            engines: Vec::new(),
+            refs: 0,
+            stocks: BTreeMap::new(),
+            cores: Vec::new(),
+            plain: 0,
+            held: 0,
+            reservation: None,
+            blocked: Vec::new(),
+            open: true,
+        }
+    }
+
+    /// Nothing here ever waits for what another task holds.
+    fn is_quiet(&self) -> bool {
+        self.held == 0 && self.reservation.is_none() && self.blocked.is_empty() && self.open
+    }
+
+    fn total(&self, name: &str) -> Amount {
+        self.stocks.get(name).map_or(0, |stock| stock.total)
+    }
+
+    /// In use; of cpus, those of plain tasks too.
+    pub(super) fn used(&self, name: &str) -> Amount {
+        let held = self.stocks.get(name).map_or(0, |stock| stock.used);
+        if name == CPUS {
+            held + Amount::from(self.plain) * PLAIN
+        } else {
+            held
+        }
+    }
+
+    /// It has all that, whoever holds it now.
+    pub(super) fn could(&self, request: &Request) -> bool {
+        request
+            .iter()
+            .all(|(name, amount)| *amount <= self.total(name))
+    }
+
+    /// It has all that free.
+    pub(super) fn fits(&self, request: &Request) -> bool {
+        request
+            .iter()
+            .all(|(name, amount)| self.used(name) + amount <= self.total(name))
+    }
+
+    fn beside(&self, name: &str, amount: Amount) -> bool {
+        let Some(kept) = &self.reservation else {
+            return true;
+        };
+        match kept.request.iter().position(|(n, _)| **n == *name) {
+            Some(at) => kept.newcomers[at] + kept.request[at].1 + amount <= self.total(name),
+            None => true,
+        }
+    }
+
+    /// It has all that free, beside what it keeps for somebody.
+    pub(super) fn admits(&self, request: &Request) -> bool {
+        self.fits(request) && request.iter().all(|(n, amount)| self.beside(n, *amount))
+    }
+
+    fn admits_plain(&self) -> bool {
+        self.used(CPUS) + PLAIN <= self.total(CPUS) && self.beside(CPUS, PLAIN)
+    }
+
+    /// Counts what was started while something is kept; true if something is.
+    fn newcomer(&mut self, request: &[(Box<str>, Amount)], comes: bool) -> bool {
+        let Some(kept) = &mut self.reservation else {
+            return false;
+        };
+        for (name, amount) in request {
+            if let Some(at) = kept.request.iter().position(|(n, _)| n == name) {
+                let so_far = &mut kept.newcomers[at];
+                *so_far = if comes {
+                    *so_far + amount
+                } else {
+                    so_far.saturating_sub(*amount)
+                };
+            }
+        }
+        true
+    }
+
+    /// Takes what is asked for; the caller has seen that it is there.
+    fn take(&mut self, request: &Request) -> Grant {
+        let mut grant = Grant::new();
+        for (name, amount) in request {
+            let stock = self.stocks.entry(name.clone()).or_default();
+            stock.used += amount;
+            let mut names = Vec::new();
+            if **name == *CPUS {
+                names = take_cores(&mut self.cores, *amount);
+            } else if !stock.names.is_empty() {
+                let free = stock.names.iter_mut().filter(|(_, taken)| !taken);
+                for (name, taken) in free.take((amount / ONE) as usize) {
+                    *taken = true;
+                    names.push(name.clone());
+                }
+            }
+            grant.push(Granted {
+                name: name.clone(),
+                amount: *amount,
+                names,
+            });
+        }
+        grant
+    }
+
+    /// Marks as taken what was granted before a restart.
+    fn take_again(&mut self, grant: &Grant) {
+        for granted in grant {
+            let stock = self.stocks.entry(granted.name.clone()).or_default();
+            stock.used += granted.amount;
+            self.mark(granted, true);
+        }
+    }
+
+    fn give_back(&mut self, grant: &Grant) {
+        for granted in grant {
+            if let Some(stock) = self.stocks.get_mut(&granted.name) {
+                stock.used = stock.used.saturating_sub(granted.amount);
+            }
+            self.mark(granted, false);
+        }
+    }
+
+    fn mark(&mut self, granted: &Granted, taken: bool) {
+        if *granted.name == *CPUS {
+            let mut left = granted.amount;
+            let last = granted.names.len().saturating_sub(1);
+            for (at, name) in granted.names.iter().enumerate() {
+                let core = self.cores.iter_mut().find(|(n, _)| n.to_string() == **name);
+                // More cpus than cores: the last one stands for all that is left.
+                let part = if at == last { left } else { left.min(ONE) };
+                left -= part;
+                if let Some((_, load)) = core {
+                    *load = if taken {
+                        *load + part
+                    } else {
+                        load.saturating_sub(part)
+                    };
+                }
+            }
+        } else if let Some(stock) = self.stocks.get_mut(&granted.name) {
+            for (_, is_taken) in stock
+                .names
+                .iter_mut()
+                .filter(|(name, _)| granted.names.contains(name))
+            {
+                *is_taken = taken;
+            }
+        }
+    }
+}
+
+/// The cores of which least is granted.
+fn take_cores(cores: &mut [(u32, Amount)], amount: Amount) -> Vec<Box<str>> {
+    let count = (amount.div_ceil(ONE) as usize).min(cores.len());
+    let mut order: Vec<usize> = (0..cores.len()).collect();
+    order.sort_by_key(|&at| cores[at].1);
+    order.truncate(count);
+    order.sort_unstable();
+    let mut left = amount;
+    let mut names = Vec::with_capacity(count);
+    for (nth, &at) in order.iter().enumerate() {
+        let part = if nth + 1 == count {
+            left
+        } else {
+            left.min(ONE)
+        };
+        left -= part;
+        cores[at].1 += part;
+        names.push(cores[at].0.to_string().into());
+    }
+    names
+}
+
+/// What a single unit of plain work takes, as a request.
+pub(super) fn plain_request() -> Request {
+    vec![(CPUS.into(), PLAIN)]
+}
+
+/// Whether an engine may be given a task of this pool now, as far as its host and its other tasks go.
+pub(super) fn open_to(
+    hosts: &Hosts,
+    pool: u32,
+    constraints: &Constraints,
+    engine: &Engine,
+) -> bool {
+    match &constraints.request {
+        None => {
+            let (any, retry) = engine.room();
+            if constraints.retryable { retry } else { any }
+        }
+        Some(_) => {
+            engine.idle()
+                && hosts
+                    .of(engine)
+                    .is_some_and(|host| !host.blocked.contains(&pool))
+        }
+    }
+}
+
+/// All hosts.
+#[derive(Default)]
+pub(super) struct Hosts {
+    slab: slab::Slab<Host>,
+    by_key: BTreeMap<Box<str>, u32>,
+}
+
+impl Hosts {
+    pub(super) fn get(&self, host: u32) -> Option<&Host> {
+        self.slab.get(host as usize)
+    }
+
+    pub(super) fn of(&self, engine: &Engine) -> Option<&Host> {
+        self.get(engine.host)
+    }
+
+    pub(super) fn iter(&self) -> impl Iterator<Item = &Host> {
+        self.slab.iter().map(|(_, host)| host)
+    }
+
+    /// The host of that name, counted once more.
+    fn hold(&mut self, key: &str) -> u32 {
+        let host = match self.by_key.get(key) {
+            Some(&host) => host,
+            None => {
+                let host = self.slab.insert(Host::new(key)) as u32;
+                self.by_key.insert(key.into(), host);
+                host
+            }
+        };
+        self.slab[host as usize].refs += 1;
+        host
+    }
+
+    /// Counted once less; true if it is still there.
+    fn release(&mut self, host: u32) -> bool {
+        let entry = &mut self.slab[host as usize];
+        entry.refs -= 1;
+        if entry.refs == 0 {
+            let gone = self.slab.remove(host as usize);
+            self.by_key.remove(&gone.key);
+            return false;
+        }
+        true
+    }
+
+    /// A pool is no more.
+    pub(super) fn forget_pool(&mut self, pool: u32) {
+        for (_, host) in &mut self.slab {
+            host.blocked.retain(|&p| p != pool);
+        }
+    }
+}
+
+impl Core {
+    /// An engine is on the host that it names (`None`: on one of its own).
+    pub(super) fn settle_on_host(&mut self, slot: u32, spec: Option<&HostSpec>) {
+        let own;
+        let spec = match spec {
+            Some(spec) => spec,
+            None => {
+                own = HostSpec {
+                    key: format!("engine {}", self.engines[slot as usize].name).into(),
+                    ..HostSpec::default()
+                };
+                &own
+            }
+        };
+        let host = self.hosts.hold(&spec.key);
+        self.move_to_host(slot, host);
+        self.engines[slot as usize].machine = Arc::new(spec.clone());
+        let entry = &mut self.hosts.slab[host as usize];
+        if !entry.engines.contains(&slot) {
+            entry.engines.push(slot);
+        }
+        self.count_stocks(host);
+    }
+
+    /// An engine that is awaited after a restart was on this host, and its task had this.
+    pub(super) fn await_on_host(&mut self, slot: u32, key: &str) {
+        let host = self.hosts.hold(key);
+        self.move_to_host(slot, host);
+    }
+
+    /// Takes the engine, and what it holds, from where it was. The new host is counted already.
+    fn move_to_host(&mut self, slot: u32, host: u32) {
+        let engine = &mut self.engines[slot as usize];
+        let old = std::mem::replace(&mut engine.host, host);
+        let (busy, grant) = (engine.load > 0, engine.grant.take());
+        if old != NONE {
+            let before = &mut self.hosts.slab[old as usize];
+            match &grant {
+                Some(grant) => {
+                    before.give_back(grant);
+                    before.held -= 1;
+                }
+                None if busy => before.plain -= 1,
+                None => {}
+            }
+            if old != host {
+                before.engines.retain(|&s| s != slot);
+            }
+            if self.hosts.release(old) && old != host {
+                self.count_stocks(old);
+            }
+        }
+        let after = &mut self.hosts.slab[host as usize];
+        match &grant {
+            Some(grant) => {
+                after.take_again(grant);
+                after.held += 1;
+            }
+            None if busy => after.plain += 1,
+            None => {}
+        }
+        self.engines[slot as usize].grant = grant;
+    }
+
+    /// An engine is gone, and holds nothing any more.
+    pub(super) fn leave_host(&mut self, slot: u32) {
+        let host = std::mem::replace(&mut self.engines[slot as usize].host, NONE);
+        if host == NONE {
+            return;
+        }
+        self.hosts.slab[host as usize]
+            .engines
+            .retain(|&s| s != slot);
+        if self.hosts.release(host) {
+            self.count_stocks(host);
+        }
+    }
+
+    /// What a host has follows from what its engines say: of each resource the most that one of them knows of.
+    fn count_stocks(&mut self, host: u32) {
+        let entry = &mut self.hosts.slab[host as usize];
+        let mut cores: Vec<u32> = Vec::new();
+        let mut sums: BTreeMap<&str, Amount> = BTreeMap::new();
+        let mut lists: BTreeMap<&str, Vec<&Box<str>>> = BTreeMap::new();
+        let mut seen: Vec<&HostSpec> = Vec::new();
+        for &slot in &entry.engines {
+            let spec = &*self.engines[slot as usize].machine;
+            if seen.contains(&spec) {
+                continue;
+            }
+            seen.push(spec);
+            cores.extend(&spec.cores);
+            for (name, amount) in &spec.sums {
+                let most = sums.entry(name).or_default();
+                *most = (*most).max(*amount);
+            }
+            for (name, names) in &spec.lists {
+                let all = lists.entry(name).or_default();
+                all.extend(
+                    names
+                        .iter()
+                        .filter(|n| !all.contains(n))
+                        .collect::<Vec<_>>(),
+                );
+            }
+        }
+        cores.sort_unstable();
+        cores.dedup();
+        let mut stocks: BTreeMap<Box<str>, Stock> = BTreeMap::new();
+        let count = (cores.len() as Amount * ONE)
+            .max(sums.remove(CPUS).unwrap_or(0))
+            .max(Amount::from(entry.refs) * ONE);
+        stocks.entry(CPUS.into()).or_default().total = count;
+        for (name, amount) in sums {
+            stocks.entry(name.into()).or_default().total = amount;
+        }
+        for (name, names) in lists {
+            let stock = stocks.entry(name.into()).or_default();
+            stock.total = names.len() as Amount * ONE;
+            stock.names = names.into_iter().map(|n| (n.clone(), false)).collect();
+        }
+        entry.stocks = stocks;
+        entry.cores = cores.into_iter().map(|core| (core, 0)).collect();
+        // Who holds something goes on holding it, even what is not there any more.
+        let holders: Vec<u32> = self
+            .engines
+            .iter()
+            .filter(|e| e.host == host && e.grant.is_some())
+            .map(|e| e.slot)
+            .collect();
+        for slot in holders {
+            let grant = self.engines[slot as usize]
+                .grant
+                .as_ref()
+                .expect("filtered");
+            self.hosts.slab[host as usize].take_again(grant);
+        }
+        // What can never be had there any more is not waited for there.
+        let entry = &self.hosts.slab[host as usize];
+        if let Some(kept) = &entry.reservation
+            && !entry.could(&kept.request)
+        {
+            self.unreserve(kept.class);
+        }
+        self.host_changed(host);
+    }
+
+    /// The task that the engine is given next has these of its host.
+    pub(super) fn take_resources(&mut self, slot: u32, class: u32) -> Option<Box<Grant>> {
+        let request = self.constraints(class).request.clone()?;
+        let engine = &mut self.engines[slot as usize];
+        debug_assert!(engine.load == 0 && engine.grant.is_none());
+        let host = &mut self.hosts.slab[engine.host as usize];
+        let grant = Arc::new(host.take(&request));
+        host.held += 1;
+        engine.newcomer = host.newcomer(&request, true);
+        engine.grant = Some(grant.clone());
+        Some(Box::new((*grant).clone()))
+    }
+
+    /// The task that an engine held before a restart has this of its host, which is known by now.
+    pub(super) fn take_restored(&mut self, slot: u32, class: u32, grant: Option<Grant>) {
+        let Some(request) = self.constraints(class).request.clone() else {
+            return;
+        };
+        let engine = &mut self.engines[slot as usize];
+        if engine.grant.is_some() || engine.load > 0 {
+            return;
+        }
+        if engine.host == NONE {
+            let key = format!("engine {}", engine.name);
+            self.await_on_host(slot, &key);
+        }
+        let engine = &mut self.engines[slot as usize];
+        let host = &mut self.hosts.slab[engine.host as usize];
+        let grant = grant.unwrap_or_else(|| {
+            let plain = |(name, amount): &(Box<str>, Amount)| Granted {
+                name: name.clone(),
+                amount: *amount,
+                names: Vec::new(),
+            };
+            request.iter().map(plain).collect()
+        });
+        host.take_again(&grant);
+        host.held += 1;
+        engine.grant = Some(Arc::new(grant));
+    }
+
+    /// An engine that had nothing has a task, or has nothing any more.
+    pub(super) fn load_changed(&mut self, slot: u32, busy: bool) {
+        let engine = &mut self.engines[slot as usize];
+        let Some(host) = self.hosts.slab.get_mut(engine.host as usize) else {
+            return;
+        };
+        if busy {
+            if engine.grant.is_none() {
+                host.plain += 1;
+                engine.newcomer =
+                    host.reservation.is_some() && host.newcomer(&plain_request(), true);
+            }
+        } else {
+            let was_newcomer = std::mem::take(&mut engine.newcomer);
+            match engine.grant.take() {
+                Some(grant) => {
+                    host.give_back(&grant);
+                    host.held -= 1;
+                    if was_newcomer {
+                        let request: Request =
+                            grant.iter().map(|g| (g.name.clone(), g.amount)).collect();
+                        host.newcomer(&request, false);
+                    }
+                }
+                None => {
+                    host.plain -= 1;
+                    if was_newcomer {
+                        host.newcomer(&plain_request(), false);
+                    }
+                }
+            }
+        }
+        if !host.is_quiet() {
+            let host = engine.host;
+            self.host_changed(host);
+        }
+    }
+
+    /// Something was taken or released on a host, or what it has has changed.
+    fn host_changed(&mut self, host: u32) {
+        let entry = &mut self.hosts.slab[host as usize];
+        let open = entry.admits_plain();
+        if open != entry.open {
+            entry.open = open;
+            self.refresh_host(host, open);
+        }
+        let entry = &self.hosts.slab[host as usize];
+        if let Some(kept) = &entry.reservation
+            && self.engines[kept.engine as usize].load == 0
+            && entry.fits(&kept.request)
+        {
+            self.hungry.push_back(kept.engine);
+        }
+        let mut at = 0;
+        while let Some(&pool) = self.hosts.slab[host as usize].blocked.get(at) {
+            let entry = &mut self.hosts.slab[host as usize];
+            let fits = self.pools.pools[pool as usize]
+                .constraints
+                .request
+                .as_ref()
+                .is_some_and(|request| entry.admits(request));
+            if !fits {
+                at += 1;
+                continue;
+            }
+            entry.blocked.swap_remove(at);
+            let engines = entry.engines.clone();
+            for slot in engines {
+                self.enter_pool(pool, slot);
+            }
+            let classes = &self.pools.pools[pool as usize].classes;
+            let waiting = |c: &&u32| self.pools.classes[**c as usize].queue.len > 0;
+            self.fresh.extend(classes.iter().filter(waiting));
+        }
+    }
+
+    /// Tells the indexes how the engines of a host stand, and looks for tasks for them.
+    fn refresh_host(&mut self, host: u32, hungry: bool) {
+        let engines = self.hosts.slab[host as usize].engines.clone();
+        for slot in engines {
+            if self.engines[slot as usize].live {
+                self.refresh(slot);
+                if hungry {
+                    self.hungry.push_back(slot);
+                }
+            }
+        }
+    }
+
+    /// Whether the host of an engine that was proposed for a pool has what its tasks ask for. If not, none of the host's
+    /// engines is proposed again before something is released there.
+    pub(super) fn has_now(&mut self, pool: u32, slot: u32) -> bool {
+        let Some(request) = self.pools.pools[pool as usize].constraints.request.clone() else {
+            return true;
+        };
+        let host = self.engines[slot as usize].host;
+        let Some(entry) = self.hosts.slab.get_mut(host as usize) else {
+            return false;
+        };
+        if entry.admits(&request) {
+            return true;
+        }
+        if !entry.blocked.contains(&pool) {
+            entry.blocked.push(pool);
+        }
+        let engines = entry.engines.clone();
+        for slot in engines {
+            self.enter_pool(pool, slot);
+        }
+        false
+    }
+
+    /// Keeps the engine, and what the class asks for, until it gets it.
+    pub(super) fn reserve(&mut self, slot: u32, class: u32) {
+        let request = match &self.constraints(class).request {
+            Some(request) => request.clone(),
+            None => Arc::new(plain_request()),
+        };
+        let host = self.engines[slot as usize].host;
+        self.uses += 1;
+        self.hosts.slab[host as usize].reservation = Some(Reservation {
+            serial: self.uses,
+            engine: slot,
+            class,
+            newcomers: vec![0; request.len()],
+            request,
+        });
+        self.engines[slot as usize].kept_for = class;
+        self.pools.classes[class as usize].kept_on = host;
+        let entry = &mut self.hosts.slab[host as usize];
+        entry.open = entry.admits_plain();
+        self.refresh_host(host, false);
+    }
+
+    /// Nothing is kept for the class any more.
+    pub(super) fn unreserve(&mut self, class: u32) {
+        let entry = &mut self.pools.classes[class as usize];
+        entry.overtaken = 0;
+        let host = std::mem::replace(&mut entry.kept_on, NONE);
+        if host == NONE {
+            return;
+        }
+        let entry = &mut self.hosts.slab[host as usize];
+        if let Some(kept) = entry.reservation.take() {
+            self.engines[kept.engine as usize].kept_for = NONE;
+        }
+        let engines = entry.engines.clone();
+        for slot in engines {
+            self.engines[slot as usize].newcomer = false;
+        }
+        let entry = &mut self.hosts.slab[host as usize];
+        entry.open = entry.admits_plain();
+        self.refresh_host(host, true);
+        self.host_changed(host);
+    }
+
+    /// What is kept on an engine that cannot run it any more.
+    pub(super) fn unreserve_engine(&mut self, slot: u32) {
+        let class = self.engines[slot as usize].kept_for;
+        if class != NONE {
+            self.unreserve(class);
+        }
+    }
+
+    /// Whether the engine and its host now have what is kept for its class.
+    pub(super) fn is_kept_complete(&self, slot: u32) -> bool {
+        let engine = &self.engines[slot as usize];
+        engine.live
+            && !engine.leaving
+            && engine.load == 0
+            && self
+                .hosts
+                .of(engine)
+                .is_some_and(|host| match &host.reservation {
+                    Some(kept) => host.fits(&kept.request),
+                    None => false,
+                })
+    }
+
+    /// The cpus that a task of this class takes.
+    pub(super) fn cpus_of(&self, class: u32) -> Amount {
+        match &self.constraints(class).request {
+            None => PLAIN,
+            Some(request) => request
+                .iter()
+                .find(|(name, _)| **name == *CPUS)
+                .map_or(PLAIN, |(_, amount)| *amount),
+        }
+    }
+
+    /// Something that comes first in turn was passed over on this engine. True if the engine is to be kept for it.
+    pub(super) fn overtaken(&mut self, slot: u32, class: u32) -> bool {
+        let entry = &self.pools.classes[class as usize];
+        let Some(host) = self.hosts.of(&self.engines[slot as usize]) else {
+            return false;
+        };
+        entry.kept_on == NONE
+            && host.reservation.is_none()
+            && entry.overtaken >= ROUNDS * host.total(CPUS)
+    }
+
+    /// Whether an engine has room for plain tasks, as far as its host and what it holds go.
+    pub(super) fn close(&mut self, slot: u32) {
+        let engine = &self.engines[slot as usize];
+        // What it waits for may have nowhere else to run.
+        let waits = engine.waits > 0;
+        let closed = (engine.grant.is_some() && engine.active() > 0)
+            || (engine.kept_for != NONE && !waits)
+            || self.hosts.of(engine).is_some_and(|host| match engine.load {
+                0 => !host.open,
+                _ => host.reservation.is_some() && !engine.newcomer && !waits,
+            });
+        self.engines[slot as usize].closed = closed;
+    }
+
+    /// What the host has, in words, of what a request asks for and there is too little of.
+    pub(super) fn lacks(&self, slot: u32, request: &Request) -> Option<String> {
+        let host = self.hosts.of(&self.engines[slot as usize])?;
+        for (name, amount) in request {
+            let (total, used) = (host.total(name), host.used(name));
+            let words = |amount| resources::words(name, amount);
+            if *amount > total {
+                return Some(match total {
+                    0 => format!("has no {name} (it asks for {})", words(*amount)),
+                    _ => format!(
+                        "has only {} {name} in all (it asks for {})",
+                        words(total),
+                        words(*amount)
+                    ),
+                });
+            }
+            if used + amount > total {
+                return Some(format!(
+                    "has {} of {} {name} free (it asks for {})",
+                    words(total.saturating_sub(used)),
+                    words(total),
+                    words(*amount)
+                ));
+            }
+        }
+        if !host.admits(request) {
+            return Some("is kept for a task that has waited longer".to_owned());
+        }
+        None
+    }
+}

@@ -1,0 +1,237 @@
+//! Resources on their way between the wire and the core, and across a restart.
+
+use std::collections::{BTreeMap, HashMap};
+
+use ipbroker_protocol::{
+    message::Stock,
+    resources::{self, Amount, Grant, Granted, Pool, Request},
+};
+use serde::{Deserialize, Serialize};
+
+use super::Scheduler;
+use crate::scheduler::{
+    command::{EngineProfile, EngineTasks},
+    core::{self, EngineKey, HostSpec},
+};
+
+/// Resources that a request may name.
+const NAMES_MOST: usize = 32;
+
+/// What is remembered of an engine across a restart: where it is, and what the last task that asked was granted.
+#[derive(Debug, Serialize, Deserialize)]
+struct Seat {
+    uuid: String,
+    host: String,
+    #[serde(default)]
+    grant: Grant,
+}
+
+/// The name under which that is kept; numbers of engines are used again, so that it does not grow.
+fn seat_name(id: u32) -> String {
+    format!("{SEAT}{id}")
+}
+
+const SEAT: &str = "seat.";
+
+/// What a submission asks for, as the core has it.
+///
+/// # Errors
+/// One line for the user.
+pub(super) fn request(wire: Option<&Request>) -> Result<core::Request, String> {
+    let Some(wire) = wire else {
+        return Ok(core::Request::new());
+    };
+    if wire.len() > NAMES_MOST {
+        return Err(format!(
+            "it asks for {} resources; {NAMES_MOST} are possible",
+            wire.len()
+        ));
+    }
+    let mut request = core::Request::new();
+    for (name, units) in wire {
+        if !resources::is_name(name) {
+            return Err(format!("{name:?} cannot be the name of a resource"));
+        }
+        resources::check(name, *units)
+            .map_err(|must| format!("{name} must be {must}, not {units}"))?;
+        match resources::amount(*units) {
+            Some(0) | None => {}
+            Some(amount) => request.push((name.as_str().into(), amount)),
+        }
+    }
+    request.sort_unstable();
+    Ok(request)
+}
+
+/// What an engine says of its host, as the core has it. What makes no sense is left out.
+pub(super) fn host_spec(profile: &EngineProfile) -> Option<HostSpec> {
+    let key = profile.machine.as_deref()?;
+    let mut spec = HostSpec {
+        key: key.into(),
+        cores: profile.cpuset.clone(),
+        ..HostSpec::default()
+    };
+    for (name, pool) in &profile.resources {
+        if !resources::is_name(name) {
+            continue;
+        }
+        match pool {
+            Pool::Sum(units) => {
+                if let Some(amount) = resources::amount(*units) {
+                    spec.sums.push((name.as_str().into(), amount));
+                }
+            }
+            Pool::Names(names) => spec.lists.push((
+                name.as_str().into(),
+                names.iter().map(|n| n.as_str().into()).collect(),
+            )),
+        }
+    }
+    Some(spec)
+}
+
+/// A grant as engines read it.
+pub(super) fn to_wire(grant: &core::Grant) -> Grant {
+    grant
+        .iter()
+        .map(|one| {
+            let names = one.names.iter().map(|name| name.to_string()).collect();
+            let amount = resources::units(one.amount);
+            (one.name.to_string(), Granted { amount, names })
+        })
+        .collect()
+}
+
+fn from_wire(grant: &Grant) -> core::Grant {
+    grant
+        .iter()
+        .filter_map(|(name, one)| {
+            Some(core::Granted {
+                name: name.as_str().into(),
+                amount: resources::amount(one.amount)?,
+                names: one.names.iter().map(|n| n.as_str().into()).collect(),
+            })
+        })
+        .collect()
+}
+
+impl Scheduler {
+    /// Tells the core where engines were, and what their tasks had.
+    pub(super) fn restore_seats(&mut self, meta: &BTreeMap<String, String>) {
+        for (name, text) in meta.iter().filter(|(name, _)| name.starts_with(SEAT)) {
+            match serde_json::from_str::<Seat>(text) {
+                Ok(seat) => {
+                    let grant = (!seat.grant.is_empty()).then(|| from_wire(&seat.grant));
+                    self.core.restore_seat(&seat.uuid, &seat.host, grant);
+                }
+                Err(error) => tracing::warn!(name, %error, "a stored seat cannot be read"),
+            }
+        }
+    }
+
+    /// Keeps where an engine is, and what its task has.
+    pub(super) fn keep_seat(&mut self, id: u32, uuid: &str, host: &str, grant: Grant) {
+        if !self.journal.keeps() {
+            return;
+        }
+        let seat = Seat {
+            uuid: uuid.to_owned(),
+            host: host.to_owned(),
+            grant,
+        };
+        if let Ok(text) = serde_json::to_string(&seat) {
+            self.journal.set_meta(&seat_name(id), &text);
+        }
+    }
+
+    /// What the hosts have, by engine.
+    pub(super) fn add_resources(&self, rows: &mut [EngineTasks]) {
+        let places: HashMap<String, usize> = rows
+            .iter()
+            .enumerate()
+            .map(|(at, row)| (row.uuid.clone(), at))
+            .collect();
+        let place = |key: EngineKey| {
+            let engine = self.engines.get(key)?;
+            places.get(&*engine.uuid).copied()
+        };
+        for host in self.core.hosts() {
+            let stocks: BTreeMap<String, Stock> = host
+                .stocks
+                .iter()
+                .map(|(name, total, used, names)| {
+                    let free: Amount = total.saturating_sub(*used);
+                    let stock = Stock {
+                        total: resources::units(*total),
+                        free: resources::units(free),
+                        names: names.iter().map(|name| name.to_string()).collect(),
+                    };
+                    (name.to_string(), stock)
+                })
+                .collect();
+            for at in host.engines.into_iter().filter_map(place) {
+                rows[at].resources.clone_from(&stocks);
+            }
+            for (key, grant) in &host.holders {
+                if let Some(at) = place(*key) {
+                    rows[at].holds = to_wire(grant);
+                }
+            }
+            if let Some(kept) = host.kept
+                && let (Some(at), Some(group)) = (place(kept.engine), self.groups.get(kept.group))
+            {
+                rows[at].kept_for = Some(group.msg_id.to_string());
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_makes_no_sense_is_refused_in_words() {
+        let ask =
+            |name: &str, units: f64| request(Some(&Request::from([(name.to_owned(), units)])));
+        assert_eq!(ask("cpus", 1.5), Ok(vec![("cpus".into(), 1500)]));
+        assert_eq!(ask("gpus", 0.0), Ok(vec![]));
+        for (name, units) in [
+            ("cpus", 0.0),
+            ("cpus", f64::NAN),
+            ("gpus", 0.5),
+            ("memory", f64::INFINITY),
+            ("x", -1.0),
+            ("", 1.0),
+            ("a\nb", 1.0),
+        ] {
+            assert!(ask(name, units).is_err(), "{name:?} {units}");
+        }
+        let many = (0..40).map(|n| (format!("r{n}"), 1.0)).collect();
+        assert!(request(Some(&many)).is_err());
+    }
+
+    #[test]
+    fn a_grant_survives_the_way_to_the_journal() {
+        let grant = vec![
+            core::Granted {
+                name: "cpus".into(),
+                amount: 1500,
+                names: vec!["0".into(), "1".into()],
+            },
+            core::Granted {
+                name: "gpus".into(),
+                amount: 1000,
+                names: vec!["GPU-a".into()],
+            },
+        ];
+        let seat = Seat {
+            uuid: "u".into(),
+            host: "h".into(),
+            grant: to_wire(&grant),
+        };
+        let text = serde_json::to_string(&seat).unwrap();
+        let seat: Seat = serde_json::from_str(&text).unwrap();
+        assert_eq!(from_wire(&seat.grant), grant);
+    }
+}

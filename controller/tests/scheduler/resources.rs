@@ -1,0 +1,283 @@
+//! Resources: single situations.
+
+use ipbroker_controller::scheduler::core::*;
+
+fn core() -> Core {
+    let config = Config {
+        hwm: Hwm::Fixed(1),
+        ..Config::default()
+    };
+    Core::new(config, Box::new(Builtin::LeastLoad))
+}
+
+fn host(key: &str, cores: u32, gpus: &[&str]) -> HostSpec {
+    HostSpec {
+        key: key.into(),
+        cores: (0..cores).collect(),
+        sums: vec![("memory".into(), 8_000_000)],
+        lists: vec![("gpus".into(), gpus.iter().map(|g| (*g).into()).collect())],
+    }
+}
+
+fn join(core: &mut Core, uuid: &str, host: &HostSpec) -> EngineKey {
+    core.engine_joined(
+        0,
+        &EngineSpec {
+            uuid,
+            capabilities: &["run".to_owned(), "array".to_owned()],
+            host: Some(host),
+            ..EngineSpec::default()
+        },
+    )
+}
+
+fn amounts(request: &[(&str, u64)]) -> Request {
+    let mut request: Request = request.iter().map(|(n, a)| ((*n).into(), *a)).collect();
+    request.sort();
+    request
+}
+
+fn ask(core: &mut Core, id: &str, count: u32, request: &[(&str, u64)]) -> GroupKey {
+    let spec = GroupSpec {
+        msg_id: id,
+        client: b"me",
+        count,
+        needs: core.needs(&["run"]),
+        request: &amounts(request),
+        ..GroupSpec::default()
+    };
+    core.submit(0, &spec).expect("a new id")
+}
+
+/// Group, engine, names of what was granted.
+fn given(core: &mut Core) -> Vec<(GroupKey, EngineKey, Vec<String>)> {
+    let mut given = Vec::new();
+    while let Some(action) = core.poll() {
+        if let Action::Dispatch {
+            group,
+            engine,
+            grant,
+            ..
+        } = action
+        {
+            let names = grant.iter().flat_map(|grant| grant.iter());
+            let names = names
+                .filter(|g| *g.name != *"cpus")
+                .flat_map(|g| g.names.iter().map(|n| n.to_string()));
+            given.push((group, engine, names.collect()));
+        }
+    }
+    given
+}
+
+fn answer(core: &mut Core, engine: EngineKey, group: GroupKey, member: u32) {
+    let report = Report::all(member..member + 1, Outcome::Ok, MILLISECOND);
+    core.replied(0, engine, group, &report);
+}
+
+#[test]
+fn a_large_task_is_overtaken_for_a_while_only() {
+    let mut core = core();
+    let spec = host("h", 4, &[]);
+    let engines: Vec<EngineKey> = (0..4)
+        .map(|i| join(&mut core, &format!("e{i}"), &spec))
+        .collect();
+    let mut busy: Vec<(GroupKey, EngineKey)> = Vec::new();
+    for i in 0..4 {
+        ask(&mut core, &format!("first{i}"), 1, &[]);
+    }
+    let large = ask(&mut core, "large", 1, &[("cpus", 4000)]);
+    for i in 0..100 {
+        ask(&mut core, &format!("small{i}"), 1, &[]);
+    }
+    busy.extend(given(&mut core).into_iter().map(|(g, e, _)| (g, e)));
+    assert_eq!(busy.len(), 4);
+    let mut overtook = 0;
+    while busy.iter().all(|(group, _)| *group != large) {
+        let (group, engine) = busy.remove(0);
+        answer(&mut core, engine, group, 0);
+        let new = given(&mut core);
+        overtook += new.iter().filter(|(group, ..)| *group != large).count();
+        busy.extend(new.into_iter().map(|(g, e, _)| (g, e)));
+        assert!(overtook <= 8, "{overtook} went before it");
+    }
+    assert_eq!(busy.len(), 1, "it has the host for itself");
+    assert!(overtook >= 4, "small ones fill what would idle");
+    assert!(core.hosts()[0].kept.is_none());
+    // Then all goes on.
+    answer(&mut core, busy[0].1, large, 0);
+    assert_eq!(given(&mut core).len(), engines.len());
+}
+
+#[test]
+fn small_tasks_fill_what_a_large_one_leaves() {
+    let mut core = core();
+    let spec = host("h", 4, &["0"]);
+    for i in 0..4 {
+        join(&mut core, &format!("e{i}"), &spec);
+    }
+    // It waits for the only GPU, not for cpus.
+    let first = ask(&mut core, "first", 1, &[("gpus", 1000)]);
+    ask(&mut core, "second", 1, &[("gpus", 1000)]);
+    let (_, on, _) = given(&mut core)[0].clone();
+    let mut overtook = 0;
+    for i in 0..200 {
+        let small = ask(&mut core, &format!("small{i}"), 1, &[]);
+        for (group, engine, _) in given(&mut core) {
+            assert_eq!(group, small);
+            overtook += 1;
+            answer(&mut core, engine, group, 0);
+        }
+    }
+    assert!(overtook == 200, "{overtook}: there were cpus to spare");
+    answer(&mut core, on, first, 0);
+    assert_eq!(given(&mut core)[0].2, ["0"]);
+}
+
+#[test]
+fn members_of_an_array_ask_each_for_itself() {
+    let mut core = core();
+    let spec = host("h", 8, &["a", "b"]);
+    for i in 0..4 {
+        join(&mut core, &format!("e{i}"), &spec);
+    }
+    let array = ask(&mut core, "array", 5, &[("gpus", 1000)]);
+    let two = given(&mut core);
+    let names: Vec<&str> = two.iter().map(|(_, _, names)| names[0].as_str()).collect();
+    assert_eq!(names, ["a", "b"]);
+    answer(&mut core, two[1].1, array, 1);
+    let next = given(&mut core);
+    assert_eq!(next.len(), 1);
+    assert_eq!(next[0].2, ["b"]);
+    // What has its outcome already is held until its engine says that it has stopped.
+    core.abort(0, &Selector::Ids(&["array".to_owned()]), true);
+    core.tick(60 * SECOND);
+    ask(&mut core, "next", 1, &[("gpus", 1000)]);
+    assert_eq!(given(&mut core), []);
+    answer(&mut core, two[0].1, array, 0);
+    assert_eq!(given(&mut core)[0].2, ["a"]);
+}
+
+#[test]
+fn what_is_held_stays_held_when_a_pool_shrinks() {
+    let mut core = core();
+    let (small, large) = (host("h", 2, &["a"]), host("h", 4, &["a", "b"]));
+    let plain = join(&mut core, "e0", &small);
+    let rich = join(&mut core, "e1", &large);
+    join(&mut core, "e2", &small);
+    ask(&mut core, "both", 1, &[("gpus", 2000), ("cpus", 3000)]);
+    let holder = given(&mut core)[0].1;
+    assert!([plain, rich].contains(&holder) || core.engines().contains(&holder));
+    if holder != rich {
+        core.engine_left(0, rich, None, "");
+        let state = &core.hosts()[0];
+        let gpus = state.stocks.iter().find(|s| *s.0 == *"gpus").unwrap();
+        assert_eq!((gpus.1, gpus.2), (1000, 2000), "{state:?}");
+        ask(&mut core, "one", 1, &[("gpus", 1000)]);
+        assert_eq!(given(&mut core), []);
+        core.engine_left(0, holder, None, "");
+        assert_eq!(given(&mut core)[0].2, ["a"]);
+    }
+}
+
+#[test]
+fn holdings_come_back_after_a_restart() {
+    let mut core = core();
+    let grant = |name: &str| {
+        vec![
+            Granted {
+                name: "cpus".into(),
+                amount: 1000,
+                names: vec!["1".into()],
+            },
+            Granted {
+                name: "gpus".into(),
+                amount: 1000,
+                names: vec![name.into()],
+            },
+        ]
+    };
+    core.restore_seat("e0", "h", Some(grant("b")));
+    core.restore_seat("e1", "h", None);
+    let needs = core.needs(&["run"]);
+    let request = amounts(&[("gpus", 1000)]);
+    let spec = GroupSpec {
+        msg_id: "old",
+        client: b"me",
+        needs,
+        request: &request,
+        ..GroupSpec::default()
+    };
+    let old = core.restore(0, &spec, 1, &[], &[("e0", 0, 1)]).unwrap();
+    let spec = GroupSpec {
+        msg_id: "plain",
+        client: b"me",
+        needs,
+        ..GroupSpec::default()
+    };
+    core.restore(0, &spec, 1, &[], &[("e1", 0, 1)]).unwrap();
+    ask(&mut core, "new", 2, &[("gpus", 1000)]);
+    ask(&mut core, "wide", 1, &[("cpus", 4000)]);
+    // The engines that are awaited count, though only another has come.
+    let spec = host("h", 4, &["a", "b"]);
+    join(&mut core, "e2", &spec);
+    let first = given(&mut core);
+    assert_eq!(first.len(), 1);
+    assert_eq!(first[0].2, ["a"]);
+    let state = core.hosts()[0].clone();
+    let cpus = state.stocks.iter().find(|s| *s.0 == *"cpus").unwrap();
+    assert_eq!((cpus.1, cpus.2), (4000, 3000), "{state:?}");
+    join(&mut core, "e3", &spec);
+    assert_eq!(given(&mut core), []);
+    let e0 = join(&mut core, "e0", &spec);
+    answer(&mut core, e0, old, 0);
+    assert_eq!(given(&mut core)[0].2, ["b"]);
+}
+
+#[test]
+fn explanations_say_what_is_lacking() {
+    let mut core = core();
+    ask(&mut core, "large", 1, &[("cpus", 64_000)]);
+    assert!(
+        core.explain(0, "large")
+            .text
+            .contains("No engine is registered")
+    );
+    join(&mut core, "e0", &host("h", 4, &["a"]));
+    let text = core.explain(0, "large").text;
+    assert!(
+        text.contains("asks for 64 cpus, and no host has that: the most cpus that one has is 4"),
+        "{text}"
+    );
+    let needs = core.needs(&["run"]);
+    let request = amounts(&[("gpus", 2000)]);
+    let spec = GroupSpec {
+        msg_id: "now",
+        client: b"me",
+        needs,
+        request: &request,
+        no_wait: true,
+        ..GroupSpec::default()
+    };
+    core.submit(0, &spec).unwrap();
+    let failed = std::iter::from_fn(|| core.poll()).any(|a| {
+        matches!(
+            a,
+            Action::Fail {
+                kind: FailKind::NoEngine,
+                ..
+            }
+        )
+    });
+    assert!(failed, "it says at once that it cannot");
+    ask(&mut core, "one", 1, &[("gpus", 1000)]);
+    ask(&mut core, "two", 1, &[("gpus", 1000)]);
+    join(&mut core, "e1", &host("h", 4, &["a"]));
+    let why = core.explain(0, "two");
+    assert!(
+        why.engines
+            .iter()
+            .any(|(_, r)| r.contains("has 0 of 1 gpus free")),
+        "{why:?}"
+    );
+}

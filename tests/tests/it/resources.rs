@@ -1,0 +1,327 @@
+//! What jobs need of their hosts: cpus, GPUs, memory, and what `--resource` adds.
+
+use std::process::Command;
+
+use ipbroker_tests::{Cluster, LIMIT, eventually, programs};
+use rustix::process::Signal;
+use serde_json::{Value, json};
+
+fn lines(jobs: &[Value]) -> String {
+    jobs.iter().map(|job| format!("{job}\n")).collect()
+}
+
+/// Fails if another job has the same thing at the same time.
+fn alone(name: &str) -> String {
+    format!("mkdir \"held.{name}\" && sleep 0.05 && rmdir \"held.{name}\"")
+}
+
+#[track_caller]
+fn run(cluster: &Cluster, args: &[&str], jobs: &[Value]) -> Vec<Value> {
+    cluster.write("jobs.jsonl", &lines(jobs));
+    let args = [&["run"], args, &["jobs.jsonl"]].concat();
+    cluster.client(&args).json_lines()
+}
+
+#[track_caller]
+fn all_well(results: &[Value]) {
+    for line in results {
+        assert_eq!(line["result"]["code"], 0, "{line}");
+    }
+}
+
+/// What `ipclient engines` says.
+fn engines(cluster: &Cluster) -> Vec<Value> {
+    let listed = cluster.client(&["engines", "--json"]);
+    serde_json::from_str(&listed.stdout).expect("a list of engines")
+}
+
+#[test]
+fn nobody_holds_the_same_thing_twice() {
+    let cluster = Cluster::builder()
+        .env("CUDA_VISIBLE_DEVICES", "3,GPU-x")
+        .args([
+            "-n",
+            "6",
+            "--nodb",
+            "--resource",
+            "port=[7001,7002]",
+            "--resource=lic=1.5",
+        ])
+        .start();
+    cluster.wait_engines(6);
+    let mut jobs: Vec<Value> = Vec::new();
+    for number in 0..12 {
+        let cmd = alone("$CUDA_VISIBLE_DEVICES");
+        jobs.push(json!({"cmd": cmd, "gpus": 1, "number": number}));
+        jobs.push(json!({"cmd": alone("$IPBROKER_RESOURCE_PORT"), "resources": {"port": 1}}));
+        // Two of these at most: a third would need 1.8.
+        let two = "n=$(ls -d lic.* 2>/dev/null | wc -l); touch lic.$$; sleep 0.05; rm lic.$$; test $n -lt 2";
+        jobs.push(json!({"cmd": two, "resources": {"lic": 0.6}}));
+    }
+    jobs.push(json!({"cmd": "test $CUDA_VISIBLE_DEVICES = 3,GPU-x && test $IPBROKER_GPUS = 3,GPU-x", "gpus": 2}));
+    jobs.push(json!({"cmd": "test $OMP_NUM_THREADS = 6 && test -n \"$IPBROKER_CPUS\"", "cpus": 6}));
+    jobs.push(json!({"cmd": "test -z \"$OMP_NUM_THREADS$IPBROKER_CPUS\""}));
+    let results = run(&cluster, &[], &jobs);
+    assert_eq!(results.len(), jobs.len());
+    all_well(&results);
+    let both: Vec<&str> = results
+        .iter()
+        .filter(|line| line["gpus"] == 1)
+        .filter_map(|line| line["cmd"].as_str())
+        .collect();
+    assert_eq!(both.len(), 12);
+    let listed = engines(&cluster);
+    let stocks = &listed[0]["resources"];
+    assert_eq!(
+        stocks["gpus"],
+        json!({"total": 2.0, "free": 2.0, "names": ["3", "GPU-x"]})
+    );
+    assert_eq!(stocks["lic"]["free"], 1.5);
+    assert!(stocks["cpus"]["total"].as_f64().unwrap() >= 6.0, "{stocks}");
+    assert!(
+        listed.iter().all(|engine| engine["holds"].is_null()),
+        "{listed:?}"
+    );
+}
+
+#[test]
+fn wide_jobs_run_alone_and_are_not_starved() {
+    let cluster = Cluster::with_engines(4);
+    let cpus = engines(&cluster)[0]["resources"]["cpus"]["total"].clone();
+    // While a wide job runs nobody else does.
+    let narrow = "touch n.$$; sleep 0.02; test ! -e wide; code=$?; rm n.$$; exit $code";
+    let wide = "touch wide; sleep 0.05; test $(ls n.* 2>/dev/null | wc -l) = 0; code=$?; rm wide; exit $code";
+    let mut jobs: Vec<Value> = (0..20).map(|_| json!({"cmd": narrow})).collect();
+    jobs.push(json!({"cmd": wide, "cpus": cpus}));
+    jobs.extend((0..150).map(|_| json!({"cmd": narrow})));
+    let results = run(&cluster, &[], &jobs);
+    all_well(&results);
+    let place = results.iter().position(|line| line["cmd"] == wide).unwrap();
+    assert!(place < 120, "the wide job came {place}th of {}", jobs.len());
+}
+
+#[test]
+fn what_makes_no_sense_is_said_in_a_line() {
+    let cluster = Cluster::with_engines(1);
+    let bad = |job: Value| {
+        cluster.write("jobs.jsonl", &lines(&[job]));
+        let run = cluster.client(&["run", "jobs.jsonl"]);
+        assert_ne!(run.code(), 0);
+        assert_eq!(run.stderr.lines().count(), 1, "{}", run.stderr);
+        run.stderr
+    };
+    for cpus in [json!(0), json!(-1), json!(1e9), json!("four")] {
+        let text = bad(json!({"cmd": "true", "cpus": cpus}));
+        assert!(
+            text.contains("jobs.jsonl:1: \"cpus\" must be a number of cpus"),
+            "{text}"
+        );
+    }
+    let text = bad(json!({"cmd": "true", "cpu": 2}));
+    assert!(text.contains("did you mean \"cpus\"?"), "{text}");
+    for option in ["--resource=lic", "--resource=1=1", "--resource=cpus=-1"] {
+        for name in ["ipctl", "ipengine"] {
+            let mut command: Command = cluster.command(name);
+            command.arg(option);
+            let ended = programs::run(command, cluster.dir(), "", LIMIT);
+            assert_ne!(ended.code(), 0, "{name} {option}");
+            assert_eq!(ended.stderr.lines().count(), 1, "{}", ended.stderr);
+        }
+    }
+    // The wire is not the command line: whoever speaks it is answered in the same way.
+    let wire = cluster.wire();
+    let context = zmq::Context::new();
+    let socket = wire.connect(&context, zmq::DEALER, None, "task");
+    for resources in [json!({"cpus": 0}), json!({"a b": 1}), json!({"gpus": 0.5})] {
+        wire.send(
+            &socket,
+            "command_request",
+            json!({"resources": resources}),
+            json!({"cmd": "true"}),
+            &[],
+        );
+        let reply = wire.receive(&socket, 10_000).expect("a reply");
+        assert_eq!(reply.content["ename"], "ValueError", "{resources}");
+    }
+}
+
+#[test]
+fn what_no_host_has_is_said_at_once() {
+    let mut cluster = Cluster::with_engines(2);
+    let id = cluster
+        .client_with(
+            &["submit", "-"],
+            &lines(&[json!({"cmd": "true", "gpus": 64})]),
+            LIMIT,
+        )
+        .stdout;
+    let why = cluster.client(&["explain", id.trim()]).stdout;
+    assert!(
+        why.contains("It asks for 1 cpu and 64 gpus, and no host has that: none has any gpus"),
+        "{why}"
+    );
+    cluster.write(
+        "jobs.jsonl",
+        &lines(&[json!({"cmd": "true", "resources": {"lic": 2}})]),
+    );
+    let refused = cluster.client(&["run", "--no-wait", "jobs.jsonl"]);
+    assert_ne!(refused.code(), 0);
+    assert!(
+        refused.stderr.contains("no engine has a host with 2 lic"),
+        "{}",
+        refused.stderr
+    );
+    let waiting = cluster.start_client(&["run", "jobs.jsonl"]);
+    eventually("a word about what is lacking", LIMIT, || {
+        waiting
+            .stderr()
+            .contains("1 job waits for a host with 2 lic")
+            .then_some(())
+    });
+    // An engine that comes later tells what its host has; others of the host share it.
+    let mut command = cluster.command("ipengine");
+    command.args(["--resource", "lic=2"]);
+    cluster
+        .engines
+        .push(programs::Program::spawn(command, cluster.dir()));
+    let ended = waiting.finish(LIMIT);
+    assert_eq!(ended.code(), 0, "{}", ended.stderr);
+    // On the pure path there are no resources.
+    let pure = Cluster::builder()
+        .args(["-n", "1", "--scheme=pure", "--nodb"])
+        .start();
+    pure.wait_engines(1);
+    let results = run(&pure, &[], &[json!({"cmd": "true", "cpus": 1})]);
+    let error = results[0]["result"]["error"].as_str().unwrap_or_default();
+    assert!(error.contains("resources"), "{error}");
+}
+
+#[test]
+fn an_engine_that_dies_gives_its_gpu_back_once() {
+    let mut cluster = Cluster::builder()
+        .env("CUDA_VISIBLE_DEVICES", "0,1")
+        .args(["--nodb"])
+        .start();
+    cluster.start_engines(1);
+    cluster.wait_engines(1);
+    let job =
+        json!({"cmd": "echo $CUDA_VISIBLE_DEVICES >> had; touch started; sleep 60", "gpus": 2});
+    cluster.write("jobs.jsonl", &lines(&[job]));
+    let waiting = cluster.start_client(&["run", "jobs.jsonl"]);
+    eventually("the job", LIMIT, || {
+        cluster.path("started").exists().then_some(())
+    });
+    let holds = &engines(&cluster)[0]["holds"]["gpus"];
+    assert_eq!(*holds, json!({"amount": 2.0, "names": ["0", "1"]}));
+    cluster.start_engines(3);
+    cluster.wait_engines(4);
+    cluster.engines[0].signal(Signal::KILL);
+    assert_ne!(waiting.finish(LIMIT).code(), 0);
+    cluster.wait_engines(3);
+    let stock = engines(&cluster)[0]["resources"]["gpus"].clone();
+    assert_eq!(
+        stock,
+        json!({"total": 2.0, "free": 2.0, "names": ["0", "1"]})
+    );
+    let jobs: Vec<Value> = (0..8)
+        .map(|n| json!({"cmd": alone("$CUDA_VISIBLE_DEVICES"), "gpus": 1, "number": n}))
+        .collect();
+    all_well(&run(&cluster, &[], &jobs));
+}
+
+#[test]
+fn a_restarted_controller_knows_who_holds_what() {
+    let mut cluster = Cluster::builder()
+        .env("CUDA_VISIBLE_DEVICES", "0,1")
+        .start();
+    cluster.start_engines(3);
+    cluster.wait_engines(3);
+    let long = "echo $CUDA_VISIBLE_DEVICES > first; while [ ! -e go ]; do sleep 0.05; done";
+    let first = cluster.client_with(
+        &["submit", "-"],
+        &lines(&[json!({"cmd": long, "gpus": 1})]),
+        LIMIT,
+    );
+    eventually("the first job", LIMIT, || {
+        cluster.path("first").exists().then_some(())
+    });
+    cluster.controller().signal(Signal::KILL);
+    cluster.controller = None;
+    cluster.start_controller_with(&["--restore"]);
+    cluster.wait_engines(3);
+    // The other GPU is free, both together are not.
+    let jobs = [json!({"cmd": "echo $CUDA_VISIBLE_DEVICES", "gpus": 1})];
+    let results = run(&cluster, &["--capture"], &jobs);
+    all_well(&results);
+    let had = cluster.read("first");
+    assert_ne!(results[0]["result"]["stdout"], had.as_str());
+    let both = cluster.client_with(
+        &["submit", "-"],
+        &lines(&[json!({"cmd": "touch both", "gpus": 2})]),
+        LIMIT,
+    );
+    let why = cluster.client(&["explain", both.stdout.trim()]).stdout;
+    assert!(why.contains("has 1 of 2 gpus free"), "{why}");
+    assert!(!cluster.path("both").exists());
+    cluster.write("go", "");
+    let ids = [first.stdout.trim(), both.stdout.trim()];
+    let waited = cluster.client(&["wait", ids[0], ids[1]]);
+    assert_eq!(waited.code(), 0, "{}", waited.stderr);
+    assert!(cluster.path("both").exists());
+}
+
+#[test]
+fn memory_is_a_limit_and_cores_are_pinned() {
+    let cluster = Cluster::builder()
+        .args(["-n", "2", "--nodb", "--pin", "--resource", "memory=1G"])
+        .start();
+    cluster.wait_engines(2);
+    let cpu = "set -- $(taskset -cp $$); test \"${!#}\" = \"$IPBROKER_CPUS\"";
+    let eat = "head -c 300M /dev/zero | tail -c 1 | wc -c; python3 -c 'x = bytearray(300 << 20); import time; time.sleep(5)'";
+    let jobs = [
+        json!({"cmd": cpu, "cpus": 1}),
+        json!({"cmd": eat, "memory": "100M"}),
+        json!({"cmd": "sleep 30", "time": 0.3}),
+    ];
+    let results = run(&cluster, &[], &jobs);
+    let of = |cmd: &str| &results.iter().find(|line| line["cmd"] == cmd).unwrap()["result"];
+    assert_eq!(of(cpu)["code"], 0, "{}", of(cpu));
+    assert!(
+        of(eat)["error"]
+            .as_str()
+            .unwrap_or_default()
+            .contains("limit"),
+        "{}",
+        of(eat)
+    );
+    assert!(
+        of("sleep 30")["error"]
+            .as_str()
+            .unwrap_or_default()
+            .contains("time limit")
+    );
+    // As options, for jobs that say nothing.
+    let printed = cluster.client(&[
+        "map",
+        "--cpus",
+        "2",
+        "--memory",
+        "200M",
+        "echo $OMP_NUM_THREADS $IPBROKER_MEMORY #",
+        ":::",
+        "x",
+    ]);
+    assert_eq!(printed.stdout, format!("2 {}\n", 200 << 20));
+    let refused = cluster.client(&["map", "--cpus", "0", "true", ":::", "x"]);
+    assert_eq!(refused.stderr.lines().count(), 1, "{}", refused.stderr);
+    assert_ne!(refused.code(), 0);
+}
+
+#[test]
+fn plain_jobs_do_not_wait_for_cpus() {
+    // More engines than any of our machines has cores for.
+    let cluster = Cluster::with_engines(12);
+    let all = "touch here.$$; for i in $(seq 400); do test $(ls here.* | wc -l) = 12 && exit 0; sleep 0.05; done; exit 1";
+    let jobs: Vec<Value> = (0..12).map(|_| json!({"cmd": all})).collect();
+    all_well(&run(&cluster, &[], &jobs));
+}
