@@ -40,8 +40,6 @@ pub(super) struct Engine {
     keeps: bool,
     /// Which machine it is on; empty: it did not say.
     pub(super) machine: Box<str>,
-    /// Its number.
-    pub(super) id: u32,
     /// Index of its host in the statistics.
     host: usize,
     /// All names of its host and its tags, for `prefer`.
@@ -62,7 +60,6 @@ pub(super) struct Newcomer<'a> {
     pub(super) keeps: bool,
     pub(super) host: &'a str,
     pub(super) machine: String,
-    pub(super) id: u32,
     pub(super) places: Box<[String]>,
 }
 
@@ -87,7 +84,6 @@ impl Engines {
             keeps,
             host,
             machine,
-            id,
             places,
         } = newcomer;
         self.leave(uuid);
@@ -118,7 +114,6 @@ impl Engines {
             leaving: false,
             keeps,
             machine: machine.into(),
-            id,
             host,
             places,
             safe: Acked::default(),

@@ -107,7 +107,6 @@ impl Scheduler {
                 keeps: self.durable && profile.can("ack"),
                 host,
                 machine: machine.clone(),
-                id: profile.id,
                 places,
             },
             self.begun.elapsed(),
