@@ -67,7 +67,6 @@ pub(crate) struct Controller {
 }
 
 impl Controller {
-    /// Takes a connection.
     /// The connection file for clients beside the one for engines, where this host has it.
     pub(crate) fn client_file(&self) -> Option<PathBuf> {
         let Source::File(path) = &self.source else {
@@ -80,6 +79,7 @@ impl Controller {
             .then(|| client.canonicalize().unwrap_or(client))
     }
 
+    /// Takes a connection.
     pub(crate) fn new(connection: EngineConnection, source: Source) -> Result<Self, ConnectError> {
         let curve = connection.common.curve()?;
         // A packer or a scheme that we do not have is told now.
