@@ -6,7 +6,7 @@ import concurrent.futures
 from concurrent.futures._base import CANCELLED, CANCELLED_AND_NOTIFIED, FINISHED
 from typing import TYPE_CHECKING, Any, Dict, Generator, Iterator, List, Mapping, Optional, TypeVar
 
-from . import _native
+from . import _native, _nested
 from ._pickle import loads
 from .errors import Failure, ForkError, exception
 
@@ -109,13 +109,13 @@ class Future(concurrent.futures.Future):  # type: ignore[type-arg]
         """The call's result, or what it raised."""
         if self._link.forked:
             self._check()
-        return super().result(timeout)
+        return super().result(_nested.wait(self, timeout))
 
     def exception(self, timeout: Optional[float] = None) -> Optional[BaseException]:
         """What the call raised, or None."""
         if self._link.forked:
             self._check()
-        return super().exception(timeout)
+        return super().exception(_nested.wait(self, timeout))
 
     def _check(self) -> None:
         if self._state not in _DONE:

@@ -9,6 +9,7 @@ from concurrent.futures import CancelledError
 from concurrent.futures import TimeoutError as FuturesTimeout
 from typing import TYPE_CHECKING, Any, Callable, Deque, Dict, Iterable, Iterator, List, Optional, Tuple
 
+from . import _nested
 from ._pickle import dump_values, loads, pickled
 from .errors import PicklingError, exception
 
@@ -84,6 +85,8 @@ class Flow:
         self.chunksize = chunksize
         self.ordered = ordered
         self.changed = threading.Condition()
+        # In a call that waits for results.
+        self.bell: Optional[_nested.Bell] = None
         # In order of submission; of an unordered map, those that are not consumed.
         self.arrays: Deque[Array] = deque()
         self.ready: Deque[Tuple[Array, Part]] = deque()
@@ -114,7 +117,13 @@ class Flow:
                 array.parts[part[0]] = part
             else:
                 self.ready.append((array, part))
-            self.changed.notify_all()
+            self.notify()
+
+    def notify(self) -> None:
+        """Something has changed; the lock is held."""
+        self.changed.notify_all()
+        if self.bell is not None:
+            self.bell.ring()
 
     # By whoever consumes
 
@@ -249,7 +258,23 @@ class Flow:
                     left = self.deadline - time.monotonic()
                     if left <= 0:
                         raise FuturesTimeout(f"not all results of {self.name} are there after {self.timeout} s")
-                self.changed.wait(left)
+                self.pause(left)
+
+    def pause(self, timeout: Optional[float]) -> None:
+        """Waits for the next change; the lock is held, and given up meanwhile."""
+        if not _nested.in_call():
+            self.changed.wait(timeout)
+            return
+        bell = self.bell = _nested.Bell()
+        self.changed.release()
+        try:
+            timeout = _nested.wait(bell, timeout)
+        finally:
+            self.changed.acquire()
+            self.bell = None
+        if not bell.done():
+            # Not where a call may work on others: nested too deep, or another thread.
+            self.changed.wait(timeout)
 
     def values(self) -> Iterator[Any]:
         """The results; what ends this early stops what has not ended."""
@@ -335,7 +360,7 @@ class Flow:
                 array.parts.clear()
             self.arrays.clear()
             self.ready.clear()
-            self.changed.notify_all()
+            self.notify()
         if unfinished:
             self.link.abort_soon([array.id for array in unfinished if array.id])
 
@@ -361,7 +386,7 @@ class Flow:
             with self.changed:
                 if self.stopped or all(array.left <= 0 for array in self.arrays):
                     return
-                self.changed.wait()
+                self.pause(None)
 
 
 class MapIterator(Iterator[Any]):

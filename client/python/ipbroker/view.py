@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Callable, Dict, Iterable, Iterator, List, Optional, Tuple, Union
 
 
+from . import _nested
 from ._pickle import Pickled, pickled
 from .futures import Future
 from .map import MapIterator, map_calls
@@ -23,7 +24,7 @@ class View:
         self.client = client
         self._options = options
         self._native_options = _native_options(options)
-        self._calls: Dict[int, Tuple[Pickled, Any, Any]] = {}
+        self._calls: Dict[Tuple[int, Optional[int]], Tuple[Pickled, Any, Any]] = {}
         if options:
             # What is wrong with them is said here, not at the first call.
             client._link.native.named("", self._native_options)
@@ -47,13 +48,16 @@ class View:
         return self._packed(code, link), code.name
 
     def _packed(self, code: Pickled, link: "Link") -> Any:
-        known = self._calls.get(id(code))
+        priority = None if "priority" in self._options else _nested.priority()
+        key = (id(code), priority)
+        known = self._calls.get(key)
         if known is not None and known[2] is link:
             return known[1]
-        call = link.native.call(code.code, code.name, code.python, self._native_options)
+        options = self._native_options if priority is None else {**self._native_options, "priority": priority}
+        call = link.native.call(code.code, code.name, code.python, options)
         if len(self._calls) >= _REMEMBERED:
             self._calls.clear()
-        self._calls[id(code)] = (code, call, link)
+        self._calls[key] = (code, call, link)
         return call
 
     def submit(self, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future:

@@ -1,0 +1,56 @@
+"""Inside a call: while it waits for what it has submitted, its engine works on other tasks, so that nesting never deadlocks."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import Any, Callable, Optional
+
+
+def priority() -> Optional[int]:
+    """The priority of what the running call submits: deeper calls run earlier, so that few of them wait at a time."""
+    worker = sys.modules.get("_ipbroker_worker")
+    call = getattr(worker, "call", None)
+    return None if call is None else min(call.priority + 1, 1 << 30)
+
+
+def wait(future: Any, timeout: Optional[float]) -> Optional[float]:
+    """Waits for a future where a call does; what is left of the timeout. Elsewhere it returns at once."""
+    worker = sys.modules.get("_ipbroker_worker")
+    if worker is None or future.done():
+        return timeout
+    begun = time.monotonic()
+    try:
+        worker.wait(future, timeout)
+    except KeyboardInterrupt:
+        # The call is stopped: nobody wants what it waits for.
+        if hasattr(future, "cancel"):
+            future.cancel()
+        raise
+    return None if timeout is None else max(0.0, timeout - (time.monotonic() - begun))
+
+
+class Bell:
+    """What :func:`wait` waits for, for those who wait for more than one future."""
+
+    def __init__(self) -> None:
+        self._rung = False
+        self._callbacks: list[Callable[[Any], Any]] = []
+
+    def done(self) -> bool:
+        return self._rung
+
+    def add_done_callback(self, callback: Callable[[Any], Any]) -> None:
+        self._callbacks.append(callback)
+        if self._rung:
+            callback(self)
+
+    def ring(self) -> None:
+        self._rung = True
+        for callback in self._callbacks:
+            callback(self)
+
+
+def in_call() -> bool:
+    """Whether a call runs in this process."""
+    return priority() is not None
