@@ -163,7 +163,7 @@ function submission(row) {
     const button = open ? [element("button", { type: "button", class: "change", onclick: stop }, "abort")] : [];
     return [element("td", { class: "cmd" }, row.what), element("td", {}, bar),
       n(`${count(finished)} / ${count(row.total)}`), n(count(row.failed)), n(count(row.aborted)), n(pace),
-      element("td", {}, took + left), element("td", {}, ...button)];
+      n(took + left), element("td", {}, ...button)];
   }];
 }
 
@@ -311,13 +311,14 @@ function lines(id, series) {
   let below = -Infinity;
   const labels = shown.filter(([, , line]) => line.length)
     .map(([name, color, line]) => [y(line[line.length - 1][1]), name, color, line]).sort((a, b) => a[0] - b[0]);
-  for (const [at, name, color, line] of labels) {
+  for (const [index, [at, name, color, line]] of labels.entries()) {
     pen.strokeStyle = pen.fillStyle = style(color);
     pen.lineWidth = 1.8;
     pen.beginPath();
     line.forEach((p, i) => i ? pen.lineTo(x(p[0]), y(p[1])) : pen.moveTo(x(p[0]), y(p[1])));
     pen.stroke();
-    const place = Math.max(at + 4, below + 13);
+    // Names do not cover each other, and there is room for those that come below.
+    const place = Math.max(Math.min(at + 4, bottom + 4 - 13 * (labels.length - 1 - index)), below + 13);
     below = place;
     pen.fillText(`${name} ${perSecond(line[line.length - 1][1]).replace(/\.0$/, "")}`, right + 6, place);
   }
