@@ -200,6 +200,7 @@ impl Batch {
             tags: placement.tags.clone(),
             priority: placement.priority.unwrap_or(0),
             require: placement.require.clone(),
+            resources: placement.resources.clone(),
             ack: true,
             ..TaskRequest::default()
         }

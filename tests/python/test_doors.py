@@ -71,7 +71,7 @@ def test_a_notebook_shows_what_there_is(tmp_path):
     os.environ["IPYTHONDIR"] = str(tmp_path)
     client = nbclient.NotebookClient(notebook, timeout=100, resources={"metadata": {"path": str(tmp_path)}}, kernel_name="python3")
     client.execute()
-    shown = [str(cell.outputs) for cell in notebook.cells]
+    shown = ["".join(output.get("text", "") for output in cell.outputs) + str(cell.outputs) for cell in notebook.cells]
     assert "<table" in shown[0] and "ipbroker.Client" in shown[0]
     assert "42" in shown[1] and "seen 41" in shown[1]
     assert "2 engines" in shown[2] and "<table" in shown[2]

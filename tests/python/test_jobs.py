@@ -38,7 +38,7 @@ def test_codes_graphs_and_directories(client, tmp_path):
 
 def test_bad_lines_are_refused_whole(client):
     for jobs, words in [
-        ([{"cmd": "true"}, {"command": "x"}], 'jobs:2: no "cmd"'),
+        ([{"cmd": "true"}, {"command": "x"}], 'jobs:2: .*"cmd"'),
         ([{"cmd": "true", "after": ["nobody"]}], '"nobody"'),
         ([{"cmd": "true", "retries": "many"}], "retries"),
         ([{"cmd": "true", "x": object()}], "jobs:1: Object of type object"),

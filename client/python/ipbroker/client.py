@@ -125,9 +125,13 @@ def _deliver(pending: Dict[int, Any], output: "Output", kind: int, tag: int, lo:
     if isinstance(target, Future):
         del pending[tag]
         if kind == OK:
-            if more[1] is not None:
-                output.rest(target.id, metadata, more[1])
-            target._succeed(metadata, value, *more)
+            outside, printed = more
+            content = None
+            if printed is not None:
+                # The reply says whose it is: the future may not have heard its id yet.
+                content, id = printed
+                output.rest(id, metadata, content)
+            target._succeed(metadata, value, outside, content)
         elif kind == MEMBERS:
             target._fail(metadata, ("BadReply", "the reply is that of an array", (), None, False))
         else:
@@ -230,7 +234,7 @@ class Client:
 
     def view(self, **options: Any) -> "View":
         """Calls with options: ``retries``, ``timeout`` (s that they may wait), ``after``, ``follow`` (futures or ids), ``any``,
-        ``on`` ("success", "failure", "always"), ``host``, ``tags``, ``prefer``, ``prefer_wait``, ``priority``, ``require``, ``limit`` ({"time": s, "memory": bytes}), ``targets``."""
+        ``on`` ("success", "failure", "always"), ``host``, ``tags``, ``prefer``, ``prefer_wait``, ``priority``, ``require``, ``cpus``, ``gpus``, ``memory``, ``resources``, ``limit`` ({"time": s, "memory": bytes}), ``targets``."""
         from .view import View
 
         return View(self, options)

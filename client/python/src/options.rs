@@ -3,6 +3,7 @@
 use ipbroker_client::job::parse_size;
 use ipbroker_client::protocol::dependency::Dependency;
 use ipbroker_client::protocol::message::{Limit, Require, TaskRequest};
+use ipbroker_client::protocol::resources::{self, Request};
 use pyo3::exceptions::{PyTypeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyString};
@@ -35,11 +36,21 @@ pub(crate) fn read(options: &Bound<'_, PyDict>) -> PyResult<(TaskRequest, Limit)
             "tags" => request.tags = names(&value).map_err(wrong)?,
             "priority" => request.priority = value.extract().map_err(wrong)?,
             "require" => request.require = require(&value).map_err(wrong)?,
+            "cpus" | "gpus" | "memory" => {
+                let text: String = value.str()?.extract()?;
+                resource(&mut request.resources, &key, &text)?;
+            }
+            "resources" => {
+                for (name, units) in value.cast::<PyDict>().map_err(|e| wrong(e.into()))? {
+                    let (name, text): (String, String) = (name.extract()?, units.str()?.extract()?);
+                    resource(&mut request.resources, &name, &text)?;
+                }
+            }
             "limit" => limit = limits(&value).map_err(wrong)?,
             "detach" => request.detach = value.extract().map_err(wrong)?,
             _ => {
                 return Err(PyTypeError::new_err(format!(
-                    "unknown option {key:?}: there are after, follow, any, on, timeout, retries, host, prefer, prefer_wait, tags, priority, require, limit, targets, detach"
+                    "unknown option {key:?}: there are after, follow, any, on, timeout, retries, host, prefer, prefer_wait, tags, priority, require, cpus, gpus, memory, resources, limit, targets, detach"
                 )));
             }
         }
@@ -64,6 +75,16 @@ pub(crate) fn read(options: &Bound<'_, PyDict>) -> PyResult<(TaskRequest, Limit)
         };
     }
     Ok((request, limit))
+}
+
+/// An amount of what the engine's host must have free.
+fn resource(request: &mut Request, name: &str, text: &str) -> PyResult<()> {
+    let units = resources::parse_units(text).unwrap_or(f64::NAN);
+    resources::check(name, units).map_err(|must| {
+        PyValueError::new_err(format!("option {name}: must be {must}, not {text}"))
+    })?;
+    request.insert(name.to_owned(), units);
+    Ok(())
 }
 
 /// A name, or several.

@@ -109,7 +109,7 @@ pub(crate) fn delivery<'py>(
     let outside = PyList::new(py, buffers.map(|buffer| PyByteArray::new(py, buffer)))?;
     let content = reply.envelope().content();
     // A plain {"status": "ok"} is ten and a few bytes; what was printed makes it longer.
-    let printed = (content.len() > 16).then(|| PyBytes::new(py, content));
+    let printed = (content.len() > 16).then(|| (PyBytes::new(py, content), reply.parent_id()));
     (OK, tag, lo, hi, metadata, value, (outside, printed)).into_pyobject(py)
 }
 
