@@ -321,10 +321,13 @@ impl Resume {
             next[at] = Some(self.next(&mut jobs[at]));
         }
         let mut kept = Jobs::default();
-        for (job, next) in jobs.into_iter().zip(next) {
+        for (mut job, next) in jobs.into_iter().zip(next) {
             match next {
                 Some(Next::Done) => {}
                 Some(Next::Impossible(why)) => {
+                    // It waits for nobody any more, least of all for who is left out.
+                    job.placement.after.clear();
+                    job.placement.follow.clear();
                     kept.refused.insert(kept.jobs.len(), why);
                     kept.jobs.push(job);
                 }
