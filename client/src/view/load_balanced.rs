@@ -7,6 +7,7 @@ use ipbroker_protocol::dependency::Dependency;
 use ipbroker_protocol::message::{
     Command, CommandResult, FunctionCall, Require, TaskRequest, types,
 };
+use ipbroker_protocol::resources::{CPUS, GPUS, MEMORY};
 use ipbroker_protocol::zmq::Message;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -124,6 +125,32 @@ impl LoadBalancedView {
     #[must_use]
     pub fn priority(mut self, priority: i32) -> Self {
         self.options.priority = priority;
+        self
+    }
+
+    /// Cpus that each task needs of its host; fractions are allowed. One that asks for nothing counts as one.
+    #[must_use]
+    pub fn cpus(self, cpus: f64) -> Self {
+        self.resource(CPUS, cpus)
+    }
+
+    /// GPUs that each task needs; a command sees them in `CUDA_VISIBLE_DEVICES`.
+    #[must_use]
+    pub fn gpus(self, gpus: u32) -> Self {
+        self.resource(GPUS, gpus.into())
+    }
+
+    /// Bytes of memory that each task needs. A command that uses more is ended.
+    #[must_use]
+    pub fn memory(self, bytes: u64) -> Self {
+        self.resource(MEMORY, bytes as f64)
+    }
+
+    /// How much each task needs of a resource that engines were given by `--resource`. What makes no sense is refused by
+    /// the controller.
+    #[must_use]
+    pub fn resource(mut self, name: &str, amount: f64) -> Self {
+        self.options.resources.insert(name.to_owned(), amount);
         self
     }
 

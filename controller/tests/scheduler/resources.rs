@@ -281,3 +281,114 @@ fn explanations_say_what_is_lacking() {
         "{why:?}"
     );
 }
+
+/// Tasks of a stated mix: how long each takes, and what it asks for.
+fn mix(count: u64) -> Vec<(u64, Request)> {
+    let mut x = 88_172_645_463_325_252u64;
+    let mut random = move |below: u64| {
+        x ^= x << 13;
+        x ^= x >> 7;
+        x ^= x << 17;
+        x % below
+    };
+    (0..count)
+        .map(|_| {
+            let time = 50 + random(100);
+            let request: &[(&str, u64)] = match random(20) {
+                0 => &[("cpus", 16_000)],
+                1..=3 => &[("cpus", 4000)],
+                4..=5 => &[("cpus", 1000), ("gpus", 1000)],
+                6 => &[("cpus", 8000), ("gpus", 2000)],
+                7..=9 => &[("cpus", 2000)],
+                _ => &[("cpus", 1000)],
+            };
+            (time, amounts(request))
+        })
+        .collect()
+}
+
+/// When the last of them ends, if each that fits is started in this order wherever it fits first.
+fn list_schedule(tasks: &[(u64, Request)], order: &[usize], hosts: usize) -> u64 {
+    let total = |name: &str| if name == "cpus" { 16_000 } else { 4000 };
+    let mut used: Vec<std::collections::BTreeMap<&str, u64>> = vec![Default::default(); hosts];
+    let mut running: std::collections::BTreeSet<(u64, usize, usize)> = Default::default();
+    let mut waiting: Vec<usize> = order.to_vec();
+    let mut now = 0;
+    loop {
+        waiting.retain(|&task| {
+            let request = &tasks[task].1;
+            let place = used.iter().position(|used| {
+                let free = |(name, amount): &(Box<str>, u64)| {
+                    used.get(&**name).copied().unwrap_or(0) + amount <= total(name)
+                };
+                request.iter().all(free)
+            });
+            if let Some(host) = place {
+                for (name, amount) in request {
+                    *used[host].entry(name).or_default() += amount;
+                }
+                running.insert((now + tasks[task].0, task, host));
+            }
+            place.is_none()
+        });
+        let Some((end, task, host)) = running.pop_first() else {
+            return now;
+        };
+        now = end;
+        for (name, amount) in &tasks[task].1 {
+            *used[host].get_mut(&**name).expect("taken") -= amount;
+        }
+    }
+}
+
+#[test]
+fn the_makespan_of_a_mix_is_near_the_best_of_many() {
+    const HOSTS: usize = 3;
+    let tasks = mix(300);
+    let mut order: Vec<usize> = (0..tasks.len()).collect();
+    let mut x = 7u64;
+    let mut best = u64::MAX;
+    for _ in 0..1000 {
+        for at in (1..order.len()).rev() {
+            x = x.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+            order.swap(at, (x >> 33) as usize % (at + 1));
+        }
+        best = best.min(list_schedule(&tasks, &order, HOSTS));
+    }
+    let mut core = core();
+    for host in 0..HOSTS {
+        let spec = self::host(&format!("h{host}"), 16, &["0", "1", "2", "3"]);
+        for engine in 0..16 {
+            join(&mut core, &format!("e{host}.{engine}"), &spec);
+        }
+    }
+    let mut keys = std::collections::HashMap::new();
+    for (at, (_, request)) in tasks.iter().enumerate() {
+        let spec = GroupSpec {
+            msg_id: &format!("t{at}"),
+            client: b"me",
+            count: 1,
+            needs: core.needs(&["run"]),
+            request,
+            ..GroupSpec::default()
+        };
+        keys.insert(core.submit(0, &spec).expect("a new id"), at);
+    }
+    let (mut now, mut running, mut ended) = (0, std::collections::BTreeSet::new(), 0);
+    loop {
+        for (group, engine, _) in given(&mut core) {
+            running.insert((now + tasks[keys[&group]].0, group, engine));
+        }
+        let Some((end, group, engine)) = running.pop_first() else {
+            break;
+        };
+        now = end;
+        ended += 1;
+        core.tick(now * MILLISECOND);
+        let report = Report::all(0..1, Outcome::Ok, MILLISECOND);
+        core.replied(now * MILLISECOND, engine, group, &report);
+    }
+    assert_eq!(ended, tasks.len());
+    eprintln!("makespan {now}, the best of 1000 random list schedules {best}");
+    assert!(now * 100 <= best * 105, "{now} against {best}");
+}

@@ -168,10 +168,9 @@ impl<'a> Commands<'a> {
             (result.status, result.code, result.up_to_date) = ("ok".into(), Some(0), true);
             return Ok(Verdict::Ok);
         }
-        let cage = command
-            .limit
-            .memory
-            .and_then(|memory| self.process.limits.cage(memory));
+        let memory = granted::memory_limit(&self.task.wants.granted, command.limit.memory);
+        job.memory_limit = memory;
+        let cage = memory.and_then(|memory| self.process.limits.cage(memory));
         job.prelude = cage.as_ref().map(job::Cage::prelude);
         let begun = self.seat.begin_member(index);
         let (generation, _) = begun.map_err(|stop| {
@@ -203,7 +202,7 @@ impl<'a> Commands<'a> {
         let mut ended = ran.map_err(|error| (Verdict::Failed, error.name(), error.to_string()))?;
         if let Some(used) = cage.as_ref().and_then(job::Cage::exceeded) {
             ended.stopped = Some(Stop::MemoryLimit {
-                limit: command.limit.memory.unwrap_or_default(),
+                limit: memory.unwrap_or_default(),
                 used,
             });
         }

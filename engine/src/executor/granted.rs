@@ -2,7 +2,7 @@
 
 use std::ffi::OsString;
 
-use ipbroker_protocol::resources::{self, CPUS, GPUS, Grant, Granted};
+use ipbroker_protocol::resources::{self, CPUS, GPUS, Grant, Granted, MEMORY};
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 
 /// Variables for a job: `None` removes one.
@@ -35,6 +35,12 @@ fn value(granted: &Granted) -> String {
     } else {
         granted.names.join(",")
     }
+}
+
+/// The memory limit of a job: its own, and what it asked for, so that what was promised to others is kept.
+pub(super) fn memory_limit(grant: &Grant, own: Option<u64>) -> Option<u64> {
+    let granted = grant.get(MEMORY).map(|granted| granted.amount as u64);
+    own.into_iter().chain(granted).min()
 }
 
 /// While this lives, what this thread starts runs on the granted cores only.
@@ -108,6 +114,19 @@ mod tests {
                 "IPBROKER_MEMORY=1024",
             ]
         );
+    }
+
+    #[test]
+    fn memory_that_was_asked_for_is_a_limit() {
+        let granted = Granted {
+            amount: 100.0,
+            ..Granted::default()
+        };
+        let grant = Grant::from([("memory".to_owned(), granted)]);
+        assert_eq!(memory_limit(&grant, None), Some(100));
+        assert_eq!(memory_limit(&grant, Some(50)), Some(50));
+        assert_eq!(memory_limit(&Grant::new(), Some(50)), Some(50));
+        assert_eq!(memory_limit(&Grant::new(), None), None);
     }
 
     #[test]
