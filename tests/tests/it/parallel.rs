@@ -157,7 +157,7 @@ fn what_cannot_be_is_said_in_one_line() {
     place.write("notes", "my notes\n");
     for (args, word) in [
         (&["echo", "::::", "/no/such/file"][..], "/no/such/file"),
-        (&["-N", "x", "echo", ":::", "a"], "-N"),
+        (&["-N", "x", "echo", ":::", "a"], "--max-args"),
         (&["--halt", "later,fail=1", "echo", ":::", "a"], "--halt"),
         (&["--colsep", "(", "echo", ":::", "a"], "--colsep"),
         (&["--resume", "echo", ":::", "a"], "--joblog"),
