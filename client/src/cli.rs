@@ -103,7 +103,7 @@ impl ClusterArgs {
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
     Run(commands::run::RunArgs),
-    Map(commands::map::MapArgs),
+    Map(Box<commands::map::MapArgs>),
     Submit(commands::submit::SubmitArgs),
     Wait(commands::wait::WaitArgs),
     Results(commands::results::ResultsArgs),

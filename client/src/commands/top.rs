@@ -51,7 +51,8 @@ pub(crate) struct TopArgs {
 type News = Result<Box<Sample>, String>;
 
 pub(crate) fn main(args: TopArgs, cluster: &ClusterArgs) -> Outcome {
-    if !args.plain && !(std::io::stdout().is_terminal() && std::io::stdin().is_terminal()) {
+    let terminal = std::io::stdout().is_terminal() && std::io::stdin().is_terminal();
+    if !args.plain && !terminal {
         return Err(Failure::usage(
             "top needs a terminal; `ipclient top --plain` and `ipclient events` do not",
         ));

@@ -306,10 +306,12 @@ impl Core {
         self.count(client, Some(Bucket::Running), Bucket::Ready, 1);
         let class = self.groups[index].class;
         // Where something waits for what this one has just released, it waits for its turn as well.
-        if besides.is_some() && self.asking == 0 && !self.pools.classes[class as usize].asks {
-            if let Some(slot) = self.choose(class, besides) {
-                return self.dispatch(now, index, slot);
-            }
+        if besides.is_some()
+            && self.asking == 0
+            && !self.pools.classes[class as usize].asks
+            && let Some(slot) = self.choose(class, besides)
+        {
+            return self.dispatch(now, index, slot);
         }
         self.arm_timeout(now, index);
         self.decide(now, index);

@@ -127,13 +127,16 @@ pub struct HostState {
     pub key: Box<str>,
     /// Its registered engines.
     pub engines: Vec<EngineKey>,
-    /// Each resource: its name, all of it, what is in use, and the names of the free ones.
-    pub stocks: Vec<(Box<str>, Amount, Amount, Vec<Box<str>>)>,
+    /// Each resource.
+    pub stocks: Vec<StockState>,
     /// Engines whose task asked for something, and what it was granted.
     pub holders: Vec<(EngineKey, Arc<Grant>)>,
     /// What is kept for a task that waits for more than is free.
     pub kept: Option<Kept>,
 }
+
+/// A resource of a host: its name, all of it, what is in use, and the names of the free ones.
+pub type StockState = (Box<str>, Amount, Amount, Vec<Box<str>>);
 
 /// What is kept on a host for a task that waits there for more than is free.
 #[derive(Clone, Debug, PartialEq, Eq)]

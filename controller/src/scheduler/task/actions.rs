@@ -70,7 +70,7 @@ impl Scheduler {
         attempt: u32,
         grant: Option<&core::Grant>,
     ) {
-        let granted = grant.map(|grant| resources::to_wire(grant));
+        let granted = grant.map(resources::to_wire);
         if let Some(granted) = &granted
             && let Some(engine) = self.engines.get(engine)
         {

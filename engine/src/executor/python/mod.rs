@@ -86,7 +86,7 @@ impl<'a> Calls<'a> {
     fn interpreter<'s>(
         &self,
         slot: &'s mut Option<Interpreter>,
-    ) -> Result<&'s mut Interpreter, ErrorContent> {
+    ) -> Result<&'s mut Interpreter, Box<ErrorContent>> {
         if slot
             .as_mut()
             .is_some_and(|interpreter| !interpreter.lives())
@@ -95,7 +95,7 @@ impl<'a> Calls<'a> {
         }
         if slot.is_none() {
             let Some(python) = &self.process.python else {
-                return Err(self.unmet.clone().unwrap_or_default());
+                return Err(self.unmet.clone().unwrap_or_default().into());
             };
             let id = self.seat.id().to_string();
             let mut environment = vec![
@@ -113,7 +113,7 @@ impl<'a> Calls<'a> {
                     self.process.files.host,
                     python.program.display()
                 );
-                ErrorContent::new("UnmetDependency", text)
+                Box::new(ErrorContent::new("UnmetDependency", text))
             })?);
         }
         Ok(slot.as_mut().expect("started above"))
