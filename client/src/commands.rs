@@ -38,7 +38,7 @@ pub(crate) fn dispatch(
 ) -> Outcome {
     match command {
         Command::Run(args) => run::main(args, cluster),
-        Command::Map(args) => map::main(args, cluster, data),
+        Command::Map(args) => map::main(*args, cluster, data),
         Command::Submit(args) => submit::main(args, cluster),
         Command::Wait(args) => wait::main(args, cluster),
         Command::Results(args) => results::main(args, cluster),
