@@ -276,12 +276,12 @@ fn what_cannot_be_started_is_told_in_words() {
         (
             "other",
             other,
-            "good: the host is a x86_64, our ipengine is for aarch64: build ipengine there",
+            "good: the host is a x86_64, our ipengine is for aarch64: name the ipengine of ipbroker-",
         ),
         (
             "newer",
             newer,
-            "our ipengine needs 2.99 or later: build it on the oldest of your systems",
+            "our ipengine needs 2.99 or later: name the ipengine of ipbroker-",
         ),
     ] {
         let path = lab.home().join(name);

@@ -426,7 +426,7 @@ mod tests {
         let own = |text: &str| parse(text).unwrap().own_key;
         assert_eq!(
             own(r#"{"cmd": "x", "number": 1, "n": 1}"#),
-            Some("n".into())
+            Some("number".into())
         );
         // What an earlier run printed may be run again.
         assert_eq!(
