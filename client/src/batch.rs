@@ -4,7 +4,6 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use ipbroker_protocol::array::{Packed, member_id};
-use ipbroker_protocol::dependency::Dependency;
 use ipbroker_protocol::message::{Command, TaskRequest, types};
 use ipbroker_protocol::zmq::Message;
 use jiff::Timestamp;
@@ -12,7 +11,7 @@ use jiff::Timestamp;
 use crate::client::{Client, Outgoing};
 use crate::error::{Error, Result};
 use crate::io::{Part, Sink};
-use crate::job::{Condition, Graph, Job, JobResult, Placement};
+use crate::job::{Graph, Job, JobResult, Placement, rename};
 
 /// Members and bytes of one array message.
 const ARRAY_MEMBERS: usize = 20_000;
@@ -143,7 +142,10 @@ impl Batch {
         Ok(())
     }
 
-    #[allow(clippy::too_many_arguments)]
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "one message, and whom to tell of it"
+    )]
     fn send(
         &mut self,
         jobs: &[Job],
@@ -180,15 +182,7 @@ impl Batch {
     }
 
     fn metadata(&self, placement: &Placement) -> TaskRequest {
-        let dependency = |names: &[String]| Dependency {
-            ids: names
-                .iter()
-                .filter_map(|name| self.ids.get(name).cloned())
-                .collect(),
-            all: !placement.any,
-            success: placement.on != Condition::Failure,
-            failure: placement.on != Condition::Success,
-        };
+        let dependency = |names: &[String]| placement.dependency(names, &self.ids);
         TaskRequest {
             after: dependency(&placement.after),
             follow: dependency(&placement.follow),
@@ -228,31 +222,10 @@ impl Batch {
                 };
                 let mut result = result.with(group.msg_id(member), group.submitted, received);
                 if let Some(error) = &mut result.error {
-                    *error = self.rename(error);
+                    *error = rename(error, self.client.session_id(), &self.names);
                 }
                 Some((at, result))
             })
             .collect()
-    }
-
-    /// Message ids in an error, replaced by the names that the user gave.
-    fn rename(&self, text: &str) -> String {
-        let session = self.client.session_id();
-        let mut renamed = String::with_capacity(text.len());
-        let mut rest = text;
-        while let Some(at) = rest.find(session) {
-            let (before, found) = rest.split_at(at);
-            let end = found
-                .find(|c: char| !(c.is_ascii_alphanumeric() || "-_:".contains(c)))
-                .unwrap_or(found.len());
-            let id = found[..end].trim_end_matches(':');
-            renamed += before;
-            match self.names.get(id) {
-                Some(name) => renamed += &format!("{name:?}"),
-                None => renamed += id,
-            }
-            rest = &found[id.len()..];
-        }
-        renamed + rest
     }
 }

@@ -306,7 +306,7 @@ impl NativeClient {
 
     /// What has arrived since this was last asked: results, what was printed, bytes of that which were dropped. Waits for
     /// something. None: the client is closed.
-    #[allow(clippy::type_complexity)]
+    #[expect(clippy::type_complexity, reason = "a tuple, as Python reads it")]
     fn wait_results<'py>(
         &self,
         py: Python<'py>,

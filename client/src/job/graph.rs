@@ -211,6 +211,26 @@ fn cycle(file: &str, jobs: &[Job], needs: &[Vec<usize>], waiting: &[usize]) -> G
     }
 }
 
+/// Message ids of a client's `session` in an error, replaced by the names that the user gave to these jobs.
+pub fn rename(text: &str, session: &str, names: &HashMap<String, String>) -> String {
+    let mut renamed = String::with_capacity(text.len());
+    let mut rest = text;
+    while let Some(at) = rest.find(session) {
+        let (before, found) = rest.split_at(at);
+        let end = found
+            .find(|c: char| !(c.is_ascii_alphanumeric() || "-_:".contains(c)))
+            .unwrap_or(found.len());
+        let id = found[..end].trim_end_matches(':');
+        renamed += before;
+        match names.get(id) {
+            Some(name) => renamed += &format!("{name:?}"),
+            None => renamed += id,
+        }
+        rest = &found[id.len()..];
+    }
+    renamed + rest
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

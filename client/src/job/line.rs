@@ -2,10 +2,11 @@
 
 use super::error::LineError;
 use super::keys::{Keys, kind, no_nul, other_side, wrong};
+use ipbroker_protocol::dependency::Dependency;
 use ipbroker_protocol::message::{Command, Limit, Require};
 use ipbroker_protocol::resources::{MEMORY, Request};
 use serde_json::{Map, Value};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 
 /// When a dependency counts as met.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
@@ -48,6 +49,21 @@ pub struct Placement {
     pub on: Condition,
     /// What it needs of its host, by name: `cpus`, `gpus`, `memory` (bytes) and those of `--resource`.
     pub resources: Request,
+}
+
+impl Placement {
+    /// What `after` or `follow` asks for: `ids` are the message ids by the jobs' own.
+    pub fn dependency(&self, names: &[String], ids: &HashMap<String, String>) -> Dependency {
+        Dependency {
+            ids: names
+                .iter()
+                .filter_map(|name| ids.get(name).cloned())
+                .collect(),
+            all: !self.any,
+            success: self.on != Condition::Failure,
+            failure: self.on != Condition::Success,
+        }
+    }
 }
 
 /// A job line.

@@ -9,7 +9,7 @@ mod outcome;
 mod value;
 
 pub use error::{JobError, LineError};
-pub use graph::{Graph, GraphError};
+pub use graph::{Graph, GraphError, rename};
 pub use ipbroker_protocol::message::{Limit, Require};
 pub use ipbroker_protocol::size::parse as parse_size;
 pub use keys::parse_duration;

@@ -3,9 +3,8 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use ipbroker_client::job::{Condition, Job, Placement};
+use ipbroker_client::job::{Job, Placement, rename};
 use ipbroker_client::protocol::array::{Packed, member_id};
-use ipbroker_client::protocol::dependency::Dependency;
 use ipbroker_client::protocol::message::{Command, TaskRequest, types};
 use ipbroker_client::protocol::resources::Request;
 use ipbroker_client::protocol::zmq::Message;
@@ -55,22 +54,7 @@ pub(crate) struct Submitted {
 impl Submitted {
     /// Message ids in an error, replaced by the names that the user gave.
     pub(crate) fn rename(&self, text: &str, session: &str) -> String {
-        let mut renamed = String::with_capacity(text.len());
-        let mut rest = text;
-        while let Some(at) = rest.find(session) {
-            let (before, found) = rest.split_at(at);
-            let end = found
-                .find(|c: char| !(c.is_ascii_alphanumeric() || "-_:".contains(c)))
-                .unwrap_or(found.len());
-            let id = found[..end].trim_end_matches(':');
-            renamed += before;
-            match self.names.get(id) {
-                Some(name) => renamed += &format!("{name:?}"),
-                None => renamed += id,
-            }
-            rest = &found[id.len()..];
-        }
-        renamed + rest
+        rename(text, session, &self.names)
     }
 
     /// On a stream a job may depend on lines before it only.
@@ -103,15 +87,7 @@ pub(crate) fn metadata(
     ids: &HashMap<String, String>,
 ) -> TaskRequest {
     let defaults = &options.jobs;
-    let dependency = |names: &[String]| Dependency {
-        ids: names
-            .iter()
-            .filter_map(|name| ids.get(name).cloned())
-            .collect(),
-        all: !placement.any,
-        success: placement.on != Condition::Failure,
-        failure: placement.on != Condition::Success,
-    };
+    let dependency = |names: &[String]| placement.dependency(names, ids);
     let or = |own: &[String], default: &[String]| {
         if own.is_empty() {
             default.to_vec()

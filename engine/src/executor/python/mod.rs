@@ -187,9 +187,9 @@ impl<'a> Calls<'a> {
     /// The outcome of a call that ended by itself.
     fn outcome(&mut self, answer: Answer, kept: &[Captured; 2], out: &mut Vec<u8>) -> Verdict {
         match answer {
-            Answer::Result(mut parts) => {
+            Answer::Result(parts) => {
                 if self.task.wants.range.is_some() {
-                    out.append(&mut parts[0]);
+                    out.extend(parts.into_iter().next().unwrap_or_default());
                 } else {
                     let mut content = Map::new();
                     content.insert("status".to_owned(), json!("ok"));
