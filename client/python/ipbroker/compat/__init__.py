@@ -1,0 +1,1 @@
+"""Modules under whose names the programs of others run, with only their import lines changed."""
