@@ -9,9 +9,10 @@
             print(sum(ex.map(abs, range(-100_000, 0))))
 """
 
+from typing import TYPE_CHECKING, Any
+
 from ._native import __version__
 from .client import Client, current_client
-from .cluster import Cluster
 from .errors import (
     BadReply,
     ClosedError,
@@ -36,6 +37,9 @@ from .executor import Executor
 from .futures import CallInfo, Future
 from .jobs import Jobs
 from .view import View
+
+if TYPE_CHECKING:
+    from .cluster import Cluster
 
 __all__ = [
     "BadReply",
@@ -66,3 +70,12 @@ __all__ = [
     "__version__",
     "current_client",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    # What starts processes is half of the time that the import would take, and clients do not need it.
+    if name == "Cluster":
+        from .cluster import Cluster
+
+        return Cluster
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
