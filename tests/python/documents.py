@@ -4,6 +4,7 @@ import ast
 import glob
 import os
 import re
+import textwrap
 
 HERE = os.path.join(os.path.dirname(__file__), "seeds")
 
@@ -59,3 +60,17 @@ def like(shown):
         pattern += re.escape(shown[at : found.start()]) + list(VARIES.values())[found.lastindex - 1]
         at = found.end()
     return re.compile(pattern + re.escape(shown[at:]))
+
+
+def cut(document, begin, end):
+    """From the line that begins with `begin` up to (not with) the one that begins with `end`."""
+    lines = document.splitlines()
+    first = next(at for at, line in enumerate(lines) if line.strip().startswith(begin))
+    last = next(at for at, line in enumerate(lines) if at > first and line.strip().startswith(end))
+    return textwrap.dedent("\n".join(lines[first:last])) + "\n"
+
+
+def replaced(program, old, new):
+    """The program with one thing replaced, which must be there."""
+    assert old in program, f"{old!r} is not in the document"
+    return program.replace(old, new)

@@ -241,15 +241,11 @@ def _references(function: types.FunctionType) -> Optional[List[Tuple[Any, Any, A
         for value in values:
             if isinstance(value, types.FunctionType):
                 todo.append(value)
-            elif not _constant(value):
+            elif isinstance(value, (tuple, frozenset)):
+                values.extend(value)
+            elif not (value is _GONE or isinstance(value, _CONSTANT)):
                 return None
     return seen
-
-
-def _constant(value: Any) -> bool:
-    if isinstance(value, (tuple, frozenset)):
-        return all(map(_constant, value))
-    return value is _GONE or isinstance(value, _CONSTANT)
 
 
 def dump_arguments(args: Tuple[Any, ...], kwargs: Dict[str, Any]) -> Tuple[bytes, Optional[List[bytes]]]:
