@@ -167,7 +167,10 @@ class Server:
         self._unfinished: Set[_Job] = set()
         self._jobs: Dict[Any, Callable[..., Any]] = {}
         count = _ncpus(ncpus)
-        self._cluster = Cluster(0 if not ppservers else None, hosts=list(self._nodes) or None, tunnel=bool(ppservers))
+        if ppservers:
+            self._cluster = Cluster(hosts=list(self._nodes), tunnel=True, python="python3")
+        else:
+            self._cluster = Cluster(0)
         self._local: List["subprocess.Popen[bytes]"] = []
         self._finalizer = weakref.finalize(self, _stop, self._cluster, self._local)
         self._client = self._cluster.client()
