@@ -214,6 +214,25 @@ def test_programs_share_nodes_that_come_and_go(shared, tmp_path):
             cluster.print_status()
 
 
+def test_nodes_over_ssh(lab, tmp_path):
+    (tmp_path / "ours.py").write_text("def compute(n):\n    import socket\n    return socket.gethostname(), n\n")
+    (tmp_path / "program.py").write_text(
+        """
+import ipbroker.compat.dispy as dispy, ours
+with dispy.JobCluster(ours.compute, nodes=["a", ("b", None, 2)]) as cluster:
+    jobs = [cluster.submit_node(node, n) for n, node in enumerate(["a", "b", "10.77.0.11", "10.77.0.12"])]
+    print([(job(), job.ip_addr) for job in jobs])
+    cluster.stats()
+"""
+    )
+    done = subprocess.run([*lab.here, sys.executable, "program.py"], cwd=tmp_path, capture_output=True, text=True, timeout=110)
+    assert done.returncode == 0, done.stderr
+    result, *table = filter(None, done.stdout.splitlines())
+    a, b = "10.77.0.11", "10.77.0.12"
+    assert eval(result) == [(("a", 0), a), (("b", 1), b), (("a", 2), a), (("b", 3), b)]
+    assert [row.split("|")[0].strip() for row in table[2:4]] == [f"{a} (a)", f"{b} (b)"] and [row.split("|")[2].strip() for row in table[2:4]] == ["2", "2"]
+
+
 def wait_until(there, seconds=60):
     end = time.monotonic() + seconds
     while not there():

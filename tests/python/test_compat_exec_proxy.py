@@ -1,8 +1,6 @@
 """exec_proxy: the document's program on another host, and all operations that it lists."""
 
-import os
 import re
-import shutil
 import stat
 import subprocess
 import sys
@@ -14,25 +12,6 @@ import ipbroker
 import ipbroker.compat.exec_proxy as exec_proxy
 
 DOCUMENT = documents.text("002")
-LAB = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "hosts", "lab")
-
-
-@pytest.fixture(scope="module")
-def lab(tmp_path_factory):
-    """A host named a, with an SSH server, and its user alice: the beginning of a command that runs where its client is."""
-    if os.geteuid() != 0 or not all(map(shutil.which, ["ip", "unshare", "nsenter", "ssh-keygen"])) or not os.path.exists("/usr/sbin/sshd"):
-        pytest.skip("hosts need root, iproute2, util-linux and openssh-server")
-    above = tmp_path_factory.mktemp("lab")
-    place = str(above / "state")
-    # ssh finds its configuration by the user's home in /etc/passwd, not by $HOME.
-    ours = f"{place}/home/.ssh"
-    (above / "ssh").write_text(f'#!/bin/sh\nexec {shutil.which("ssh")} -F {ours}/config -o UserKnownHostsFile={ours}/known_hosts "$@"\n')
-    (above / "ssh").chmod(0o755)
-    try:
-        subprocess.run([LAB, "up", place, "a"], check=True, timeout=60)
-        yield [LAB, "ctl", place, "env", f"PATH={above}:{os.environ['PATH']}"]
-    finally:
-        subprocess.run([LAB, "down", place], check=True, timeout=60)
 
 
 def test_the_document(lab, tmp_path):
@@ -40,8 +19,8 @@ def test_the_document(lab, tmp_path):
     cut = cut[cut.index("import exec_proxy") :].replace("import exec_proxy", "import ipbroker.compat.exec_proxy as exec_proxy")
     cut = re.sub(r"^print (.*);$", r"print(\1)", cut.replace("user@remote_host", "alice@a"), flags=re.M)
     (tmp_path / "program.py").write_text(cut)
-    subprocess.run([LAB, "on", lab[2], "a", "touch", "hers"], check=True)
-    done = subprocess.run([*lab, sys.executable, "program.py"], cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    subprocess.run([*lab.on("a"), "touch", "hers"], check=True)
+    done = subprocess.run([*lab.here, sys.executable, "program.py"], cwd=tmp_path, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0 and done.stderr == "", done.stderr
     assert {".ssh", "hers"} <= set(eval(done.stdout))
 
@@ -50,7 +29,7 @@ def test_the_document(lab, tmp_path):
 def ep(request, tmp_path, monkeypatch):
     """A connection: to the host of the laboratory, or to a shell of this one."""
     if request.param == "ssh":
-        program = " ".join([*request.getfixturevalue("lab"), "ssh -x"])
+        program = " ".join([*request.getfixturevalue("lab").here, "ssh -x"])
     else:
         fake = tmp_path / "ssh"
         fake.write_text('#!/bin/sh\necho "Welcome!"\nshift\ncd "$(dirname "$0")" && exec sh -c "$*"\n')
@@ -131,7 +110,7 @@ def test_a_lost_connection(ep):
 
 
 def test_no_connection(lab, monkeypatch):
-    monkeypatch.setattr(exec_proxy, "connection_program", " ".join([*lab, "ssh -x"]))
+    monkeypatch.setattr(exec_proxy, "connection_program", " ".join([*lab.here, "ssh -x"]))
     with pytest.raises(ipbroker.ConnectionError, match="nobody@nowhere: .*resolve hostname nowhere"):
         exec_proxy.Exec_proxy("nobody@nowhere")
     with pytest.raises(ValueError, match="'-oProxyCommand=x' is no host"):

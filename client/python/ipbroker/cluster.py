@@ -68,10 +68,7 @@ class Cluster:
             arguments.append("--tunnel")
         if engines:
             arguments.append(f"--engines={engines}")
-        if python or not elsewhere:
-            arguments.append(f"--python={python or sys.executable}")
-        else:
-            arguments.append("--python")
+        arguments.append(f"--python={python or ('python3' if elsewhere else sys.executable)}")
         where: Dict[str, Any] = {"profile": profile} if self._dir is None else {"profile_dir": self._dir, "cluster_id": ""}
         if self._dir is None:
             arguments.append(f"--profile={profile}")
