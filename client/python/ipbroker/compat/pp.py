@@ -8,23 +8,22 @@ from __future__ import annotations
 
 import itertools
 import os
-import subprocess
 import sys
 import threading
 import time
 import types
-import weakref
 from contextlib import contextmanager
 from typing import Any, Callable, Dict, Iterable, Iterator, List, Optional, Set, Tuple, Union
 
-from ..cluster import Cluster, _environment, program
+from ..cluster import Cluster
 from ..errors import ClosedError, IpbrokerError, RemoteTraceback
 from ..futures import Future
+from ._engines import LocalEngines
 
 __all__ = ["DestroyedServerError", "Server", "Template"]
 
-START = 60.0
-"""Seconds that engines have to start."""
+_LOCAL = "pp-local"
+"""The tag of local engines."""
 
 
 class DestroyedServerError(RuntimeError):
@@ -171,8 +170,7 @@ class Server:
             self._cluster = Cluster(hosts=list(self._nodes), tunnel=True, python="python3")
         else:
             self._cluster = Cluster(0)
-        self._local: List["subprocess.Popen[bytes]"] = []
-        self._finalizer = weakref.finalize(self, _stop, self._cluster, self._local)
+        self._local = LocalEngines(self._cluster, _LOCAL)
         self._client = self._cluster.client()
         self._created = time.time()
         try:
@@ -198,7 +196,7 @@ class Server:
         ``"import x as y"``). ``callback(*callbackargs, result)`` is called, in a thread, when it has ended. ``group``: for
         :meth:`wait`. ``globals``: a dictionary whose modules and functions it finds, too.
         """
-        if not self._finalizer.alive:
+        if not self._local.stop.alive:
             raise DestroyedServerError("Cannot submit jobs: server instance has been destroyed")
         for name, value in (("args", args), ("depfuncs", depfuncs), ("modules", modules), ("callbackargs", callbackargs)):
             if not isinstance(value, tuple):
@@ -248,13 +246,8 @@ class Server:
     def set_ncpus(self, ncpus: Union[int, str] = "autodetect") -> None:
         """Sets how many local engines take the jobs that are submitted from now on; starts those that are missing."""
         count = _ncpus(ncpus)
-        missing = count - len(self._local)
-        if missing > 0:
-            there = len(self._client.engines)
-            command = [program("ipengine"), f"--python={sys.executable}", f"--profile-dir={self._cluster._dir}", "--cluster-id=", "--tags=pp-local", "--grace=5"]
-            for _ in range(missing):
-                self._local.append(subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=_environment(), start_new_session=True))
-            self._client.wait_for_engines(there + missing, START)
+        if count > len(self._local):
+            self._local.start(self._client, count - len(self._local))
         self._ncpus = count
         if count < len(self._local):
             # Those that are too many stay, and are given nothing.
@@ -304,20 +297,7 @@ class Server:
 
     def destroy(self) -> None:
         """Stops the engines. Jobs that are not done raise :class:`DestroyedServerError`."""
-        self._finalizer()
-
-
-def _stop(cluster: Cluster, local: List["subprocess.Popen[bytes]"]) -> None:
-    # Twice: at once. What they run is of no use to anybody.
-    for process in local * 2:
-        process.terminate()
-    cluster.close()
-    for process in local:
-        try:
-            process.wait(10)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+        self._local.stop()
 
 
 def _ncpus(ncpus: Union[int, str]) -> int:
@@ -331,7 +311,7 @@ def _ncpus(ncpus: Union[int, str]) -> int:
 
 
 def _local(engine: Dict[str, Any]) -> bool:
-    return "pp-local" in engine["tags"]
+    return _LOCAL in engine["tags"]
 
 
 def _prepare(function: Any, needs: Tuple[Any, ...], modules: Tuple[str, ...], packed: bool) -> Callable[..., Any]:

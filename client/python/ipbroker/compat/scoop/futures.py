@@ -1,0 +1,353 @@
+"""SCOOP's futures: those of ipbroker, under its names. All of this may be used within tasks, at any depth."""
+
+from __future__ import annotations
+
+import builtins
+import concurrent.futures
+import functools
+import itertools
+import threading
+import time
+import warnings
+from collections import deque
+from concurrent.futures import ALL_COMPLETED, FIRST_COMPLETED, FIRST_EXCEPTION, CancelledError
+from concurrent.futures import TimeoutError
+from typing import Any, Callable, Deque, Dict, Iterable, Iterator, List, NamedTuple, Optional, Set, Tuple, Union
+
+from ... import _nested
+from ...client import current_client
+from ...errors import IpbrokerError
+from ...futures import Future
+from ...view import View
+
+__all__ = [
+    "ALL_COMPLETED",
+    "FIRST_COMPLETED",
+    "FIRST_EXCEPTION",
+    "CancelledError",
+    "NotStartedProperly",
+    "TimeoutError",
+    "as_completed",
+    "map",
+    "mapReduce",
+    "mapScan",
+    "map_as_completed",
+    "shutdown",
+    "submit",
+    "wait",
+]
+
+class NotStartedProperly(Exception):
+    """The program was not started by ``python -m ipbroker.compat.scoop``."""
+
+
+_view: Union[None, View, "_Task"] = None
+"""Where calls go. The launcher sets it in the origin; a task finds it."""
+
+
+def _calls() -> Union[View, "_Task"]:
+    global _view
+    if _view is None:
+        if not _nested.in_call():
+            raise NotStartedProperly("SCOOP was not started properly: start the program with `python -m ipbroker.compat.scoop program.py`")
+        try:
+            _view = _Task(current_client().view())
+        except IpbrokerError:
+            # From this host the controller cannot be reached: a task's own tasks run right there.
+            _view = _Task(None)
+    return _view
+
+
+def _size() -> int:
+    """How many workers there are."""
+    view = _calls()
+    if isinstance(view, _Task):
+        return view.size()
+    return len(view.client.engines)
+
+
+def map(func: Callable[..., Any], *iterables: Iterable[Any], timeout: Optional[float] = None, **kwargs: Any) -> Iterator[Any]:
+    """Calls a function for each item of the iterables, on the workers; results in their order.
+
+    ``timeout`` (s) is for all results; other keywords are given to each call.
+    """
+    try:
+        view = _calls()
+    except NotStartedProperly as error:
+        warnings.warn(f"{error}. Your map call has been replaced by Python's own map().", RuntimeWarning, stacklevel=2)
+        return builtins.map(_with(func, kwargs), *iterables)
+    return view.map(_with(func, kwargs), *iterables, timeout=timeout)
+
+
+def map_as_completed(func: Callable[..., Any], *iterables: Iterable[Any], timeout: Optional[float] = None, **kwargs: Any) -> Iterator[Any]:
+    """Like :func:`map`, with the results as they come."""
+    return _calls().map_unordered(_with(func, kwargs), *iterables, timeout=timeout)
+
+
+def submit(func: Callable[..., Any], *args: Any, **kwargs: Any) -> "concurrent.futures.Future[Any]":
+    """Calls a function once, on a worker; a future."""
+    return _calls().submit(func, *args, **kwargs)
+
+
+def mapReduce(mapFunc: Callable[..., Any], reductionFunc: Callable[[Any, Any], Any], *iterables: Iterable[Any], timeout: Optional[float] = None, **kwargs: Any) -> Any:
+    """Calls `mapFunc` as :func:`map` does, and makes one value of the results: ``reductionFunc(a, b)`` for neighbours.
+
+    The workers reduce what they have mapped; the rest is done here.
+    """
+    chunks = _chunks(iterables)
+    return functools.reduce(reductionFunc, _calls().map(_reducer(_with(mapFunc, kwargs), reductionFunc), chunks, timeout=timeout))
+
+
+def mapScan(mapFunc: Callable[..., Any], reductionFunc: Callable[[Any, Any], Any], *iterables: Iterable[Any], timeout: Optional[float] = None, **kwargs: Any) -> List[Any]:
+    """Like :func:`mapReduce`, with all intermediate values: those of :func:`itertools.accumulate`."""
+    values: List[Any] = []
+    for part in _calls().map(_scanner(_with(mapFunc, kwargs), reductionFunc), _chunks(iterables), timeout=timeout):
+        if values:
+            last = values[-1]
+            part = [reductionFunc(last, value) for value in part]
+        values.extend(part)
+    return values
+
+
+class DoneAndNotDoneFutures(NamedTuple):
+    """What :func:`wait` gives."""
+
+    done: Set[Any]
+    not_done: Set[Any]
+
+
+def wait(fs: Iterable[Any], timeout: float = -1, return_when: str = ALL_COMPLETED) -> DoneAndNotDoneFutures:
+    """Waits for futures: for all, the first, or the first that fails; at most ``timeout`` seconds, if that is not negative."""
+    if return_when not in (ALL_COMPLETED, FIRST_COMPLETED, FIRST_EXCEPTION):
+        raise ValueError(f"return_when is ALL_COMPLETED, FIRST_COMPLETED or FIRST_EXCEPTION, not {return_when!r}")
+    futures = set(fs)
+    try:
+        for future in as_completed(futures, None if timeout is None or timeout < 0 else timeout):
+            if return_when == FIRST_COMPLETED or (return_when == FIRST_EXCEPTION and not future.cancelled() and future.exception() is not None):
+                break
+    except TimeoutError:
+        pass
+    done = {future for future in futures if future.done()}
+    return DoneAndNotDoneFutures(done, futures - done)
+
+
+def as_completed(fs: Iterable[Any], timeout: Optional[float] = None) -> Iterator[Any]:
+    """The futures, as they end."""
+    futures = list(dict.fromkeys(fs))
+    ended = _Ended(futures)
+    deadline = None if timeout is None else time.monotonic() + timeout
+    for count in range(len(futures)):
+        future = ended.next(deadline)
+        if future is None:
+            raise TimeoutError(f"{count} of {len(futures)} futures have ended after {timeout} s")
+        yield future
+
+
+def shutdown(wait: bool = True) -> None:
+    """Does nothing: the launcher stops the workers."""
+
+
+class _Ended:
+    """Futures in the order in which they end."""
+
+    def __init__(self, futures: Iterable[Any]) -> None:
+        self._changed = threading.Condition()
+        self._ready: Deque[Any] = deque()
+        for future in futures:
+            future.add_done_callback(self._add)
+
+    def _add(self, future: Any) -> None:
+        with self._changed:
+            self._ready.append(future)
+            self._changed.notify_all()
+
+    def next(self, deadline: Optional[float]) -> Any:
+        """The next one; None after the deadline."""
+        while not self._ready:
+            left = None if deadline is None else deadline - time.monotonic()
+            if left is not None and left <= 0:
+                return None
+            if not _help():
+                with self._changed:
+                    self._changed.wait_for(lambda: self._ready, left)
+        return self._ready.popleft()
+
+
+# Within a task. What it waits for it does itself as long as nobody has begun it, newest first; what others have begun it
+# waits for. As each worker is busy with one task and what that has submitted, no two ever wait for each other.
+
+
+class _Child(concurrent.futures.Future):  # type: ignore[type-arg]
+    """What a task has submitted."""
+
+    def __init__(self, view: Optional[View], function: Callable[..., Any], args: Tuple[Any, ...], kwargs: Dict[str, Any]) -> None:
+        super().__init__()
+        self._work: Optional[Tuple[Any, ...]] = (function, args, kwargs)
+        self._ours = False
+        self._remote: Optional[Future] = None
+        if view is None:
+            self._run()
+            return
+        self._remote = view.submit(function, *args, **kwargs)
+        with _lock:
+            _open[self] = None
+        self._remote.add_done_callback(self._ended)
+
+    def _ended(self, remote: Any) -> None:
+        if self._ours:
+            return
+        with _lock:
+            _open.pop(self, None)
+        self._work = None
+        if remote.cancelled():
+            if super().cancel():
+                self.set_running_or_notify_cancel()
+        elif not self.done():
+            error = remote.exception()
+            if error is None:
+                self.set_result(remote.result())
+            else:
+                self.set_exception(error)
+
+    def _claim(self) -> bool:
+        """Takes it back, if nobody has begun it."""
+        assert self._remote is not None
+        if self.done():
+            return False
+        self._ours = True
+        if self._remote._client.abort(self._remote, kill=False)["aborted"]:
+            return True
+        self._ours = False
+        if self._remote.done():
+            self._ended(self._remote)
+        return False
+
+    def _run(self) -> None:
+        assert self._work is not None
+        function, args, kwargs = self._work
+        self._work = None
+        try:
+            self.set_result(function(*args, **kwargs))
+        except Exception as error:
+            self.set_exception(error)
+
+    def _wait(self, timeout: Optional[float]) -> Optional[float]:
+        """Works until it has ended, or there is nothing to do; what is left of the timeout."""
+        begun = time.monotonic()
+        while not self.done() and (timeout is None or time.monotonic() - begun < timeout) and _help(self):
+            pass
+        return None if timeout is None else max(0.0, timeout - (time.monotonic() - begun))
+
+    def result(self, timeout: Optional[float] = None) -> Any:
+        return super().result(self._wait(timeout))
+
+    def exception(self, timeout: Optional[float] = None) -> Optional[BaseException]:
+        return super().exception(self._wait(timeout))
+
+    def cancel(self) -> bool:
+        if self._remote is not None and not self._ours:
+            self._remote.cancel()
+        return self.cancelled()
+
+
+_lock = threading.Lock()
+_open: Dict[_Child, None] = {}
+"""What tasks of this process have submitted, and may have to do themselves."""
+
+
+def _help(first: Optional[_Child] = None) -> bool:
+    """Does what nobody has begun: that one, else the newest; false if there is nothing."""
+    while True:
+        with _lock:
+            if first is not None and first in _open:
+                del _open[first]
+                child = first
+            elif _open:
+                child, _ = _open.popitem()
+            else:
+                return False
+        if child._claim():
+            child._run()
+            return True
+
+
+class _Task:
+    """The calls of a task, as a view has them. Without a view they are done at once."""
+
+    def __init__(self, view: Optional[View]) -> None:
+        self._view = view
+
+    def size(self) -> int:
+        """How many workers there are."""
+        return 1 if self._view is None else max(1, self._view.client._link.native.engine_count())
+
+    def submit(self, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> _Child:
+        """Calls a function once."""
+        return _Child(self._view, function, args, kwargs)
+
+    def map(self, function: Callable[..., Any], *iterables: Iterable[Any], timeout: Optional[float] = None) -> Iterator[Any]:
+        """Calls a function for each item."""
+        if self._view is None:
+            return builtins.map(function, *iterables)
+        return self._results(self._parts(function, iterables), timeout)
+
+    def map_unordered(self, function: Callable[..., Any], *iterables: Iterable[Any], timeout: Optional[float] = None) -> Iterator[Any]:
+        """Calls a function for each item, results as they come."""
+        if self._view is None:
+            return builtins.map(function, *iterables)
+        return itertools.chain.from_iterable(part.result() for part in as_completed(self._parts(function, iterables), timeout))
+
+    def _parts(self, function: Callable[..., Any], iterables: Tuple[Iterable[Any], ...]) -> List[_Child]:
+        """Many calls are submitted as some lists of calls."""
+        calls = list(zip(*iterables))
+        size = max(1, len(calls) // (8 * self.size()))
+        many = _lister(function)
+        return [self.submit(many, calls[at : at + size]) for at in range(0, len(calls), size)]
+
+    @staticmethod
+    def _results(parts: List[_Child], timeout: Optional[float]) -> Iterator[Any]:
+        deadline = None if timeout is None else time.monotonic() + timeout
+        for part in parts:
+            yield from part.result(None if deadline is None else max(0.0, deadline - time.monotonic()))
+
+
+def _with(function: Callable[..., Any], kwargs: Dict[str, Any]) -> Callable[..., Any]:
+    return functools.partial(function, **kwargs) if kwargs else function
+
+
+def _chunks(iterables: Tuple[Iterable[Any], ...]) -> List[List[Tuple[Any, ...]]]:
+    """The arguments, in so many lists that the workers have some each."""
+    calls = list(zip(*iterables))
+    if not calls:
+        raise TypeError("there is nothing to map, and so nothing to reduce")
+    size = max(1, len(calls) // (4 * _size()))
+    return [calls[at : at + size] for at in range(0, len(calls), size)]
+
+
+# Functions by value: the workers of other hosts need no ipbroker for them.
+
+
+def _lister(function: Any) -> Callable[[List[Tuple[Any, ...]]], List[Any]]:
+    def results(calls: List[Tuple[Any, ...]]) -> List[Any]:
+        return [function(*args) for args in calls]
+
+    return results
+
+
+def _reducer(function: Any, reduction: Any) -> Callable[[List[Tuple[Any, ...]]], Any]:
+    def reduce(calls: List[Tuple[Any, ...]]) -> Any:
+        from functools import reduce
+        from itertools import starmap
+
+        return reduce(reduction, starmap(function, calls))
+
+    return reduce
+
+
+def _scanner(function: Any, reduction: Any) -> Callable[[List[Tuple[Any, ...]]], List[Any]]:
+    def scan(calls: List[Tuple[Any, ...]]) -> List[Any]:
+        from itertools import accumulate, starmap
+
+        return list(accumulate(starmap(function, calls), reduction))
+
+    return scan
