@@ -6,8 +6,10 @@ import builtins
 import concurrent.futures
 import functools
 import itertools
+import os
 import threading
 import time
+import uuid
 import warnings
 from collections import deque
 from concurrent.futures import ALL_COMPLETED, FIRST_COMPLETED, FIRST_EXCEPTION, CancelledError
@@ -174,7 +176,8 @@ class _Ended:
 
 
 # Within a task. What it waits for it does itself as long as nobody has begun it, newest first; what others have begun it
-# waits for. As each worker is busy with one task and what that has submitted, no two ever wait for each other.
+# waits for. As each worker is busy with one task and what that has submitted, no two ever wait for each other. Who creates
+# a child's file has begun it: workers that can reach the controller share its directory.
 
 
 class _Child(concurrent.futures.Future):  # type: ignore[type-arg]
@@ -183,53 +186,51 @@ class _Child(concurrent.futures.Future):  # type: ignore[type-arg]
     def __init__(self, view: Optional[View], function: Callable[..., Any], args: Tuple[Any, ...], kwargs: Dict[str, Any]) -> None:
         super().__init__()
         self._work: Optional[Tuple[Any, ...]] = (function, args, kwargs)
-        self._ours = False
+        self._file = ""
         self._remote: Optional[Future] = None
         if view is None:
             self._run()
             return
-        self._remote = view.submit(function, *args, **kwargs)
+        self._file = os.path.join(os.path.dirname(view.client.connection_file), f"scoop-{_mark}-{next(_numbers)}")
         with _lock:
             _open[self] = None
+        self._remote = view.submit(_same(_beginner, function), self._file, *args, **kwargs)
         self._remote.add_done_callback(self._ended)
 
     def _ended(self, remote: Any) -> None:
-        if self._ours:
-            return
-        with _lock:
-            _open.pop(self, None)
-        self._work = None
         if remote.cancelled():
             if super().cancel():
                 self.set_running_or_notify_cancel()
-        elif not self.done():
-            error = remote.exception()
-            if error is None:
-                self.set_result(remote.result())
-            else:
-                self.set_exception(error)
+        elif remote.exception() is not None:
+            self._settle(self.set_exception, remote.exception())
+        elif remote.result() is not None:
+            self._settle(self.set_result, *remote.result())
+        elif not os.path.exists(self._file):
+            return  # a worker that does not share the directory: it is still to be done
+        with _lock:
+            _open.pop(self, None)
+        # Nobody will look for it any more.
+        try:
+            os.unlink(self._file)
+        except OSError:
+            pass
 
-    def _claim(self) -> bool:
-        """Takes it back, if nobody has begun it."""
-        assert self._remote is not None
-        if self.done():
-            return False
-        self._ours = True
-        if self._remote._client.abort(self._remote, kill=False)["aborted"]:
-            return True
-        self._ours = False
-        if self._remote.done():
-            self._ended(self._remote)
-        return False
+    def _settle(self, how: Callable[[Any], None], what: Any) -> None:
+        self._work = None
+        try:
+            how(what)
+        except concurrent.futures.InvalidStateError:
+            pass  # cancelled
 
     def _run(self) -> None:
         assert self._work is not None
         function, args, kwargs = self._work
-        self._work = None
         try:
-            self.set_result(function(*args, **kwargs))
+            value = function(*args, **kwargs)
         except Exception as error:
-            self.set_exception(error)
+            self._settle(self.set_exception, error)
+        else:
+            self._settle(self.set_result, value)
 
     def _wait(self, timeout: Optional[float]) -> Optional[float]:
         """Works until it has ended, or there is nothing to do; what is left of the timeout."""
@@ -239,14 +240,24 @@ class _Child(concurrent.futures.Future):  # type: ignore[type-arg]
         return None if timeout is None else max(0.0, timeout - (time.monotonic() - begun))
 
     def result(self, timeout: Optional[float] = None) -> Any:
-        return super().result(self._wait(timeout))
+        try:
+            return super().result(self._wait(timeout))
+        except KeyboardInterrupt:
+            # The task is stopped: nobody wants what it waits for.
+            self.cancel()
+            raise
 
     def exception(self, timeout: Optional[float] = None) -> Optional[BaseException]:
         return super().exception(self._wait(timeout))
 
     def cancel(self) -> bool:
-        if self._remote is not None and not self._ours:
+        with _lock:
+            _open.pop(self, None)
+        if not self.done() and not _begin(self._file):
+            assert self._remote is not None
             self._remote.cancel()
+        elif super().cancel():
+            self.set_running_or_notify_cancel()
         return self.cancelled()
 
 
@@ -266,9 +277,35 @@ def _help(first: Optional[_Child] = None) -> bool:
                 child, _ = _open.popitem()
             else:
                 return False
-        if child._claim():
+        if _begin(child._file):
             child._run()
             return True
+
+
+def _begin(file: str) -> bool:
+    """Whether this process is the first to begin what has that file."""
+    try:
+        os.close(os.open(file, os.O_CREAT | os.O_EXCL))
+    except FileExistsError:
+        return False
+    return True
+
+
+_mark = uuid.uuid4().hex
+_numbers = itertools.count()
+
+
+@functools.lru_cache(64)
+def _kept(make: Callable[[Any], Any], function: Any) -> Any:
+    return make(function)
+
+
+def _same(make: Callable[[Any], Any], function: Any) -> Any:
+    """What is made of a function: the same each time, so that it is pickled once."""
+    try:
+        return _kept(make, function)
+    except TypeError:  # it has no hash
+        return make(function)
 
 
 class _Task:
@@ -301,7 +338,7 @@ class _Task:
         """Many calls are submitted as some lists of calls."""
         calls = list(zip(*iterables))
         size = max(1, len(calls) // (8 * self.size()))
-        many = _lister(function)
+        many = _same(_lister, function)
         return [self.submit(many, calls[at : at + size]) for at in range(0, len(calls), size)]
 
     @staticmethod
@@ -325,6 +362,19 @@ def _chunks(iterables: Tuple[Iterable[Any], ...]) -> List[List[Tuple[Any, ...]]]
 
 
 # Functions by value: the workers of other hosts need no ipbroker for them.
+
+
+def _beginner(function: Any) -> Callable[..., Optional[Tuple[Any]]]:
+    def begin(file: str, *args: Any, **kwargs: Any) -> Optional[Tuple[Any]]:
+        import os
+
+        try:
+            os.close(os.open(file, os.O_CREAT | os.O_EXCL))
+        except OSError:
+            return None
+        return (function(*args, **kwargs),)
+
+    return begin
 
 
 def _lister(function: Any) -> Callable[[List[Tuple[Any, ...]]], List[Any]]:
