@@ -119,6 +119,34 @@ def test_map_reduce_counts_words(client):
     assert counted == {"a": 120, "b": 80, "c": 40}
 
 
+class Named:
+    def __init__(self, name):
+        self.name = name
+
+    def __eq__(self, other):
+        return isinstance(other, Named) and self.name == other.name
+
+    def __hash__(self):
+        return hash(self.name)
+
+
+def test_map_reduce_finds_equal_keys_and_keeps_their_order(client):
+    pairs = [("b", 1), (None, 2), (1, 3), ("a", 4), (True, 5), (1.0, 6), (("x", 1), 7), (("x", 1.0), 8), (b"b", 9), (Named("n"), 10), (Named("n"), 11), (frozenset("ab"), 12), (frozenset("ba"), 13)]
+    view = client.view()
+    for sizes in [(1, 1), (2, 3), (100, 100)]:
+        found = view.map_reduce(lambda pair: [pair], lambda group: group[1], pairs, *sizes)
+        assert found == [[1], [2], [3, 5, 6], [4], [7, 8], [9], [10, 11], [12, 13]]
+    many = view.map_reduce(lambda x: [(x % 1000, x)], sum_of, range(5000), map_chunksize=100)
+    assert many == [(key, sum(range(key, 5000, 1000))) for key in range(1000)]
+    assert view.map_reduce(lambda x: [], sum_of, range(3)) == [] == view.map_reduce(lambda x: [], sum_of, [])
+    with pytest.raises(ValueError, match="chunk sizes"):
+        view.map_reduce(sum_of, sum_of, [1], 0)
+
+
+def sum_of(group):
+    return group[0], sum(group[1])
+
+
 def test_large_values_in_a_map(executor):
     values = [bytes([at]) * 300_000 for at in range(60)]
     assert [len(value) for value in executor.map(lambda v: v + v, values)] == [600_000] * 60

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Callable, Dict, Iterable, Iterator, List, Optional, Tuple, Union
+from typing import TYPE_CHECKING, Any, Callable, Dict, Iterable, List, Optional, Tuple, Union
 
 
 from . import _nested
@@ -92,49 +92,17 @@ class View:
     ) -> List[Any]:
         """MapReduce: ``mapper(item)`` gives pairs ``(key, value)``, ``reducer((key, values))`` a result for each key.
 
-        Both run on the engines, so many at once: ``map_chunksize`` items, ``reduce_chunksize`` keys. The results are in
-        the order in which their keys came.
+        Engines map ``map_chunksize`` items at a time and part the keys among them; engines collect the values of their keys
+        and reduce them, about ``reduce_chunksize`` keys at a time or more. This process passes the values on without
+        unpacking them. The results are in the order in which their keys came.
         """
-        if map_chunksize < 1 or reduce_chunksize < 1:
-            raise ValueError("chunk sizes are at least 1")
-        groups: Dict[Any, List[Any]] = {}
-        for chunk in self.map(_pairs(mapper), _chunks(items, map_chunksize)):
-            for key, value in chunk:
-                groups.setdefault(key, []).append(value)
-        results: List[Any] = []
-        for part in self.map(_each(reducer), _chunks(groups.items(), reduce_chunksize)):
-            results.extend(part)
-        return results
+        from .mapreduce import map_reduce
+
+        return map_reduce(self, mapper, reducer, items, map_chunksize, reduce_chunksize)
 
     def __repr__(self) -> str:
         options = "".join(f", {key}={value!r}" for key, value in self._options.items())
         return f"<ipbroker.View of {self.client!r}{options}>"
-
-
-def _pairs(mapper: Any) -> Callable[[List[Any]], List[Any]]:
-    def pairs(items: List[Any]) -> List[Any]:
-        return [pair for item in items for pair in mapper(item)]
-
-    return pairs
-
-
-def _each(function: Any) -> Callable[[List[Any]], List[Any]]:
-    # No function of this module, but one that goes by value: the engines need no ipbroker.
-    def each(items: List[Any]) -> List[Any]:
-        return [function(item) for item in items]
-
-    return each
-
-
-def _chunks(items: Iterable[Any], size: int) -> Iterator[List[Any]]:
-    from itertools import islice
-
-    items = iter(items)
-    while True:
-        chunk = list(islice(items, size))
-        if not chunk:
-            return
-        yield chunk
 
 
 def _length(iterables: Iterable[Any]) -> Optional[int]:
