@@ -173,7 +173,7 @@ def test_files_of_the_command_line(cluster, tmp_path):
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
     assert (tmp_path / "results").read_text().count('"n": 1') == 1
     log = (tmp_path / "log").read_text()
-    assert "returned 3 in 0:00:0" in log and re.search(r"\[\d/2\] error: true: .*nowhere", log)
+    assert "returned 3 in 0:00:0" in log and re.search(r"\[\d/2\] failed \(FileNotFoundError: .*nowhere.*\): true\n", log)
 
 
 def wait_until(there, seconds=60):

@@ -193,7 +193,7 @@ def _run(bp: Bakapara, jobs: List[Job], out: TextIO) -> None:
                 if result["status"] == "ok":
                     what = f"returned {result['code']} in {result['elapsed']} sec on {result['host']}: {job['cmd']}"
                 else:
-                    what = f"{result['status']}: {job['cmd']}: {result.get('error')}"
+                    what = f"failed ({result.get('error') or result['status']}): {job['cmd']}"
                 logging.info("[%d/%d] %s", done, len(jobs), what)
     except BaseException:
         # Ctrl-C, or nobody reads the results any more.
