@@ -1,5 +1,6 @@
 """Parallel Python's programs: the document's own (seeds/003), and what it leaves open."""
 
+import glob
 import math
 import os
 import re
@@ -11,32 +12,8 @@ import pytest
 
 import calls
 import documents
+import programs
 from ipbroker.compat import pp
-
-DOCUMENT = documents.text("003")
-
-# The counting itself is not in the document, which refers to it: the word count of "multiprocessing で MapReduce を実装する".
-COUNTING = '''
-def file_to_words(filename):
-    """Read a file and return a sequence of (word, occurances) values."""
-{imports}
-    output = []
-    with open(filename, 'rt') as f:
-        for line in f:
-            line = line.translate(str.maketrans(string.punctuation, ' ' * len(string.punctuation)))
-            for word in line.split():
-                word = word.lower()
-                if word.isalpha():
-                    output.append((word, 1))
-    return output
-
-
-def count_words(item):
-    """Convert the partitioned data for a word to a tuple containing the word and the number of occurances."""
-    word, occurances = item
-    return (word, sum(occurances))
-'''
-
 
 @pytest.fixture(scope="module")
 def server():
@@ -45,44 +22,43 @@ def server():
     server.destroy()
 
 
-def mapreduce():
-    """The document's module: its import is replaced, and the one line that is Python 2's alone (items() were a list there)."""
-    program = documents.cut(DOCUMENT, "import itertools", "コードをややこしくしているのは")
-    program = documents.replaced(program, "import pp\n", "from ipbroker.compat import pp\n")
-    return documents.replaced(program, "return partitioned_data.items()", "return list(partitioned_data.items())")
-
-
-def wordcount(files):
-    """The document's program: its imports of modules within the function, its last lines with other hosts."""
-    use = documents.cut(DOCUMENT, "from pp_mapreduce import", "~")
-    imports = documents.cut(DOCUMENT, "import multiprocessing", "~")
-    run = documents.cut(DOCUMENT, "ppservers=(", "これで実行すると")
-    run = documents.replaced(run, '("192.168.1.1:60000","192.168.1.2:60000","192.168.1.3:60000")', "()")
-    counting = COUNTING.format(imports="".join(f"    {line}\n" for line in imports.splitlines()))
-    return f"{use}{counting}\nif __name__ == '__main__':\n    input_files = {files!r}\n" + "".join(f"    {line}\n" for line in run.splitlines()) + "    print(sorted(word_counts))\n"
-
-
 def test_the_documents_word_count(tmp_path):
     files = []
     for at in range(7):
         files.append(str(tmp_path / f"{at}.txt"))
         with open(files[-1], "w") as file:
             file.write(f"The map, the reduce; file {at}\n" * (at + 1) + "word%s " % chr(ord("a") + at) * 20)
-    (tmp_path / "pp_mapreduce.py").write_text(mapreduce())
+    (tmp_path / "pp_mapreduce.py").write_text(programs.mapreduce())
     program = tmp_path / "count.py"
-    program.write_text(wordcount(files))
+    program.write_text(programs.wordcount(files))
     done = subprocess.run([sys.executable, program], cwd=tmp_path, capture_output=True, text=True, timeout=100)
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
     expected = {"the": 56, "map": 28, "reduce": 28, "file": 28, **{"word" + chr(ord("a") + at): 20 for at in range(7)}}
     assert lines.pop() == repr(sorted(expected.items()))
-    shown = documents.cut(DOCUMENT, "Job execution statistics:", "成功").splitlines()
+    shown = documents.cut(programs.PP, "Job execution statistics:", "成功").splitlines()
     assert lines[:2] == shown[:2]
     # The widths of the columns, and the words below them, are the document's.
     columns = [[len(cell) for cell in line.split("|")[:-1]] for line in (lines[2], shown[2])]
     assert columns[0] == columns[1] and re.fullmatch(r" +\d+ \| +100\.00 \| +\d+\.\d{4} \| +\d+\.\d{6} \| local", lines[2])
     words = [[re.sub(r"[\d.]+", "N", line) for line in part if line.strip()][-2:] for part in (lines, shown)]
     assert words[0] == words[1] == ["Time elapsed since server creation N", "N active tasks, N cores"]
+
+
+def test_the_documents_word_count_on_hosts(lab, tmp_path):
+    # Hosts share no files with this one but what is below /usr.
+    files = sorted(glob.glob("/usr/lib/python3*/[a-d]*.py"))[:40]
+    if not files:
+        pytest.skip("there are no files that all hosts have")
+    (tmp_path / "pp_mapreduce.py").write_text(programs.mapreduce())
+    (tmp_path / "count.py").write_text(programs.wordcount(files, '("a:60000", "b:60000")'))
+    done = subprocess.run([*lab.here, sys.executable, "count.py"], cwd=tmp_path, capture_output=True, text=True, timeout=110)
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert dict(eval(lines[-1]))["import"] >= len(files) / 2
+    rows = [line.split("|") for line in lines[2:-4]]
+    assert {row[4].strip() for row in rows} <= {"local", "a:60000", "b:60000"}
+    assert sum(int(row[0]) for row in rows) >= len(files) and 99.9 < sum(float(row[1]) for row in rows) < 100.1
 
 
 def sum_primes(n):

@@ -8,10 +8,10 @@ import textwrap
 import pytest
 
 import documents
+import programs
 from ipbroker.compat import scoop
 from ipbroker.compat.scoop import futures, launcher, shared
 
-DOCUMENT = documents.text("001")
 LAUNCHER = [sys.executable, "-m", "ipbroker.compat.scoop"]
 
 
@@ -25,11 +25,10 @@ def launch(place, program, *arguments, before=(), options=("-n", "2"), status=0)
 
 def document(place, hosts, before=()):
     """Runs the document's program with the document's command line: its import and the names of its hosts are replaced."""
-    program = documents.cut(DOCUMENT, "import random", "scoop.futures.map という")
-    (place / "scoop_test.py").write_text(documents.replaced(program, "import scoop\n", "from ipbroker.compat import scoop\n"))
-    command = documents.cut(DOCUMENT, "python -m scoop", "実行結果").strip()
+    (place / "scoop_test.py").write_text(programs.scoop_test())
+    command = documents.cut(programs.SCOOP, "python -m scoop", "実行結果").strip()
     command = documents.replaced(command, "python -m scoop", "").split()
-    shown = documents.cut(DOCUMENT, "[2017-02-12 14:27:32,585] launcher", "last_value: の出力で")
+    shown = documents.cut(programs.SCOOP, "[2017-02-12 14:27:32,585] launcher", "last_value: の出力で")
     for old, new in hosts.items():
         command = [new if word == old else word for word in command]
         shown = shown.replace(old, new)

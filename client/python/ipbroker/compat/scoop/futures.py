@@ -169,15 +169,20 @@ class _Ended:
             left = None if deadline is None else deadline - time.monotonic()
             if left is not None and left <= 0:
                 return None
-            if not _help():
-                with self._changed:
-                    self._changed.wait_for(lambda: self._ready, left)
+            try:
+                if not _help():
+                    with self._changed:
+                        self._changed.wait_for(lambda: self._ready, left)
+            except KeyboardInterrupt:
+                _stop()
+                raise
         return self._ready.popleft()
 
 
 # Within a task. What it waits for it does itself as long as nobody has begun it, newest first; what others have begun it
-# waits for. As each worker is busy with one task and what that has submitted, no two ever wait for each other. Who creates
-# a child's file has begun it: workers that can reach the controller share its directory.
+# waits for. As each worker is busy with one task and what that has submitted, no two ever wait for each other. Children that
+# nobody has begun after PAUSE are offered to other workers, the oldest first, which are the largest where tasks are trees. Who
+# creates a child's file has begun it: workers that can reach the controller share its directory.
 
 
 class _Child(concurrent.futures.Future):  # type: ignore[type-arg]
@@ -186,15 +191,20 @@ class _Child(concurrent.futures.Future):  # type: ignore[type-arg]
     def __init__(self, view: Optional[View], function: Callable[..., Any], args: Tuple[Any, ...], kwargs: Dict[str, Any]) -> None:
         super().__init__()
         self._work: Optional[Tuple[Any, ...]] = (function, args, kwargs)
+        self._view = view
         self._file = ""
         self._remote: Optional[Future] = None
         if view is None:
-            self._run()
+            self._run(function, args, kwargs)
             return
-        self._file = os.path.join(os.path.dirname(view.client.connection_file), f"scoop-{_mark}-{next(_numbers)}")
         with _lock:
-            _open[self] = None
-        self._remote = view.submit(_same(_beginner, function), self._file, *args, **kwargs)
+            _open[self] = _waiting[self] = None
+        _offerer()
+
+    def _send(self, function: Callable[..., Any], args: Tuple[Any, ...], kwargs: Dict[str, Any]) -> None:
+        """Offers it to all workers."""
+        assert self._view is not None
+        self._remote = self._view.submit(_same(_beginner, function), self._file, *args, **kwargs)
         self._remote.add_done_callback(self._ended)
 
     def _ended(self, remote: Any) -> None:
@@ -207,13 +217,9 @@ class _Child(concurrent.futures.Future):  # type: ignore[type-arg]
             self._settle(self.set_result, *remote.result())
         elif not os.path.exists(self._file):
             return  # a worker that does not share the directory: it is still to be done
-        with _lock:
-            _open.pop(self, None)
+        _forget(self)
         # Nobody will look for it any more.
-        try:
-            os.unlink(self._file)
-        except OSError:
-            pass
+        _unlink(self._file)
 
     def _settle(self, how: Callable[[Any], None], what: Any) -> None:
         self._work = None
@@ -222,9 +228,7 @@ class _Child(concurrent.futures.Future):  # type: ignore[type-arg]
         except concurrent.futures.InvalidStateError:
             pass  # cancelled
 
-    def _run(self) -> None:
-        assert self._work is not None
-        function, args, kwargs = self._work
+    def _run(self, function: Callable[..., Any], args: Tuple[Any, ...], kwargs: Dict[str, Any]) -> None:
         try:
             value = function(*args, **kwargs)
         except Exception as error:
@@ -243,7 +247,7 @@ class _Child(concurrent.futures.Future):  # type: ignore[type-arg]
         try:
             return super().result(self._wait(timeout))
         except KeyboardInterrupt:
-            # The task is stopped: nobody wants what it waits for.
+            _stop()
             self.cancel()
             raise
 
@@ -251,44 +255,121 @@ class _Child(concurrent.futures.Future):  # type: ignore[type-arg]
         return super().exception(self._wait(timeout))
 
     def cancel(self) -> bool:
-        with _lock:
-            _open.pop(self, None)
+        _forget(self)
         if not self.done() and not _begin(self._file):
-            assert self._remote is not None
-            self._remote.cancel()
+            if self._remote is not None:
+                self._remote.cancel()
         elif super().cancel():
             self.set_running_or_notify_cancel()
         return self.cancelled()
 
 
+OFFERED = 4
+"""Children for each worker that are offered at a time."""
+PAUSE = 0.002
+"""Seconds: what is done sooner is not worth a message."""
+
 _lock = threading.Lock()
+# What tasks of this process have submitted and nobody is known to have begun, oldest first: all, those not offered yet, the others.
 _open: Dict[_Child, None] = {}
-"""What tasks of this process have submitted, and may have to do themselves."""
+_waiting: Dict[_Child, None] = {}
+_offered: Set[_Child] = set()
+_room = threading.Event()
+_thread: Optional[threading.Thread] = None
+
+
+def _forget(child: _Child) -> None:
+    """It is begun."""
+    with _lock:
+        _drop(child)
+
+
+def _drop(child: _Child) -> None:
+    _open.pop(child, None)
+    _waiting.pop(child, None)
+    if child in _offered:
+        _offered.discard(child)
+        _room.set()
+
+
+def _stop() -> None:
+    """The task is stopped: nobody wants what it has submitted."""
+    for child in list(_open):
+        child.cancel()
+
+
+def _offerer() -> None:
+    """Something waits: there is a thread that offers it."""
+    global _thread
+    if _thread is None:
+        _thread = threading.Thread(target=_offer_always, name="scoop-offers", daemon=True)
+        _thread.start()
+    _room.set()
+
+
+def _offer_always() -> None:
+    while True:
+        _room.wait()
+        time.sleep(PAUSE)
+        _room.clear()
+        _offer()
+
+
+def _offer() -> None:
+    """Offers children to other workers, if there is room."""
+    while True:
+        with _lock:
+            child = next(iter(_waiting), None)
+            if child is None or child._view is None or len(_offered) >= OFFERED * _workers(child._view):
+                return
+            del _waiting[child]
+            work = child._work
+            if work is None:
+                continue
+            _offered.add(child)
+            child._file = os.path.join(os.path.dirname(child._view.client.connection_file), f"scoop-{_mark}-{next(_numbers)}")
+        try:
+            child._send(*work)
+        except IpbrokerError:
+            pass  # what cannot be sent is done here
+
+
+def _workers(view: View) -> int:
+    return max(1, view.client._link.native.engine_count())
 
 
 def _help(first: Optional[_Child] = None) -> bool:
     """Does what nobody has begun: that one, else the newest; false if there is nothing."""
     while True:
         with _lock:
-            if first is not None and first in _open:
-                del _open[first]
-                child = first
-            elif _open:
-                child, _ = _open.popitem()
-            else:
+            if not _open:
                 return False
+            child = first if first is not None and first in _open else next(reversed(_open))
+            _drop(child)
         if _begin(child._file):
-            child._run()
-            return True
+            work = child._work
+            if work is not None:
+                child._run(*work)
+                return True
+            _unlink(child._file)  # it has just ended, and its file was gone
 
 
 def _begin(file: str) -> bool:
-    """Whether this process is the first to begin what has that file."""
+    """Whether this process is the first to begin what has that file; what was never offered has none."""
+    if not file:
+        return True
     try:
         os.close(os.open(file, os.O_CREAT | os.O_EXCL))
     except FileExistsError:
         return False
     return True
+
+
+def _unlink(file: str) -> None:
+    try:
+        os.unlink(file)
+    except OSError:
+        pass
 
 
 _mark = uuid.uuid4().hex
@@ -316,7 +397,7 @@ class _Task:
 
     def size(self) -> int:
         """How many workers there are."""
-        return 1 if self._view is None else max(1, self._view.client._link.native.engine_count())
+        return 1 if self._view is None else _workers(self._view)
 
     def submit(self, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> _Child:
         """Calls a function once."""
