@@ -165,12 +165,9 @@ impl Outbox {
         self.waker.wake();
     }
 
-    /// Exchanges what waits for an empty list.
-    pub(crate) fn swap(&self, empty: &mut Vec<Outgoing>) {
-        std::mem::swap(
-            &mut *self.waiting.lock().unwrap_or_else(PoisonError::into_inner),
-            empty,
-        );
+    /// Appends what waits to a list.
+    pub(crate) fn take(&self, list: &mut Vec<Outgoing>) {
+        list.append(&mut self.waiting.lock().unwrap_or_else(PoisonError::into_inner));
     }
 
     /// Wakes the thread that serves the sockets.

@@ -194,6 +194,11 @@ impl Seat {
         queue.current.is_none() && queue.waiting.is_empty()
     }
 
+    /// Whether a task waits.
+    pub(crate) fn has_more(&self) -> bool {
+        !self.queue().waiting.is_empty()
+    }
+
     /// Makes `task` the one at work if nothing waits and nothing runs.
     pub(crate) fn begin_now(&self, task: &Task) -> bool {
         let mut queue = self.queue();

@@ -1,7 +1,7 @@
 //! The wire of ipbroker: the Jupyter / IPython-parallel message protocol, packed with MessagePack (or JSON), over ZeroMQ.
 //!
 //! The controller, the engine and the client meet only here. `PROTOCOL.md` beside this crate is normative; the modules
-//! follow its chapters: [`envelope`] (frames), [`session`] (packing and signing), [`message`] (headers and contents),
+//! follow its chapters: [`envelope`] (frames), [`bundle`] (many at once), [`session`] (packing and signing), [`message`] (headers and contents),
 //! [`dependency`], [`resources`], [`connection`] and [`profile`] (files), [`socket`] and [`wake`] (I/O helpers), [`time`] (dates),
 //! [`shell`], [`size`] and [`usage`] (command lines).
 
@@ -10,6 +10,7 @@
 pub const PROTOCOL: u32 = 1;
 
 pub mod array;
+pub mod bundle;
 pub mod connection;
 pub mod dependency;
 pub mod envelope;

@@ -8,7 +8,11 @@ use sha2::Sha256;
 use subtle::ConstantTimeEq;
 use zmq::Message;
 
-use crate::{envelope::Envelope, message::Header, time};
+use crate::{
+    envelope::{DELIMITER, Envelope},
+    message::Header,
+    time,
+};
 
 /// How maps are packed. Headers are relayed as they are, so a cluster has one packer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -279,6 +283,18 @@ impl Session {
             maps.map(Message::from),
             buffers,
         )
+    }
+
+    /// Signs a message that has no signature yet (it came, or was to go, in a bundle).
+    pub fn seal(&self, frames: &mut [Message]) {
+        let delimiter = frames.iter().position(|frame| &frame[..] == DELIMITER);
+        if let Some([_, signature, header, parent, metadata, content, ..]) =
+            delimiter.map(|at| &mut frames[at..])
+            && signature.is_empty()
+        {
+            let signed = self.signer.sign([header, parent, metadata, content]);
+            *signature = Message::from(signed.as_ref());
+        }
     }
 
     /// A message with new header, no metadata: the usual request.

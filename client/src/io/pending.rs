@@ -53,6 +53,10 @@ impl Table {
         self.entries.insert(number, pending);
     }
 
+    pub(crate) fn len(&self) -> usize {
+        self.entries.len()
+    }
+
     pub(crate) fn get(&self, number: u64) -> Option<&Pending> {
         self.entries.get(&number)
     }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, TryRecvError};
+use ipbroker_protocol::bundle;
 use ipbroker_protocol::connection::ClientConnection;
 use ipbroker_protocol::envelope::Envelope;
 use ipbroker_protocol::message::{
@@ -31,10 +32,12 @@ const ACK: Duration = Duration::from_millis(50);
 const ACK_COUNT: usize = 8192;
 /// Messages taken from one socket before the others have their turn.
 const BATCH: usize = 2000;
-/// Deliveries that are gathered before their takers are woken.
+/// Deliveries that are gathered before their takers are woken, and submissions before they leave.
 const GATHER: usize = 200;
 /// … or this time has passed.
 const GATHER_TIME: Duration = Duration::from_millis(1);
+/// Submissions leave at once while fewer than this are under way.
+const MANY: usize = 32;
 
 /// What the thread needs to know.
 pub(crate) struct Settings {
@@ -66,6 +69,12 @@ struct Io {
     requests: Receiver<Request>,
     listener: Option<Arc<dyn Listener>>,
     table: Table,
+    /// What is about to leave for the scheduler.
+    outgoing: Vec<Vec<Message>>,
+    /// Since when that waits for more.
+    gathering: Option<Instant>,
+    /// The scheduler takes bundles.
+    bundles: bool,
     queries: HashMap<u64, Sender<Envelope>>,
     /// Sinks that have had deliveries since the last flush, and how many those were.
     touched: Vec<Arc<dyn Sink>>,
@@ -126,6 +135,9 @@ pub(crate) fn start(settings: Settings) -> Result<(Handle, std::thread::JoinHand
         requests,
         listener: None,
         table: Table::default(),
+        outgoing: Vec::new(),
+        gathering: None,
+        bundles: false,
         queries: HashMap::new(),
         touched: Vec::new(),
         delivered: 0,
@@ -186,10 +198,14 @@ impl Io {
             }
             self.receive(&mut frames);
             self.timers();
+            if !self.gathers() {
+                self.leave();
+            }
         }
         self.flush();
         // What was submitted goes out (linger); what is awaited has nobody left to await it.
         self.acknowledge();
+        self.leave();
         self.table
             .fail(&self.table.all(), "Closed", "the client was closed");
     }
@@ -203,6 +219,11 @@ impl Io {
             }
             self.flush();
         }
+        if self.gathering.is_some() {
+            // Not woken by each of the calls that it gathers.
+            self.wait(false, GATHER_TIME.as_millis() as i64);
+            return;
+        }
         let now = Instant::now();
         let due = self
             .ack_due
@@ -210,12 +231,34 @@ impl Io {
         self.ready(due.saturating_duration_since(now).as_millis() as i64 + 1);
     }
 
-    /// Whether something is to be read, within so many milliseconds.
+    /// Whether what is to leave waits for more: while many calls are under way already, those that are submitted one after
+    /// the other travel together.
+    fn gathers(&mut self) -> bool {
+        let many = self.bundles && self.table.len() >= MANY && self.outgoing.len() < GATHER;
+        if self.outgoing.is_empty() || !many {
+            self.gathering = None;
+            return false;
+        }
+        let since = *self.gathering.get_or_insert_with(Instant::now);
+        if since.elapsed() < GATHER_TIME {
+            return true;
+        }
+        self.gathering = None;
+        false
+    }
+
+    /// Whether something is to be read or taken, within so many milliseconds.
     fn ready(&self, timeout: i64) -> bool {
+        self.wait(true, timeout)
+    }
+
+    fn wait(&self, requests: bool, timeout: i64) -> bool {
         let sockets = &self.sockets;
         let mut items = Vec::with_capacity(8);
+        if requests {
+            items.push(PollItem::from_fd(self.wake.fd(), zmq::POLLIN));
+        }
         items.extend([
-            PollItem::from_fd(self.wake.fd(), zmq::POLLIN),
             sockets.task.as_poll_item(zmq::POLLIN),
             sockets.hub.as_poll_item(zmq::POLLIN),
             sockets.notification.as_poll_item(zmq::POLLIN),
@@ -323,7 +366,10 @@ impl Io {
         let connection = &self.settings.connection;
         let (slot, port) = match channel {
             Channel::Hub => return Ok(socket::send(&self.sockets.hub, envelope.into_frames())?),
-            Channel::Task => return Ok(socket::send(&self.sockets.task, envelope.into_frames())?),
+            Channel::Task => {
+                self.outgoing.push(envelope.into_frames());
+                return Ok(());
+            }
             Channel::Mux => (&mut self.sockets.mux, connection.mux),
             Channel::Control => (&mut self.sockets.control, connection.control),
             Channel::Broadcast => (&mut self.sockets.broadcast, connection.broadcast),
@@ -334,6 +380,21 @@ impl Io {
             None => slot.insert(connect(&self.context, &self.settings, zmq::DEALER, port)?),
         };
         Ok(socket::send(socket, envelope.into_frames())?)
+    }
+
+    /// Sends what is for the scheduler, together what is small.
+    fn leave(&mut self) {
+        let socket = &self.sockets.task;
+        let send = |frames: Vec<Message>| {
+            if let Err(error) = socket::send(socket, frames) {
+                tracing::warn!(%error, "a message could not be sent to the scheduler");
+            }
+        };
+        if self.bundles {
+            bundle::send(&self.settings.session, 0, self.outgoing.drain(..), send);
+        } else {
+            self.outgoing.drain(..).for_each(send);
+        }
     }
 
     fn receive(&mut self, frames: &mut Vec<Message>) {
@@ -355,7 +416,7 @@ impl Io {
                 match socket.map(|socket| socket::recv(socket, frames)) {
                     Some(Ok(true)) => {
                         if let Some(envelope) = self.check(std::mem::take(frames)) {
-                            self.handle(channel, envelope);
+                            self.arrived(channel, envelope);
                         }
                     }
                     _ => break,
@@ -428,6 +489,22 @@ impl Io {
                 tracing::debug!(%error, refused = self.refused, "a message was dropped");
                 None
             }
+        }
+    }
+
+    fn arrived(&mut self, channel: Channel, envelope: Envelope) {
+        let is_bundle = channel == Channel::Task
+            && HeaderRef::read(self.settings.session.packer, envelope.header())
+                .is_ok_and(|header| header.msg_type == types::BUNDLE);
+        if !is_bundle {
+            return self.handle(channel, envelope);
+        }
+        match bundle::unpack(envelope.content(), &[]) {
+            Ok(messages) => messages
+                .into_iter()
+                .filter_map(|frames| Envelope::parse(frames).ok())
+                .for_each(|envelope| self.handle(channel, envelope)),
+            Err(error) => tracing::debug!(%error, "a message was dropped"),
         }
     }
 
@@ -594,6 +671,7 @@ impl Io {
         };
         self.last_seen = Instant::now();
         self.goodbye = None;
+        self.bundles = reply.bundles;
         self.settings.engines.troubles(&reply.troubles);
         let changed = self
             .incarnation

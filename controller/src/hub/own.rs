@@ -64,6 +64,7 @@ impl Hub {
             incarnation: self.settings.incarnation.clone(),
             lease: self.leases.seconds(),
             troubles: self.all_troubles(),
+            bundles: self.settings.scheme != "pure",
         };
         self.reply(asker, &reply, Vec::new());
     }

@@ -65,6 +65,7 @@ impl Server {
                     capability::ACK,
                     capability::KILL,
                     capability::FS,
+                    capability::BUNDLE,
                 ]
                 .map(str::to_owned)
                 .into(),

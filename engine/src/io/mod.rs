@@ -11,7 +11,7 @@ mod net;
 mod shell;
 
 use std::{
-    collections::VecDeque,
+    collections::{BTreeMap, VecDeque},
     io,
     os::{fd::AsRawFd, unix::net::UnixStream},
     sync::Arc,
@@ -19,6 +19,7 @@ use std::{
 };
 
 use ipbroker_protocol::{
+    bundle,
     resources::Pools,
     socket,
     wake::Wake,
@@ -44,6 +45,9 @@ const BATCH: usize = 128;
 
 /// How often we look at what does not announce itself.
 const TICK: Duration = Duration::from_millis(100);
+
+/// How long the reply of a quick call waits for others, while its engine has more to do.
+const GATHER: Duration = Duration::from_micros(500);
 
 /// How long a reply waits for a relay that is not connected.
 const UNSENT: Duration = Duration::from_secs(60);
@@ -127,6 +131,8 @@ pub(crate) struct Server {
     ready: VecDeque<Token>,
     listed: Vec<bool>,
     outgoing: Vec<Outgoing>,
+    /// Since when what is in it waits for more.
+    gathering: Option<Instant>,
     /// Why the process leaves, once it does.
     leaves: Option<String>,
     failed: Option<ServeError>,
@@ -171,6 +177,7 @@ impl Server {
             junk: Junk::default(),
             ready: VecDeque::new(),
             outgoing: Vec::new(),
+            gathering: None,
             leaves: None,
             failed: None,
         };
@@ -211,7 +218,10 @@ impl Server {
         let mut next_tick = Instant::now();
         loop {
             let wait = match self.ready.is_empty() {
-                true => next_tick.saturating_duration_since(Instant::now()),
+                true => self
+                    .gathering
+                    .map_or(next_tick, |since| next_tick.min(since + GATHER))
+                    .saturating_duration_since(Instant::now()),
                 false => Duration::ZERO,
             };
             match self.poll.poll(&mut events, Some(wait)) {
@@ -221,7 +231,7 @@ impl Server {
             for event in &events {
                 self.list(Token::of(event.token().0));
             }
-            self.flush();
+            self.flush_soon();
             for _ in 0..self.ready.len() {
                 if let Some(token) = self.ready.pop_front() {
                     self.listed[token.number()] = false;
@@ -249,7 +259,7 @@ impl Server {
 
     fn serve(&mut self, token: Token) -> Result<(), ServeError> {
         match token {
-            Token::Wake => self.flush(),
+            Token::Wake => {}
             Token::Signal => self.signal(),
             Token::Ping => self.pings(),
             Token::Monitor => self.monitored(),
@@ -296,21 +306,87 @@ impl Server {
     /// Sends what the workers have left.
     fn flush(&mut self) {
         self.wake.clear();
+        self.gathering = None;
         let mut outgoing = std::mem::take(&mut self.outgoing);
-        self.process.outbox.swap(&mut outgoing);
-        for message in outgoing.drain(..) {
-            self.send(message);
-        }
+        self.process.outbox.take(&mut outgoing);
+        self.send_all(outgoing.drain(..));
         self.outgoing = outgoing;
+    }
+
+    /// The same, a little later if engines are busy with quick calls, so that their replies travel together. Until then
+    /// the bell, which is not silenced, does not wake this thread again.
+    fn flush_soon(&mut self) {
+        if let Some(since) = self.gathering {
+            if since.elapsed() >= GATHER {
+                self.flush();
+            }
+            return;
+        }
+        self.process.outbox.take(&mut self.outgoing);
+        let has_more = |message: &Outgoing| {
+            message.to_scheduler()
+                && self
+                    .seats
+                    .get(message.seat)
+                    .is_some_and(|seat| seat.has_more())
+        };
+        if self.outgoing.is_empty() {
+            self.wake.clear();
+            // What came between the two looks.
+            self.process.outbox.take(&mut self.outgoing);
+        }
+        if !self.outgoing.is_empty() && self.outgoing.iter().all(has_more) {
+            self.gathering = Some(Instant::now());
+        } else {
+            self.flush();
+        }
+    }
+
+    /// Sends messages in their order; what goes to the scheduler goes together.
+    fn send_all(&mut self, messages: impl IntoIterator<Item = Outgoing>) {
+        let mut together: BTreeMap<usize, Vec<Outgoing>> = BTreeMap::new();
+        for message in messages {
+            let link = &self.links[message.seat.min(self.links.len() - 1)];
+            if message.to_scheduler() && link.registered && !link.pure {
+                together.entry(message.seat).or_default().push(message);
+            } else {
+                self.send(message);
+            }
+        }
+        for (seat, messages) in together {
+            let session = self.seats[seat].session();
+            let answers = messages.iter().find_map(|message| message.answers.clone());
+            let keep = |message: Outgoing| {
+                let link = &mut self.links[seat];
+                if let (true, Some(task)) = (link.durable, &message.answers) {
+                    link.kept.keep(task, &message.frames);
+                }
+                message.frames
+            };
+            let messages: Vec<_> = messages.into_iter().map(keep).collect();
+            bundle::send(&session, 1, messages, |frames| {
+                self.pass(Outgoing {
+                    seat,
+                    channel: Channel::Shell,
+                    frames,
+                    answers: answers.clone(),
+                });
+            });
+        }
     }
 
     /// Sends a message, or keeps it until its way is open.
     fn send(&mut self, message: Outgoing) {
-        let seat = message.seat.min(self.links.len() - 1);
-        let link = &mut self.links[seat];
+        let link = &mut self.links[message.seat.min(self.seats.len() - 1)];
         if let (true, Some(task)) = (link.durable && message.to_scheduler(), &message.answers) {
             link.kept.keep(task, &message.frames);
         }
+        self.pass(message);
+    }
+
+    fn pass(&mut self, message: Outgoing) {
+        let seat = message.seat.min(self.links.len() - 1);
+        let link = &mut self.links[seat];
         if !link.unsent.is_empty() && message.channel == Channel::Shell {
             link.unsent.push_back((Instant::now(), message));
             return;

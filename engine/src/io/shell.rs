@@ -1,6 +1,9 @@
 //! What comes by the shell socket: tasks, direct requests, and the scheduler's own words.
 
+use std::sync::Arc;
+
 use ipbroker_protocol::{
+    bundle,
     envelope::Envelope,
     message::{Acked, FunctionCall, GiveBackRequest, HeaderRef, Holds, types},
     session::Session,
@@ -21,12 +24,42 @@ use crate::{
 const QUICK: u64 = 256;
 
 impl Server {
-    /// Takes a message from a task, direct or broadcast relay.
+    /// Takes what comes from a task, direct or broadcast relay: a message, or a bundle of them.
     pub(super) fn shell(&mut self, seat: usize, frames: Vec<Message>) {
         let Some((session, envelope, msg_type, msg_id)) = self.open("shell channel", seat, frames)
         else {
             return;
         };
+        let mut replies = Vec::new();
+        if msg_type == types::BUNDLE {
+            let messages = match bundle::unpack(envelope.content(), envelope.identities()) {
+                Ok(messages) => messages,
+                Err(error) => return self.junk.refuse("bundle", &error),
+            };
+            for frames in messages {
+                match read(&session, frames, false) {
+                    Ok((envelope, msg_type, msg_id)) => {
+                        let session = session.clone();
+                        self.request(seat, session, envelope, (msg_type, msg_id), &mut replies);
+                    }
+                    Err(error) => self.junk.refuse("bundle", &error),
+                }
+            }
+        } else {
+            self.request(seat, session, envelope, (msg_type, msg_id), &mut replies);
+        }
+        self.send_all(replies);
+    }
+
+    /// Takes one message; what is over at once is answered in `replies`.
+    fn request(
+        &mut self,
+        seat: usize,
+        session: Arc<Session>,
+        envelope: Envelope,
+        (msg_type, msg_id): (String, String),
+        replies: &mut Vec<Outgoing>,
+    ) {
         let kind = match msg_type.as_str() {
             types::FUNCTION_REQUEST => Kind::Function,
             types::COMMAND_REQUEST => Kind::Command,
@@ -73,14 +106,10 @@ impl Server {
             && engine.begin_now(&task)
         {
             // No other thread for what is over before that one would have woken.
-            let mut replies = Vec::with_capacity(1);
             execute(&self.process, engine, task, &mut |reply| {
                 replies.push(reply)
             });
             engine.done();
-            for reply in replies {
-                self.send(reply);
-            }
             return;
         }
         if engine.push(task)
@@ -105,21 +134,10 @@ impl Server {
         kind: &'static str,
         seat: usize,
         frames: Vec<Message>,
-    ) -> Option<(std::sync::Arc<Session>, Envelope, String, String)> {
+    ) -> Option<(Arc<Session>, Envelope, String, String)> {
         let session = self.seats[seat].session();
-        let checked = Envelope::parse(frames)
-            .map_err(|error| error.to_string())
-            .and_then(|envelope| {
-                session
-                    .verify(&envelope)
-                    .map_err(|error| error.to_string())?;
-                let header = HeaderRef::read(session.packer, envelope.header())
-                    .map_err(|error| format!("header: {error}"))?;
-                let names = (header.msg_type.into_owned(), header.msg_id.into_owned());
-                Ok((envelope, names))
-            });
-        match checked {
-            Ok((envelope, (msg_type, msg_id))) => Some((session, envelope, msg_type, msg_id)),
+        match read(&session, frames, true) {
+            Ok((envelope, msg_type, msg_id)) => Some((session, envelope, msg_type, msg_id)),
             Err(error) => {
                 self.junk.refuse(kind, &error);
                 None
@@ -365,6 +383,24 @@ impl Server {
             answers: None,
         });
     }
+}
+
+/// A message with its type and its id, its signature checked unless it came in a bundle.
+fn read(
+    session: &Session,
+    frames: Vec<Message>,
+    signed: bool,
+) -> Result<(Envelope, String, String), String> {
+    let envelope = Envelope::parse(frames).map_err(|error| error.to_string())?;
+    if signed {
+        session
+            .verify(&envelope)
+            .map_err(|error| error.to_string())?;
+    }
+    let header = HeaderRef::read(session.packer, envelope.header())
+        .map_err(|error| format!("header: {error}"))?;
+    let (msg_type, msg_id) = (header.msg_type.into_owned(), header.msg_id.into_owned());
+    Ok((envelope, msg_type, msg_id))
 }
 
 /// Copies of identities.

@@ -97,6 +97,8 @@ pub mod capability {
     pub const KILL: &str = "kill";
     /// Serves file operations.
     pub const FS: &str = "fs";
+    /// Takes tasks in bundles.
+    pub const BUNDLE: &str = "bundle";
 }
 
 /// Content of `registration_reply`.
@@ -138,6 +140,9 @@ pub struct LeaseReply {
     /// Something is wrong with the controller that its clients should know: full disk, no descriptors.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub troubles: Vec<String>,
+    /// The scheduler takes bundles, and answers them with bundles.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub bundles: bool,
 }
 
 /// Content of `engine_died`: each uuid of the process with the ids it had started.

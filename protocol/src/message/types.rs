@@ -5,6 +5,8 @@ macro_rules! types {
 }
 
 types! {
+    /// Several messages that travel as one.
+    BUNDLE = "bundle";
     /// A shell command to run.
     COMMAND_REQUEST = "command_request";
     /// Its outcome.

@@ -172,11 +172,12 @@ impl Scheduler {
             };
             self.watch.failed(now, &words, Some(id), count);
         }
-        let (store_key, done, client, ack) = (
+        let (store_key, done, client, ack, bundled) = (
             group.key,
             group.remaining == 0,
             group.client.clone(),
             group.ack,
+            group.bundled,
         );
         let wire_range = group.is_array.then_some((range.start, range.end));
         let content = ErrorContent::new(kind.ename(), text);
@@ -213,7 +214,7 @@ impl Scheduler {
             self.kept
                 .keep(&client, &msg_id, (range.start, range.end), &frames);
         }
-        self.out.push(Outgoing::Client(frames));
+        self.out.push(Outgoing::Client(frames, bundled));
     }
 
     /// An error reply of the controller's own, without identities.

@@ -38,6 +38,8 @@ pub(super) struct Engine {
     pub(super) leaving: bool,
     /// It keeps replies until they are acknowledged.
     keeps: bool,
+    /// It takes tasks in bundles.
+    pub(super) bundles: bool,
     /// Which machine it is on; empty: it did not say.
     pub(super) machine: Box<str>,
     /// Index of its host in the statistics.
@@ -58,6 +60,7 @@ pub(super) struct Newcomer<'a> {
     pub(super) uuid: &'a str,
     pub(super) ours: bool,
     pub(super) keeps: bool,
+    pub(super) bundles: bool,
     pub(super) host: &'a str,
     pub(super) machine: String,
     pub(super) places: Box<[String]>,
@@ -82,6 +85,7 @@ impl Engines {
             uuid,
             ours,
             keeps,
+            bundles,
             host,
             machine,
             places,
@@ -113,6 +117,7 @@ impl Engines {
             ours,
             leaving: false,
             keeps,
+            bundles,
             machine: machine.into(),
             host,
             places,

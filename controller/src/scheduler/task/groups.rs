@@ -25,6 +25,8 @@ pub(super) struct Group {
     pub(super) remaining: u32,
     /// The client acknowledges results.
     pub(super) ack: bool,
+    /// It came in a bundle: its client understands them.
+    pub(super) bundled: bool,
     /// Its row in what those who watch are told.
     pub(super) row: usize,
     /// Keep a copy of what is dispatched: it may be needed again.

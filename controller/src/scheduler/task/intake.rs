@@ -5,6 +5,7 @@ use std::borrow::Cow;
 use foldhash::{HashMap, HashMapExt};
 use ipbroker_protocol::{
     array::View,
+    bundle,
     dependency::Dependency,
     envelope::{FRAME_OVERHEAD, Parts},
     message::{Acked, ErrorContent, HeaderRef, ResumeRequest, TaskMetadata, types},
@@ -65,10 +66,47 @@ impl Bad {
 }
 
 impl Scheduler {
-    /// Reads one message of a client: its identity, then the message.
-    pub(super) fn client_message(&mut self, frames: Vec<Message>) {
-        let taken = self.client_frames(&slices(&frames));
-        if let Some((key, group)) = taken {
+    /// Reads what a client sends: its identity, then one message or a bundle. How many messages that were.
+    pub(super) fn client_message(&mut self, frames: Vec<Message>) -> usize {
+        let content = match Parts::of(&slices(&frames)) {
+            Ok((1, parts)) => {
+                if let Err(error) = self.session.signer().verify(parts.signature, parts.maps()) {
+                    self.junk_clients.refuse("signature", &error);
+                    return 1;
+                }
+                let header = HeaderRef::read(self.session.packer, parts.header);
+                header
+                    .is_ok_and(|header| header.msg_type == types::BUNDLE)
+                    .then(|| bundle::unpack(parts.content, &frames[..1]))
+            }
+            Ok((identities, _)) => {
+                let what = format_args!("{identities} instead of 1");
+                self.junk_clients.refuse("identities", &what);
+                return 1;
+            }
+            Err(error) => {
+                self.junk_clients.refuse("not a message", &error);
+                return 1;
+            }
+        };
+        match content {
+            None => self.verified(frames, false),
+            Some(Ok(messages)) => {
+                let count = messages.len();
+                for frames in messages {
+                    self.verified(frames, true);
+                }
+                return count;
+            }
+            Some(Err(error)) => self.junk_clients.refuse("bundle", &error),
+        }
+        1
+    }
+
+    /// Reads a message of somebody who has the key.
+    fn verified(&mut self, frames: Vec<Message>, bundled: bool) {
+        if let Some((key, mut group)) = self.client_frames(&slices(&frames)) {
+            group.bundled = bundled;
             self.place(key, group, frames);
         }
     }
@@ -77,20 +115,16 @@ impl Scheduler {
     fn client_frames(&mut self, frames: &[&[u8]]) -> Option<(GroupKey, Group)> {
         let (client, parts) = match Parts::of(frames) {
             Ok((1, parts)) => (frames[0], parts),
-            Ok((identities, _)) => {
-                let what = format_args!("{identities} instead of 1");
-                self.junk_clients.refuse("identities", &what);
+            Ok(_) => {
+                self.junk_clients
+                    .refuse("bundle", &"a message in it has identities");
                 return None;
             }
             Err(error) => {
-                self.junk_clients.refuse("not a message", &error);
+                self.junk_clients.refuse("bundle", &error);
                 return None;
             }
         };
-        if let Err(error) = self.session.signer().verify(parts.signature, parts.maps()) {
-            self.junk_clients.refuse("signature", &error);
-            return None;
-        }
         let header = match HeaderRef::read(self.session.packer, parts.header) {
             Ok(header) => header,
             Err(error) => {
@@ -229,6 +263,7 @@ impl Scheduler {
             is_array,
             remaining: count,
             ack: metadata.ack.unwrap_or(false),
+            bundled: false,
             row: 0,
             copy: !ours || spec.retries > 0 || bytes <= LARGE,
             prefer: metadata.prefer.clone().into_boxed_slice(),
@@ -318,7 +353,7 @@ impl Scheduler {
             for frames in again {
                 let mut frames = frames;
                 frames[0] = Message::from(client);
-                self.out.push(super::Outgoing::Client(frames));
+                self.out.push(super::Outgoing::Client(frames, false));
             }
             if live {
                 pending.push(msg_id.clone());

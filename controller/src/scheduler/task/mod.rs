@@ -28,6 +28,7 @@ use std::{
 
 use foldhash::{HashMap, HashMapExt};
 use ipbroker_protocol::{
+    bundle,
     envelope::Envelope,
     session::Session,
     zmq::{Message, Socket},
@@ -109,8 +110,6 @@ struct Scheduler {
     durable: bool,
     /// Messages that the current batch causes; they leave when the journal has it.
     out: Vec<Outgoing>,
-    /// Of these, what is for clients; empty but while it is sent.
-    replies: Vec<Vec<Message>>,
     outbox: Outbox,
     /// The same towards engines.
     engine_outbox: Outbox,
@@ -140,8 +139,8 @@ struct Scheduler {
 enum Outgoing {
     /// To an engine: its routing id, then the frames from the client's identity on.
     Engine(Message, Vec<Message>),
-    /// To a client: frames with its identity first.
-    Client(Vec<Message>),
+    /// To a client: frames with its identity first, and whether they may go in a bundle.
+    Client(Vec<Message>, bool),
     /// To an engine that has left and waits for nothing but this: frames with its routing id first.
     Farewell(Vec<Message>),
 }
@@ -169,7 +168,6 @@ impl TaskThread {
             store: self.store,
             durable: self.durable,
             out: Vec::new(),
-            replies: Vec::new(),
             outbox: Outbox::new(),
             engine_outbox: Outbox::patient(),
             acks: Acks::default(),
@@ -205,7 +203,8 @@ impl Scheduler {
     fn tell_client(&mut self, client: &[u8], mut envelope: Envelope) {
         if !client.is_empty() {
             envelope.set_identities([Message::from(client)]);
-            self.out.push(Outgoing::Client(envelope.into_frames()));
+            self.out
+                .push(Outgoing::Client(envelope.into_frames(), false));
         }
     }
 
@@ -220,19 +219,20 @@ impl Scheduler {
 
     /// Sends what the batch caused, to engines first: messages of one direction together wake libzmq's threads less often.
     fn send_out(&mut self) {
-        let mut replies = std::mem::take(&mut self.replies);
+        let session = self.session.clone();
+        let mut to_engines = Together::default();
+        let mut to_clients = Together::default();
         for outgoing in self.out.drain(..) {
             match outgoing {
-                // What was for an engine that is gone by now has been decided on.
-                Outgoing::Engine(uuid, _) if self.engines.find(&uuid).is_none() => {}
                 Outgoing::Engine(uuid, mut frames) => {
-                    frames.insert(0, uuid);
-                    if let Err(refused) = self.engine_outbox.send(&self.engine_socket, frames) {
-                        // It will say that it does not hold it.
-                        tracing::warn!(%refused, "an engine takes nothing more");
+                    // What was for an engine that is gone by now has been decided on.
+                    if let Some(engine) = self.engines.find(&uuid) {
+                        let bundles = engine.bundles;
+                        frames.insert(0, uuid);
+                        to_engines.add(frames, bundles);
                     }
                 }
-                Outgoing::Client(frames) => replies.push(frames),
+                Outgoing::Client(frames, bundles) => to_clients.add(frames, bundles),
                 Outgoing::Farewell(mut frames) => {
                     if let Err(error) = try_send(&self.engine_socket, &mut frames) {
                         tracing::debug!(%error, "an engine is gone before its last word was answered");
@@ -240,12 +240,47 @@ impl Scheduler {
                 }
             }
         }
-        for frames in replies.drain(..) {
+        to_engines.send(&session, |frames| {
+            if let Err(refused) = self.engine_outbox.send(&self.engine_socket, frames) {
+                // It will say that it does not hold it.
+                tracing::warn!(%refused, "an engine takes nothing more");
+            }
+        });
+        to_clients.send(&session, |frames| {
             // A client that is gone asks again when it comes back; one that does not read keeps what fits.
             if let Err(refused) = self.outbox.send(&self.client_socket, frames) {
                 tracing::debug!(%refused, "a client cannot be reached");
             }
+        });
+    }
+}
+
+/// What leaves in one turn, by peer: what goes to one that takes bundles goes together.
+#[derive(Default)]
+struct Together {
+    peers: HashMap<Box<[u8]>, usize>,
+    messages: Vec<Vec<Vec<Message>>>,
+}
+
+impl Together {
+    fn add(&mut self, frames: Vec<Message>, bundles: bool) {
+        if !bundles {
+            return self.messages.push(vec![frames]);
         }
-        self.replies = replies;
+        let at = match self.peers.get(&frames[0][..]) {
+            Some(at) => *at,
+            None => {
+                self.peers.insert(frames[0][..].into(), self.messages.len());
+                self.messages.push(Vec::new());
+                self.messages.len() - 1
+            }
+        };
+        self.messages[at].push(frames);
+    }
+
+    fn send(self, session: &Session, mut send: impl FnMut(Vec<Message>)) {
+        for messages in self.messages {
+            bundle::send(session, 1, messages, &mut send);
+        }
     }
 }

@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 use ipbroker_protocol::{
     array::member_id,
     envelope::Envelope,
-    message::{HeaderRef, Holds, ParentRef, Stats, types},
+    message::{HeaderRef, Holds, ParentRef, Stats, capability, types},
     resources::Grant,
     session::Empty,
     zmq::Message,
@@ -105,6 +105,7 @@ impl Scheduler {
                 uuid: &profile.uuid,
                 ours: profile.is_ours(),
                 keeps: self.durable && profile.can("ack"),
+                bundles: profile.can(capability::BUNDLE),
                 host,
                 machine: machine.clone(),
                 places,

@@ -143,6 +143,7 @@ impl Scheduler {
             is_array,
             remaining: count - ended,
             ack: wire.ack.unwrap_or(false),
+            bundled: false,
             copy: true,
             prefer: wire.prefer.clone().into(),
             body: Body::Gone(Box::default()),
@@ -190,6 +191,7 @@ impl Scheduler {
             [header, parent, metadata, content],
             buffers.iter().map(Message::from).collect(),
         );
-        self.out.push(Outgoing::Client(envelope.into_frames()));
+        self.out
+            .push(Outgoing::Client(envelope.into_frames(), false));
     }
 }

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use ipbroker_protocol::{
     array::member_id,
+    bundle,
     envelope::Envelope,
     message::{HeaderRef, LeaveReply, ParentRef, ReplyMetadata, Waiting, types},
     session::Packer,
@@ -32,21 +33,59 @@ const EARLY: usize = 10_000;
 const EARLY_TIME: Duration = Duration::from_secs(60);
 
 impl Scheduler {
-    /// Reads one message of an engine: its identity, then perhaps the client's, then the message.
-    pub(super) fn engine_message(&mut self, frames: Vec<Message>) {
+    /// Reads what an engine sends: its identity, perhaps the client's, then one message or a bundle. How many messages
+    /// that were.
+    pub(super) fn engine_message(&mut self, frames: Vec<Message>) -> usize {
         let envelope = match Envelope::parse(frames) {
             Ok(envelope) if matches!(envelope.identities().len(), 1 | 2) => envelope,
             Ok(envelope) => {
-                return self.junk_engines.refuse(
+                self.junk_engines.refuse(
                     "identities",
                     &format_args!("{} instead of 1 or 2", envelope.identities().len()),
                 );
+                return 1;
             }
-            Err(error) => return self.junk_engines.refuse("not a message", &error),
+            Err(error) => {
+                self.junk_engines.refuse("not a message", &error);
+                return 1;
+            }
         };
         if let Err(error) = self.session.verify(&envelope) {
-            return self.junk_engines.refuse("signature", &error);
+            self.junk_engines.refuse("signature", &error);
+            return 1;
         }
+        let bundled = envelope.identities().len() == 1
+            && HeaderRef::read(self.session.packer, envelope.header())
+                .is_ok_and(|header| header.msg_type == types::BUNDLE);
+        if !bundled {
+            self.verified_reply(envelope);
+            return 1;
+        }
+        match bundle::unpack(envelope.content(), envelope.identities()) {
+            Ok(messages) => {
+                let count = messages.len();
+                for frames in messages {
+                    match Envelope::parse(frames) {
+                        Ok(envelope) if envelope.identities().len() <= 2 => {
+                            self.verified_reply(envelope);
+                        }
+                        Ok(_) => self
+                            .junk_engines
+                            .refuse("bundle", &"a message in it has too many identities"),
+                        Err(error) => self.junk_engines.refuse("bundle", &error),
+                    }
+                }
+                count
+            }
+            Err(error) => {
+                self.junk_engines.refuse("bundle", &error);
+                1
+            }
+        }
+    }
+
+    /// Reads a message of an engine that has the key.
+    fn verified_reply(&mut self, envelope: Envelope) {
         let Some(engine) = self
             .engines
             .find(&envelope.identities()[0])
@@ -310,7 +349,8 @@ impl Scheduler {
                 &frames,
             );
         }
-        self.out.push(Outgoing::Client(frames));
+        let bundled = group.bundled;
+        self.out.push(Outgoing::Client(frames, bundled));
     }
 
     /// A reply to something that was answered before, or of an engine that was given up: recorded, not delivered.

@@ -112,9 +112,10 @@ impl Scheduler {
         }
     }
 
-    /// Reads a batch from one side: how many messages; less than [`BATCH`] if there were no more.
+    /// Reads a batch from one side: how many messages, at least; less than [`BATCH`] if there were no more.
     fn read(&mut self, frames: &mut Vec<Message>, from_engines: bool) -> io::Result<usize> {
-        for count in 0..BATCH {
+        let mut count = 0;
+        while count < BATCH {
             let socket = if from_engines {
                 &self.engine_socket
             } else {
@@ -128,14 +129,14 @@ impl Scheduler {
                 }
             }
             let message = std::mem::replace(frames, Vec::with_capacity(FRAMES));
-            if from_engines {
-                self.engine_message(message);
+            count += if from_engines {
+                self.engine_message(message)
             } else {
-                self.client_message(message);
-            }
+                self.client_message(message)
+            };
             self.act();
         }
-        Ok(BATCH)
+        Ok(count)
     }
 
     /// Writes the batch to the journal and, when that is done, sends what it caused.

@@ -27,6 +27,7 @@ NO_INDEX = 2**64 - 1
 LARGE = 64 * 1024
 # Buffers below this size are not worth a part of their own.
 OUT_OF_BAND = 8 * 1024
+ENGINE_ID = int(os.environ.get("IPBROKER_ENGINE_ID", -1))
 # Calls that wait below each other, and how much deeper Python may go for each.
 NESTED, FRAMES = 400, 200
 
@@ -122,7 +123,7 @@ class Call:
     __slots__ = ("engine_id", "index", "msg_id", "priority")
 
     def __init__(self, msg_id, index, priority):
-        self.engine_id = int(os.environ.get("IPBROKER_ENGINE_ID", -1))
+        self.engine_id = ENGINE_ID
         self.msg_id = msg_id
         self.index = index
         self.priority = priority
