@@ -212,9 +212,15 @@ def test_programs_share_nodes_that_come_and_go(shared, tmp_path):
                 assert job.exception is None if then == dispy.DispyJob.Finished else "EngineError" in job.exception
             assert squares.submit(6)() == 36
             cluster.print_status()
+        with pytest.MonkeyPatch.context() as patch, pytest.raises(ipbroker.IpbrokerError, match=r"the nodes have python3\.\d+, and this is Python 3\.99"):
+            patch.setattr("ipbroker._pickle.PYTHON", "3.99")
+            dispy.SharedJobCluster(calls.square)
 
 
 def test_nodes_over_ssh(lab, tmp_path):
+    same = f"import sys; sys.exit(sys.version_info[:2] != {sys.version_info[:2]})"
+    if subprocess.run([*lab.on("a"), "python3", "-c", same]).returncode != 0:
+        pytest.skip("functions go to the same minor version of Python")
     (tmp_path / "ours.py").write_text("def compute(n):\n    import socket\n    return socket.gethostname(), n\n")
     (tmp_path / "program.py").write_text(
         """
