@@ -1,6 +1,6 @@
 """ipbroker.compat beside the packages whose programs it runs: the same programs, in turn, two workers each.
 
-    python -m venv /tmp/peers && /tmp/peers/bin/pip install setuptools scoop ppft
+    python -m venv /tmp/peers && /tmp/peers/bin/pip install setuptools scoop 'ppft[dill]'
     python compat_bench.py /tmp/peers/bin/python [MB]
 
 The Python that runs this has ipbroker. MB: the size of the texts whose words are counted (default 20).
@@ -54,6 +54,7 @@ def words(name):
             found.update(line.lower().split())
     return found
 if __name__ == "__main__":
+    list(futures.map(abs, range(-200, 0)))
     begin = time.time()
     found = collections.Counter()
     for part in futures.map(words, sys.argv[1:]):
@@ -83,6 +84,7 @@ import ipbroker
 from count import file_to_words, count_words
 if __name__ == "__main__":
     with ipbroker.Cluster(n=2) as cluster:
+        list(cluster.client().view().map(abs, range(-200, 0)))
         begin = time.time()
         found = cluster.client().view().map_reduce(file_to_words, count_words, sys.argv[1:])
         print("BENCH", time.time() - begin, sum(count for _, count in found))

@@ -105,7 +105,6 @@ def test_tasks_that_submit_tasks(tmp_path):
     assert out.splitlines() == ["34", "30", f"[0, 0, 570, {2 * sum(x * x for x in range(500))}]", "[(0, 0, []), (3, 0, [0, 1, 4])]", "9801", "[0, 1, 5, 14, 30]"]
 
 
-@pytest.mark.timeout(900)
 def test_a_tree_of_depth_12_ends_on_two_workers(tmp_path):
     out, _ = launch(
         tmp_path,
