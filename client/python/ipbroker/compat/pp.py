@@ -13,6 +13,7 @@ import threading
 import time
 import types
 from contextlib import contextmanager
+from functools import lru_cache
 from typing import Any, Callable, Dict, Iterable, Iterator, List, Optional, Set, Tuple, Union
 
 from ..cluster import Cluster
@@ -41,15 +42,14 @@ class _Job:
         self._callback = callback
         self._callbackargs = callbackargs
         self._future: Optional[Future] = None
-        self._called = threading.Event()
+        self._called = threading.Event() if callback is not None else None
         self._told = False
-        self._lock = threading.Lock()
 
     def wait(self) -> None:
         """Waits until the function has ended, and its callback too."""
         assert self._future is not None
         self._future.exception()
-        if self._callback is not None:
+        if self._called is not None:
             self._called.wait()
 
     def __call__(self) -> Any:
@@ -65,12 +65,12 @@ class _Job:
         else:
             result = None
             self._tell(error)
-        if self._callback is not None and threading.current_thread() is not self._thread:
+        if self._called is not None and threading.current_thread() is not self._thread:
             self._called.wait()
         return result
 
     def _tell(self, error: BaseException) -> None:
-        with self._lock:
+        with _lock:
             told, self._told = self._told, True
         if not told:
             cause = error.__cause__
@@ -98,7 +98,8 @@ class _Job:
 
     def _finish(self) -> None:
         self.finished = True
-        self._called.set()
+        if self._called is not None:
+            self._called.set()
         self.server._unfinished.discard(self)
 
 
@@ -209,14 +210,18 @@ class Server:
             depfuncs += tuple(value for value in globals.values() if isinstance(value, types.FunctionType))
             modules += tuple(f"import {value.__name__} as {name}" for name, value in globals.items() if isinstance(value, types.ModuleType) and not name.startswith("__") and value.__name__ != __name__)
         job = _Job(self, next(self._numbers), group, callback, callbackargs)
-        with _by_value([func, *depfuncs, *args]) as own:
-            if own:
-                import cloudpickle
+        own = _own_modules([func, *depfuncs, *args])
+        if own:
+            import cloudpickle
 
+            with _by_value(own):
                 # As bytes: arguments are pickled by name where that can be done.
                 args = (cloudpickle.dumps(args, 5),)
-            function = func if not (own or depfuncs or modules) else self._prepared(func, depfuncs, modules, bool(own))
-            job._future = self._view.submit(function, *args)
+                job._future = self._view.submit(self._prepared(func, depfuncs, modules, True), *args)
+        elif depfuncs or modules:
+            job._future = self._view.submit(self._prepared(func, depfuncs, modules, False), *args)
+        else:
+            job._future = self._view.submit(func, *args)
         self._unfinished.add(job)
         job._future.add_done_callback(job._ended)
         return job
@@ -345,36 +350,33 @@ def _prepare(function: Any, needs: Tuple[Any, ...], modules: Tuple[str, ...], pa
 _lock = threading.RLock()
 
 
-@contextmanager
-def _by_value(values: List[Any]) -> Iterator[List[Any]]:
-    """Has cloudpickle send what is of the program's own modules by value; gives those modules."""
-    own = []
-    for value in values:
-        kind = value if hasattr(value, "__module__") and callable(value) else type(value)
-        module = sys.modules.get(getattr(kind, "__module__", None) or "")
-        if module is not None and module not in own and _is_own(module):
-            own.append(module)
-    if not own:
-        yield own
-        return
-    import cloudpickle
-
-    with _lock:
-        known = cloudpickle.list_registry_pickle_by_value()
-        new = [module for module in own if module.__name__ not in known]
-        for module in new:
-            cloudpickle.register_pickle_by_value(module)
-        try:
-            yield own
-        finally:
-            for module in new:
-                cloudpickle.unregister_pickle_by_value(module)
+def _own_modules(values: List[Any]) -> Set[str]:
+    """The program's own modules that functions, or objects, come from."""
+    kinds = (value if callable(value) and hasattr(value, "__module__") else type(value) for value in values)
+    return {name for name in (getattr(kind, "__module__", None) for kind in kinds) if name is not None and _is_own(name)}
 
 
-def _is_own(module: types.ModuleType) -> bool:
+@lru_cache(None)
+def _is_own(name: str) -> bool:
     """Whether a module is the program's, neither Python's nor an installed one."""
-    file = getattr(module, "__file__", None)
-    if module.__name__ in ("__main__", "__mp_main__") or module.__name__.partition(".")[0] == __name__.partition(".")[0] or not file:
+    file = getattr(sys.modules.get(name), "__file__", None)
+    if name in ("__main__", "__mp_main__") or name.partition(".")[0] == __name__.partition(".")[0] or not file:
         return False
     places = {"site-packages", "dist-packages", f"python{sys.version_info[0]}.{sys.version_info[1]}"}
     return file.endswith(".py") and not places & set(file.split(os.sep))
+
+
+@contextmanager
+def _by_value(names: Set[str]) -> Iterator[None]:
+    """Has cloudpickle send what is of these modules by value."""
+    import cloudpickle
+
+    with _lock:
+        new = [sys.modules[name] for name in names - cloudpickle.list_registry_pickle_by_value()]
+        for module in new:
+            cloudpickle.register_pickle_by_value(module)
+        try:
+            yield
+        finally:
+            for module in new:
+                cloudpickle.unregister_pickle_by_value(module)
