@@ -153,6 +153,40 @@ def test_exceptions_of_inner_tasks_and_tasks_that_are_cancelled(tmp_path):
     assert out.splitlines() == ["caught bad 1", "True", "ValueError('bad 3')", "True"]
 
 
+def test_a_task_that_is_stopped_stops_its_tasks(tmp_path):
+    out, _ = launch(
+        tmp_path,
+        """
+        import os, sys, time
+        from ipbroker.compat.scoop import futures
+
+        def forever(at):
+            open(f"begun-{at}", "w").close()
+            time.sleep(1000)
+
+        def outer():
+            return list(futures.map(forever, range(20)))
+
+        def until(there):
+            end = time.monotonic() + 60
+            while not there():
+                if time.monotonic() > end:
+                    sys.exit("it never came")
+                time.sleep(0.01)
+
+        if __name__ == "__main__":
+            task = futures.submit(outer)
+            until(lambda: len([name for name in os.listdir() if name.startswith("begun")]) == 2)
+            print(task.cancel())
+            view = futures._view
+            until(lambda: not any(view.client.status()["tasks"][state] for state in ("ready", "running")))
+            print(len({view(targets=[engine["uuid"]]).submit(os.getpid).result() for engine in view.client.engines}))
+            print(len([name for name in os.listdir() if name.startswith("begun")]))
+        """,
+    )
+    assert out.splitlines() == ["True", "2", "2"]
+
+
 def test_constants_lambdas_methods_callbacks_and_names(tmp_path):
     out, log = launch(
         tmp_path,
