@@ -5,6 +5,7 @@ import io
 import os
 import pprint
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -86,6 +87,19 @@ def test_the_command_line(mezcal, tmp_path):
     (keys,) = {tuple(sorted(documents.run(line.replace("null", "None"), {})["result"])) for line in re.findall(r'^\{"cmd".*"result".*$', cut, re.M)}
     results = [documents.run(line.replace("null", "None"), {}) for line in (tmp_path / "sleep.result.json").read_text().splitlines()]
     assert [tuple(sorted(job["result"])) for job in results] == [keys] * 5
+
+
+def test_ctrl_c_stops_the_jobs(mezcal, tmp_path):
+    started = tmp_path / "started"
+    line = f'{{"cmd": "echo $$ > {started}.new; mv {started}.new {started}; sleep 600"}}\n'
+    command = subprocess.Popen([*COMMAND.split(), "-p", "mezcal"], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    command.stdin.write(line)
+    command.stdin.close()
+    wait_until(started.exists)
+    command.send_signal(signal.SIGINT)
+    assert command.wait(60) == 130 and "Traceback" not in command.stderr.read()
+    command.stderr.close()
+    wait_until(lambda: not os.path.exists(f"/proc/{started.read_text().strip()}"))
 
 
 @pytest.fixture
