@@ -153,6 +153,20 @@ def test_exceptions_of_inner_tasks_and_tasks_that_are_cancelled(tmp_path):
     assert out.splitlines() == ["caught bad 1", "True", "ValueError('bad 3')", "True"]
 
 
+def test_modules_beside_the_program_are_found_by_workers(tmp_path):
+    (tmp_path / "programs").mkdir()
+    (tmp_path / "programs" / "beside.py").write_text("def double(x):\n    return 2 * x\n")
+    text = """
+        import beside
+        from ipbroker.compat.scoop import futures
+        if __name__ == "__main__":
+            print(list(futures.map(beside.double, range(3))), __file__)
+        """
+    (tmp_path / "programs" / "main.py").write_text(textwrap.dedent(text))
+    done = subprocess.run([*LAUNCHER, "-q", "-n", "1", "programs/main.py"], cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert done.stdout == "[0, 2, 4] programs/main.py\n", done.stderr
+
+
 def test_a_task_that_is_stopped_stops_its_tasks(tmp_path):
     out, _ = launch(
         tmp_path,

@@ -38,12 +38,16 @@ class _Job:
         self.server = server
         self.tid = tid
         self.group = group
-        self.finished = False
         self._callback = callback
         self._callbackargs = callbackargs
         self._future: Optional[Future] = None
         self._called = threading.Event() if callback is not None else None
         self._told = False
+
+    @property
+    def finished(self) -> bool:
+        """Whether the function has ended, and its callback too."""
+        return self._future is not None and self._future.done() and (self._called is None or self._called.is_set())
 
     def wait(self) -> None:
         """Waits until the function has ended, and its callback too."""
@@ -97,7 +101,6 @@ class _Job:
             self._finish()
 
     def _finish(self) -> None:
-        self.finished = True
         if self._called is not None:
             self._called.set()
         self.server._unfinished.discard(self)

@@ -122,7 +122,6 @@ def look(view: View, hosts: Sequence[str]) -> None:
 def run(program: str, arguments: List[str]) -> int:
     """Runs the program as the main one of this process; its exit status."""
     sys.argv = [program, *arguments]
-    sys.path[0] = os.path.dirname(os.path.abspath(program))
     try:
         runpy.run_path(program, run_name="__main__")
     except SystemExit as end:
@@ -157,6 +156,8 @@ def main() -> None:
         hosts = share_out(hosts or [("127.0.0.1", 0)], arguments.n or (None if hosts else len(os.sched_getaffinity(0))))
     except (OSError, ValueError) as error:
         sys.exit(f"scoop: {error}")
+    # Workers look for modules where this process does, as it is when they start.
+    sys.path.insert(0, os.path.dirname(os.path.abspath(arguments.executable)))
     level = logging.WARNING if arguments.quiet else logging.DEBUG if arguments.verbose > 1 else logging.INFO
     scoop._log(level, False)
     say = scoop.logger.info
