@@ -51,11 +51,20 @@ def processes(log):
 
 
 def test_the_document_on_its_hosts(lab, tmp_path):
+    version = subprocess.run([*lab.on("a"), "python3", "--version"], capture_output=True, text=True).stdout
+    if not version.startswith(f"Python {sys.version_info[0]}.{sys.version_info[1]}."):
+        pytest.skip(f"the hosts have {version}")
     log, shown = document(tmp_path, {"docker-host1": "a", "docker-host2": "b", "docker-host3": "127.0.0.1"}, lab.here)
     assert sorted(lines(log)) == sorted(lines(shown))
     done, there = processes(log), processes(shown)
     assert sum(done.values()) == sum(there.values()) == 1000 and 1 < len(done) <= len(there) == 16
     assert "a: its Python has no ipbroker" in log
+
+
+def test_hosts_without_workers_are_named(lab, tmp_path):
+    log, _ = document(tmp_path, {"docker-host1": "127.0.0.1", "docker-host2": "a", "docker-host3": "nosuch"}, lab.here)
+    assert sum(processes(log).values()) == 1000
+    assert "nosuch: no worker has started there" in log
 
 
 def test_the_document_here(tmp_path):

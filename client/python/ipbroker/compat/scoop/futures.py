@@ -255,12 +255,15 @@ class _Child(concurrent.futures.Future):  # type: ignore[type-arg]
         return super().exception(self._wait(timeout))
 
     def cancel(self) -> bool:
-        _forget(self)
+        # Done again, it does what an interrupt has left undone.
+        with _lock:
+            _waiting.pop(self, None)
         if not self.done() and not _begin(self._file):
             if self._remote is not None:
                 self._remote.cancel()
         elif super().cancel():
             self.set_running_or_notify_cancel()
+        _forget(self)
         return self.cancelled()
 
 
@@ -294,8 +297,13 @@ def _drop(child: _Child) -> None:
 
 def _stop() -> None:
     """The task is stopped: nobody wants what it has submitted."""
-    for child in list(_open):
-        child.cancel()
+    while _open:
+        try:
+            # The oldest last: those may run, and their workers would begin others.
+            for child in reversed(list(_open)):
+                child.cancel()
+        except KeyboardInterrupt:
+            pass  # the signal once more
 
 
 def _offerer() -> None:

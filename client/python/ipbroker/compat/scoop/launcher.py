@@ -12,6 +12,7 @@ import traceback
 from typing import List, Optional, Sequence, Tuple
 
 from ... import __version__ as ours
+from ..._pickle import PYTHON
 from ...cluster import Cluster
 from ...errors import IpbrokerError
 from ...view import View
@@ -100,23 +101,22 @@ class Pool:
 
 def look(view: View, hosts: Sequence[str]) -> None:
     """Says where workers have started, and where something is missing."""
-
-    def has() -> bool:
-        import importlib.util
-
-        return importlib.util.find_spec("ipbroker") is not None
-
     engines = view.client.engines
     for host in hosts:
-        there = [engine["uuid"] for engine in engines if host.rpartition("@")[2] in engine["host"] or host in LOCAL]
+        there = [engine for engine in engines if host.rpartition("@")[2] in engine["host"] or host in LOCAL]
         if not there:
             scoop.logger.warning(f"{host}: no worker has started there (`ipctl --hosts {host}` says why).")
             continue
         # Written by another module, as with SCOOP.
         if scoop.logger.isEnabledFor(logging.INFO):
             scoop.logger.handle(scoop.logger.makeRecord("scoop", logging.INFO, "__main__.py", 0, "Worker(s) launched using ipengine", (), None))
-        if host not in LOCAL and not view(targets=there[:1]).submit(has).result():
+        if f"python{PYTHON}" not in there[0]["tags"]:
+            scoop.logger.warning(f"{host}: its Python is not {PYTHON} (--python-interpreter names another): functions of the program do not run there.")
+        elif host not in LOCAL and not view(targets=[there[0]["uuid"]]).submit(eval, _FIND).result():
             scoop.logger.warning(f"{host}: its Python has no ipbroker (pip install ipbroker): tasks that use scoop themselves do not run there.")
+
+
+_FIND = "__import__('importlib.util').util.find_spec('ipbroker') is not None"
 
 
 def run(program: str, arguments: List[str]) -> int:
