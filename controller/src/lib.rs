@@ -10,4 +10,5 @@ pub mod mailbox;
 pub mod relay;
 pub mod scheduler;
 pub mod store;
+#[cfg(feature = "web")]
 mod web;

@@ -1,6 +1,6 @@
 //! The command line of `ipengine`.
 
-use std::{io::Write, path::PathBuf, process::ExitCode, time::Duration};
+use std::{ffi::OsString, io::Write, path::PathBuf, process::ExitCode, time::Duration};
 
 use clap::{CommandFactory, Parser};
 use clap_complete::Shell;
@@ -79,7 +79,7 @@ struct Options {
     log_level: LevelFilter,
     /// Run Python calls too, with this interpreter (3.9 or later): one process an engine [default: $IPBROKER_PYTHON, python3]
     #[arg(long, value_name = "INTERPRETER", num_args = 0..=1, require_equals = true, default_missing_value = "")]
-    python: Option<PathBuf>,
+    python: Option<OsString>,
     /// Print completions for a shell and end
     #[arg(long, value_name = "SHELL")]
     completions: Option<Shell>,
@@ -209,12 +209,11 @@ fn run(mut options: Options) -> Result<(), RunError> {
 }
 
 /// The interpreter that `--python` means.
-fn interpreter(named: PathBuf) -> PathBuf {
-    if !named.as_os_str().is_empty() {
-        return named;
-    }
-    std::env::var_os("IPBROKER_PYTHON")
-        .filter(|value| !value.is_empty())
+fn interpreter(named: OsString) -> PathBuf {
+    [Some(named), std::env::var_os("IPBROKER_PYTHON")]
+        .into_iter()
+        .flatten()
+        .find(|name| !name.is_empty())
         .map_or_else(|| "python3".into(), PathBuf::from)
 }
 

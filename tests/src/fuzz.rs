@@ -6,6 +6,7 @@ use std::fmt::Debug;
 use ipbroker_client::job::{Graph, Job, parse_line};
 use ipbroker_protocol::{
     array::{View, split_id},
+    bundle,
     connection::{ClientConnection, Common, EngineConnection},
     dependency::Dependency,
     envelope::Envelope,
@@ -96,6 +97,14 @@ pub fn envelope(bytes: &[u8]) {
     let _ = HeaderRef::read(Packer::Msgpack, envelope.header());
     let _ = ParentRef::read(Packer::Msgpack, envelope.parent_header());
     let _ = Packer::Msgpack.unpack::<TaskMetadata>(envelope.metadata());
+    if let Ok(messages) = bundle::unpack(envelope.content(), envelope.identities()) {
+        let mut count = 0;
+        for frames in messages {
+            let _ = Envelope::parse(frames);
+            count += 1;
+        }
+        assert!(count <= envelope.content().len());
+    }
     if envelope.identities().len() >= 2 {
         envelope.swap_identities(0, 1);
     }
@@ -125,7 +134,20 @@ fn envelope_seeds() -> Vec<Vec<u8>> {
         ));
         unframes(&frames)
     };
+    let mut bundle = Vec::new();
+    let session = Session::with_id("fuzz".into(), b"key", Packer::Msgpack);
+    let inner = |id: &str| {
+        let mut frames = vec![zmq::Message::from("engine"), zmq::Message::from("client")];
+        let header = wire.header(id);
+        let maps = wire.frames(&header, &json!({}), &json!({}), &json!({}), &[]);
+        frames.extend(maps.iter().map(|frame| zmq::Message::from(&frame[..])));
+        frames
+    };
+    bundle::send(&session, 1, [inner("a"), inner("b")], |frames| {
+        bundle = frames.iter().map(|frame| frame.to_vec()).collect();
+    });
     vec![
+        unframes(&bundle),
         message(json!({}), &[]),
         message(
             json!({"targets": ["a"], "after": ["b"], "follow": {"dependencies": ["c"], "all": true}, "retries": 3}),

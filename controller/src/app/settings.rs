@@ -318,7 +318,7 @@ impl Settings {
             remote: remote_plan(&cli.hosts)?,
             hosts: cli.hosts,
             engine_options: engine_options(&cli.resources, cli.pin),
-            web: cli.web.web,
+            web: page_port(cli.web.web)?,
             web_readonly: cli.web.web_readonly,
             exit_with_parent: cli.exit_with_parent,
             log_level: cli
@@ -458,6 +458,16 @@ impl Settings {
         let launcher = ssh::SshLauncher::start(plan, sink)
             .map_err(|error| AppError::Launch(error.to_string()))?;
         Ok(Some(Box::new(launcher)))
+    }
+}
+
+/// `--web`.
+fn page_port(port: Option<u16>) -> Result<Option<u16>, AppError> {
+    match port {
+        Some(_) if !cfg!(feature = "web") => Err(AppError::Usage(
+            "--web: this ipctl was built without its page, as scripts/quickstart builds it; `cargo build --release` builds one that has it".into(),
+        )),
+        port => Ok(port),
     }
 }
 

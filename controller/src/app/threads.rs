@@ -1,7 +1,7 @@
 //! Starts the controller's threads, and ends them.
 
 use std::{
-    io::{self, Write},
+    io,
     sync::Arc,
     thread::{self, JoinHandle},
 };
@@ -22,7 +22,6 @@ use crate::{
         task::TaskThread,
     },
     store::{self, Backend, Packing, Store},
-    web::{self, Web},
 };
 
 /// A controller that runs.
@@ -38,18 +37,19 @@ pub(crate) struct Controller {
     _context: Context,
 }
 
+fn system(what: &'static str) -> impl Fn(io::Error) -> AppError {
+    move |source| AppError::System {
+        what: what.into(),
+        source,
+    }
+}
+
 /// Binds everything and starts all threads. `own`: the scheme, if it is none of the built-in ones.
 pub(super) fn start(
     settings: &Settings,
     own: Option<Box<dyn Scheme>>,
     main: &Sender<MainEvent>,
 ) -> Result<Controller, AppError> {
-    let system = |what: &'static str| {
-        move |source: io::Error| AppError::System {
-            what: what.into(),
-            source,
-        }
-    };
     let context = Context::new();
     // One thread has sockets to serve most of the time, two sleep and are woken: that costs more than it brings, unless
     // there are cores to spare.
@@ -154,31 +154,17 @@ pub(super) fn start(
         iopub,
         store: handle,
     };
-    let mut page = None;
-    if let Some(port) = settings.web {
-        let listener = web::listen(port).map_err(|error| AppError::Bind {
-            url: format!("http://127.0.0.1:{port}"),
-            reason: error.to_string(),
-            hint: ", or another port with --web=PORT",
-        })?;
-        let port = listener
-            .local_addr()
-            .map_err(system("cannot make the page's socket"))?
-            .port();
-        let token = files::web_token(settings)?;
-        let url = format!("http://127.0.0.1:{port}/?token={token}");
-        let (place, samples) = tokio::sync::watch::channel(Arc::default());
-        page = Some(place);
-        let web = Web {
-            listener,
-            token,
-            readonly: settings.web_readonly,
-            hub: events.clone(),
-            samples,
-        };
-        others.push(web.spawn().map_err(system("cannot start the page"))?);
-        tell_address(settings, &url, port);
-    }
+    #[cfg(feature = "web")]
+    let page = match settings.web {
+        Some(port) => {
+            let (place, thread) = page(settings, port, &events)?;
+            others.push(thread);
+            Some(place)
+        }
+        None => None,
+    };
+    #[cfg(not(feature = "web"))]
+    let page = None;
     let hub_settings = hub::Settings {
         page,
         ping: settings.ping,
@@ -215,8 +201,44 @@ pub(super) fn start(
     })
 }
 
+/// Starts the page: where its samples go, and its thread.
+#[cfg(feature = "web")]
+fn page(
+    settings: &Settings,
+    port: u16,
+    events: &Post<hub::Event>,
+) -> Result<(hub::watch::Place, JoinHandle<()>), AppError> {
+    use crate::web::{self, Web};
+
+    let listener = web::listen(port).map_err(|error| AppError::Bind {
+        url: format!("http://127.0.0.1:{port}"),
+        reason: error.to_string(),
+        hint: ", or another port with --web=PORT",
+    })?;
+    let port = listener
+        .local_addr()
+        .map_err(system("cannot make the page's socket"))?
+        .port();
+    let token = files::web_token(settings)?;
+    let url = format!("http://127.0.0.1:{port}/?token={token}");
+    let (place, samples) = tokio::sync::watch::channel(Arc::default());
+    let web = Web {
+        listener,
+        token,
+        readonly: settings.web_readonly,
+        hub: events.clone(),
+        samples,
+    };
+    let thread = web.spawn().map_err(system("cannot start the page"))?;
+    tell_address(settings, &url, port);
+    Ok((place, thread))
+}
+
 /// Prints where the page is.
+#[cfg(feature = "web")]
 fn tell_address(settings: &Settings, url: &str, port: u16) {
+    use io::Write;
+
     // Whoever closed standard output does not want to know.
     let _ = writeln!(io::stdout(), "{url}").and_then(|()| io::stdout().flush());
     if !super::settings::is_loopback(settings.interface.trim_start_matches("tcp://")) {

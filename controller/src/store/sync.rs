@@ -14,6 +14,9 @@ use super::spill::Spill;
 /// Without anybody waiting, the disk is synced this often.
 const INTERVAL: Duration = Duration::from_secs(1);
 
+/// How long an acknowledgement waits for others: most quick tasks are over by then, and need none.
+const TOGETHER: Duration = Duration::from_millis(5);
+
 /// Runs until the store is closed.
 pub(crate) fn run(bell: &Receiver<()>, shared: &Arc<Shared>, spill: &Spill, dir: &Path) {
     // After a failed sync the kernel may have dropped what could not be written, and the next sync will say that all is well.
@@ -21,7 +24,11 @@ pub(crate) fn run(bell: &Receiver<()>, shared: &Arc<Shared>, spill: &Spill, dir:
     let mut doubtful: Option<u64> = None;
     let mut synced = 0;
     loop {
-        let gone = bell.recv_timeout(INTERVAL) == Err(RecvTimeoutError::Disconnected);
+        let rung = bell.recv_timeout(INTERVAL);
+        let gone = rung == Err(RecvTimeoutError::Disconnected);
+        if rung.is_ok() && !shared.stopping.load(Relaxed) {
+            std::thread::sleep(TOGETHER);
+        }
         let last = gone || shared.stopping.load(Relaxed);
         let target = shared.written.load(Acquire);
         if target > synced || (target > shared.durable.load(Relaxed) && doubtful.is_some()) {

@@ -1,5 +1,6 @@
 //! Tests on the built programs. One binary, since each has to be linked with everything.
 
+mod bundles;
 mod cli;
 mod examples;
 mod faults;

@@ -31,6 +31,8 @@ pub(super) struct Group {
     pub(super) row: usize,
     /// Keep a copy of what is dispatched: it may be needed again.
     pub(super) copy: bool,
+    /// What the last engine said that lacked something for it.
+    pub(super) lacked: Option<Box<str>>,
     /// Where it would rather run.
     pub(super) prefer: Box<[String]>,
     /// The message.

@@ -264,6 +264,7 @@ impl Scheduler {
             remaining: count,
             ack: metadata.ack.unwrap_or(false),
             bundled: false,
+            lacked: None,
             row: 0,
             copy: !ours || spec.retries > 0 || bytes <= LARGE,
             prefer: metadata.prefer.clone().into_boxed_slice(),

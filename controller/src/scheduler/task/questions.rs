@@ -322,9 +322,17 @@ impl Scheduler {
                 )
             })
             .collect();
+        let lacked = self
+            .core
+            .find(id)
+            .and_then(|key| self.groups.get(key)?.lacked.as_deref());
+        let text = match lacked {
+            Some(lacked) => format!("{} The last engine said: {lacked}", explanation.text),
+            None => explanation.text,
+        };
         Explanation {
             state: state(explanation.state),
-            text: explanation.text,
+            text,
             engines,
         }
     }

@@ -144,6 +144,7 @@ impl Scheduler {
             remaining: count - ended,
             ack: wire.ack.unwrap_or(false),
             bundled: false,
+            lacked: None,
             copy: true,
             prefer: wire.prefer.clone().into(),
             body: Body::Gone(Box::default()),

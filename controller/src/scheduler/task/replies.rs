@@ -6,7 +6,7 @@ use ipbroker_protocol::{
     array::member_id,
     bundle,
     envelope::Envelope,
-    message::{HeaderRef, LeaveReply, ParentRef, ReplyMetadata, Waiting, types},
+    message::{ErrorContent, HeaderRef, LeaveReply, ParentRef, ReplyMetadata, Waiting, types},
     session::Packer,
     time,
     zmq::Message,
@@ -225,6 +225,12 @@ impl Scheduler {
                 run: (seconds * SECOND as f64) as u64,
             },
         );
+        if default == Outcome::Unmet
+            && let Some(group) = self.groups.get_mut(key)
+            && let Ok(said) = packer.unpack::<ErrorContent>(parts.content)
+        {
+            group.lacked = Some(said.evalue.into());
+        }
         if self.durable {
             self.engines
                 .safe(engine, &msg_id, range, self.begun.elapsed());
