@@ -48,10 +48,11 @@ fn receive(client: &RawClient) -> (Vec<Parsed>, bool) {
         "nothing came"
     );
     let frames = client.socket.recv_multipart(0).unwrap();
-    let [delimiter, signature, header, parent, metadata, content, ..] = &frames[..] else {
+    // A reply still has its engine's name before the delimiter.
+    let begin = |frames: &[Vec<u8>]| frames.iter().position(|frame| frame == DELIMITER).unwrap();
+    let [_, signature, header, parent, metadata, content, ..] = &frames[begin(&frames)..] else {
         panic!("{} frames", frames.len())
     };
-    assert_eq!(delimiter, DELIMITER);
     if wire.packer.unpack(header).unwrap()["msg_type"] != "bundle" {
         return (vec![wire.parse(frames).unwrap()], false);
     }
@@ -63,11 +64,12 @@ fn receive(client: &RawClient) -> (Vec<Parsed>, bool) {
     assert!(messages.len() > 1, "a bundle of one");
     let parsed = messages.into_iter().map(|message| {
         let mut frames: Vec<Vec<u8>> = message.into_iter().map(ByteBuf::into_vec).collect();
-        let [_, header, parent, metadata, content, ..] = &frames[..] else {
+        let begin = begin(&frames);
+        let [_, header, parent, metadata, content, ..] = &frames[begin..] else {
             panic!("{} frames in a bundle", frames.len())
         };
         let signature = wire.signer.sign([header, parent, metadata, content]);
-        frames.insert(1, signature);
+        frames.insert(begin + 1, signature);
         wire.parse(frames).unwrap()
     });
     (parsed.collect(), true)
