@@ -44,8 +44,8 @@ pub(crate) struct Seat {
     pub(crate) values: Values,
     /// Its Python interpreter, once a call has come.
     pub(crate) python: Mutex<Option<Interpreter>>,
-    /// How many of its calls wait for other tasks.
-    waits: AtomicU32,
+    /// The priorities of its calls that wait for other tasks, the deepest last.
+    waits: Mutex<Vec<i32>>,
     /// Rung when a task comes while a call waits.
     meanwhile: OnceLock<(Waker, Wake)>,
     session: RwLock<Arc<Session>>,
@@ -152,7 +152,7 @@ impl Seat {
             running: Arc::default(),
             values: Values::default(),
             python: Mutex::default(),
-            waits: AtomicU32::new(0),
+            waits: Mutex::default(),
             meanwhile: OnceLock::new(),
             session: RwLock::new(session),
             whole: AtomicBool::new(false),
@@ -250,13 +250,19 @@ impl Seat {
     }
 
     /// The next task, if there is one, for an engine whose call waits: it becomes the one at work until it is
-    /// [`done`](Self::done).
+    /// [`done`](Self::done). Only one that is deeper than that call, by its priority: what is not may itself come to wait for
+    /// something that waits below.
     pub(crate) fn next_meanwhile(&self) -> Option<Task> {
+        let floor = self.floors().last().copied()?;
         let mut queue = self.queue();
         if queue.closed.is_some() {
             return None;
         }
-        let task = queue.waiting.pop_front()?;
+        // On the pure path tasks come to whoever has the turn.
+        let pure = self.whole.load(Ordering::Relaxed);
+        let deeper = |task: &Task| pure || task.wants.priority.unwrap_or_default() > floor;
+        let at = queue.waiting.iter().position(deeper)?;
+        let task = queue.waiting.remove(at)?;
         let current = self.current(&task);
         let outer = queue.current.replace(current);
         queue.outer.extend(outer);
@@ -269,13 +275,19 @@ impl Seat {
         queue.current = queue.outer.pop();
     }
 
-    /// A call begins to wait for other tasks, or goes on. What to tell the scheduler, where one listens.
-    pub(crate) fn wait(&self, begins: bool) -> Option<Envelope> {
-        if begins {
-            self.waits.fetch_add(1, Ordering::Relaxed);
-        } else {
-            self.waits.fetch_sub(1, Ordering::Relaxed);
-        }
+    fn floors(&self) -> MutexGuard<'_, Vec<i32>> {
+        self.waits.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A call of this priority begins to wait for other tasks. What to tell the scheduler, where one listens.
+    pub(crate) fn wait(&self, priority: i32) -> Option<Envelope> {
+        self.floors().push(priority);
+        self.waits_notice()
+    }
+
+    /// The call that began to wait last goes on.
+    pub(crate) fn go_on(&self) -> Option<Envelope> {
+        self.floors().pop();
         self.waits_notice()
     }
 
@@ -284,9 +296,13 @@ impl Seat {
         if self.whole.load(Ordering::Relaxed) {
             return None;
         }
-        let content = Waiting {
-            uuid: self.uuid.clone(),
-            waits: self.waits.load(Ordering::Relaxed),
+        let content = {
+            let floors = self.floors();
+            Waiting {
+                uuid: self.uuid.clone(),
+                waits: floors.len() as u32,
+                floor: floors.last().copied().unwrap_or_default(),
+            }
         };
         let mut message = self.session().request(types::WAITS_NOTICE, &content);
         message.set_identities([Message::from(routing::TASK)]);
@@ -295,7 +311,7 @@ impl Seat {
 
     /// Whether a call waits.
     pub(crate) fn waits(&self) -> bool {
-        self.waits.load(Ordering::Relaxed) > 0
+        !self.floors().is_empty()
     }
 
     /// What is rung when a task comes while a call waits.

@@ -33,11 +33,21 @@ def chain(depth):
 
 
 def test_a_recursive_function_ends_on_two_engines(client):
-    assert client.submit(fib, 8).result(100) == 21
+    assert client.submit(fib, 11).result(100) == 89
 
 
 def test_a_tree_of_maps_ends(client):
-    assert client.submit(tree, 5).result(100) == 32
+    assert client.submit(tree, 10).result(100) == 1024
+
+
+def test_a_lower_priority_is_no_way_to_wait_for_ever(client):
+    def outer(depth):
+        import ipbroker
+
+        inner = ipbroker.current_client().view(priority=-depth)
+        return 0 if depth == 0 else 1 + inner.submit(outer, depth - 1).result()
+
+    assert [future.result(100) for future in [client.submit(outer, 6) for _ in range(4)]] == [6] * 4
 
 
 def test_a_chain_is_deeper_than_there_are_engines(client):

@@ -1,4 +1,7 @@
-"""Inside a call: while it waits for what it has submitted, its engine works on other tasks, so that nesting never deadlocks."""
+"""Inside a call: while it waits for what it has submitted, its engine works on other tasks, so that nesting never deadlocks.
+
+They are of a higher priority than the call, as everything is that it submits: what an engine works on is then ever deeper, and no two
+calls can wait for each other below others (scheduler/core/engines.rs, engine_waits)."""
 
 from __future__ import annotations
 
@@ -7,11 +10,14 @@ import time
 from typing import Any, Callable, Optional
 
 
-def priority() -> Optional[int]:
-    """The priority of what the running call submits: deeper calls run earlier, so that few of them wait at a time."""
+def priority(wanted: Optional[int] = None) -> Optional[int]:
+    """The priority of what the running call submits, if one runs: a higher one than its own, whatever is wanted."""
     worker = sys.modules.get("_ipbroker_worker")
     call = getattr(worker, "call", None)
-    return None if call is None else min(call.priority + 1, 1 << 30)
+    if call is None:
+        return wanted
+    deeper: int = min(call.priority + 1, 1 << 30)
+    return deeper if wanted is None else max(wanted, deeper)
 
 
 def wait(future: Any, timeout: Optional[float]) -> Optional[float]:
@@ -53,4 +59,4 @@ class Bell:
 
 def in_call() -> bool:
     """Whether a call runs in this process."""
-    return priority() is not None
+    return getattr(sys.modules.get("_ipbroker_worker"), "call", None) is not None

@@ -8,6 +8,8 @@ import threading
 import time
 from typing import TYPE_CHECKING, Any, Callable, Dict, Iterable, Iterator, List, Mapping, Optional, Sequence, Tuple, Union, overload
 
+from . import _nested
+
 if TYPE_CHECKING:
     from .client import Client, Link
 
@@ -124,7 +126,9 @@ def run(client: "Client", jobs: Iterable[Mapping[str, Any]], options: Dict[str, 
     for number, job in enumerate(own, 1):
         job.pop("result", None)
         try:
-            lines.append(json.dumps({**options, **job}))
+            line = {**options, **job}
+            priority = _nested.priority(line.get("priority"))
+            lines.append(json.dumps(line if priority is None else {**line, "priority": priority}))
         except (TypeError, ValueError) as error:
             from .errors import JobError
 

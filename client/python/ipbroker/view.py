@@ -43,18 +43,20 @@ class View:
     def _call(self, function: Union[str, Callable[..., Any]], link: "Link") -> Tuple[Any, str]:
         """The packed request of a function's calls, and its name."""
         if isinstance(function, str):
-            return link.native.named(function, self._native_options), function
+            return link.native.named(function, self._deeper(_nested.priority(self._options.get("priority")))), function
         code = pickled(function)
         return self._packed(code, link), code.name
 
+    def _deeper(self, priority: Optional[int]) -> Dict[str, Any]:
+        return self._native_options if priority is None else {**self._native_options, "priority": priority}
+
     def _packed(self, code: Pickled, link: "Link") -> Any:
-        priority = None if "priority" in self._options else _nested.priority()
+        priority = _nested.priority(self._options.get("priority"))
         key = (id(code), priority)
         known = self._calls.get(key)
         if known is not None and known[2] is link:
             return known[1]
-        options = self._native_options if priority is None else {**self._native_options, "priority": priority}
-        call = link.native.call(code.code, code.name, code.python, options)
+        call = link.native.call(code.code, code.name, code.python, self._deeper(priority))
         if len(self._calls) >= _REMEMBERED:
             self._calls.clear()
         self._calls[key] = (code, call, link)

@@ -700,7 +700,8 @@ fn a_long_chain_of_impossible_tasks_does_not_recurse() {
     assert!(core.is_empty());
 }
 
-/// Two engines, each with a call that waits: what they wait for is given to them, and no more once they go on.
+/// Two engines, each with a call that waits: what they wait for is given to them, nothing that is no deeper, and no more once
+/// they go on.
 #[test]
 fn calls_that_wait_make_room() {
     let config = Config {
@@ -709,18 +710,35 @@ fn calls_that_wait_make_room() {
     };
     let mut core = core_with(config, Builtin::LeastLoad);
     let engines = [join(&mut core, 1, "a"), join(&mut core, 1, "b")];
-    for id in ["outer 1", "outer 2", "inner 1", "inner 2", "inner 3"] {
+    for id in ["outer 1", "outer 2", "outer 3"] {
         submit(&mut core, 2, id, b"client", 1);
     }
     assert_eq!(dispatches(&drain(&mut core)).len(), 2);
-    core.engine_waits(3, engines[0], 1);
-    let given = dispatches(&drain(&mut core));
-    assert_eq!(given.iter().map(|g| g.2).collect::<Vec<_>>(), [engines[0]]);
-    core.engine_waits(4, engines[1], 1);
+    core.engine_waits(3, engines[0], 1, 0);
+    assert!(dispatches(&drain(&mut core)).is_empty());
+    let inner = |core: &mut Core, now, id: &str| {
+        let needs = core.needs(&["run"]);
+        let spec = GroupSpec {
+            msg_id: id,
+            client: b"client",
+            count: 1,
+            needs,
+            priority: 1,
+            ..GroupSpec::default()
+        };
+        core.submit(now, &spec).unwrap();
+        dispatches(&drain(core))
+            .iter()
+            .map(|given| given.2)
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(inner(&mut core, 4, "inner 1"), [engines[0]]);
+    assert!(inner(&mut core, 5, "inner 2").is_empty());
+    core.engine_waits(6, engines[1], 1, 0);
     let given = dispatches(&drain(&mut core));
     assert_eq!(given.iter().map(|g| g.2).collect::<Vec<_>>(), [engines[1]]);
     // It goes on while the other call runs: it has one more than its mark, and gets nothing until both are over.
-    core.engine_waits(5, engines[0], 0);
-    core.engine_waits(6, engines[1], 0);
+    core.engine_waits(7, engines[0], 0, 0);
+    core.engine_waits(8, engines[1], 0, 0);
     assert!(dispatches(&drain(&mut core)).is_empty());
 }

@@ -189,6 +189,8 @@ pub struct Waiting {
     pub uuid: String,
     /// How many of its calls wait for tasks that they have submitted.
     pub waits: u32,
+    /// The priority of the last of them: the engine takes only tasks of a higher one.
+    pub floor: i32,
 }
 
 /// Content of `leave_reply`. On the pure path it comes to whichever engine has the turn: who is not named ignores it.

@@ -30,6 +30,8 @@ pub(super) struct Engine {
     pub load: u32,
     /// How many of these wait for other tasks, so that it may be given as many more.
     pub waits: u32,
+    /// While some do: it takes only tasks of a higher priority, which are deeper than the calls that wait.
+    pub floor: i32,
     /// What these are expected to take, in ns.
     pub ahead: u64,
     pub bytes: u64,
@@ -95,6 +97,7 @@ impl Engine {
             hwm: Hwm::Auto,
             load: 0,
             waits: 0,
+            floor: 0,
             ahead: 0,
             bytes: 0,
             head: NONE,

@@ -147,15 +147,49 @@ impl Core {
         self.holdings(engine.slot).first().map(|h| h.since)
     }
 
-    /// So many of the engine's calls wait for other tasks: as long as they do, they count for nothing, so that what they wait
-    /// for finds room even if every engine's call waits.
-    pub fn engine_waits(&mut self, now: Nanos, engine: EngineKey, waits: u32) {
+    /// So many of the engine's calls wait for other tasks, the deepest of them with the priority `floor`: as long as they do,
+    /// they count for nothing, so that what they wait for finds room even if every engine's call waits. The engine gets only
+    /// tasks of a higher priority, and is asked back for others that it was given ahead.
+    ///
+    /// What a call submits has a higher priority than itself. So the calls that wait on an engine, each begun while the one
+    /// before waited, have ever higher priorities, and whatever the last of them waits for has a higher one still. If that is
+    /// begun elsewhere, the last call there has a priority at least as high: a chain of calls that wait for each other climbs, and
+    /// never closes to a circle.
+    pub fn engine_waits(&mut self, now: Nanos, engine: EngineKey, waits: u32, floor: i32) {
         if !self.is_registered(engine) {
             return;
         }
-        self.engines[engine.slot as usize].waits = waits;
-        self.refresh(engine.slot);
-        self.hungry.push_back(engine.slot);
+        let slot = engine.slot;
+        let entry = &mut self.engines[slot as usize];
+        let deeper = waits > entry.waits;
+        (entry.waits, entry.floor) = (waits, floor);
+        let can_give_back = entry.can_give_back;
+        self.waiting.retain(|&waiting| waiting != slot);
+        if waits > 0 {
+            self.waiting.push(slot);
+        }
+        if deeper && can_give_back {
+            let items: Vec<_> = self
+                .holdings(slot)
+                .into_iter()
+                .rev()
+                .filter(|holding| self.groups[holding.group].priority <= floor)
+                .map(|holding| {
+                    let group = &self.groups[holding.group];
+                    let (key, range) = match (holding.chunk, group.parent()) {
+                        (Some((lo, hi)), _) => (holding.group, lo..hi),
+                        (None, Some(parent)) => (parent, group.index()..group.index() + 1),
+                        (None, None) => (holding.group, 0..1),
+                    };
+                    (self.groups.key(key), range)
+                })
+                .collect();
+            if !items.is_empty() {
+                self.actions.push_back(Action::Recall { engine, items });
+            }
+        }
+        self.refresh(slot);
+        self.hungry.push_back(slot);
         self.settle(now);
     }
 
@@ -212,6 +246,7 @@ impl Core {
         self.unreserve_engine(slot);
         let classes = self.detach(slot);
         self.live.retain(|&s| s != slot);
+        self.waiting.retain(|&s| s != slot);
         self.by_uuid.remove(&uuid);
         self.departed.insert(uuid);
         let text = if reason.is_empty() {

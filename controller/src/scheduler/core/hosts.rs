@@ -265,6 +265,10 @@ pub(super) fn open_to(
     constraints: &Constraints,
     engine: &Engine,
 ) -> bool {
+    // It is given something only when what it may take becomes ready.
+    if engine.waits > 0 {
+        return false;
+    }
     match &constraints.request {
         None => {
             let (any, retry) = engine.room();

@@ -229,6 +229,19 @@ impl Core {
         }
     }
 
+    /// The same among lanes with something of a higher priority than this: for engines of which a call waits.
+    fn turn_above(&self, class: u32, floor: i32) -> Option<u32> {
+        let queue = &self.pools.classes[class as usize].queue;
+        let lanes = queue.lanes.iter().copied().filter(|&lane| {
+            let lane = &self.lanes[lane as usize];
+            lane.len > 0 && lane.top.priority > floor
+        });
+        lanes.min_by_key(|&lane| {
+            let client = self.lanes[lane as usize].client;
+            (self.clients[client as usize].served, client)
+        })
+    }
+
     /// What the engine should take next: of the client served least, the highest priority, what came first.
     pub(super) fn pick(&mut self, slot: u32) -> Option<Pick> {
         let engine = &self.engines[slot as usize];
@@ -240,6 +253,7 @@ impl Core {
         if !any && !retry && !idle {
             return None;
         }
+        let floor = (engine.waits > 0).then_some(engine.floor);
         let count = engine.classes.len();
         let start = engine.rotate as usize;
         let mut best = None;
@@ -257,10 +271,16 @@ impl Core {
             } else {
                 any || (retry && self.constraints(class).retryable)
             };
-            if !takes && (passed == CLASSES_SEEN || !self.waits_here(slot, class)) {
+            if !takes
+                && (passed == CLASSES_SEEN || floor.is_some() || !self.waits_here(slot, class))
+            {
                 continue;
             }
-            let Some(lane_index) = self.turn(class) else {
+            let lane = match floor {
+                None => self.turn(class),
+                Some(floor) => self.turn_above(class, floor),
+            };
+            let Some(lane_index) = lane else {
                 continue;
             };
             let lane = &self.lanes[lane_index as usize];

@@ -138,6 +138,8 @@ pub struct Core {
     hosts: Hosts,
     pools: Pools,
     lanes: Slab<Lane>,
+    /// Engines of which a call waits.
+    waiting: Vec<u32>,
     lane_index: HashMap<(u32, u32), u32, FixedState>,
     clients: Slab<Client>,
     client_index: HashMap<Box<[u8]>, u32, FixedState>,
@@ -196,6 +198,7 @@ impl Core {
             hosts: Hosts::default(),
             pools: Pools::default(),
             lanes: Slab::new(),
+            waiting: Vec::new(),
             lane_index: HashMap::default(),
             clients: Slab::new(),
             client_index: HashMap::default(),

@@ -92,13 +92,18 @@ impl Core {
         if self.fresh.back() != Some(&class) {
             self.fresh.push_back(class);
         }
+        let priority = self.groups[index].priority;
+        let engines = &self.engines;
+        let takes = |slot: &u32| engines[*slot as usize].floor < priority;
+        self.hungry
+            .extend(self.waiting.iter().copied().filter(takes));
     }
 
     /// A task without conditions, right after an event was settled: nobody waits for an engine that has room.
     pub(super) fn place_new(&mut self, now: Nanos, index: u32) {
         let class = self.groups[index].class;
         let entry = &self.pools.classes[class as usize];
-        if entry.asks || self.asking > 0 {
+        if entry.asks || self.asking > 0 || !self.waiting.is_empty() {
             self.make_ready(now, index);
         } else if entry.queue.len == 0
             && let Some(slot) = self.choose(class, None)

@@ -113,7 +113,9 @@ impl Scheduler {
             }
             types::HOLDS_REPLY => self.engine_holds(engine, &envelope),
             types::WAITS_NOTICE => match session.unpack::<Waiting>(envelope.content()) {
-                Ok(Waiting { waits, .. }) => self.core.engine_waits(self.now(), engine, waits),
+                Ok(Waiting { waits, floor, .. }) => {
+                    self.core.engine_waits(self.now(), engine, waits, floor);
+                }
                 Err(error) => self.junk_engines.refuse("waits_notice", &error),
             },
             // What it is given before the answer reaches it first.

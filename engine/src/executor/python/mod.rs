@@ -155,21 +155,25 @@ impl<'a> Calls<'a> {
                     // Before it is told: a task may come at once.
                     let _ = self.seat.meanwhile();
                     waits = true;
-                    self.tell(self.seat.wait(true));
+                    self.tell(self.seat.wait(self.priority()));
                 }
                 Event::Resumes => {
                     if interpreter.resume(number).is_err() {
                         break Answer::Gone;
                     }
                     waits = false;
-                    self.tell(self.seat.wait(false));
+                    self.tell(self.seat.go_on());
                 }
             }
         };
         if waits {
-            self.tell(self.seat.wait(false));
+            self.tell(self.seat.go_on());
         }
         answer
+    }
+
+    fn priority(&self) -> i32 {
+        self.task.wants.priority.unwrap_or_default()
     }
 
     /// Sends the scheduler a word.
@@ -294,7 +298,7 @@ impl Executor for Calls<'_> {
             code: self.call.code.as_deref().map_or(&[][..], |code| &code[..]),
             msg_id: &self.task.msg_id,
             index: array.then_some(index),
-            priority: self.task.wants.priority.unwrap_or_default(),
+            priority: self.priority(),
             arguments: self.arguments.get(index).unwrap_or_default(),
             buffers: match self.task.envelope.buffers() {
                 [_, rest @ ..] if !array => rest,
