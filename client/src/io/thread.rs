@@ -363,6 +363,10 @@ impl Io {
     }
 
     fn try_send(&mut self, channel: Channel, envelope: Envelope) -> Result<()> {
+        if channel != Channel::Task {
+            // It may be about what was submitted before.
+            self.leave();
+        }
         let connection = &self.settings.connection;
         let (slot, port) = match channel {
             Channel::Hub => return Ok(socket::send(&self.sockets.hub, envelope.into_frames())?),
