@@ -3,6 +3,7 @@
 import asyncio
 import concurrent.futures
 import os
+import pathlib
 import subprocess
 import sys
 import textwrap
@@ -222,6 +223,18 @@ def test_a_module_that_no_engine_has(client, tmp_path, monkeypatch):
     wait_until(lambda: future.done() or "No module named 'only_here'" in client.explain(future))
     with pytest.raises((ipbroker.TaskTimeout, ipbroker.ImpossibleDependency)):
         future.result(60)
+
+
+def test_what_is_cancelled_at_once_never_runs(client, tmp_path):
+    # So many that what is submitted now waits for company.
+    naps = [client.submit(calls.nap, 5) for _ in range(40)]
+    files = [tmp_path / str(number) for number in range(40)]
+    for file in files:
+        assert client.submit(pathlib.Path.touch, file).cancel()
+    for nap in naps:
+        nap.cancel()
+    assert [client.submit(calls.square, n).result(60) for n in range(20)] == [n * n for n in range(20)]
+    assert not any(file.exists() for file in files)
 
 
 def test_threads_share_a_client(client):
