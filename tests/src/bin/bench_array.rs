@@ -20,7 +20,10 @@ struct Options {
     /// One call at a time instead, each awaited.
     #[arg(long)]
     one_by_one: bool,
-    /// Messages of their own instead of an array, all at once; each call sleeps for so many seconds.
+    /// Single calls instead of an array, all at once.
+    #[arg(long)]
+    single: bool,
+    /// The same; each call sleeps for so many seconds.
     #[arg(long)]
     sleep: Option<f64>,
     /// Every so many-th of those sleeps for a second.
@@ -64,6 +67,21 @@ fn main() -> ipbroker_client::Result<()> {
         }
         let took = start.elapsed().as_secs_f64();
         println!("{}", json!({"tasks": options.count, "seconds": took}));
+        return Ok(());
+    }
+    if options.single {
+        let start = Instant::now();
+        let calls = (0..options.count)
+            .map(|_| view.apply::<()>("noop", &()))
+            .collect::<ipbroker_client::Result<Vec<_>>>()?;
+        for call in calls {
+            call.get()?;
+        }
+        let took = start.elapsed().as_secs_f64();
+        println!(
+            "{}",
+            json!({"tasks": options.count, "seconds": took, "rate": options.count as f64 / took})
+        );
         return Ok(());
     }
     let start = Instant::now();
