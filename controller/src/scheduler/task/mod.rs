@@ -110,6 +110,8 @@ struct Scheduler {
     durable: bool,
     /// Messages that the current batch causes; they leave when the journal has it.
     out: Vec<Outgoing>,
+    /// Of these, what is for clients, one by one; empty but while it is sent.
+    replies: Vec<Vec<Message>>,
     outbox: Outbox,
     /// The same towards engines.
     engine_outbox: Outbox,
@@ -168,6 +170,7 @@ impl TaskThread {
             store: self.store,
             durable: self.durable,
             out: Vec::new(),
+            replies: Vec::new(),
             outbox: Outbox::new(),
             engine_outbox: Outbox::patient(),
             acks: Acks::default(),
@@ -222,17 +225,24 @@ impl Scheduler {
         let session = self.session.clone();
         let mut to_engines = Together::default();
         let mut to_clients = Together::default();
+        let mut replies = std::mem::take(&mut self.replies);
         for outgoing in self.out.drain(..) {
             match outgoing {
                 Outgoing::Engine(uuid, mut frames) => {
                     // What was for an engine that is gone by now has been decided on.
-                    if let Some(engine) = self.engines.find(&uuid) {
-                        let bundles = engine.bundles;
-                        frames.insert(0, uuid);
-                        to_engines.add(frames, bundles);
+                    let Some(engine) = self.engines.find(&uuid) else {
+                        continue;
+                    };
+                    frames.insert(0, uuid);
+                    if engine.bundles {
+                        to_engines.add(frames);
+                    } else {
+                        session.seal(&mut frames);
+                        to_engine(&mut self.engine_outbox, &self.engine_socket, frames);
                     }
                 }
-                Outgoing::Client(frames, bundles) => to_clients.add(frames, bundles),
+                Outgoing::Client(frames, true) => to_clients.add(frames),
+                Outgoing::Client(frames, false) => replies.push(frames),
                 Outgoing::Farewell(mut frames) => {
                     if let Err(error) = try_send(&self.engine_socket, &mut frames) {
                         tracing::debug!(%error, "an engine is gone before its last word was answered");
@@ -241,21 +251,34 @@ impl Scheduler {
             }
         }
         to_engines.send(&session, |frames| {
-            if let Err(refused) = self.engine_outbox.send(&self.engine_socket, frames) {
-                // It will say that it does not hold it.
-                tracing::warn!(%refused, "an engine takes nothing more");
-            }
+            to_engine(&mut self.engine_outbox, &self.engine_socket, frames);
         });
+        for mut frames in replies.drain(..) {
+            session.seal(&mut frames);
+            to_client(&mut self.outbox, &self.client_socket, frames);
+        }
         to_clients.send(&session, |frames| {
-            // A client that is gone asks again when it comes back; one that does not read keeps what fits.
-            if let Err(refused) = self.outbox.send(&self.client_socket, frames) {
-                tracing::debug!(%refused, "a client cannot be reached");
-            }
+            to_client(&mut self.outbox, &self.client_socket, frames);
         });
+        self.replies = replies;
     }
 }
 
-/// What leaves in one turn, by peer: what goes to one that takes bundles goes together.
+fn to_engine(outbox: &mut Outbox, socket: &Socket, frames: Vec<Message>) {
+    if let Err(refused) = outbox.send(socket, frames) {
+        // It will say that it does not hold it.
+        tracing::warn!(%refused, "an engine takes nothing more");
+    }
+}
+
+fn to_client(outbox: &mut Outbox, socket: &Socket, frames: Vec<Message>) {
+    // A client that is gone asks again when it comes back; one that does not read keeps what fits.
+    if let Err(refused) = outbox.send(socket, frames) {
+        tracing::debug!(%refused, "a client cannot be reached");
+    }
+}
+
+/// What leaves in one turn for those who take bundles, by peer.
 #[derive(Default)]
 struct Together {
     peers: HashMap<Box<[u8]>, usize>,
@@ -263,10 +286,7 @@ struct Together {
 }
 
 impl Together {
-    fn add(&mut self, frames: Vec<Message>, bundles: bool) {
-        if !bundles {
-            return self.messages.push(vec![frames]);
-        }
+    fn add(&mut self, frames: Vec<Message>) {
         let at = match self.peers.get(&frames[0][..]) {
             Some(at) => *at,
             None => {
