@@ -68,63 +68,45 @@ impl Bad {
 impl Scheduler {
     /// Reads what a client sends: its identity, then one message or a bundle. How many messages that were.
     pub(super) fn client_message(&mut self, frames: Vec<Message>) -> usize {
-        let content = match Parts::of(&slices(&frames)) {
-            Ok((1, parts)) => {
-                if let Err(error) = self.session.signer().verify(parts.signature, parts.maps()) {
-                    self.junk_clients.refuse("signature", &error);
-                    return 1;
-                }
-                let header = HeaderRef::read(self.session.packer, parts.header);
-                header
-                    .is_ok_and(|header| header.msg_type == types::BUNDLE)
-                    .then(|| bundle::unpack(parts.content, &frames[..1]))
+        let mut within = Vec::new();
+        if let Some((key, group)) = self.client_frames(&slices(&frames), Some(&mut within)) {
+            self.place(key, group, frames);
+        }
+        let count = within.len().max(1);
+        for frames in within {
+            if let Some((key, mut group)) = self.client_frames(&slices(&frames), None) {
+                group.bundled = true;
+                self.place(key, group, frames);
             }
+        }
+        count
+    }
+
+    /// What has been submitted, if anything; `within` gets the messages of a bundle. `None`: these frames were in one, and it
+    /// was signed.
+    fn client_frames(
+        &mut self,
+        frames: &[&[u8]],
+        within: Option<&mut Vec<Vec<Message>>>,
+    ) -> Option<(GroupKey, Group)> {
+        let (client, parts) = match Parts::of(frames) {
+            Ok((1, parts)) => (frames[0], parts),
             Ok((identities, _)) => {
                 let what = format_args!("{identities} instead of 1");
                 self.junk_clients.refuse("identities", &what);
-                return 1;
+                return None;
             }
             Err(error) => {
                 self.junk_clients.refuse("not a message", &error);
-                return 1;
-            }
-        };
-        match content {
-            None => self.verified(frames, false),
-            Some(Ok(messages)) => {
-                let count = messages.len();
-                for frames in messages {
-                    self.verified(frames, true);
-                }
-                return count;
-            }
-            Some(Err(error)) => self.junk_clients.refuse("bundle", &error),
-        }
-        1
-    }
-
-    /// Reads a message of somebody who has the key.
-    fn verified(&mut self, frames: Vec<Message>, bundled: bool) {
-        if let Some((key, mut group)) = self.client_frames(&slices(&frames)) {
-            group.bundled = bundled;
-            self.place(key, group, frames);
-        }
-    }
-
-    /// What has been submitted, if anything.
-    fn client_frames(&mut self, frames: &[&[u8]]) -> Option<(GroupKey, Group)> {
-        let (client, parts) = match Parts::of(frames) {
-            Ok((1, parts)) => (frames[0], parts),
-            Ok(_) => {
-                self.junk_clients
-                    .refuse("bundle", &"a message in it has identities");
-                return None;
-            }
-            Err(error) => {
-                self.junk_clients.refuse("bundle", &error);
                 return None;
             }
         };
+        if within.is_some()
+            && let Err(error) = self.session.signer().verify(parts.signature, parts.maps())
+        {
+            self.junk_clients.refuse("signature", &error);
+            return None;
+        }
         let header = match HeaderRef::read(self.session.packer, parts.header) {
             Ok(header) => header,
             Err(error) => {
@@ -132,16 +114,23 @@ impl Scheduler {
                 return None;
             }
         };
-        match &*header.msg_type {
-            types::RESULT_ACK => match self.session.unpack::<Acked>(parts.content) {
+        match (&*header.msg_type, within) {
+            (types::BUNDLE, Some(within)) => {
+                match bundle::unpack(parts.content, &[Message::from(client)]) {
+                    Ok(messages) => *within = messages,
+                    Err(error) => self.junk_clients.refuse("bundle", &error),
+                }
+            }
+            (types::RESULT_ACK, _) => match self.session.unpack::<Acked>(parts.content) {
                 Ok(acked) => self.kept.forget(client, &acked),
                 Err(error) => self.junk_clients.refuse("result_ack", &error),
             },
-            types::RESUME_REQUEST => match self.session.unpack::<ResumeRequest>(parts.content) {
+            (types::RESUME_REQUEST, _) => match self.session.unpack::<ResumeRequest>(parts.content)
+            {
                 Ok(request) => self.resume(client, request),
                 Err(error) => self.junk_clients.refuse("resume_request", &error),
             },
-            msg_type => match self.accept(frames, &header) {
+            (msg_type, _) => match self.accept(frames, &header) {
                 Ok(taken) => return taken,
                 Err(bad) => {
                     let content = ErrorContent::new(bad.ename, bad.evalue);
