@@ -48,6 +48,8 @@ struct Work {
     /// How a call is interrupted that shares its group's first process with those before and after it.
     interrupt: Option<Interrupt>,
     stop: Option<Stop>,
+    /// Its group has got the signal that asks it to stop.
+    told: bool,
     token: CancelToken,
 }
 
@@ -96,6 +98,7 @@ impl Running {
             group: None,
             interrupt: None,
             stop: None,
+            told: false,
             token: CancelToken::new(),
         };
         let begun = (work.generation, work.token.clone());
@@ -157,12 +160,16 @@ impl Running {
     }
 
     /// Asks the task of this generation to stop: its token is cancelled, its group gets INT (a call of an interpreter) or
-    /// TERM. `None` when it is over; else the signal.
+    /// TERM. `None` when it is over, or has got it before; else the signal.
     pub(crate) fn request(&self, generation: u64, stop: Stop) -> Option<Signal> {
         let mut state = self.state();
         let (work, _) = state.find(generation)?;
         work.stop.get_or_insert(stop);
         work.token.cancel();
+        if std::mem::replace(&mut work.told, work.group.is_some()) {
+            // A second signal would hit what cleans up after the first.
+            return None;
+        }
         let signal = if work.interrupt.is_some() {
             Signal::INT
         } else {

@@ -220,7 +220,7 @@ fn abort_ends_the_group_in_a_second() {
         }
         assert!(warden.stop(running, generation, Stop::Aborted));
         // A second abort changes nothing; an old one hits nobody.
-        assert!(warden.stop(running, generation, Stop::Aborted));
+        assert!(!warden.stop(running, generation, Stop::Aborted));
         assert!(!warden.stop(running, generation + 1, Stop::Aborted));
     });
     assert_eq!(

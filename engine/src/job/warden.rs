@@ -71,7 +71,7 @@ impl Warden {
     }
 
     /// Stops the task of this generation: TERM now (INT and then TERM for a call of an interpreter), KILL after the grace
-    /// period. False when it is over already.
+    /// period. False when it is over already, or being stopped.
     pub(crate) fn stop(&self, running: &Arc<Running>, generation: u64, stop: Stop) -> bool {
         let Some(signal) = running.request(generation, stop) else {
             return false;
