@@ -1,0 +1,86 @@
+"""IPython parallel's kernel as a Jupyter kernel: what `ipengine --kernel ipyparallel` starts for each of its logical engines.
+
+    IPBROKER_ENGINE_ID=0 IPBROKER_ENGINE_UUID=… python -c "this text" -f CONNECTION_FILE [OPTIONS]
+
+It is ipykernel's application with IPython parallel's kernel in it. Options and configuration files are those of IPython
+parallel's engine, as far as they are about the kernel: `ipengine_config.py`, `-c`, `-s`, `--profile-dir`,
+`--IPKernelApp.exec_lines`, `--InteractiveShell.…`, and so on.
+"""
+
+import os
+import signal
+import sys
+
+# A signal is for the request that runs: until there is one, it must not end the process.
+signal.signal(signal.SIGINT, signal.SIG_IGN)
+# ipykernel reads it when it is imported: the kernel ends when this process has gone.
+os.environ["JPY_PARENT_PID"] = str(os.getppid())
+# As IPython parallel's engine sets it: no warnings of a debugger that nobody uses.
+os.environ.setdefault("PYDEVD_DISABLE_FILE_VALIDATION", "1")
+
+import ipyparallel
+from ipykernel.kernelapp import IPKernelApp, kernel_aliases
+from ipyparallel.engine.kernel import IPythonParallelKernel
+from jupyter_client import session
+from traitlets import Unicode
+
+ID = int(os.environ["IPBROKER_ENGINE_ID"])
+UUID = os.environ["IPBROKER_ENGINE_UUID"]
+
+
+class Session(session.Session):
+    """Names the engine in the metadata of every message."""
+
+    def send(self, stream, msg_or_type, content=None, parent=None, ident=None, buffers=None, track=False, header=None, metadata=None):
+        metadata = {"engine": UUID, **(metadata or {})}
+        return super().send(stream, msg_or_type, content, parent, ident, buffers, track, header, metadata)
+
+
+class Kernel(IPythonParallelKernel):
+    def __init__(self, **given):
+        super().__init__(engine_id=ID, ident=UUID, **given)
+
+
+class IPEngine(IPKernelApp):
+    """Its name is that of the section and of the file in which engines are configured."""
+
+    name = "ipengine"
+    kernel_class = Kernel
+    startup_command = Unicode("", config=True, help="a command to run at startup")
+    startup_script = Unicode("", config=True, help="a script to run at startup")
+    aliases = {**kernel_aliases, "c": "IPEngine.startup_command", "s": "IPEngine.startup_script"}
+
+    def _session_default(self):
+        return Session(parent=self)
+
+    def init_control(self, context):
+        super().init_control(context)
+        # Requests come one by one: no thread between the socket and the kernel (ipykernel 7 has one for subshells).
+        self.shell_channel_thread = None
+
+    def init_kernel(self):
+        super().init_kernel()
+        for channel, topic in [(sys.stdout, "stdout"), (sys.stderr, "stderr"), (sys.displayhook, "execute_result")]:
+            channel.topic = self.kernel._topic(topic)
+        self.kernel.shell.display_pub.topic = self.kernel._topic("displaypub")
+
+    def init_code(self):
+        self.exec_lines += [self.startup_command] if self.startup_command else []
+        self.exec_files += [self.startup_script] if self.startup_script else []
+        super().init_code()
+
+
+def main():
+    # Times in messages are for others: reading them takes longer than the rest of a message.
+    session.extract_dates = lambda message: message
+    # A kernel of its own has its sockets open.
+    ipyparallel.bind_kernel = lambda **options: None
+    engine = IPEngine.instance()
+    engine.config.HistoryManager.hist_file = ":memory:"
+    if "IPP_PROFILE_DIR" in os.environ:
+        engine.config.ProfileDir.location = os.environ["IPP_PROFILE_DIR"]
+    engine.initialize()
+    engine.start()
+
+
+main()
