@@ -8,6 +8,7 @@ parallel's engine, as far as they are about the kernel: `ipengine_config.py`, `-
 """
 
 import os
+import select
 import signal
 import sys
 
@@ -19,6 +20,7 @@ os.environ["JPY_PARENT_PID"] = str(os.getppid())
 os.environ.setdefault("PYDEVD_DISABLE_FILE_VALIDATION", "1")
 
 import ipyparallel
+from ipykernel.iostream import OutStream
 from ipykernel.kernelapp import IPKernelApp, kernel_aliases
 from ipyparallel.engine.kernel import IPythonParallelKernel
 from jupyter_client import session
@@ -36,6 +38,14 @@ class Session(session.Session):
         return super().send(stream, msg_or_type, content, parent, ident, buffers, track, header, metadata)
 
 
+class Output(OutStream):
+    """Waits for its thread, four times a request, only when there is something to send."""
+
+    def flush(self):
+        if self._flush_pending or (self._fid is not None and select.select([self._fid], [], [], 0)[0]):
+            super().flush()
+
+
 class Kernel(IPythonParallelKernel):
     def __init__(self, **given):
         super().__init__(engine_id=ID, ident=UUID, **given)
@@ -46,6 +56,7 @@ class IPEngine(IPKernelApp):
 
     name = "ipengine"
     kernel_class = Kernel
+    outstream_class = f"{__name__}.{Output.__name__}"
     startup_command = Unicode("", config=True, help="a command to run at startup")
     startup_script = Unicode("", config=True, help="a script to run at startup")
     aliases = {**kernel_aliases, "c": "IPEngine.startup_command", "s": "IPEngine.startup_script"}
@@ -80,6 +91,8 @@ def main():
     if "IPP_PROFILE_DIR" in os.environ:
         engine.config.ProfileDir.location = os.environ["IPP_PROFILE_DIR"]
     engine.initialize()
+    # Five records a request, of which the handler throws away all, are not made.
+    engine.log.setLevel(engine.log_level)
     engine.start()
 
 
