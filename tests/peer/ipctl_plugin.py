@@ -1,9 +1,9 @@
-"""pytest plugin: ipyparallel's own test suite with `ipctl` in place of `ipcontroller`.
+"""pytest plugin: ipyparallel's own test suite with `ipctl` in place of `ipcontroller`, and `ipengine` in place of its engines.
 
-    IPCTL=target/release/ipctl PYTHONPATH=tests/peer pytest -p ipctl_plugin --pyargs ipyparallel.tests
+    IPCTL=target/release/ipctl IPENGINE=target/release/ipengine PYTHONPATH=tests/peer pytest -p ipctl_plugin --pyargs ipyparallel.tests
 
-Every launcher's controller command is replaced, in this process and, through `site/sitecustomize.py`, in those
-that the tests start (`ipcluster`). With $IPCTL_PEER=1 it stays the peer's own, for comparison. The suite's limits for
+Every launcher's commands are replaced (`launchers.py`), in this process and, through `site/sitecustomize.py`, in those
+that the tests start (`ipcluster`). With $IPCTL_PEER=1 the controller stays the peer's own, and without $IPENGINE the engines. The suite's limits for
 starting engines are made longer ($IPCTL_PATIENCE times, 4 by default): Python engines take seconds on a busy machine.
 """
 
@@ -13,6 +13,8 @@ import sys
 import time
 import types
 from pathlib import Path
+
+import launchers
 
 HERE = Path(__file__).resolve().parent
 
@@ -30,15 +32,6 @@ def find_ipctl():
     if on_path is None:
         raise RuntimeError("no ipctl: build it, or set $IPCTL")
     return on_path
-
-
-def replace_controller(ipctl):
-    """Replace the controller command of all launchers."""
-    from ipyparallel.cluster import launcher
-
-    # In place: others have imported the list.
-    launcher.ipcontroller_cmd_argv[:] = [ipctl]
-    launcher.ControllerLauncher.controller_cmd.default_args = ([ipctl],)
 
 
 def be_patient(factor):
@@ -64,15 +57,18 @@ def pytest_collection_finish(session):
 
 
 def pytest_configure(config):
+    from ipyparallel.cluster import launcher
+
     if os.environ.get("IPCTL_PEER") == "1":
         os.environ.pop("IPCTL", None)
     else:
-        ipctl = find_ipctl()
-        os.environ["IPCTL"] = ipctl
-        site = str(HERE / "site")
-        paths = [site, str(HERE)] + [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
-        os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(paths))
-        replace_controller(ipctl)
+        os.environ["IPCTL"] = find_ipctl()
+    if os.environ.get("IPENGINE"):
+        os.environ["IPENGINE"] = str(Path(os.environ["IPENGINE"]).resolve(strict=True))
+    site = str(HERE / "site")
+    paths = [site, str(HERE)] + [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
+    os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(paths))
+    launchers.replace(launcher)
     # As in the peer's own pyproject.toml, which is not installed.
     if hasattr(config.option, "asyncio_mode"):
         config.option.asyncio_mode = "auto"
@@ -88,4 +84,4 @@ def hide_slurm():
 
 
 def pytest_report_header(config):
-    return f"controller: {os.environ.get('IPCTL', 'ipcontroller')}"
+    return f"controller: {os.environ.get('IPCTL', 'ipcontroller')}, engines: {' '.join(launchers.engine())}"

@@ -2,7 +2,7 @@
 
     python tests/peer/notebook.py [--ipctl PATH] [--only NAME]
 
-Starts its own controller and two Python engines for each kind of cluster. Our `ipclient` and `ipengine` are those
+Starts its own controller and two Python engines (of $IPENGINE, if that is set) for each kind of cluster. Our `ipclient` and `ipengine` are those
 beside `ipctl`. Parts whose library is not installed (joblib, dask.distributed) say so. Exit status 0: everything behaved.
 """
 
@@ -22,6 +22,7 @@ from pathlib import Path
 import ipyparallel as ipp
 from ipyparallel import error
 
+import launchers
 from ipctl_plugin import find_ipctl
 
 KINDS = {
@@ -487,7 +488,7 @@ def run(ipctl, name, options):
         os.environ["IPYTHONDIR"] = directory
         log = open(Path(directory) / "log", "w+")
         begin = [ipctl, f"--profile-dir={profile}", "--ping=250", *options]
-        engine = [sys.executable, "-m", "ipyparallel.engine", f"--profile-dir={profile}"]
+        engine = [*launchers.engine(), f"--profile-dir={profile}"]
         controller = subprocess.Popen(begin, env=env, stdout=log, stderr=log)
         engines = []
         try:

@@ -1,4 +1,4 @@
-"""In processes that ipyparallel's tests start: the launchers' controller command is `$IPCTL`."""
+"""In processes that ipyparallel's tests start: the launchers' commands are ours, as in the tests' own process."""
 
 import os
 import sys
@@ -24,13 +24,14 @@ class Replace(MetaPathFinder):
         run = spec.loader.exec_module
 
         def exec_module(module):
+            import launchers
+
             run(module)
-            module.ipcontroller_cmd_argv[:] = [os.environ["IPCTL"]]
-            module.ControllerLauncher.controller_cmd.default_args = ([os.environ["IPCTL"]],)
+            launchers.replace(module)
 
         spec.loader.exec_module = exec_module
         return spec
 
 
-if os.environ.get("IPCTL"):
+if os.environ.get("IPCTL") or os.environ.get("IPENGINE"):
     sys.meta_path.insert(0, Replace())
