@@ -24,6 +24,7 @@ use crate::{
     host,
     io::{Left, ServeError, Server},
     job::{Limits, Warden},
+    kernel::{self, Kernels},
     process::Process,
     reaper::{self, Reaper, Slate},
     seat::Seat,
@@ -61,6 +62,9 @@ pub enum EngineError {
     /// There is no Python to run calls with.
     #[error("--python: {0}")]
     Python(String),
+    /// There is no such Jupyter kernel.
+    #[error("--kernel: {0}")]
+    Kernel(String),
     /// Too few descriptors for so many engines.
     #[error("{0}")]
     Descriptors(String),
@@ -170,6 +174,8 @@ pub struct Builder {
     engines: usize,
     functions: Registry,
     python: Option<PathBuf>,
+    kernel: Option<(String, PathBuf)>,
+    kernel_options: Vec<String>,
     settings: Settings,
     pin: bool,
     work_dir: Option<PathBuf>,
@@ -187,11 +193,14 @@ impl Default for Builder {
             engines: 1,
             functions: Registry::new(),
             python: None,
+            kernel: None,
+            kernel_options: Vec::new(),
             settings: Settings {
                 grace: Duration::from_secs(60),
                 tags: Vec::new(),
                 aliases: Vec::new(),
                 first_id: None,
+                kernel_restarts: u32::MAX,
                 resources: Pools::new(),
             },
             pin: false,
@@ -234,6 +243,28 @@ impl Builder {
     #[must_use]
     pub fn python(mut self, interpreter: Option<PathBuf>) -> Self {
         self.python = interpreter;
+        self
+    }
+
+    /// Each logical engine owns a Jupyter kernel of this kind and runs what ipyparallel's clients send with it: the name of a
+    /// kernelspec, or `ipyparallel`, which is that package's own kernel in the given interpreter. It becomes a tag.
+    #[must_use]
+    pub fn kernel(mut self, name: Option<String>, interpreter: impl Into<PathBuf>) -> Self {
+        self.kernel = name.map(|name| (name, interpreter.into()));
+        self
+    }
+
+    /// Further arguments for the kernels' command lines.
+    #[must_use]
+    pub fn kernel_options(mut self, options: impl IntoIterator<Item = impl Into<String>>) -> Self {
+        self.kernel_options = options.into_iter().map(Into::into).collect();
+        self
+    }
+
+    /// How often a kernel that died is replaced before its engine leaves instead. Default: always.
+    #[must_use]
+    pub fn kernel_restarts(mut self, most: u32) -> Self {
+        self.settings.kernel_restarts = most;
         self
     }
 
@@ -365,6 +396,21 @@ impl Builder {
             let version = format!("python{}", python.version);
             self.settings.tags.extend(["python".to_owned(), version]);
         }
+        let kernels = self
+            .kernel
+            .as_ref()
+            .map(|(name, python)| Kernels::find(name, python))
+            .transpose();
+        let mut kernels = kernels.map_err(EngineError::Kernel)?;
+        if let Some(kernels) = &mut kernels {
+            kernels.restarts = self.settings.kernel_restarts;
+            kernels.profile = self
+                .profile
+                .as_ref()
+                .map(|profile| profile.dir().to_owned());
+            kernels.options = std::mem::take(&mut self.kernel_options);
+            self.settings.tags.push(kernels.name().to_owned());
+        }
         socket::raise_descriptors(count as u64 * DESCRIPTORS_EACH + 64).map_err(|error| {
             EngineError::Descriptors(format!("{count} engines in one process: {error}"))
         })?;
@@ -395,7 +441,7 @@ impl Builder {
 
         let (write, read) = UnixStream::pair().map_err(system("descriptors"))?;
         if self.signals {
-            take_signals(&write).map_err(system("signal handlers"))?;
+            take_signals(&write, kernels.is_some()).map_err(system("signal handlers"))?;
         }
         let (waker, wake) = wake::pair().map_err(system("descriptors"))?;
         let files = FileHost {
@@ -416,6 +462,7 @@ impl Builder {
             waker,
         );
         process.pin = self.pin;
+        process.kernels = kernels;
         *process
             .reaper
             .lock()
@@ -425,6 +472,9 @@ impl Builder {
         for (index, uuid) in uuids.into_iter().enumerate() {
             let session = controller.session(&uuid)?;
             seats.push(Arc::new(Seat::new(index, uuid, session)));
+        }
+        if self.signals && process.kernels.is_some() {
+            kernel::pass_signals(seats.clone()).map_err(system("signal handlers"))?;
         }
         tracing::info!(
             "{count} engine(s) on {}, controller {} ({})",
@@ -456,12 +506,14 @@ impl Builder {
     }
 }
 
-/// Signals become bytes on a socket that the server polls.
-fn take_signals(write: &UnixStream) -> std::io::Result<()> {
+/// Signals become bytes on a socket that the server polls. Where there are kernels, SIGINT is for what they run, unless it
+/// was typed.
+fn take_signals(write: &UnixStream, kernels: bool) -> std::io::Result<()> {
     use signal_hook::{consts, low_level::pipe};
     use std::io::IsTerminal;
-    for signal in [consts::SIGINT, consts::SIGTERM] {
-        pipe::register(signal, write.try_clone()?)?;
+    pipe::register(consts::SIGTERM, write.try_clone()?)?;
+    if !kernels || std::io::stdin().is_terminal() {
+        pipe::register(consts::SIGINT, write.try_clone()?)?;
     }
     if std::io::stdin().is_terminal() {
         pipe::register(consts::SIGHUP, write.try_clone()?)?;

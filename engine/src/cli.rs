@@ -80,6 +80,19 @@ struct Options {
     /// Run Python calls too, with this interpreter (3.9 or later): one process an engine [default: $IPBROKER_PYTHON, python3]
     #[arg(long, value_name = "INTERPRETER", num_args = 0..=1, require_equals = true, default_missing_value = "")]
     python: Option<OsString>,
+    /// Own a Jupyter kernel each and run what ipyparallel sends: the name of a kernelspec, or `ipyparallel`, its own kernel
+    /// in the interpreter that --python names, else $IPBROKER_PYTHON or python3
+    #[arg(long, value_name = "NAME")]
+    kernel: Option<String>,
+    /// How often a kernel that died is replaced before its engine leaves instead [default: always]
+    #[arg(long, value_name = "N", requires = "kernel")]
+    kernel_restarts: Option<u32>,
+    /// Code for each kernel to run first
+    #[arg(short = 'c', value_name = "CODE", requires = "kernel")]
+    startup_command: Option<String>,
+    /// A script for each kernel to run first
+    #[arg(short = 's', value_name = "FILE", requires = "kernel")]
+    startup_script: Option<String>,
     /// Print completions for a shell and end
     #[arg(long, value_name = "SHELL")]
     completions: Option<Shell>,
@@ -104,7 +117,8 @@ fn level(text: &str) -> Result<LevelFilter, String> {
 }
 
 pub(crate) fn main() -> ExitCode {
-    let options = match Options::try_parse() {
+    let (traits, arguments): (Vec<_>, Vec<_>) = std::env::args().partition(|word| is_trait(word));
+    let options = match Options::try_parse_from(arguments) {
         Ok(options) => options,
         Err(error) if !error.use_stderr() => {
             // --help, --version
@@ -134,7 +148,7 @@ pub(crate) fn main() -> ExitCode {
         .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))
         .with_target(false)
         .init();
-    match run(options) {
+    match run(options, traits) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             let _ = writeln!(std::io::stderr(), "ipengine: {error}");
@@ -155,9 +169,35 @@ enum RunError {
     Engine(#[from] EngineError),
     #[error(transparent)]
     Way(#[from] WayError),
+    #[error("{0} is an option for a Jupyter kernel: say which with --kernel")]
+    Trait(String),
 }
 
-fn run(mut options: Options) -> Result<(), RunError> {
+/// Whether an argument sets one of the kernel's own options, as ipyparallel's engine takes them: `--InteractiveShell.colors=…`.
+fn is_trait(word: &str) -> bool {
+    let class = word
+        .strip_prefix("--")
+        .and_then(|word| word.split_once('.'))
+        .map(|(class, _)| class);
+    class.is_some_and(|class| {
+        class.starts_with(|c: char| c.is_ascii_uppercase())
+            && class.chars().all(char::is_alphanumeric)
+    })
+}
+
+fn run(mut options: Options, traits: Vec<String>) -> Result<(), RunError> {
+    if let (Some(first), None) = (traits.first(), &options.kernel) {
+        return Err(RunError::Trait(first.clone()));
+    }
+    let startup = [
+        ("-c", options.startup_command),
+        ("-s", options.startup_script),
+    ];
+    let startup = startup
+        .into_iter()
+        .filter_map(|(name, value)| Some([name.to_owned(), value?]))
+        .flatten();
+    let kernel_options: Vec<String> = traits.into_iter().chain(startup).collect();
     let way = gateway::find(&Wanted {
         file: options.file.as_deref(),
         profile: options.profile.as_deref(),
@@ -174,6 +214,12 @@ fn run(mut options: Options) -> Result<(), RunError> {
     let mut builder = Engine::builder()
         .engines(options.engines.into())
         .tags(options.tags)
+        .kernel(
+            options.kernel,
+            interpreter(options.python.clone().unwrap_or_default()),
+        )
+        .kernel_options(kernel_options)
+        .kernel_restarts(options.kernel_restarts.unwrap_or(u32::MAX))
         .python(options.python.map(interpreter))
         .host_aliases(options.alias)
         .first_id(options.id)

@@ -25,6 +25,7 @@ pub mod function;
 mod host;
 mod io;
 mod job;
+mod kernel;
 mod obituary;
 mod process;
 mod reaper;

@@ -16,6 +16,7 @@ use crate::{
     files::FileHost,
     function::Registry,
     job::{Limits, Warden},
+    kernel::Kernels,
     reaper::{Line, Reaper, Slate},
 };
 
@@ -26,6 +27,8 @@ pub(crate) struct Process {
     pub(crate) functions: Registry,
     /// What runs Python calls; none: they are refused.
     pub(crate) python: Option<Python>,
+    /// The Jupyter kernels that its engines own; none: requests for them are refused.
+    pub(crate) kernels: Option<Kernels>,
     /// Where jobs run and files live.
     pub(crate) files: FileHost,
     /// Where scratch directories are made.
@@ -68,6 +71,7 @@ impl Process {
         Self {
             functions,
             python,
+            kernels: None,
             files,
             scratch,
             warden,

@@ -23,7 +23,8 @@ use crate::{
     executor::Interpreter,
     function::Values,
     job::{Running, Stop, Warden},
-    task::{Task, Via},
+    kernel::{Line, Slot},
+    task::{Kind, Task, Via},
 };
 
 /// Ids that were aborted before their task came are remembered up to this number: most go to other engines.
@@ -44,10 +45,16 @@ pub(crate) struct Seat {
     pub(crate) values: Values,
     /// Its Python interpreter, once a call has come.
     pub(crate) python: Mutex<Option<Interpreter>>,
+    /// Its Jupyter kernel.
+    pub(crate) kernel: Mutex<Slot>,
+    /// The way to that while it works.
+    pub(crate) line: Mutex<Option<Line>>,
     /// The priorities of its calls that wait for other tasks, the deepest last.
     waits: Mutex<Vec<i32>>,
     /// Rung when a task comes while a call waits.
     meanwhile: OnceLock<(Waker, Wake)>,
+    /// Why it cannot go on, once that is so.
+    given_up: OnceLock<String>,
     session: RwLock<Arc<Session>>,
     /// Ranges are given back with their request.
     whole: AtomicBool,
@@ -152,8 +159,11 @@ impl Seat {
             running: Arc::default(),
             values: Values::default(),
             python: Mutex::default(),
+            kernel: Mutex::default(),
+            line: Mutex::default(),
             waits: Mutex::default(),
             meanwhile: OnceLock::new(),
+            given_up: OnceLock::new(),
             session: RwLock::new(session),
             whole: AtomicBool::new(false),
             queue: Mutex::default(),
@@ -186,6 +196,60 @@ impl Seat {
     /// Its id.
     pub(crate) fn id(&self) -> u32 {
         self.id.load(Ordering::Relaxed)
+    }
+
+    /// The way to its kernel, if it has one.
+    pub(crate) fn line(&self) -> Option<Line> {
+        self.line
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
+    }
+
+    /// Ends its interpreter and its kernel.
+    pub(crate) fn end_interpreters(&self) {
+        drop(
+            self.python
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .take(),
+        );
+        *self.line.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        *self.kernel.lock().unwrap_or_else(PoisonError::into_inner) = Slot::Empty;
+    }
+
+    /// It cannot go on, and is to leave.
+    pub(crate) fn give_up(&self, why: String) {
+        let _ = self.given_up.set(why);
+    }
+
+    /// Why it is to leave, if it has given up.
+    pub(crate) fn given_up(&self) -> Option<&String> {
+        self.given_up.get()
+    }
+
+    /// An error has ended what was queued behind it for the kernel: code that was sent to just this engine is aborted.
+    pub(crate) fn abort_code(&self) {
+        let mut queue = self.queue();
+        let Queue {
+            waiting, aborted, ..
+        } = &mut *queue;
+        for task in waiting
+            .iter()
+            .filter(|task| task.kind == Kind::Execute && task.via == Via::Direct)
+        {
+            aborted.insert(&task.msg_id);
+        }
+    }
+
+    /// Whether it leaves.
+    pub(crate) fn closing(&self) -> bool {
+        self.queue().closed.is_some()
+    }
+
+    /// Whether a worker thread has to be started for it; only the first who asks is told so.
+    pub(crate) fn hire(&self) -> bool {
+        !std::mem::replace(&mut self.queue().worker, true)
     }
 
     /// Whether nothing waits and nothing runs.

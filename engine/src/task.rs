@@ -16,6 +16,22 @@ pub(crate) enum Kind {
     Command,
     /// A call of a function.
     Function,
+    /// A call of ipyparallel's, for the engine's Jupyter kernel.
+    Apply,
+    /// Code for the engine's Jupyter kernel.
+    Execute,
+}
+
+impl Kind {
+    /// What it is called in the types of request and reply.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Command => "command",
+            Self::Function => "function",
+            Self::Apply => "apply",
+            Self::Execute => "execute",
+        }
+    }
 }
 
 /// The way by which a task came, and its reply goes.
@@ -47,6 +63,8 @@ pub(crate) struct Wants {
     pub(crate) is_broadcast: Option<bool>,
     pub(crate) is_coalescing: Option<bool>,
     pub(crate) original_msg_id: Option<String>,
+    /// What the client calls the request; repeated, too.
+    pub(crate) label: Option<String>,
 }
 
 /// One request, or one range of an array's members.

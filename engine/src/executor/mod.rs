@@ -5,6 +5,7 @@ mod command;
 mod fresh;
 mod function;
 mod granted;
+mod kernel;
 mod python;
 mod require;
 mod watch;
@@ -16,7 +17,7 @@ use ipbroker_protocol::{
     zmq::Message,
 };
 
-pub(crate) use python::{Interpreter, Python};
+pub(crate) use python::{Interpreter, Python, ended};
 pub(crate) use worker::{execute, start_worker};
 
 use crate::{
@@ -113,6 +114,9 @@ pub(crate) fn executor<'a>(
         Kind::Command => Ok(Box::new(command::Commands::new(
             process, seat, task, &session, packer,
         )?)),
+        Kind::Apply | Kind::Execute => {
+            Ok(Box::new(kernel::Request::new(process, seat, task, packer)))
+        }
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::{
     ops::Range,
-    sync::{Arc, PoisonError},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -37,19 +37,23 @@ pub(crate) fn start_worker(process: Arc<Process>, seat: Arc<Seat>) -> std::io::R
         .name(format!("engine-{}", seat.index))
         .stack_size(STACK)
         .spawn(move || {
+            let kernel = || {
+                if let Some(kernels) = &process.kernels {
+                    kernels.ensure(&process, &seat);
+                }
+            };
+            kernel();
             while let Some(task) = seat.next() {
+                if matches!(task.kind, Kind::Apply | Kind::Execute) {
+                    kernel();
+                }
                 execute(&process, &seat, task, &mut |message| {
                     process.outbox.push(message)
                 });
                 seat.done();
             }
-            // Its interpreter ends with it.
-            drop(
-                seat.python
-                    .lock()
-                    .unwrap_or_else(PoisonError::into_inner)
-                    .take(),
-            );
+            // Its interpreter and its kernel end with it.
+            seat.end_interpreters();
             // Whoever waits for us to end looks again.
             process.outbox.wake();
         })?;
@@ -259,6 +263,8 @@ struct Metadata<'a> {
     is_coalescing: Option<bool>,
     #[serde(skip_serializing_if = "Option::is_none")]
     original_msg_id: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    label: Option<&'a str>,
 }
 
 /// Puts replies to one task together.
@@ -342,12 +348,9 @@ impl Reply<'_> {
             is_broadcast: task.wants.is_broadcast,
             is_coalescing: task.wants.is_coalescing,
             original_msg_id: task.wants.original_msg_id.as_deref(),
+            label: task.wants.label.as_deref(),
         };
-        let msg_type = match task.kind {
-            Kind::Command => "command_reply",
-            Kind::Function => "function_reply",
-        };
-        let header = session.pack(&session.header(msg_type));
+        let header = session.pack(&session.header(&format!("{}_reply", task.kind.name())));
         let metadata = session.pack(&metadata);
         let identities = task
             .envelope

@@ -27,6 +27,15 @@ impl Server {
             types::SIGNAL_REQUEST => self.deliver(seat, &session, &envelope),
             "clear_request" => {
                 self.seats[seat].values.clear();
+                if self.seats[seat].line().is_some() {
+                    return self.leave_to_kernel(
+                        Channel::Control,
+                        seat,
+                        &session,
+                        envelope,
+                        &msg_type,
+                    );
+                }
                 self.answer(
                     seat,
                     &session,
@@ -43,6 +52,9 @@ impl Server {
                     .unwrap_or(Value::Bool(false));
                 let reply = json!({"status": "ok", "restart": restart});
                 self.answer(seat, &session, &envelope, types::SHUTDOWN_REPLY, &reply);
+                if let (Some(line), Value::Bool(true)) = (self.seats[seat].line(), &restart) {
+                    return line.kill();
+                }
                 self.publish(
                     seat,
                     "shutdown",
@@ -52,7 +64,7 @@ impl Server {
                 );
                 self.leave_one(seat, "it was told to shut down");
             }
-            other => self.refuse(Channel::Control, seat, &session, &envelope, other),
+            other => self.leave_to_kernel(Channel::Control, seat, &session, envelope, other),
         }
     }
 
@@ -62,6 +74,10 @@ impl Server {
         let AnyMap(mut content) = session.unpack(envelope.content()).unwrap_or_default();
         if let Some(id @ Value::String(_)) = content.get("msg_ids").cloned() {
             content.insert("msg_ids".into(), Value::Array(vec![id]));
+        }
+        if self.process.kernels.is_some() && !content.contains_key("kill") {
+            // Who aborts what a kernel runs wants it to end.
+            content.insert("kill".into(), Value::Bool(true));
         }
         let request: AbortRequest = match serde_json::from_value(content.into()) {
             Ok(request) => request,
@@ -87,7 +103,11 @@ impl Server {
         let wanted = content.get("sig").cloned().unwrap_or_default();
         let reply = match signal(&wanted) {
             Some(signal) => {
-                let delivered = self.seats[seat].signal(signal);
+                let delivered = match self.seats[seat].line() {
+                    // It knows what to do with one while it runs nothing.
+                    Some(line) => line.signal(signal),
+                    None => self.seats[seat].signal(signal),
+                };
                 json!({"status": "ok", "delivered": delivered})
             }
             None => json!({

@@ -51,25 +51,25 @@ impl Server {
     fn request_registration(&mut self, seat: usize, host: Vec<String>) {
         self.announce(seat);
         let (engine, link) = (&self.seats[seat], &self.links[seat]);
+        let mut capabilities = vec![
+            capability::COMMAND,
+            capability::FUNCTION,
+            capability::ARRAY,
+            capability::GIVE_BACK,
+            capability::ACK,
+            capability::KILL,
+            capability::FS,
+            capability::BUNDLE,
+        ];
+        if self.process.kernels.is_some() {
+            capabilities.extend([capability::APPLY, capability::EXECUTE]);
+        }
         let registration = Registration {
             uuid: engine.uuid.clone(),
             id: link
                 .id
                 .or_else(|| self.settings.first_id.map(|id| id + seat as u32)),
-            capabilities: Some(
-                [
-                    capability::COMMAND,
-                    capability::FUNCTION,
-                    capability::ARRAY,
-                    capability::GIVE_BACK,
-                    capability::ACK,
-                    capability::KILL,
-                    capability::FS,
-                    capability::BUNDLE,
-                ]
-                .map(str::to_owned)
-                .into(),
-            ),
+            capabilities: Some(capabilities.into_iter().map(str::to_owned).collect()),
             functions: self.process.functions.names(),
             host,
             pid: Some(std::process::id()),
@@ -176,6 +176,11 @@ impl Server {
         link.durable = reply.durable;
         link.pure = reply.pure;
         link.incarnation = reply.incarnation;
+        if again.is_none() && self.process.kernels.is_some() && engine.hire() {
+            // Its kernel starts at once.
+            self.start_worker(seat);
+        }
+        let (engine, link) = (&self.seats[seat], &mut self.links[seat]);
         match again {
             None => tracing::info!(engine = id, uuid = engine.uuid, "registered"),
             Some(_) => tracing::info!(engine = id, uuid = engine.uuid, "registered again"),

@@ -61,6 +61,9 @@ pub(crate) enum ServeError {
     /// libzmq refuses.
     #[error("cannot open or connect the sockets: {0}")]
     Zmq(#[from] zmq::Error),
+    /// An engine has no kernel any more.
+    #[error("{0}")]
+    Kernel(String),
     /// No controller, for the whole grace period.
     #[error("{0}")]
     Controller(String),
@@ -461,6 +464,13 @@ impl Server {
     }
 
     fn tick(&mut self, now: Instant) -> Result<(), ServeError> {
+        for seat in 0..self.seats.len() {
+            if let Some(why) = self.seats[seat].given_up().cloned() {
+                self.failed
+                    .get_or_insert_with(|| ServeError::Kernel(why.clone()));
+                self.leave_one(seat, &why);
+            }
+        }
         self.retry(now);
         self.watch_controller(now)?;
         self.register(now);

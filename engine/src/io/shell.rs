@@ -15,6 +15,7 @@ use serde_json::json;
 use super::Server;
 use crate::{
     executor::{execute, start_worker},
+    kernel::Word,
     process::{Channel, Outgoing},
     seat::Returned,
     task::{Kind, Task, Via},
@@ -63,13 +64,15 @@ impl Server {
         let kind = match msg_type.as_str() {
             types::FUNCTION_REQUEST => Kind::Function,
             types::COMMAND_REQUEST => Kind::Command,
+            types::APPLY_REQUEST if self.process.kernels.is_some() => Kind::Apply,
+            types::EXECUTE_REQUEST if self.process.kernels.is_some() => Kind::Execute,
             types::FS_REQUEST => return self.desk.serve(&self.seats[seat], envelope),
             types::ABORT_REQUEST => return self.abort(seat, &session, &envelope),
             types::GIVE_BACK_REQUEST => return self.give_back(seat, &session, &envelope),
             types::HOLDS_REQUEST => return self.tell_holds(seat, &session, &envelope),
             types::LEAVE_REPLY => return self.may_leave(seat, &session, envelope.content()),
             types::REPLY_ACK => return self.acknowledge(seat, &session, &envelope),
-            _ => return self.refuse(Channel::Shell, seat, &session, &envelope, &msg_type),
+            _ => return self.leave_to_kernel(Channel::Shell, seat, &session, envelope, &msg_type),
         };
         let task = match Task::read(&session, envelope, kind, msg_id) {
             Ok(task) => task,
@@ -112,9 +115,14 @@ impl Server {
             engine.done();
             return;
         }
-        if engine.push(task)
-            && let Err(error) = start_worker(self.process.clone(), engine.clone())
-        {
+        if engine.push(task) {
+            self.start_worker(seat);
+        }
+    }
+
+    /// Starts the thread of an engine.
+    pub(super) fn start_worker(&mut self, seat: usize) {
+        if let Err(error) = start_worker(self.process.clone(), self.seats[seat].clone()) {
             let why = format!("no thread for an engine's tasks: {error}");
             tracing::error!("{why}");
             self.leave_one(seat, &why);
@@ -270,10 +278,7 @@ impl Server {
                     .into_frames()
             }
             Returned::Task(task) => {
-                let msg_type = match task.kind {
-                    Kind::Command => types::COMMAND_REPLY,
-                    Kind::Function => types::FUNCTION_REPLY,
-                };
+                let msg_type = format!("{}_reply", task.kind.name());
                 let words = format!("engine {} did not start this: {why}", engine.id());
                 let content = json!({"status": "error", "ename": "EngineError", "evalue": words, "traceback": []});
                 let metadata =
@@ -283,7 +288,7 @@ impl Server {
                 session
                     .message(
                         identities,
-                        &session.header(msg_type),
+                        &session.header(&msg_type),
                         parent,
                         &metadata,
                         &content,
@@ -298,6 +303,23 @@ impl Server {
             frames,
             answers: None,
         });
+    }
+
+    /// Leaves a message to the engine's kernel, if it has one.
+    pub(super) fn leave_to_kernel(
+        &mut self,
+        channel: Channel,
+        seat: usize,
+        session: &Session,
+        message: Envelope,
+        msg_type: &str,
+    ) {
+        let line = self.seats[seat].line();
+        match line {
+            Some(line) if channel == Channel::Control => line.say(Word::Control(message)),
+            Some(line) => line.say(Word::Shell(message)),
+            None => self.refuse(channel, seat, session, &message, msg_type),
+        }
     }
 
     /// Answers a request that this engine does not know, so that nobody waits for ever.
@@ -317,7 +339,7 @@ impl Server {
         let engine = self.seats[seat].clone();
         let id = engine.id();
         let words = format!(
-            "engine {id} ({}) has no {msg_type}: it runs shell commands and Rust functions, not Python",
+            "engine {id} ({}) has no {msg_type}: it runs commands and functions, and has no Jupyter kernel (ipengine --kernel)",
             self.process.files.host
         );
         let info = json!({"engine_uuid": engine.uuid, "engine_id": id, "method": stem});

@@ -11,7 +11,7 @@ pub(crate) use capture::{Captured, Stream};
 pub(crate) use limits::{Cage, Limits};
 pub(crate) use memory::{pids, stat};
 pub(crate) use run::{Input, Job, Observer, run};
-pub(crate) use running::{Interrupt, Running, Stop};
+pub(crate) use running::{Ask, Interrupt, Running, Stop};
 pub(crate) use warden::Warden;
 
 #[cfg(test)]

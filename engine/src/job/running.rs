@@ -53,20 +53,41 @@ struct Work {
     token: CancelToken,
 }
 
-/// A call in an interpreter that outlives it: SIGINT means the call whose number is in this memory, and no other.
-#[derive(Debug, Clone)]
-pub(crate) struct Interrupt {
-    /// Where the interpreter looks.
-    pub(crate) memory: Arc<OwnedFd>,
-    /// The call.
-    pub(crate) number: u64,
+/// How what outlives a task is asked to stop it.
+#[derive(Debug)]
+pub(crate) enum Interrupt {
+    /// A call in an interpreter: SIGINT means the call whose number is in this memory, and no other.
+    Call {
+        /// Where the interpreter looks.
+        memory: Arc<OwnedFd>,
+        /// The call.
+        number: u64,
+    },
+    /// What a kernel runs: SIGINT, or what it takes instead.
+    Kernel(Option<Ask>),
+}
+
+/// Asks for an interrupt.
+pub(crate) struct Ask(pub(crate) Box<dyn Fn() + Send>);
+
+impl std::fmt::Debug for Ask {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Ask")
+    }
 }
 
 impl Work {
     fn kill(&self, signal: Signal) -> bool {
         let Some(group) = self.group else { return true };
-        if let (Some(interrupt), Signal::INT) = (&self.interrupt, signal) {
-            let _ = rustix::io::pwrite(&interrupt.memory, &interrupt.number.to_le_bytes(), 0);
+        match (&self.interrupt, signal) {
+            (Some(Interrupt::Call { memory, number }), Signal::INT) => {
+                let _ = rustix::io::pwrite(memory, &number.to_le_bytes(), 0);
+            }
+            (Some(Interrupt::Kernel(Some(Ask(ask)))), Signal::INT) => {
+                ask();
+                return true;
+            }
+            _ => {}
         }
         kill_process_group(group, signal).is_ok()
     }
@@ -116,7 +137,7 @@ impl Running {
         })
     }
 
-    /// The task is a call of this interpreter: it is asked to stop by SIGINT before TERM. False as for
+    /// The task is done by this interpreter or kernel: it is asked to stop by an interrupt before TERM. False as for
     /// [`set_group`](Self::set_group).
     pub(crate) fn set_interpreter(&self, group: Pid, interrupt: Interrupt) -> bool {
         if let Some(work) = self.state().at_work.last_mut() {
@@ -160,8 +181,9 @@ impl Running {
     }
 
     /// Asks the task of this generation to stop: its token is cancelled, its group gets INT (a call of an interpreter) or
-    /// TERM. `None` when it is over, or has got it before; else the signal.
-    pub(crate) fn request(&self, generation: u64, stop: Stop) -> Option<Signal> {
+    /// TERM. `None` when it is over, or has got it before; else the signal, and whether it goes to a kernel, whose state is
+    /// worth some patience.
+    pub(crate) fn request(&self, generation: u64, stop: Stop) -> Option<(Signal, bool)> {
         let mut state = self.state();
         let (work, _) = state.find(generation)?;
         work.stop.get_or_insert(stop);
@@ -178,7 +200,7 @@ impl Running {
         work.kill(signal);
         // A job that was stopped by a signal would never see another one.
         work.kill(Signal::CONT);
-        Some(signal)
+        Some((signal, matches!(work.interrupt, Some(Interrupt::Kernel(_)))))
     }
 
     /// Sends a signal to the group of the task of this generation. False when there is none. What would end the group does

@@ -16,6 +16,9 @@ use super::{
 /// How often a job with a memory limit is looked at.
 const SAMPLE: Duration = Duration::from_millis(100);
 
+/// How long a kernel may take to interrupt what it runs before it is ended, and all its variables with it.
+const KERNEL: Duration = Duration::from_secs(5);
+
 /// Watches running jobs; its thread starts with the first one.
 #[derive(Debug)]
 pub(crate) struct Warden {
@@ -73,10 +76,16 @@ impl Warden {
     /// Stops the task of this generation: TERM now (INT and then TERM for a call of an interpreter), KILL after the grace
     /// period. False when it is over already, or being stopped.
     pub(crate) fn stop(&self, running: &Arc<Running>, generation: u64, stop: Stop) -> bool {
-        let Some(signal) = running.request(generation, stop) else {
+        let aborted = stop == Stop::Aborted;
+        let Some((signal, kernel)) = running.request(generation, stop) else {
             return false;
         };
-        let next = Task::after(signal, Instant::now() + self.grace);
+        let grace = if kernel && aborted {
+            KERNEL
+        } else {
+            self.grace
+        };
+        let next = Task::after(signal, Instant::now() + grace);
         self.watch(running, generation, next);
         true
     }
@@ -151,7 +160,7 @@ impl Watch {
             }
             Task::Time(_, seconds) => {
                 let stop = Stop::TimeLimit(*seconds);
-                let Some(signal) = self.running.request(self.generation, stop) else {
+                let Some((signal, _)) = self.running.request(self.generation, stop) else {
                     return false;
                 };
                 self.task = Task::after(signal, now + grace);

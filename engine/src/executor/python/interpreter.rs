@@ -540,7 +540,7 @@ fn word(bytes: &[u8]) -> u64 {
 }
 
 /// How a process ended, in words.
-pub(super) fn ended(status: ExitStatus) -> String {
+pub(crate) fn ended(status: ExitStatus) -> String {
     match (status.code(), status.signal()) {
         (Some(code), _) => format!("exit code {code}"),
         (None, Some(signal)) => {

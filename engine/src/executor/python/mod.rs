@@ -15,8 +15,8 @@ use rustix::process::Pid;
 use serde_bytes::ByteBuf;
 use serde_json::{Map, json};
 
-use interpreter::{Answer, Event, Output, Request, ended};
-pub(crate) use interpreter::{Interpreter, Python};
+use interpreter::{Answer, Event, Output, Request};
+pub(crate) use interpreter::{Interpreter, Python, ended};
 
 use super::{Executor, Verdict, array::Arguments, execute, require, stopped, watch::Watch};
 use crate::{
@@ -273,7 +273,7 @@ impl Executor for Calls<'_> {
             }
         };
         interpreter.number += 1;
-        let interrupt = Interrupt {
+        let interrupt = Interrupt::Call {
             memory: interpreter.interrupts.clone(),
             number: interpreter.number,
         };

@@ -1,0 +1,173 @@
+//! The executor of requests for the engine's Jupyter kernel: `apply_request` and `execute_request`.
+
+use std::sync::PoisonError;
+
+use ipbroker_protocol::{message::ErrorContent, session::Packer, zmq::Message};
+use serde::Deserialize;
+use serde_json::json;
+
+use super::{Executor, Verdict, stopped};
+use crate::{
+    job::Stop,
+    kernel::{Answer, Slot},
+    process::{Channel, Outgoing, Process},
+    seat::Seat,
+    task::{Kind, Task},
+};
+
+/// One request.
+pub(super) struct Request<'a> {
+    process: &'a Process,
+    seat: &'a Seat,
+    task: &'a Task,
+    packer: Packer,
+    buffers: Vec<Message>,
+}
+
+impl<'a> Request<'a> {
+    pub(super) fn new(
+        process: &'a Process,
+        seat: &'a Seat,
+        task: &'a Task,
+        packer: Packer,
+    ) -> Self {
+        Self {
+            process,
+            seat,
+            task,
+            packer,
+            buffers: Vec::new(),
+        }
+    }
+
+    /// Whether an error of it aborts the code that is queued behind it, as in every Jupyter kernel.
+    fn ends_queue(&self) -> bool {
+        #[derive(Deserialize)]
+        #[serde(default)]
+        struct Content {
+            silent: bool,
+            stop_on_error: bool,
+        }
+        impl Default for Content {
+            fn default() -> Self {
+                Self {
+                    silent: false,
+                    stop_on_error: true,
+                }
+            }
+        }
+        let content: Content = self
+            .seat
+            .session()
+            .unpack(self.task.envelope.content())
+            .unwrap_or_default();
+        self.task.kind == Kind::Execute && !content.silent && content.stop_on_error
+    }
+
+    fn info(&self) -> serde_json::Value {
+        json!({"engine_uuid": self.seat.uuid, "engine_id": self.seat.id(), "method": self.task.kind.name()})
+    }
+}
+
+impl Executor for Request<'_> {
+    fn run(&mut self, index: u64, out: &mut Vec<u8>) -> Verdict {
+        let (process, seat) = (self.process, self.seat);
+        let host = process.files.host.as_str();
+        let generation = match seat.begin_member(index) {
+            Ok((generation, _)) => generation,
+            Err(stop) => {
+                let (verdict, error) = stopped(&stop, seat, host);
+                self.refuse(&error, out);
+                return verdict;
+            }
+        };
+        let mut slot = seat.kernel.lock().unwrap_or_else(PoisonError::into_inner);
+        let kernel = match &mut *slot {
+            Slot::Lives(kernel) => kernel,
+            other => {
+                seat.running.finish();
+                let why = match other {
+                    Slot::Broken(why) => why.clone(),
+                    _ => format!("{host}: engine {} has no kernel", seat.id()),
+                };
+                self.refuse(&ErrorContent::new("UnmetDependency", why), out);
+                return Verdict::Unmet;
+            }
+        };
+        let (pid, interrupt) = kernel.interrupt();
+        if !seat.running.set_interpreter(pid, interrupt) {
+            let stop = seat.running.stop_reason().unwrap_or(Stop::Aborted);
+            process.warden.stop(&seat.running, generation, stop);
+        }
+        let session = seat.session();
+        let answer = kernel.ask(&self.task.envelope, &self.task.msg_id, &session);
+        let parallel = kernel.is_parallel();
+        drop(slot);
+        if let Some(stop) = seat.running.finish() {
+            let (verdict, error) = stopped(&stop, seat, host);
+            self.refuse(&error, out);
+            return verdict;
+        }
+        match answer {
+            Answer::Gone(cause) => {
+                let text = format!(
+                    "{host}: the kernel of engine {} was ended by {cause} while it ran this",
+                    seat.id()
+                );
+                self.refuse(&ErrorContent::new("EngineError", text), out);
+                Verdict::Failed
+            }
+            Answer::Reply(mut reply) => {
+                if !parallel {
+                    reply.name_engine(&session, &self.info());
+                }
+                out.append(&mut reply.content);
+                self.buffers = reply.buffers;
+                match (reply.status.as_str(), reply.ename.as_str()) {
+                    ("error", "UnmetDependency") => Verdict::Unmet,
+                    ("error", _) => {
+                        if self.ends_queue() {
+                            seat.abort_code();
+                        }
+                        Verdict::Failed
+                    }
+                    ("aborted", _) => Verdict::Aborted,
+                    _ => Verdict::Ok,
+                }
+            }
+        }
+    }
+
+    fn refuse(&self, error: &ErrorContent, out: &mut Vec<u8>) {
+        let error = ErrorContent {
+            engine_info: self.info().as_object().cloned(),
+            ..error.clone()
+        };
+        out.extend_from_slice(&self.packer.pack(&error));
+        // The kernel never heard of it, or will not speak of it again; clients wait for the end of the output too.
+        let session = self.seat.session();
+        let topic = format!("engine.{}.status", self.seat.id());
+        let idle = session.message(
+            vec![Message::from(topic.as_str())],
+            &session.header("status"),
+            Some(self.task.envelope.header()),
+            &json!({"engine": self.seat.uuid}),
+            &json!({"execution_state": "idle"}),
+            Vec::new(),
+        );
+        self.process.outbox.push(Outgoing {
+            seat: self.seat.index,
+            channel: Channel::IoPub,
+            frames: idle.into_frames(),
+            answers: None,
+        });
+    }
+
+    fn content(&self) -> bool {
+        true
+    }
+
+    fn buffers(&mut self) -> Vec<Message> {
+        std::mem::take(&mut self.buffers)
+    }
+}

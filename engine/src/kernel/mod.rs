@@ -1,0 +1,506 @@
+//! Jupyter kernels: each logical engine may own one, and speaks for it. The kernel is a process of its own that is spoken to
+//! over `ipc://` sockets in a private directory; what the cluster says to an engine goes on to the kernel, one request that
+//! runs code at a time, and what the kernel says comes back under the engine's name. A kernel that dies takes only the
+//! request that it ran with it: the next one finds another kernel.
+//!
+//! The worker of the engine has the shell channel and waits for replies; [`side`] has everything that comes and goes beside.
+
+mod side;
+mod spec;
+mod wire;
+
+use std::{
+    fmt, io,
+    os::{fd::OwnedFd, unix::process::CommandExt},
+    path::{Path, PathBuf},
+    process::{Child, Command, ExitStatus, Stdio},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    thread::JoinHandle,
+    time::{Duration, Instant},
+};
+
+use crossbeam_channel::Sender;
+use ipbroker_protocol::{
+    envelope::Envelope,
+    session::{Packer, Session},
+    socket,
+    wake::Waker,
+    zmq::{self, Context, Socket},
+};
+use rustix::process::{Pid, PidfdFlags, Signal, kill_process, kill_process_group, pidfd_open};
+use serde_json::json;
+use tempfile::TempDir;
+
+use crate::{
+    executor::ended,
+    job::{Ask, Interrupt},
+    process::Process,
+    reaper::MARK,
+    seat::Seat,
+};
+use spec::Spec;
+
+/// How long a kernel may take until it answers for the first time.
+const START: Duration = Duration::from_secs(60);
+
+/// How long a kernel may take to end when it is told to.
+const END: Duration = Duration::from_secs(1);
+
+/// How long after its end a request's reply may come.
+const SILENCE: Duration = Duration::from_secs(1);
+
+/// How often a wait looks whether the engine leaves.
+const LOOK: Duration = Duration::from_millis(100);
+
+/// The kernels of an engine process.
+pub(crate) struct Kernels {
+    /// How often one that died is replaced before its engine leaves.
+    pub(crate) restarts: u32,
+    /// The profile whose configuration and startup files are theirs.
+    pub(crate) profile: Option<PathBuf>,
+    /// Further arguments of theirs.
+    pub(crate) options: Vec<String>,
+    spec: Spec,
+    context: Context,
+}
+
+impl fmt::Debug for Kernels {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.spec.fmt(f)
+    }
+}
+
+/// The request that a kernel has last said to be done with.
+#[derive(Debug, Default)]
+struct Ended(Mutex<String>);
+
+impl Ended {
+    fn last(&self) -> MutexGuard<'_, String> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Passes signals for what kernels run on to them: those that do not ask this process to end.
+///
+/// # Errors
+/// The system's.
+pub(crate) fn pass_signals(seats: Vec<Arc<Seat>>) -> io::Result<()> {
+    use signal_hook::{consts, iterator::Signals};
+    let mut signals = vec![consts::SIGUSR1, consts::SIGUSR2];
+    if !io::IsTerminal::is_terminal(&io::stdin()) {
+        signals.push(consts::SIGINT);
+    }
+    let mut signals = Signals::new(signals)?;
+    let pass = move || {
+        for signal in signals.forever().filter_map(Signal::from_named_raw) {
+            for line in seats.iter().filter_map(|seat| seat.line()) {
+                line.signal(signal);
+            }
+        }
+    };
+    std::thread::Builder::new()
+        .name("signals".into())
+        .spawn(pass)?;
+    Ok(())
+}
+
+/// Whether an engine has a kernel.
+#[derive(Debug, Default)]
+pub(crate) enum Slot {
+    /// It has none yet.
+    #[default]
+    Empty,
+    /// It has.
+    Lives(Kernel),
+    /// None could be started, for this reason.
+    Broken(String),
+}
+
+/// A running kernel, as its engine's worker has it.
+pub(crate) struct Kernel {
+    child: Child,
+    pid: Pid,
+    pidfd: OwnedFd,
+    shell: Socket,
+    session: Arc<Session>,
+    /// How many its engine has had, with this one.
+    count: u32,
+    /// What it said that it has done with.
+    ended: Arc<Ended>,
+    parallel: bool,
+    by_message: bool,
+    line: Line,
+    side: Option<JoinHandle<()>>,
+    _dir: TempDir,
+}
+
+impl fmt::Debug for Kernel {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Kernel")
+            .field("pid", &self.pid)
+            .finish_non_exhaustive()
+    }
+}
+
+/// What is to be said to a kernel beside the requests that run code.
+#[derive(Debug)]
+pub(crate) enum Word {
+    /// A message for its control channel.
+    Control(Envelope),
+    /// A message for its shell channel: completion, comms, …
+    Shell(Envelope),
+    /// Interrupt what you run.
+    Interrupt,
+    /// End.
+    Shutdown,
+    /// The kernel is gone: so may you.
+    Gone,
+}
+
+/// The way to a kernel's [`side`].
+#[derive(Debug, Clone)]
+pub(crate) struct Line {
+    words: Sender<Word>,
+    waker: Waker,
+    pid: Pid,
+}
+
+impl Line {
+    /// Says something.
+    pub(crate) fn say(&self, word: Word) {
+        let _ = self.words.send(word);
+        self.waker.wake();
+    }
+
+    /// Ends the kernel without asking it: another one follows.
+    pub(crate) fn kill(&self) {
+        let _ = kill_process_group(self.pid, Signal::KILL);
+    }
+
+    /// Sends a signal to the kernel, not to what it has started.
+    pub(crate) fn signal(&self, signal: Signal) -> bool {
+        kill_process(self.pid, signal).is_ok()
+    }
+}
+
+/// How a request ended.
+#[derive(Debug)]
+pub(crate) enum Answer {
+    /// With a reply, packed as the cluster packs.
+    Reply(wire::Reply),
+    /// With the kernel, and how that ended.
+    Gone(String),
+}
+
+impl Kernels {
+    /// Kernels of this kind.
+    ///
+    /// # Errors
+    /// In words, when there is no such kernelspec.
+    pub(crate) fn find(name: &str, python: &Path) -> Result<Self, String> {
+        Ok(Self {
+            restarts: u32::MAX,
+            profile: None,
+            options: Vec::new(),
+            spec: Spec::find(name, python)?,
+            context: Context::new(),
+        })
+    }
+
+    /// The kind.
+    pub(crate) fn name(&self) -> &str {
+        &self.spec.name
+    }
+
+    /// Sees to it that an engine has a running kernel, if one can be had. An engine whose first kernel cannot be started, or
+    /// whose kernel died once too often, is to leave.
+    pub(crate) fn ensure(&self, process: &Arc<Process>, seat: &Arc<Seat>) {
+        let mut slot = seat.kernel.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut count = 1;
+        if let Slot::Lives(kernel) = &mut *slot {
+            if matches!(kernel.child.try_wait(), Ok(None)) {
+                return;
+            }
+            let cause = kernel.end();
+            let died = kernel.count;
+            if died > self.restarts {
+                *slot = Slot::Broken(format!(
+                    "{}: its kernel was ended by {cause}",
+                    process.files.host
+                ));
+                return seat.give_up(format!(
+                    "engine {}: its kernel was ended by {cause}",
+                    seat.id()
+                ));
+            }
+            tracing::warn!(
+                engine = seat.id(),
+                "its kernel was ended by {cause}: starting another"
+            );
+            count = died + 1;
+        }
+        // The old one's directory and thread go first.
+        *slot = Slot::Empty;
+        *slot = match self.start(process, seat, count) {
+            Ok(kernel) => Slot::Lives(kernel),
+            Err(error) => {
+                let why = format!(
+                    "{}: cannot start the kernel {}: {error}",
+                    process.files.host, self.spec.name
+                );
+                if !seat.closing() {
+                    tracing::error!(engine = seat.id(), "{why}");
+                }
+                if count == 1 {
+                    seat.give_up(why.clone());
+                }
+                Slot::Broken(why)
+            }
+        };
+    }
+
+    /// Starts a kernel and waits until it answers.
+    fn start(
+        &self,
+        process: &Arc<Process>,
+        seat: &Arc<Seat>,
+        count: u32,
+    ) -> Result<Kernel, String> {
+        let Spec {
+            argv,
+            env,
+            parallel,
+            by_message,
+            ..
+        } = &self.spec;
+        let system = |error: io::Error| error.to_string();
+        // Of ipyparallel's kernels the cluster's packer is understood, others know JSON.
+        let packer = if *parallel {
+            seat.session().packer
+        } else {
+            Packer::Json
+        };
+        let key = uuid::Uuid::new_v4().to_string();
+        let session = Arc::new(Session::new(key.as_bytes(), packer));
+        let dir = tempfile::Builder::new()
+            .prefix("ipbroker-kernel-")
+            .tempdir_in(place())
+            .map_err(system)?;
+        let base = dir.path().join("kernel").display().to_string();
+        let file = dir.path().join("connection.json");
+        let connection = json!({
+            "transport": "ipc", "ip": base, "key": key, "signature_scheme": "hmac-sha256", "kernel_name": self.spec.name,
+            "shell_port": 1, "iopub_port": 2, "stdin_port": 3, "control_port": 4, "hb_port": 5,
+        });
+        std::fs::write(&file, connection.to_string()).map_err(system)?;
+        let connect = |kind, port: u32| -> zmq::Result<Socket> {
+            let socket = socket::open(&self.context, kind)?;
+            socket.set_reconnect_ivl(20)?;
+            socket.set_linger(0)?;
+            if kind == zmq::SUB {
+                socket.set_subscribe(b"")?;
+            }
+            socket.connect(&format!("ipc://{base}-{port}"))?;
+            Ok(socket)
+        };
+        let sockets = |error: zmq::Error| error.to_string();
+        let shell = connect(zmq::DEALER, 1).map_err(sockets)?;
+        let ended = Arc::new(Ended::default());
+        let side = side::Side {
+            iopub: connect(zmq::SUB, 2).map_err(sockets)?,
+            control: connect(zmq::DEALER, 4).map_err(sockets)?,
+            shell: connect(zmq::DEALER, 1).map_err(sockets)?,
+            session: session.clone(),
+            ended: ended.clone(),
+            parallel: *parallel,
+        };
+
+        let shown = file.display().to_string();
+        let mut argv = argv
+            .iter()
+            .map(|word| word.replace("{connection_file}", &shown));
+        let program = argv.next().unwrap_or_default();
+        let mut command = Command::new(&program);
+        command.args(argv);
+        if *parallel {
+            let packer = packer.name();
+            command.args([
+                format!("--Session.packer={packer}"),
+                format!("--Session.unpacker={packer}"),
+            ]);
+            if let Some(dir) = &self.profile {
+                command.env("IPP_PROFILE_DIR", dir);
+            }
+        }
+        command.args(&self.options);
+        let mut child = command
+            .envs(env)
+            .env(MARK, &process.mark)
+            .env("IPBROKER_ENGINE_ID", seat.id().to_string())
+            .env("IPBROKER_ENGINE_UUID", &seat.uuid)
+            .current_dir(&process.files.work_dir)
+            .process_group(0)
+            .stdin(Stdio::null())
+            // What is said to people at a terminal; errors and logs go to ours.
+            .stdout(Stdio::null())
+            .spawn()
+            .map_err(|error| format!("{program}: {error}"))?;
+        let pid = Pid::from_child(&child);
+        let started = pidfd_open(pid, PidfdFlags::empty())
+            .map_err(io::Error::from)
+            .and_then(|pidfd| Ok((pidfd, side.start(process.clone(), seat.clone(), pid)?)));
+        let (pidfd, (line, thread)) = match started {
+            Ok(started) => started,
+            Err(error) => {
+                let _ = child.kill();
+                let _ = child.wait();
+                return Err(error.to_string());
+            }
+        };
+        let mut kernel = Kernel {
+            child,
+            pid,
+            pidfd,
+            shell,
+            session,
+            count,
+            ended,
+            parallel: *parallel,
+            by_message: *by_message,
+            line: line.clone(),
+            side: Some(thread),
+            _dir: dir,
+        };
+        kernel.get_ready(seat)?;
+        *seat.line.lock().unwrap_or_else(PoisonError::into_inner) = Some(line);
+        if count == 1 {
+            // In ipyparallel's words, which its tools look for.
+            tracing::info!("Completed registration with id {}", seat.id());
+        }
+        Ok(kernel)
+    }
+}
+
+/// Where the directory of the sockets is made: their paths have no more than 107 bytes.
+fn place() -> std::path::PathBuf {
+    let place = std::env::temp_dir();
+    match place.as_os_str().len() {
+        ..60 => place,
+        _ => "/tmp".into(),
+    }
+}
+
+impl Kernel {
+    /// Waits for the answer to a first question.
+    fn get_ready(&mut self, seat: &Seat) -> Result<(), String> {
+        let begun = Instant::now();
+        let question = self.session.request("kernel_info_request", &json!({}));
+        socket::send(&self.shell, question.into_frames()).map_err(|error| error.to_string())?;
+        let mut frames = Vec::new();
+        loop {
+            let ended = self.wait(LOOK);
+            if let Ok(true) = socket::recv(&self.shell, &mut frames) {
+                return Ok(());
+            }
+            if ended {
+                return Err(format!("it ended with {} before it answered", self.end()));
+            }
+            if seat.closing() {
+                return Err("the engine leaves".to_owned());
+            }
+            if begun.elapsed() > START {
+                return Err(format!("it has not answered for {} s", START.as_secs()));
+            }
+        }
+    }
+
+    /// Waits until there may be something on the shell channel; true when the kernel has ended.
+    fn wait(&self, limit: Duration) -> bool {
+        let mut items = [
+            self.shell.as_poll_item(zmq::POLLIN),
+            zmq::PollItem::from_fd(std::os::fd::AsRawFd::as_raw_fd(&self.pidfd), zmq::POLLIN),
+        ];
+        // An interrupted wait is a short one.
+        let _ = zmq::poll(&mut items, limit.as_millis() as i64);
+        items[1].is_readable()
+    }
+
+    /// How what it runs is interrupted.
+    pub(crate) fn interrupt(&self) -> (Pid, Interrupt) {
+        let ask = self.by_message.then(|| {
+            let line = self.line.clone();
+            Ask(Box::new(move || line.say(Word::Interrupt)))
+        });
+        (self.pid, Interrupt::Kernel(ask))
+    }
+
+    /// Hands a request over and waits for its reply.
+    pub(crate) fn ask(&mut self, request: &Envelope, msg_id: &str, cluster: &Session) -> Answer {
+        let sent = wire::to_kernel(request, cluster, &self.session, Vec::new())
+            .map_err(|error| error.to_string())
+            .and_then(|request| {
+                socket::send(&self.shell, request.into_frames()).map_err(|error| error.to_string())
+            });
+        if let Err(error) = sent {
+            return Answer::Reply(wire::Reply::error(cluster, "ValueError", &error));
+        }
+        let mut frames = Vec::new();
+        let mut done = None;
+        loop {
+            let gone = self.wait(SILENCE);
+            while let Ok(true) = socket::recv(&self.shell, &mut frames) {
+                // The reply to a request that was given up is dropped.
+                if let Some(reply) =
+                    wire::reply(std::mem::take(&mut frames), msg_id, &self.session, cluster)
+                {
+                    return Answer::Reply(reply);
+                }
+            }
+            if gone {
+                return Answer::Gone(self.end());
+            }
+            // An interrupt that hits ipykernel's own code takes the reply with it.
+            if done.is_some_and(|since: Instant| since.elapsed() >= SILENCE) {
+                return Answer::Reply(wire::Reply::error(
+                    cluster,
+                    "KeyboardInterrupt",
+                    "interrupted: the kernel gave no reply",
+                ));
+            }
+            if done.is_none() && *self.ended.last() == msg_id {
+                done = Some(Instant::now());
+            }
+        }
+    }
+
+    /// Whether it speaks ipyparallel's dialect.
+    pub(crate) fn is_parallel(&self) -> bool {
+        self.parallel
+    }
+
+    /// What ended it; ends what is left of it.
+    fn end(&mut self) -> String {
+        let _ = kill_process_group(self.pid, Signal::KILL);
+        self.child.wait().map_or_else(
+            |error| error.to_string(),
+            |status: ExitStatus| ended(status),
+        )
+    }
+}
+
+impl Drop for Kernel {
+    fn drop(&mut self) {
+        if matches!(self.child.try_wait(), Ok(None)) {
+            self.line.say(Word::Shutdown);
+            let begun = Instant::now();
+            while begun.elapsed() < END && !self.wait(END / 10) {
+                let _ = socket::recv(&self.shell, &mut Vec::new());
+            }
+            self.end();
+        }
+        self.line.say(Word::Gone);
+        if let Some(side) = self.side.take() {
+            let _ = side.join();
+        }
+    }
+}

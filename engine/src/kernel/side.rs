@@ -1,0 +1,160 @@
+//! What a kernel says and hears beside the requests that run code: output, control, completion, comms, interrupts.
+
+use std::{io, sync::Arc, thread::JoinHandle};
+
+use crossbeam_channel::{Receiver, unbounded};
+use ipbroker_protocol::{
+    envelope::Envelope,
+    session::Session,
+    socket,
+    wake::{self, Wake},
+    zmq::{self, Message, Socket},
+};
+use rustix::process::Pid;
+use serde_json::json;
+
+use super::{Ended, Line, Word, wire};
+use crate::{
+    process::{Channel, Outgoing, Process},
+    seat::Seat,
+};
+
+/// Messages that one channel may bring before the others have their turn.
+const BATCH: usize = 64;
+
+/// The sockets of this thread.
+pub(super) struct Side {
+    pub(super) iopub: Socket,
+    pub(super) control: Socket,
+    pub(super) shell: Socket,
+    /// The kernel's key and packer.
+    pub(super) session: Arc<Session>,
+    /// What the kernel says that it has done with.
+    pub(super) ended: Arc<Ended>,
+    /// It speaks ipyparallel's dialect.
+    pub(super) parallel: bool,
+}
+
+impl Side {
+    /// Starts the thread; it ends when it is told that the kernel is gone.
+    pub(super) fn start(
+        self,
+        process: Arc<Process>,
+        seat: Arc<Seat>,
+        pid: Pid,
+    ) -> io::Result<(Line, JoinHandle<()>)> {
+        let (waker, wake) = wake::pair()?;
+        let (words, heard) = unbounded();
+        let name = format!("kernel-{}", seat.index);
+        let thread = std::thread::Builder::new()
+            .name(name)
+            .spawn(move || self.run(&process, &seat, &wake, &heard))?;
+        Ok((Line { words, waker, pid }, thread))
+    }
+
+    fn run(&self, process: &Process, seat: &Seat, wake: &Wake, words: &Receiver<Word>) {
+        let mut frames = Vec::new();
+        loop {
+            let mut items = [
+                self.iopub.as_poll_item(zmq::POLLIN),
+                self.control.as_poll_item(zmq::POLLIN),
+                self.shell.as_poll_item(zmq::POLLIN),
+                zmq::PollItem::from_fd(wake.fd(), zmq::POLLIN),
+            ];
+            // An interrupted wait is a short one.
+            let _ = zmq::poll(&mut items, -1);
+            wake.clear();
+            let mut gone = false;
+            while let Ok(word) = words.try_recv() {
+                gone |= matches!(word, Word::Gone);
+                self.say(word, seat);
+            }
+            for (socket, channel) in [
+                (&self.iopub, Channel::IoPub),
+                (&self.control, Channel::Control),
+                (&self.shell, Channel::Shell),
+            ] {
+                for _ in 0..BATCH {
+                    if !matches!(socket::recv(socket, &mut frames), Ok(true)) {
+                        break;
+                    }
+                    self.pass_on(process, seat, channel, std::mem::take(&mut frames));
+                }
+            }
+            if gone {
+                return;
+            }
+        }
+    }
+
+    fn say(&self, word: Word, seat: &Seat) {
+        let request =
+            |msg_type: &str, content| (&self.control, Ok(self.session.request(msg_type, &content)));
+        let with_way = |message: &Envelope| {
+            let way = message
+                .identities()
+                .iter()
+                .map(|identity| Message::from(&identity[..]))
+                .collect();
+            wire::to_kernel(message, &seat.session(), &self.session, way)
+        };
+        let (socket, message) = match word {
+            Word::Control(message) => (&self.control, with_way(&message)),
+            Word::Shell(message) => (&self.shell, with_way(&message)),
+            Word::Interrupt => request("interrupt_request", json!({})),
+            Word::Shutdown => request("shutdown_request", json!({"restart": false})),
+            Word::Gone => return,
+        };
+        let sent = message
+            .map_err(|error| error.to_string())
+            .and_then(|message| {
+                socket::send(socket, message.into_frames()).map_err(|error| error.to_string())
+            });
+        if let Err(error) = sent {
+            tracing::warn!(
+                engine = seat.id(),
+                "a message for its kernel was dropped: {error}"
+            );
+        }
+    }
+
+    /// Sends on what the kernel says; what answers our own questions has no way back and goes nowhere.
+    fn pass_on(&self, process: &Process, seat: &Seat, channel: Channel, frames: Vec<Message>) {
+        let Ok(message) = Envelope::parse(frames) else {
+            return;
+        };
+        if self.session.verify(&message).is_err()
+            || (channel != Channel::IoPub && message.identities().is_empty())
+        {
+            return;
+        }
+        if channel == Channel::IoPub {
+            match wire::about(&message, &self.session) {
+                // The answer to our subscription.
+                wire::About::Welcome => return,
+                wire::About::Idle(request) => *self.ended.last() = request,
+                wire::About::Other => {}
+            }
+        }
+        let own = |topic: &Message| self.parallel && topic.starts_with(b"engine.");
+        let way = match (channel, message.identities()) {
+            (Channel::IoPub, [topic]) if own(topic) => vec![Message::from(&topic[..])],
+            (Channel::IoPub, _) => vec![Message::from(
+                wire::topic(&message, &self.session, seat.id()).as_str(),
+            )],
+            (_, way) => way
+                .iter()
+                .map(|identity| Message::from(&identity[..]))
+                .collect(),
+        };
+        match wire::to_cluster(&message, &self.session, &seat.session(), way, &seat.uuid) {
+            Ok(message) => process.outbox.push(Outgoing {
+                seat: seat.index,
+                channel,
+                frames: message.into_frames(),
+                answers: None,
+            }),
+            Err(error) => tracing::debug!("a message of a kernel was dropped: {error}"),
+        }
+    }
+}
