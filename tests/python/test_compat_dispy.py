@@ -212,8 +212,8 @@ def test_programs_share_nodes_that_come_and_go(shared, tmp_path):
                 assert job.exception is None if then == dispy.DispyJob.Finished else "EngineError" in job.exception
             assert squares.submit(6)() == 36
             cluster.print_status()
-        with pytest.MonkeyPatch.context() as patch, pytest.raises(ipbroker.IpbrokerError, match=r"the nodes have python3\.\d+, and this is Python 3\.99"):
-            patch.setattr("ipbroker._pickle.PYTHON", "3.99")
+        with pytest.MonkeyPatch.context() as patch, pytest.raises(ipbroker.IpbrokerError, match=r"is for Python 3\.99 only, and the engines run 3\.\d+;"):
+            patch.setattr("ipbroker.client.PYTHON", "3.99")
             dispy.SharedJobCluster(calls.square)
 
 

@@ -27,31 +27,30 @@ def python(code, *arguments, timeout=90, **more):
     return done.stdout
 
 
-def left_behind():
-    """Directories of private clusters, and processes."""
-    directories = set(glob.glob(os.path.join(tempfile.gettempdir(), "ipbroker-*")))
-    processes = set()
-    for path in glob.glob("/proc/[0-9]*/cmdline"):
+def left_behind(place):
+    """Files in a test's temporary directory, and the processes that have it as theirs."""
+    left = os.listdir(place)
+    for path in glob.glob("/proc/[0-9]*/environ"):
         try:
-            words = open(path, "rb").read().split(b"\0")
+            with open(path, "rb") as file, open(path.replace("environ", "cmdline"), "rb") as command:
+                if f"TMPDIR={place}".encode() in file.read().split(b"\0"):
+                    left.append(command.read())
         except OSError:
-            continue
-        if os.path.basename(words[0]) in (b"ipctl", b"ipengine"):
-            processes.add(path)
-    return directories, processes
+            pass  # it has just ended
+    return left
 
 
 @pytest.fixture
-def clean():
-    before = left_behind()
-    yield
-    end = time.monotonic() + 30
-    while time.monotonic() < end:
-        directories, processes = left_behind()
-        if directories <= before[0] and processes <= before[1]:
-            return
-        time.sleep(0.05)
-    assert directories <= before[0] and processes <= before[1]
+def clean(tmp_path, monkeypatch):
+    """Nothing that the test starts is left behind."""
+    with tempfile.TemporaryDirectory(prefix="clean-") as place:
+        monkeypatch.setenv("TMPDIR", place)
+        monkeypatch.setattr(tempfile, "tempdir", place)
+        yield
+        end = time.monotonic() + 30
+        while left_behind(place):
+            assert time.monotonic() < end, left_behind(place)
+            time.sleep(0.05)
 
 
 def test_a_program_of_five_lines(clean):

@@ -23,6 +23,8 @@ OUTSIDE = 16 << 10
 
 # What is of this process's main program has no name that another process knows.
 _MAIN = b"__main__"
+# What cloudpickle has taken by value it puts together again by its own functions.
+_BY_VALUE = b"cloudpickle"
 
 
 class Pickled:
@@ -248,8 +250,8 @@ def _references(function: types.FunctionType) -> Optional[List[Tuple[Any, Any, A
     return seen
 
 
-def dump_arguments(args: Tuple[Any, ...], kwargs: Dict[str, Any]) -> Tuple[bytes, Optional[List[bytes]]]:
-    """Arguments as a pickle and the large buffers beside it."""
+def dump_arguments(args: Tuple[Any, ...], kwargs: Dict[str, Any]) -> Tuple[bytes, Optional[List[bytes]], Optional[str]]:
+    """Arguments as a pickle, the large buffers beside it, and the version of Python that they need, if code is among them."""
     outside: List[bytes] = []
 
     def inside(buffer: PickleBuffer) -> bool:
@@ -265,27 +267,33 @@ def dump_arguments(args: Tuple[Any, ...], kwargs: Dict[str, Any]) -> Tuple[bytes
     try:
         data = dumps((args, kwargs), PROTOCOL, buffer_callback=inside)
         if _MAIN not in data:
-            return data, outside or None
+            return data, outside or None, None
     except Exception:
         pass
     outside.clear()
     import cloudpickle
 
     try:
-        return cloudpickle.dumps((args, kwargs), PROTOCOL, buffer_callback=inside), outside or None
+        data = cloudpickle.dumps((args, kwargs), PROTOCOL, buffer_callback=inside)
     except Exception as error:
         raise PicklingError(f"an argument cannot be sent to another process{_argument(args, kwargs)}: {error}") from error
+    return data, outside or None, _python(data)
 
 
-def dump_values(args: Tuple[Any, ...]) -> bytes:
-    """The arguments of one member of an array, buffers and all."""
+def dump_values(args: Tuple[Any, ...]) -> Tuple[bytes, Optional[str]]:
+    """The arguments of one member of an array, buffers and all; and the version of Python that they need."""
     try:
         data = dumps((args, {}), PROTOCOL)
         if _MAIN not in data:
-            return data
+            return data, None
     except Exception:
         pass
-    return _by_value((args, {}), lambda: f"an argument{_argument(args, {})}")
+    data = _by_value((args, {}), lambda: f"an argument{_argument(args, {})}")
+    return data, _python(data)
+
+
+def _python(data: bytes) -> Optional[str]:
+    return PYTHON if _BY_VALUE in data else None
 
 
 def _argument(args: Tuple[Any, ...], kwargs: Dict[str, Any]) -> str:

@@ -12,8 +12,8 @@ import weakref
 from typing import TYPE_CHECKING, Any, Callable, Dict, Iterable, List, Mapping, Optional, Tuple, Union
 
 from . import _native
-from ._pickle import dump_arguments
-from .errors import ClosedError, IpbrokerError
+from ._pickle import PYTHON, dump_arguments
+from .errors import ClosedError, IpbrokerError, PicklingError
 from .futures import Future
 from .output import Output
 
@@ -39,15 +39,17 @@ class Link:
         self.pid = os.getpid()
         self.forked = False
         self.closed = False
-        self._thread = threading.Thread(target=_fetch, args=(self.native, self.pending), name="ipbroker-results", daemon=True)
+        self._same_python = False
+        self._thread = _Results(self.native, self.pending)
         self._thread.start()
         self.native.listen()
 
-    def submit(self, client: "Client", call: Any, name: str, args: Any, kwargs: Any, owner: Any = None) -> Future:
-        """Sends a call. The client is kept until it has ended."""
-        data, outside = dump_arguments(args, kwargs)
+    def submit(self, view: "View", function: Any, args: Any, kwargs: Any, owner: Any = None) -> Future:
+        """Sends a call. The view's client is kept until it has ended."""
+        data, outside, python = dump_arguments(args, kwargs)
+        call, name = view._call(function, self, python)
         future = Future(self, name, time.time())
-        future._client = client
+        future._client = view.client
         future._owner = owner
         tag = next(self.tags)
         future._tag = tag
@@ -70,6 +72,19 @@ class Link:
         except BaseException:
             del self.pending[tag]
             raise
+
+    def check_python(self, name: str) -> None:
+        """For a call in which something goes by value. :class:`PicklingError` if engines are there, but none with this Python."""
+        if self._same_python:
+            return
+        engines = json.loads(self.native.engines())
+        there = {tag[len("python") :] for engine in engines for tag in engine["tags"] if tag.startswith("python3.")}
+        self._same_python = PYTHON in there
+        if there and not self._same_python:
+            raise PicklingError(
+                f"a call of {name} cannot be sent: what goes by value in it is for Python {PYTHON} only, and the engines run "
+                f"{', '.join(sorted(there))}; what can be imported there goes to any version"
+            )
 
     def forget(self, future: Future) -> None:
         """Nobody waits for the future any more."""
@@ -96,26 +111,33 @@ class Link:
             self._thread.join(5)
 
 
-def _fetch(native: Any, pending: Dict[int, Any]) -> None:
-    """The thread: completes futures as results come. It knows no client, so that one can be collected."""
-    output = Output()
-    while True:
-        arrived = native.wait_results()
-        if arrived is None:
-            return
-        deliveries, printed, dropped = arrived
-        for piece in printed:
-            output.piece(*piece)
-        if dropped:
-            output.write("stderr", f"[ipbroker: {dropped} bytes that calls printed were dropped: more than can be shown]\n")
-        for delivery in deliveries:
-            try:
-                _deliver(pending, output, *delivery)
-            except Exception:
-                # A defect of ours, or of a callback: the other results are wanted all the same.
-                sys.excepthook(*sys.exc_info())
-        # What is waited for next should not keep these alive.
-        arrived = deliveries = delivery = None
+class _Results(threading.Thread):
+    """The thread that completes futures as results come. It knows no client, so that one can be collected."""
+
+    def __init__(self, native: Any, pending: Dict[int, Any]) -> None:
+        super().__init__(name="ipbroker-results", daemon=True)
+        self._native, self._pending = native, pending
+
+    # Its own: what calls print is then shown below the cell that runs, not below the one that made the client (ipykernel 6).
+    def run(self) -> None:
+        output = Output()
+        while True:
+            arrived = self._native.wait_results()
+            if arrived is None:
+                return
+            deliveries, printed, dropped = arrived
+            for piece in printed:
+                output.piece(*piece)
+            if dropped:
+                output.write("stderr", f"[ipbroker: {dropped} bytes that calls printed were dropped: more than can be shown]\n")
+            for delivery in deliveries:
+                try:
+                    _deliver(self._pending, output, *delivery)
+                except Exception:
+                    # A defect of ours, or of a callback: the other results are wanted all the same.
+                    sys.excepthook(*sys.exc_info())
+            # What is waited for next should not keep these alive.
+            arrived = deliveries = delivery = None
 
 
 def _deliver(pending: Dict[int, Any], output: "Output", kind: int, tag: int, lo: int, hi: int, metadata: Optional[bytes], value: Any, more: Any) -> None:

@@ -48,10 +48,7 @@ class Executor(concurrent.futures.Executor):
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future:
         """Calls a function once."""
         self._open()
-        client = self._view.client
-        link = client._link
-        call, name = self._view._call(fn, link)
-        return link.submit(client, call, name, args, kwargs, self)
+        return self._view.client._link.submit(self._view, fn, args, kwargs, self)
 
     def map(self, fn: Callable[..., Any], *iterables: Iterable[Any], timeout: Optional[float] = None, chunksize: Optional[int] = None) -> MapIterator:
         """Calls a function for each item of the iterables, which are read as results are consumed; results in their order."""

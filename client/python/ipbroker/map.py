@@ -7,10 +7,11 @@ import time
 from collections import deque
 from concurrent.futures import CancelledError
 from concurrent.futures import TimeoutError as FuturesTimeout
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Callable, Deque, Dict, Iterable, Iterator, List, Optional, Tuple
 
 from . import _nested
-from ._pickle import dump_values, loads, pickled
+from ._pickle import Pickled, dump_values, loads, pickled
 from .errors import PicklingError, exception
 
 if TYPE_CHECKING:
@@ -72,10 +73,8 @@ class Flow:
         self.client = view.client
         self.link = view.client._link
         self.view = view
-        self.code = pickled(function)
-        self.name = self.code.name
-        self.one: Any = None
-        self.many: Any = None
+        self.one = pickled(function)
+        self.name = self.one.name
         # What is promised of each call alone cannot be kept of a list of them.
         self.alone = bool(view._options.get("retries") or view._options.get("limit"))
         self.arguments = arguments
@@ -163,6 +162,7 @@ class Flow:
         """Reads so many arguments, or what there is, and sends them."""
         pickles: List[bytes] = []
         sizes: Optional[List[int]] = None if together == 1 else []
+        python: Optional[str] = None
         count = total = 0
         try:
             while count < size and total < ARRAY_BYTES:
@@ -171,17 +171,18 @@ class Flow:
                     if args is None:
                         self.ended = True
                         break
-                    data = dump_values(args)
+                    data, needs = dump_values(args)
                     count += 1
                 else:
                     calls = self.read(together)
                     if calls:
-                        data, calls = self.dump_many(calls)
+                        data, needs, calls = self.dump_many(calls)
                     if not calls:
                         break
                     sizes.append(len(calls))
                     count += len(calls)
                 pickles.append(data)
+                python = python or needs
                 total += len(data)
                 if self.ended:
                     break
@@ -195,13 +196,18 @@ class Flow:
         with self.changed:
             self.arrays.append(array)
         try:
-            array.id = self.link.submit_array(self.call(sizes is not None), pickles, array)
+            array.id = self.link.submit_array(self.view._packed(self.one if sizes is None else self.many, self.link, python), pickles, array)
         except BaseException:
             with self.changed:
                 self.arrays.remove(array)
             raise
         self.calls += count
         self.bytes += total
+
+    @cached_property
+    def many(self) -> Pickled:
+        """The function for lists of calls."""
+        return self.one.many()
 
     def read(self, count: int) -> List[Any]:
         """The next arguments; fewer when they end, or raise."""
@@ -216,10 +222,10 @@ class Flow:
         self.ended = True
         return calls
 
-    def dump_many(self, calls: List[Any]) -> Tuple[bytes, List[Any]]:
-        """Calls as a pickle; up to the first that cannot be pickled."""
+    def dump_many(self, calls: List[Any]) -> Tuple[bytes, Optional[str], List[Any]]:
+        """Calls as a pickle, and the Python that it needs; up to the first that cannot be pickled."""
         try:
-            return dump_values((calls,)), calls
+            return (*dump_values((calls,)), calls)
         except PicklingError:
             good: List[Any] = []
             for args in calls:
@@ -230,17 +236,7 @@ class Flow:
                     self.broken = error
                     break
                 good.append(args)
-            return (dump_values((good,)) if good else b""), good
-
-    def call(self, many: bool) -> Any:
-        """The packed request for single calls, or for lists of them."""
-        if many:
-            if self.many is None:
-                self.many = self.view._packed(self.code.many(), self.link)
-            return self.many
-        if self.one is None:
-            self.one = self.view._packed(self.code, self.link)
-        return self.one
+            return (*dump_values((good,)), good) if good else (b"", None, good)
 
     def consumed(self, array: Array, part: Part) -> None:
         self.calls -= array.calls(part[0], part[1])

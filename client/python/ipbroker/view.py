@@ -24,7 +24,7 @@ class View:
         self.client = client
         self._options = options
         self._native_options = _native_options(options)
-        self._calls: Dict[Tuple[int, Optional[int]], Tuple[Pickled, Any, Any]] = {}
+        self._calls: Dict[Tuple[int, Optional[int], Optional[str]], Tuple[Pickled, Any, Any]] = {}
         if options:
             # What is wrong with them is said here, not at the first call.
             client._link.native.named("", self._native_options)
@@ -40,23 +40,26 @@ class View:
 
     view = __call__
 
-    def _call(self, function: Union[str, Callable[..., Any]], link: "Link") -> Tuple[Any, str]:
-        """The packed request of a function's calls, and its name."""
+    def _call(self, function: Union[str, Callable[..., Any]], link: "Link", python: Optional[str]) -> Tuple[Any, str]:
+        """The packed request of a function's calls, and its name. ``python``: the version that the arguments need."""
         if isinstance(function, str):
             return link.native.named(function, self._deeper(_nested.priority(self._options.get("priority")))), function
         code = pickled(function)
-        return self._packed(code, link), code.name
+        return self._packed(code, link, python), code.name
 
     def _deeper(self, priority: Optional[int]) -> Dict[str, Any]:
         return self._native_options if priority is None else {**self._native_options, "priority": priority}
 
-    def _packed(self, code: Pickled, link: "Link") -> Any:
+    def _packed(self, code: Pickled, link: "Link", python: Optional[str]) -> Any:
         priority = _nested.priority(self._options.get("priority"))
-        key = (id(code), priority)
+        python = code.python or python
+        key = (id(code), priority, python)
         known = self._calls.get(key)
         if known is not None and known[2] is link:
             return known[1]
-        call = link.native.call(code.code, code.name, code.python, self._deeper(priority))
+        if python is not None:
+            link.check_python(code.name)
+        call = link.native.call(code.code, code.name, python, self._deeper(priority))
         if len(self._calls) >= _REMEMBERED:
             self._calls.clear()
         self._calls[key] = (code, call, link)
@@ -64,9 +67,7 @@ class View:
 
     def submit(self, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future:
         """Calls a function once."""
-        link = self.client._link
-        call, name = self._call(function, link)
-        return link.submit(self.client, call, name, args, kwargs)
+        return self.client._link.submit(self, function, args, kwargs)
 
     def map(self, function: Callable[..., Any], *iterables: Iterable[Any], timeout: Optional[float] = None, chunksize: Optional[int] = None) -> MapIterator:
         """Calls a function for each item (or for the items at the same place of several iterables): results in their order.

@@ -163,10 +163,11 @@ class JobCluster:
         self._ended: "queue.SimpleQueue[Optional[DispyJob]]" = queue.SimpleQueue()
         self.start_time = time.time()
         self.client = self._connect()
-        there = sorted({tag for engine in self.client.engines for tag in engine["tags"] if tag.startswith("python3.")})
-        if there and f"python{_pickle.PYTHON}" not in there:
+        try:
+            self.client._link.check_python(self.name)
+        except IpbrokerError:
             self._end()
-            raise IpbrokerError(f"the nodes have {', '.join(there)}, and this is Python {_pickle.PYTHON}: functions go to nodes with the same only")
+            raise
         self._executor = self.client.executor(**self._options())
         if self._callback is not None:
             threading.Thread(target=self._call_back, args=(self._callback,), name="dispy-callbacks", daemon=True).start()
