@@ -233,7 +233,12 @@ def test_what_costs_time_is_imported_when_it_is_needed():
         import sys
         before = set(sys.modules)
         import ipbroker
-        print(*sorted({name.split(".")[0] for name in set(sys.modules) - before}))
+        print(*set(sys.modules) - before)
+        from ipbroker import *
+        assert all(hasattr(ipbroker, name) for name in ipbroker.__all__) and set(ipbroker.__all__) <= set(dir(ipbroker))
+        print(*{name.partition(".")[0] for name in set(sys.modules) - before})
         """
     )
-    assert not {"cloudpickle", "asyncio", "numpy", "joblib", "IPython", "multiprocessing"} & set(text.split())
+    first, all = map(str.split, text.splitlines())
+    assert set(first) == {"ipbroker", "ipbroker._native"}
+    assert not {"cloudpickle", "asyncio", "numpy", "joblib", "IPython", "multiprocessing"} & set(all)

@@ -9,37 +9,37 @@
             print(sum(ex.map(abs, range(-100_000, 0))))
 """
 
-from typing import TYPE_CHECKING, Any
-
 from ._native import __version__
-from .client import Client, current_client
-from .errors import (
-    BadReply,
-    ClosedError,
-    ConnectionError,
-    ControllerLost,
-    EngineError,
-    ForkError,
-    ImpossibleDependency,
-    InvalidDependency,
-    IpbrokerError,
-    JobError,
-    MemoryLimit,
-    PicklingError,
-    RemoteError,
-    RemoteTraceback,
-    TaskAborted,
-    TaskTimeout,
-    TimeLimit,
-    UnmetDependency,
-)
-from .executor import Executor
-from .futures import CallInfo, Future
-from .jobs import Jobs
-from .view import View
 
+# Type checkers take it for theirs. What is below it is imported when it is first used, and so is `typing`, which takes longer.
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from .client import Client, current_client
     from .cluster import Cluster
+    from .errors import (
+        BadReply,
+        ClosedError,
+        ConnectionError,
+        ControllerLost,
+        EngineError,
+        ForkError,
+        ImpossibleDependency,
+        InvalidDependency,
+        IpbrokerError,
+        JobError,
+        MemoryLimit,
+        PicklingError,
+        RemoteError,
+        RemoteTraceback,
+        TaskAborted,
+        TaskTimeout,
+        TimeLimit,
+        UnmetDependency,
+    )
+    from .executor import Executor
+    from .futures import CallInfo, Future
+    from .jobs import Jobs
+    from .view import View
 
 __all__ = [
     "BadReply",
@@ -71,11 +71,27 @@ __all__ = [
     "current_client",
 ]
 
+_PLACES = {
+    "CallInfo": "futures",
+    "Client": "client",
+    "Cluster": "cluster",
+    "Executor": "executor",
+    "Future": "futures",
+    "Jobs": "jobs",
+    "View": "view",
+    "current_client": "client",
+}
+"""The modules of names; the other names are errors."""
 
-def __getattr__(name: str) -> Any:
-    # What starts processes is half of the time that the import would take, and clients do not need it.
-    if name == "Cluster":
-        from .cluster import Cluster
+if not TYPE_CHECKING:
 
-        return Cluster
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    def __getattr__(name):
+        if name not in __all__:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        from importlib import import_module
+
+        value = globals()[name] = getattr(import_module("." + _PLACES.get(name, "errors"), __name__), name)
+        return value
+
+    def __dir__():
+        return sorted({*globals(), *__all__})
