@@ -149,7 +149,10 @@ def test_depends(tmp_path, monkeypatch):
 
 def test_what_is_wrong_is_said():
     for words, make in [
-        ("has no 'setup' here", lambda: dispy.JobCluster(calls.add, setup=print)),
+        ("has no 'setup' here: let the function", lambda: dispy.JobCluster(calls.add, setup=print)),
+        ("has no 'cleanup' here: each job", lambda: dispy.JobCluster(calls.add, cleanup=False)),
+        ("has no 'fault_recover' here: see docs", lambda: dispy.JobCluster(calls.add, fault_recover=True)),
+        ("argument 'memory'", lambda: dispy.JobCluster(calls.add, nodes={"host": "localhost", "memory": 1})),
         ("a computation is a function", lambda: dispy.JobCluster(3)),
         ("a node is a name", lambda: dispy.JobCluster(calls.add, nodes=[3])),
         ("nowhere cannot be sent to the nodes: No such file", lambda: dispy.JobCluster("nowhere")),
@@ -159,9 +162,28 @@ def test_what_is_wrong_is_said():
             make()
 
 
+def test_what_has_no_use_is_said_in_one_line(caplog):
+    def said():
+        lines = [record.getMessage() for record in caplog.records]
+        caplog.clear()
+        assert all(line.startswith("dispy: ") for line in lines)
+        return [line.split(":")[1].strip() for line in lines]
+
+    try:
+        with dispy.JobCluster(calls.add, nodes=[("localhost", 51348, 1)], secret="x", keyfile=None, dest_path=None, cleanup=True) as cluster:
+            assert cluster.submit(1)() == 111
+        assert said() == ["secret has no use here", "the port of a node has no use here"]
+        with dispy.JobCluster(calls.add, nodes=["localhost"], pulse_interval=5, loglevel=dispy.logger.ERROR, ip_addr="127.0.0.1", ext_host="localhost") as cluster:
+            command = open(f"/proc/{cluster.client._cluster._process.pid}/cmdline").read().split("\0")
+            assert "--ip=127.0.0.1" in command and "--location=localhost" in command and cluster.submit(1)() == 111
+        assert said() == []
+    finally:
+        dispy.logger.setLevel(0)
+
+
 def test_a_with_block_that_fails_waits_for_nothing():
     with pytest.raises(ZeroDivisionError):
-        with dispy.JobCluster(calls.nap, nodes=["localhost"], secret="x", pulse_interval=5) as cluster:
+        with dispy.JobCluster(calls.nap, nodes=["localhost"]) as cluster:
             job = cluster.submit(600)
             1 / 0
     assert job.finish.is_set() and job.status == dispy.DispyJob.Cancelled

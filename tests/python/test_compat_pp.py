@@ -152,8 +152,9 @@ def test_what_is_wrong_is_said(server):
             wrong()
 
 
-def test_a_destroyed_server():
-    server = pp.Server(1)
+def test_a_destroyed_server(caplog):
+    server = pp.Server(1, secret="x", socket_timeout=10)
+    assert [record.getMessage().split(" here:")[0] for record in caplog.records] == ["pp: secret has no use", "pp: socket_timeout has no use"]
     job = server.submit(calls.nap, (600,))
     server.destroy()
     with pytest.raises(pp.DestroyedServerError):

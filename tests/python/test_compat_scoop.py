@@ -67,6 +67,18 @@ def test_hosts_without_workers_are_named(lab, tmp_path):
     assert "nosuch: no worker has started there" in log
 
 
+def test_the_name_of_this_machine_is_told_to_workers(lab, tmp_path):
+    program = """
+        import json
+        from ipbroker.compat.scoop import futures
+        print(list(futures.map(abs, [-1, 2])), json.load(open(futures._view.client.connection_file))["location"])
+        """
+    # Another way to write its address: not what ipctl finds by itself.
+    out, log = launch(tmp_path, program, before=lab.here, options=["--host", "a", "-n", "1", "--external-hostname", "10.77.1", "-b", "2"])
+    assert out == "[1, 2] 10.77.1\n" and "no worker has started" not in log
+    assert re.search(r"WARNING -b has no use here: there are no brokers", log)
+
+
 def test_the_document_here(tmp_path):
     log, shown = document(tmp_path, {"docker-host1": "127.0.0.1", "docker-host2": "127.0.0.1", "docker-host3": "127.0.0.1"})
     assert "   127.0.0.1:\t15 + origin\n" in log

@@ -18,6 +18,7 @@ from __future__ import annotations
 import collections
 import inspect
 import itertools
+import logging
 import os
 import queue
 import shutil
@@ -40,11 +41,29 @@ RESTARTS = 10
 
 LOCAL = {"*", "localhost", "127.0.0.1", "::1"}
 
-IGNORED = {
-    *("certfile", "cleanup", "client_port", "dest_path", "dispy_port", "exclusive", "ext_host", "ext_ip_addr", "host", "ip_addr", "ipv4_udp_multicast"),
-    *("keyfile", "loglevel", "node_port", "ping_interval", "poll_interval", "port", "pulse_interval", "recover_file", "scheduler_port", "secret"),
+UNUSED = {
+    **dict.fromkeys(("secret", "keyfile", "certfile"), "the cluster has keys of its own; messages are signed, and encrypted between hosts"),
+    **dict.fromkeys(("port", "dispy_port", "node_port", "client_port", "scheduler_port"), "hosts are reached over SSH, and the cluster finds its own ports"),
+    **dict.fromkeys(("ping_interval", "pulse_interval", "poll_interval"), "the cluster has heartbeats of its own (ipctl --ping)"),
+    "ipv4_udp_multicast": "hosts are named, and not searched for",
 }
-"""What tells dispy how to find, watch and trust nodes: here that is the cluster's."""
+"""Arguments that tell dispy how to find, watch and trust nodes, and why nothing depends on them here."""
+
+REFUSED = {
+    "cleanup": "each job has its files in a directory of its own, which is removed after it",
+    "cluster_status": "use callback, and status()",
+    "dest_path": "each job has its files in a directory of its own, which is its working directory",
+    "exclusive": "a shared cluster is for all of its clients; use JobCluster",
+    "recover_file": "what a controller knows it keeps by itself: ipctl --restore",
+    "setup": "let the function do it when it is first called",
+}
+"""Arguments by which jobs would do other things, and what to do instead."""
+
+
+logger: Any = logging.getLogger("dispy")
+"""Writes to the standard error; ``loglevel`` is its level, as in ``dispy.logger.DEBUG``."""
+for _level in ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"):
+    setattr(logger, _level, getattr(logging, _level))
 
 Files = Tuple[Tuple[str, int, bytes], ...]
 """Names, modes, contents."""
@@ -111,7 +130,9 @@ class DispyNode:
 class NodeAllocate:
     """A node, and how many of its cpus are used: all by default, all but some if negative."""
 
-    def __init__(self, host: str, port: Optional[int] = None, cpus: int = 0) -> None:
+    def __init__(self, host: str = "*", port: Optional[int] = None, cpus: int = 0) -> None:
+        if port is not None:
+            logger.warning("dispy: the port of a node has no use here: %s", UNUSED["port"])
         self.host = host
         self.cpus = cpus
 
@@ -131,7 +152,8 @@ class JobCluster:
 
     ``nodes``: names or addresses, or ``(host, port, cpus)``; this machine by default. ``depends``: files that jobs find in their
     directory, modules, and functions and classes that the computation uses. ``callback`` (or ``job_status``): is called with each job
-    that has ended, in a thread of its own. ``reentrant``: a job whose node has died is started again.
+    that has ended, in a thread of its own. ``reentrant``: a job whose node has died is started again. ``host`` (or ``ip_addr``): the
+    address that nodes connect to, ``ext_host`` (or ``ext_ip_addr``): its name there, if it is another one.
     """
 
     def __init__(
@@ -142,11 +164,18 @@ class JobCluster:
         callback: Optional[Callable[[DispyJob], Any]] = None,
         job_status: Optional[Callable[[DispyJob], Any]] = None,
         reentrant: bool = False,
+        loglevel: Optional[int] = None,
+        host: Optional[str] = None,
+        ip_addr: Optional[str] = None,
+        ext_host: Optional[str] = None,
+        ext_ip_addr: Optional[str] = None,
+        cleanup: bool = True,
         **others: Any,
     ) -> None:
-        unknown = sorted(others.keys() - IGNORED)
-        if unknown:
-            raise TypeError(f"{type(self).__name__} has no {unknown[0]!r} here; see docs/coming-from/dispy.md")
+        if loglevel is not None:
+            logger.setLevel(loglevel)
+        self._ip, self._location = host or ip_addr, ext_host or ext_ip_addr
+        self._look_at({**others, "cleanup": cleanup is not True})
         if not (isinstance(computation, str) or callable(computation)):
             raise TypeError(f"a computation is a function, or the path of a program, not {computation!r}")
         self.name = os.path.basename(computation) if isinstance(computation, str) else getattr(computation, "__name__", repr(computation))
@@ -172,17 +201,27 @@ class JobCluster:
         if self._callback is not None:
             threading.Thread(target=self._call_back, args=(self._callback,), name="dispy-callbacks", daemon=True).start()
 
+    def _look_at(self, others: Dict[str, Any]) -> None:
+        """Says what is wrong with arguments, or without use."""
+        for name, value in others.items():
+            if name in UNUSED:
+                if value:
+                    logger.warning("dispy: %s has no use here: %s", name, UNUSED[name])
+            elif name not in REFUSED or value:
+                raise TypeError(f"{type(self).__name__} has no {name!r} here: {REFUSED.get(name, 'see docs/coming-from/dispy.md')}")
+
     def _connect(self) -> Client:
+        options = [*([f"--ip={self._ip}"] if self._ip else []), *([f"--location={self._location}"] if self._location else [])]
         here = {*LOCAL, socket.gethostname(), socket.getfqdn()}
         if all(node.host in here for node in self._wanted):
             cores = os.cpu_count() or 1
-            return Cluster(max(node.cpus if node.cpus > 0 else max(1, cores + node.cpus) for node in self._wanted)).client()
+            return Cluster(max(node.cpus if node.cpus > 0 else max(1, cores + node.cpus) for node in self._wanted), options=options).client()
         hosts = []
         for node in self._wanted:
             if "*" in node.host or node.cpus < 0:
                 raise ValueError(f"nodes are named here, with how many cpus are used there: not {node.host!r} with {node.cpus}")
             hosts.append(f"{node.host}:{node.cpus}" if node.cpus else node.host)
-        return Cluster(hosts=hosts).client()
+        return Cluster(hosts=hosts, options=options).client()
 
     def _options(self) -> Dict[str, Any]:
         """Those of all calls."""
@@ -359,6 +398,8 @@ class SharedJobCluster(JobCluster):
         super().__init__(computation, *args, **kwargs)
 
     def _connect(self) -> Client:
+        if self._ip or self._location:
+            logger.warning("dispy: host, ip_addr, ext_host and ext_ip_addr have no use here: nobody connects to this program")
         return Client(ssh=self._scheduler)
 
     def _options(self) -> Dict[str, Any]:
@@ -375,7 +416,7 @@ def _allocation(node: Node) -> NodeAllocate:
     if isinstance(node, str):
         return NodeAllocate(node)
     if isinstance(node, dict):
-        return NodeAllocate(node.get("host", "*"), cpus=node.get("cpus", 0))
+        return NodeAllocate(**node)
     if isinstance(node, tuple) and 1 <= len(node) <= 3 and isinstance(node[0], str):
         return NodeAllocate(*node)
     raise TypeError(f"a node is a name, or (host, port, cpus), not {node!r}")

@@ -26,7 +26,7 @@ connection_program = "ssh -x"
 """What leads to a host: it is called with the host and a command."""
 
 remote_program: Optional[str] = None
-"""There, the path of remote.py on the other machine. Here it may be set, and means nothing: the program is sent."""
+"""There, the path of remote.py on the other machine. Programs set it; here it is not needed, because what runs there is sent."""
 
 CHUNK = 1 << 22
 """Bytes of a file that go at a time."""

@@ -7,6 +7,7 @@ value, as they do with pp, so that the hosts need none of the program's own file
 from __future__ import annotations
 
 import itertools
+import logging
 import os
 import sys
 import threading
@@ -23,6 +24,7 @@ from ._engines import LocalEngines
 
 __all__ = ["DestroyedServerError", "Server", "Template"]
 
+_logger = logging.getLogger("pp")
 _LOCAL = "pp-local"
 """The tag of local engines."""
 
@@ -143,7 +145,7 @@ class Server:
 
     ``ncpus``: local engines, by default one a core. ``ppservers``: a tuple of hosts that ``ssh`` reaches without a password;
     each gets an engine a core, and no ``ppserver`` needs to run there: a port (``host:60000``) is part of the name only.
-    ``secret``, ``proto`` and ``socket_timeout`` are taken and have no use: the cluster has a key of its own.
+    ``secret``, ``proto`` and ``socket_timeout`` have no use here, which is logged.
     """
 
     def __init__(
@@ -159,6 +161,13 @@ class Server:
             raise TypeError("ppservers argument must be a tuple")
         if restart:
             raise ValueError("restart=True: the engines' interpreters cannot be started anew for each job")
+        for name, given, why in (
+            ("secret", secret is not None, "the cluster has a key of its own"),
+            ("proto", proto != 2, "pickles are of protocol 5"),
+            ("socket_timeout", socket_timeout != 3600, "the cluster watches its connections by heartbeats"),
+        ):
+            if given:
+                _logger.warning("pp: %s has no use here: %s", name, why)
         self._nodes = {}
         for node in ppservers:
             host = node.split(":")[0]

@@ -39,8 +39,9 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--path", "-p", metavar="DIR", help="the working directory (default: this one)")
     parser.add_argument("--verbose", "-v", action="count", default=1, help="say more")
     parser.add_argument("--quiet", "-q", action="store_true", help="say what is wrong only")
-    for name in ("-b", "--backend", "--external-hostname"):
-        parser.add_argument(name, metavar="X", help="taken, but without a use here")
+    parser.add_argument("--external-hostname", metavar="NAME", help="name or address of this machine as other hosts see it")
+    for name in ("-b", "--backend"):
+        parser.add_argument(name, metavar="X", help="has no use here: there are no brokers but the controller")
     parser.add_argument("executable", metavar="program.py", nargs="?", help="the program")
     parser.add_argument("args", nargs=argparse.REMAINDER, help="its arguments")
     return parser
@@ -80,11 +81,12 @@ def share_out(hosts: Sequence[Tuple[str, int]], n: Optional[int]) -> List[Tuple[
 class Pool:
     """The workers, as long as the program runs."""
 
-    def __init__(self, hosts: Sequence[Tuple[str, int]], tunnel: bool, python: Optional[str]) -> None:
+    def __init__(self, hosts: Sequence[Tuple[str, int]], tunnel: bool, python: Optional[str], name: Optional[str]) -> None:
         here = sum(count for name, count in hosts if name in LOCAL)
         there = [f"{name}:{count}" for name, count in hosts if name not in LOCAL]
         if there:
-            self.cluster = Cluster(sum(count for _, count in hosts) - here, hosts=there, tunnel=tunnel, python=python, options=[] if tunnel else ["--ip=*"])
+            options = [*([] if tunnel else ["--ip=*"]), *([f"--location={name}"] if name else [])]
+            self.cluster = Cluster(sum(count for _, count in hosts) - here, hosts=there, tunnel=tunnel, python=python, options=options)
             self.engines = LocalEngines(self.cluster, "scoop-local")
         else:
             self.cluster = Cluster(here, python=python)
@@ -160,6 +162,9 @@ def main() -> None:
     sys.path.insert(0, os.path.dirname(os.path.abspath(arguments.executable)))
     level = logging.WARNING if arguments.quiet else logging.DEBUG if arguments.verbose > 1 else logging.INFO
     scoop._log(level, False)
+    for option in ("b", "backend"):
+        if getattr(arguments, option) is not None:
+            scoop.logger.warning(f"{'-' * (1 + (option != 'b'))}{option} has no use here: there are no brokers but the controller.")
     say = scoop.logger.info
     size = sum(count for _, count in hosts)
     say(f"SCOOP {scoop.__version__} {scoop.__revision__} on {sys.platform} using Python {' '.join(sys.version.split())}, API: {sys.api_version}")
@@ -168,7 +173,7 @@ def main() -> None:
     for at, (name, count) in enumerate(hosts):
         say(f"   {name}:\t{count - 1} + origin" if at == 0 else f"   {name}:\t{count}")
     try:
-        pool = Pool(hosts, arguments.tunnel, arguments.python_interpreter)
+        pool = Pool(hosts, arguments.tunnel, arguments.python_interpreter, arguments.external_hostname)
     except (IpbrokerError, TimeoutError) as error:
         sys.exit(f"scoop: {error}")
     except KeyboardInterrupt:
