@@ -9,7 +9,8 @@ def engine():
     ours = os.environ.get("IPENGINE")
     if not ours:
         return [sys.executable, "-m", "ipyparallel.engine"]
-    return [ours, "--kernel=ipyparallel", f"--python={sys.executable}"]
+    # As the peer's engines, these end when their interpreter does: its tests wait for their ids to go.
+    return [ours, "--kernel=ipyparallel", f"--python={sys.executable}", "--kernel-restarts=0"]
 
 
 def replace(launcher):
