@@ -55,6 +55,43 @@ def test_ipyparallel_finds_our_controller(tmp_path):
     assert done.returncode == 0 and "[42]" in done.stdout, done.stderr
 
 
+@pytest.mark.parametrize("controller", ["ipbroker", "local"])
+def test_ipyparallel_starts_our_engines(tmp_path, controller):
+    """With our controller, and with ipyparallel's own: started, signalled, restarted and stopped as that package's engines are."""
+    pytest.importorskip("ipyparallel")
+    code = """
+        import os, signal, sys, time
+        import ipyparallel as ipp
+
+        def interrupted():
+            import time
+            print("begun", flush=True)
+            time.sleep(600)
+
+        with ipp.Cluster(controller=sys.argv[1], engines="ipbroker", n=2) as rc:
+            engines = rc.cluster.engine_set
+            assert "--kernel=ipyparallel" in open(f"/proc/{engines.pid}/cmdline").read()
+            pids = rc[:].apply_sync(os.getpid)
+            running = rc[:].apply_async(interrupted)
+            while not all(running.stdout):
+                time.sleep(0.02)
+            rc.cluster.signal_engines_sync(signal.SIGINT)
+            assert {error.ename for error in running.get(60, return_exceptions=True)} == {"KeyboardInterrupt"}
+            assert rc[:].apply_sync(os.getpid) == pids
+            ids = rc.ids
+            rc.cluster.restart_engines_sync()
+            while set(ids) & set(rc.ids):
+                time.sleep(0.02)
+            rc.wait_for_engines(2, timeout=60)
+            assert not set(pids) & set(rc[:].apply_sync(os.getpid))
+            engines = rc.cluster.engine_set
+        assert "Completed registration with id" in engines.get_output()
+        print("all of it")
+    """
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(code), controller], cwd=tmp_path, env=dict(os.environ, IPYTHONDIR=str(tmp_path)), capture_output=True, text=True, timeout=110)
+    assert done.returncode == 0 and "all of it" in done.stdout, done.stderr
+
+
 def test_a_notebook_shows_what_there_is(tmp_path):
     nbformat = pytest.importorskip("nbformat")
     nbclient = pytest.importorskip("nbclient")

@@ -1,4 +1,4 @@
-"""Launchers for ``ipyparallel``: ``ipp.Cluster(controller="ipbroker")``, found by their entry points."""
+"""Launchers for ``ipyparallel``: ``ipp.Cluster(controller="ipbroker", engines="ipbroker")``, found by their entry points."""
 
 from __future__ import annotations
 
@@ -19,14 +19,24 @@ class ControllerLauncher(launcher.LocalControllerLauncher):  # type: ignore[misc
         return [program("ipctl")]
 
 
-class EngineLauncher(launcher.LocalEngineLauncher):  # type: ignore[misc]
-    """One engine of :class:`EngineSetLauncher`."""
+class EngineSetLauncher(launcher.LocalEngineLauncher):  # type: ignore[misc]
+    """Starts ``ipengine --kernel=ipyparallel``: one process for all engines of the set, and below it an interpreter for each,
+    with ``ipyparallel``'s own kernel. They also run this package's calls, and commands."""
+
+    @default("engine_cmd")
+    def _engine_cmd(self) -> List[str]:
+        return [program("ipengine"), "--kernel=ipyparallel", f"--python={sys.executable}"]
+
+    def find_args(self) -> List[str]:
+        return [*super().find_args(), f"--engines={self.n}"]
+
+    def start(self, n: int) -> Any:
+        self.n = n
+        return super().start()
 
 
-class EngineSetLauncher(launcher.LocalEngineSetLauncher):  # type: ignore[misc]
-    """Starts ``ipengine --python``: engines for this package's calls and for commands, on ``ipyparallel``'s cluster."""
-
-    launcher_class: Any = EngineLauncher
+class CallsEngineSetLauncher(EngineSetLauncher):
+    """Starts ``ipengine --python``: engines for this package's calls and for commands alone."""
 
     @default("engine_cmd")
     def _engine_cmd(self) -> List[str]:
