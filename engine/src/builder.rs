@@ -197,6 +197,7 @@ impl Default for Builder {
             kernel_options: Vec::new(),
             settings: Settings {
                 grace: Duration::from_secs(60),
+                idle: None,
                 tags: Vec::new(),
                 aliases: Vec::new(),
                 first_id: None,
@@ -308,6 +309,13 @@ impl Builder {
     #[must_use]
     pub fn grace(mut self, grace: Duration) -> Self {
         self.settings.grace = grace;
+        self
+    }
+
+    /// How long the engine may be idle, all logical engines of it, before it leaves. Default: for ever.
+    #[must_use]
+    pub fn idle(mut self, limit: Option<Duration>) -> Self {
+        self.settings.idle = limit;
         self
     }
 

@@ -55,6 +55,9 @@ struct Options {
     /// Seconds that the controller may be away before the engines leave
     #[arg(long, value_name = "S", default_value_t = 60.0, value_parser = seconds)]
     grace: f64,
+    /// Seconds without a task after which the engines leave [default: never]
+    #[arg(long, value_name = "S", value_parser = seconds)]
+    idle: Option<f64>,
     /// Tags by which tasks choose engines
     #[arg(long, value_name = "TAG,…", value_delimiter = ',')]
     tags: Vec<String>,
@@ -225,6 +228,7 @@ fn run(mut options: Options, traits: Vec<String>) -> Result<(), RunError> {
         .first_id(options.id)
         .pin(options.pin)
         .grace(Duration::from_secs_f64(options.grace))
+        .idle(options.idle.map(Duration::from_secs_f64))
         .wait(Duration::from_secs_f64(options.wait));
     for (name, pool) in options.resource {
         builder = builder.resource(&name, pool);

@@ -4,7 +4,7 @@ use std::{
     collections::{HashSet, VecDeque},
     sync::{
         Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError, RwLock,
-        atomic::{AtomicBool, AtomicU32, Ordering},
+        atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering},
     },
 };
 
@@ -53,6 +53,8 @@ pub(crate) struct Seat {
     waits: Mutex<Vec<i32>>,
     /// Rung when a task comes while a call waits.
     meanwhile: OnceLock<(Waker, Wake)>,
+    /// How many tasks it has taken.
+    taken: AtomicU64,
     /// Why it cannot go on, once that is so.
     given_up: OnceLock<String>,
     session: RwLock<Arc<Session>>,
@@ -163,6 +165,7 @@ impl Seat {
             line: Mutex::default(),
             waits: Mutex::default(),
             meanwhile: OnceLock::new(),
+            taken: AtomicU64::new(0),
             given_up: OnceLock::new(),
             session: RwLock::new(session),
             whole: AtomicBool::new(false),
@@ -252,6 +255,11 @@ impl Seat {
         !std::mem::replace(&mut self.queue().worker, true)
     }
 
+    /// How many tasks it has taken.
+    pub(crate) fn taken(&self) -> u64 {
+        self.taken.load(Ordering::Relaxed)
+    }
+
     /// Whether nothing waits and nothing runs.
     pub(crate) fn is_idle(&self) -> bool {
         let queue = self.queue();
@@ -268,6 +276,7 @@ impl Seat {
         let mut queue = self.queue();
         let idle = queue.current.is_none() && queue.waiting.is_empty() && queue.closed.is_none();
         if idle {
+            self.taken.fetch_add(1, Ordering::Relaxed);
             queue.current = Some(self.current(task));
         }
         idle
@@ -286,6 +295,7 @@ impl Seat {
     pub(crate) fn push(&self, task: Task) -> bool {
         let mut queue = self.queue();
         queue.waiting.push_back(task);
+        self.taken.fetch_add(1, Ordering::Relaxed);
         if queue.parked {
             self.bell.notify_one();
         }

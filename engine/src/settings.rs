@@ -9,6 +9,8 @@ use ipbroker_protocol::resources::Pools;
 pub(crate) struct Settings {
     /// How long a controller may be away.
     pub(crate) grace: Duration,
+    /// How long all engines of the process may be idle before they leave; none: for ever.
+    pub(crate) idle: Option<Duration>,
     /// Tags of the engines.
     pub(crate) tags: Vec<String>,
     /// Further names of this host.

@@ -79,6 +79,33 @@ pub fn timedelta(duration: Duration) -> String {
     text
 }
 
+/// Seconds of a duration as users write it: `90`, `90s`, `15m`, `2h`, `1d`.
+#[must_use]
+pub fn parse_duration(text: &str) -> Option<f64> {
+    let text = text.trim();
+    let digits = text.find(|c: char| !c.is_ascii_digit() && c != '.');
+    let (number, unit) = text.split_at(digits.unwrap_or(text.len()));
+    let each = match unit.trim() {
+        "" | "s" => 1.0,
+        "m" => 60.0,
+        "h" => 3600.0,
+        "d" => 86400.0,
+        _ => return None,
+    };
+    let number: f64 = number.parse().ok()?;
+    Some(number * each)
+}
+
+/// The same, for a command line.
+///
+/// # Errors
+/// In words, when it is no duration, or not a finite one.
+pub fn duration(text: &str) -> Result<Duration, String> {
+    parse_duration(text)
+        .and_then(|seconds| Duration::try_from_secs_f64(seconds).ok())
+        .ok_or_else(|| "a time such as 90s, 10m, 2h or 1d".to_owned())
+}
+
 /// The time between two moments, zero when the second is earlier.
 #[must_use]
 pub fn between(from: Timestamp, to: Timestamp) -> Duration {

@@ -280,7 +280,7 @@ impl Keys<'_> {
     pub(super) fn duration(&self, key: &'static str) -> Result<Option<f64>, LineError> {
         match self.get(key) {
             None => Ok(None),
-            Some(Value::String(text)) => match parse_duration(text) {
+            Some(Value::String(text)) => match ipbroker_protocol::time::parse_duration(text) {
                 Some(seconds) => Ok(Some(seconds)),
                 None => Err(wrong(
                     key,
@@ -339,22 +339,6 @@ fn units(name: &str, value: &Value) -> Result<f64, String> {
     };
     let number = number.unwrap_or(f64::NAN);
     resources::check(name, number).map(|()| number)
-}
-
-/// Seconds of a duration as users write it: `90`, `90s`, `15m`, `2h`, `1d`.
-pub fn parse_duration(text: &str) -> Option<f64> {
-    let text = text.trim();
-    let digits = text.find(|c: char| !c.is_ascii_digit() && c != '.');
-    let (number, unit) = text.split_at(digits.unwrap_or(text.len()));
-    let each = match unit.trim() {
-        "" | "s" => 1.0,
-        "m" => 60.0,
-        "h" => 3600.0,
-        "d" => 86400.0,
-        _ => return None,
-    };
-    let number: f64 = number.parse().ok()?;
-    Some(number * each)
 }
 
 fn wrong_value(key: &'static str, must: &str, value: &Value) -> LineError {

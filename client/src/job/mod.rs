@@ -12,7 +12,7 @@ pub use error::{JobError, LineError};
 pub use graph::{Graph, GraphError, rename};
 pub use ipbroker_protocol::message::{Limit, Require};
 pub use ipbroker_protocol::size::parse as parse_size;
-pub use keys::parse_duration;
+pub use ipbroker_protocol::time::parse_duration;
 pub use line::{Condition, Job, Placement, Transfer, parse_line};
 pub use outcome::{CAPTURE, JobResult, JobStatus, write_line};
 pub use value::{isoformat, log_time, timedelta};

@@ -208,6 +208,9 @@ fn serve(
                 Notice::Joined(engine) => {
                     tracing::debug!(id = engine.id, pid = engine.pid, "joined");
                     local.joined(engine.pid);
+                    if let Some(remote) = &mut remote {
+                        remote.joined();
+                    }
                 }
                 Notice::Left(engine) => tracing::debug!(id = engine.id, pid = engine.pid, "left"),
                 Notice::Shutdown => break "a client asked for it".to_owned(),

@@ -260,9 +260,9 @@ impl Settings {
         let elsewhere = !cli.hosts.hosts.is_empty()
             || cli.hosts.hosts_file.is_some()
             || cli.hosts.batch_system.is_some();
-        if cli.hosts.batch_system.is_some() && cli.engines.is_none() {
+        if cli.hosts.batch_system.is_some() && cli.engines.is_none() && cli.hosts.max.is_none() {
             return Err(AppError::Usage(
-                "--engines needs -n: how many engines to start".into(),
+                "--engines needs -n: how many engines to start, or --max: how many there may be while tasks wait".into(),
             ));
         }
         let lease = Duration::try_from_secs_f64(network.lease)
@@ -394,6 +394,7 @@ impl Settings {
             let plan = batch::Plan {
                 system: batch::System::find(system).map_err(launch)?,
                 engines: self.engines.unwrap_or(1),
+                growth: self.hosts.growth(),
                 options: self.hosts.batch_options.clone(),
                 template: self.hosts.batch_template.clone(),
                 program: local::engine_program(self.hosts.engine_program.as_deref()),
@@ -404,7 +405,7 @@ impl Settings {
                 adopt,
             };
             return Ok(Some(Box::new(
-                batch::BatchLauncher::start(&plan, sink).map_err(launch)?,
+                batch::BatchLauncher::start(plan, sink, controller.ways()).map_err(launch)?,
             )));
         }
         let Some((hosts, tools)) = self.remote.clone() else {

@@ -4,6 +4,7 @@ use std::{
     io,
     sync::Arc,
     thread::{self, JoinHandle},
+    time::Duration,
 };
 
 use crossbeam_channel::Sender;
@@ -13,10 +14,11 @@ use super::{AppError, MainEvent, Settings, bind, bind::Ports, files};
 use crate::{
     hub::{self, Event, Links},
     junk::JunkTotal,
+    launch::batch::Ways,
     mailbox::{Post, mailbox},
     relay::{control, iopub, mux},
     scheduler::{
-        command::Command,
+        command::{Answer, Command, TaskTotals},
         core::{Config, Scheme, scheme},
         pure::PureThread,
         task::TaskThread,
@@ -250,6 +252,29 @@ fn tell_address(settings: &Settings, url: &str, port: u16) {
 }
 
 impl Controller {
+    /// What a launcher asks and tells.
+    pub(crate) fn ways(&self) -> Ways {
+        let (tasks, hub) = (self.links.tasks.clone(), self.events.clone());
+        Ways {
+            waiting: Box::new(move || {
+                let (give, take) = crossbeam_channel::bounded(1);
+                tasks.send(Command::Totals {
+                    session: None,
+                    answer: Answer::new(move |totals: TaskTotals| {
+                        let _ = give.send(totals.ready);
+                    }),
+                });
+                // A controller that ends does not answer.
+                take.recv_timeout(Duration::from_secs(5)).ok()
+            }),
+            tell: Box::new(move |batch| {
+                hub.send(Event::Continue(Box::new(move |hub| {
+                    hub.batch = Some(batch)
+                })));
+            }),
+        }
+    }
+
     /// Ends all threads; what they have taken is written. `engines`: engines of ours that are still there end too.
     pub(crate) fn stop(self, engines: bool) {
         self.events.send(Event::Shutdown { engines });

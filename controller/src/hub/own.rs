@@ -272,8 +272,13 @@ impl Hub {
                 (name.unwrap_or_else(|| uuid.clone()), why)
             })
             .collect();
-        let reply =
-            json!({"status": "ok", "state": state, "text": explanation.text, "engines": engines});
+        let mut text = explanation.text.clone();
+        if explanation.state == TaskState::Waiting
+            && let Some(batch) = &self.batch
+        {
+            text = format!("{text}; {}", batch_words(batch));
+        }
+        let reply = json!({"status": "ok", "state": state, "text": text, "engines": engines});
         self.reply(to, &reply, Vec::new());
     }
 
@@ -392,6 +397,7 @@ impl Hub {
             "relay_bytes": relay_bytes,
             "refused_messages": self.junk_total.get(),
             "troubles": self.all_troubles(),
+            "batch": self.batch,
         });
         self.reply(to, &reply, Vec::new());
     }
@@ -663,4 +669,25 @@ mod tests {
         );
         assert_eq!(renew(&session, &task).3, [vec![1]]);
     }
+}
+
+/// What a batch system was asked for, for somebody whose task waits.
+fn batch_words(batch: &Value) -> String {
+    let system = batch["system"].as_str().unwrap_or_default();
+    let jobs = batch["jobs"].as_array().map_or(&[][..], Vec::as_slice);
+    let word = |job: &Value| {
+        let text = |key: &str| job[key].as_str().unwrap_or_default().to_owned();
+        format!(
+            "job {} of {} engine(s) {}",
+            text("job"),
+            job["engines"],
+            text("state")
+        )
+    };
+    let mut words: Vec<String> = jobs.iter().map(word).collect();
+    words.extend(batch["trouble"].as_str().map(str::to_owned));
+    if words.is_empty() {
+        words.push("no job".to_owned());
+    }
+    format!("{system}: {}", words.join(", "))
 }

@@ -72,6 +72,8 @@ pub struct Hub {
     pub(super) watch: Watch,
     pub(super) started: Instant,
     pub(super) troubles: BTreeMap<&'static str, String>,
+    /// Jobs of a batch system that are engines, or will be.
+    pub(crate) batch: Option<Value>,
     tell: Box<dyn Fn(Notice) + Send>,
     next_beat: Instant,
     next_sweep: Instant,
@@ -122,6 +124,7 @@ impl Hub {
             watch: Watch::new(settings.page.clone()),
             started: now,
             troubles: BTreeMap::new(),
+            batch: None,
             next_beat: now + settings.ping,
             next_sweep: now + Duration::from_secs(1),
             extra_ping: None,
@@ -565,9 +568,14 @@ impl Hub {
 
     /// What is wrong with the controller, in words.
     pub(super) fn all_troubles(&self) -> Vec<String> {
+        let batch = self
+            .batch
+            .as_ref()
+            .and_then(|batch| batch["trouble"].as_str());
         self.troubles
             .values()
             .cloned()
+            .chain(batch.map(str::to_owned))
             .chain(self.links.store.status().faults)
             .collect()
     }

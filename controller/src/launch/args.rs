@@ -1,10 +1,14 @@
 //! The options of `ipctl` that say where its engines run.
 
-use std::path::PathBuf;
+use std::{path::PathBuf, time::Duration};
 
 use clap::Args;
+use ipbroker_protocol::time;
 
-use super::hosts::{self, HostSpec, HostsError};
+use super::{
+    batch::Growth,
+    hosts::{self, HostSpec, HostsError},
+};
 
 /// Engines on other hosts.
 #[derive(Debug, Clone, Default, Args)]
@@ -31,6 +35,10 @@ pub struct HostArgs {
     /// Engines run Python calls too, with this interpreter of their host (3.9 or later) [default: $IPBROKER_PYTHON, python3]
     #[arg(long, value_name = "INTERPRETER", num_args = 0..=1, require_equals = true, default_missing_value = "")]
     pub python: Option<String>,
+    /// Engines own a Jupyter kernel each and run what ipyparallel sends: the name of a kernelspec of their host, or
+    /// `ipyparallel`, its own kernel
+    #[arg(long, value_name = "NAME")]
+    pub kernel: Option<String>,
     /// Start the -n engines through a batch system; options for its submit command come after `--`
     #[arg(
         long = "engines",
@@ -41,6 +49,15 @@ pub struct HostArgs {
         ignore_case = true
     )]
     pub batch_system: Option<String>,
+    /// Let the cluster grow: submit jobs of -n engines each while tasks wait, up to so many engines in all
+    #[arg(long, value_name = "ENGINES", requires = "batch_system", value_parser = clap::value_parser!(u32).range(1..))]
+    pub max: Option<u32>,
+    /// … of which so many are there in any case
+    #[arg(long, value_name = "ENGINES", requires = "max", default_value_t = 0)]
+    pub min: u32,
+    /// … and the others leave when they have been idle for so long (90s, 10m, 1h)
+    #[arg(long, value_name = "TIME", requires = "max", default_value = "60s", value_parser = time::duration)]
+    pub idle: Duration,
     /// Script for the batch system instead of the built-in one, with {engines}, {program} and {args}
     #[arg(long, value_name = "FILE", requires = "batch_system")]
     pub batch_template: Option<PathBuf>,
@@ -55,13 +72,18 @@ pub struct HostArgs {
 impl HostArgs {
     /// What these options say to `ipengine`, wherever it is started.
     pub fn engine_args(&self) -> Vec<String> {
-        self.python
-            .iter()
-            .map(|program| match program.as_str() {
-                "" => "--python".to_owned(),
-                program => format!("--python={program}"),
-            })
-            .collect()
+        let python = self.python.iter().map(|program| match program.as_str() {
+            "" => "--python".to_owned(),
+            program => format!("--python={program}"),
+        });
+        let kernel = self.kernel.iter().map(|name| format!("--kernel={name}"));
+        python.chain(kernel).collect()
+    }
+
+    /// How the cluster grows, if it does.
+    pub fn growth(&self) -> Option<Growth> {
+        let (min, idle) = (self.min, self.idle);
+        self.max.map(|max| Growth { min, max, idle })
     }
 
     /// The hosts asked for; empty: none.

@@ -13,6 +13,9 @@ use std::{fmt, sync::Arc, time::Duration};
 
 /// Something that runs engines for the controller.
 pub trait Launcher: Send {
+    /// An engine has joined the cluster.
+    fn joined(&mut self) {}
+
     /// Stops all that it started, and returns when nothing of it is left or `grace` is over.
     fn stop(&mut self, grace: Duration);
 }

@@ -7,6 +7,7 @@
 
 use std::{
     io::Read,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -18,8 +19,11 @@ use ipbroker_protocol::{
 };
 use serde_json::json;
 
-use super::{Leave, Server};
-use crate::process::{Channel, Outgoing};
+use super::{Leave, Link, Server};
+use crate::{
+    process::{Channel, Outgoing},
+    seat::Seat,
+};
 
 /// How long a running task may take to end once it was told to.
 const PATIENCE: Duration = Duration::from_millis(1500);
@@ -48,6 +52,23 @@ impl Server {
             return;
         }
         self.leave("the engine got a signal to end");
+    }
+
+    /// The engines leave when none of them has had anything to do for too long.
+    pub(super) fn leave_if_idle(&mut self, now: Instant) {
+        let idle = |(link, seat): (&Link, &Arc<Seat>)| link.registered && seat.is_idle();
+        let taken = self.seats.iter().map(|seat| seat.taken()).sum();
+        let (since, before) = self.busy;
+        if taken != before || !self.links.iter().zip(&self.seats).all(idle) {
+            self.busy = (now, taken);
+            return;
+        }
+        if let Some(limit) = self.settings.idle
+            && now - since > limit
+            && self.leaves.is_none()
+        {
+            self.leave(&format!("idle for {} s", limit.as_secs_f64()));
+        }
     }
 
     /// All engines of the process leave.

@@ -136,6 +136,8 @@ pub(crate) struct Server {
     outgoing: Vec<Outgoing>,
     /// Since when what is in it waits for more.
     gathering: Option<Instant>,
+    /// When an engine of the process last had something to do, and how many tasks they had taken by then.
+    busy: (Instant, u64),
     /// Why the process leaves, once it does.
     leaves: Option<String>,
     failed: Option<ServeError>,
@@ -181,6 +183,7 @@ impl Server {
             ready: VecDeque::new(),
             outgoing: Vec::new(),
             gathering: None,
+            busy: (Instant::now(), 0),
             leaves: None,
             failed: None,
         };
@@ -471,6 +474,7 @@ impl Server {
                 self.leave_one(seat, &why);
             }
         }
+        self.leave_if_idle(now);
         self.retry(now);
         self.watch_controller(now)?;
         self.register(now);

@@ -1,5 +1,7 @@
-//! Engines through a batch system: writes the script, submits it, watches the job, cancels it at the end.
+//! Engines through a batch system: writes the script, submits it, watches the job, cancels it at the end. A cluster that
+//! grows ([`Growth`]) submits more jobs while tasks wait.
 
+mod grow;
 mod system;
 
 pub use system::{JobState, SYSTEMS, System};
@@ -11,26 +13,28 @@ use std::{
     process::{Command, Output, Stdio},
     sync::{
         Arc,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     thread::{self, JoinHandle},
     time::{Duration, Instant},
 };
 
-use ipbroker_protocol::wake::{self, Wake, Waker};
+use ipbroker_protocol::wake::{self, Waker};
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 use super::{LaunchEvent, Launcher, Sink};
-
-const WATCH: Duration = Duration::from_secs(3);
+use grow::Keeper;
 
 /// What to submit.
 #[derive(Debug, Clone)]
 pub struct Plan {
     /// To which system.
     pub system: &'static System,
-    /// How many engines.
+    /// How many engines, of each job.
     pub engines: u32,
+    /// How many jobs follow; none: just one is submitted.
+    pub growth: Option<Growth>,
     /// Options for the submit command.
     pub options: Vec<String>,
     /// A script of the user's own, with the same `{…}` in it.
@@ -49,12 +53,41 @@ pub struct Plan {
     pub adopt: bool,
 }
 
-/// A job, in the record.
+/// A cluster that grows while tasks wait, and shrinks when its engines are idle.
+#[derive(Debug, Clone, Copy)]
+pub struct Growth {
+    /// Engines that are there in any case.
+    pub min: u32,
+    /// Engines that there may be, waiting jobs included.
+    pub max: u32,
+    /// How long an engine beyond the least number may be idle before it leaves.
+    pub idle: Duration,
+}
+
+/// What a launcher asks and tells the controller.
+pub struct Ways {
+    /// How many tasks wait for an engine; none while that is not known.
+    pub waiting: Box<dyn Fn() -> Option<u64> + Send>,
+    /// Tells what there is, for `status`, whenever it has changed.
+    pub tell: Box<dyn Fn(Value) + Send>,
+}
+
+/// Jobs, in the record.
 #[derive(Debug, Serialize, Deserialize)]
 struct Recorded {
     system: String,
-    job: String,
+    jobs: Vec<Job>,
+}
+
+/// A job that was submitted.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+struct Job {
+    /// Its number, as the system has it.
+    number: String,
+    /// How many engines it is.
     engines: u32,
+    /// Its engines do not leave when they are idle.
+    stays: bool,
 }
 
 /// Why nothing was submitted.
@@ -109,69 +142,46 @@ pub enum BatchError {
     System(#[from] io::Error),
 }
 
-/// Engines in a batch job.
+/// Engines in batch jobs.
 pub struct BatchLauncher {
     stop: Arc<AtomicBool>,
+    joined: Arc<AtomicU64>,
     waker: Waker,
     thread: Option<JoinHandle<()>>,
     record: PathBuf,
 }
 
 impl BatchLauncher {
-    /// Writes the script and submits it, unless an earlier controller's job is there; what becomes of the job is told to
+    /// Writes the script and submits it, unless an earlier controller's jobs are there; what becomes of the jobs is told to
     /// `sink`.
     ///
     /// # Errors
-    /// When the script cannot be written or the job is refused.
-    pub fn start(plan: &Plan, sink: Sink) -> Result<Self, BatchError> {
-        let name = |job: &str| format!("{} job {job}", plan.system.name);
-        let (job, engines, step) = match survivor(plan) {
-            Some(Recorded { job, engines, .. }) => {
-                let step = format!(
-                    "{engines} engine(s) of the earlier controller; nothing else is submitted"
-                );
-                (job, engines, step)
-            }
-            None => {
-                let script = write_script(plan)?;
-                let (job, engines) = (submit(plan, &script)?, plan.engines);
-                let step = format!("submitted {engines} engine(s) ({})", script.display());
-                (job, engines, step)
-            }
-        };
-        let host = name(&job);
-        sink(LaunchEvent::Progress {
-            host: host.clone(),
-            step,
-        });
-        if let Err(error) = write_record(plan, &job, engines) {
-            tracing::warn!("cannot write {}: {error}", plan.record.display());
-        }
+    /// When the script cannot be written or the first job is refused.
+    pub fn start(plan: Plan, sink: Sink, ways: Ways) -> Result<Self, BatchError> {
         let stop = Arc::new(AtomicBool::new(false));
+        let joined = Arc::new(AtomicU64::new(0));
         let (waker, wake) = wake::pair()?;
-        let watcher = Watcher {
-            system: plan.system,
-            job,
-            host,
-            engines,
-            dir: plan.dir.clone(),
-            stop: stop.clone(),
-            wake,
-            sink,
-        };
+        let record = plan.record.clone();
+        let mut keeper = Keeper::new(plan, sink, ways, (stop.clone(), joined.clone()), wake);
+        keeper.begin()?;
         let thread = thread::Builder::new()
             .name("batch".into())
-            .spawn(move || watcher.run())?;
+            .spawn(move || keeper.run())?;
         Ok(Self {
             stop,
+            joined,
             waker,
             thread: Some(thread),
-            record: plan.record.clone(),
+            record,
         })
     }
 }
 
 impl Launcher for BatchLauncher {
+    fn joined(&mut self) {
+        self.joined.fetch_add(1, Ordering::Relaxed);
+    }
+
     fn stop(&mut self, grace: Duration) {
         self.stop.store(true, Ordering::Release);
         self.waker.wake();
@@ -188,11 +198,10 @@ impl Launcher for BatchLauncher {
     }
 }
 
-fn write_record(plan: &Plan, job: &str, engines: u32) -> io::Result<()> {
+fn write_record(plan: &Plan, jobs: Vec<Job>) -> io::Result<()> {
     let recorded = Recorded {
         system: plan.system.name.to_owned(),
-        job: job.to_owned(),
-        engines,
+        jobs,
     };
     let dir = plan.record.parent().unwrap_or(Path::new("."));
     let mut file = tempfile::NamedTempFile::new_in(dir)?;
@@ -201,16 +210,19 @@ fn write_record(plan: &Plan, job: &str, engines: u32) -> io::Result<()> {
     Ok(())
 }
 
-/// The job of an earlier controller, if it waits or runs.
-fn survivor(plan: &Plan) -> Option<Recorded> {
+/// The jobs of an earlier controller that wait or run.
+fn survivors(plan: &Plan) -> Vec<Job> {
     if !plan.adopt {
-        return None;
+        return Vec::new();
     }
-    let bytes = fs::read(&plan.record).ok()?;
-    let recorded: Recorded = serde_json::from_slice(&bytes).ok()?;
-    let there = recorded.system == plan.system.name
-        && state(plan.system, &recorded.job).is_some_and(|state| state != JobState::Gone);
-    there.then_some(recorded)
+    let recorded = fs::read(&plan.record)
+        .ok()
+        .and_then(|bytes| serde_json::from_slice::<Recorded>(&bytes).ok());
+    let jobs = recorded.filter(|recorded| recorded.system == plan.system.name);
+    let there =
+        |job: &Job| state(plan.system, &job.number).is_some_and(|state| state != JobState::Gone);
+    let jobs = jobs.map(|recorded| recorded.jobs).unwrap_or_default();
+    jobs.into_iter().filter(there).collect()
 }
 
 /// How a job is, as far as its system answers.
@@ -222,6 +234,7 @@ fn state(system: &System, job: &str) -> Option<JobState> {
         .output()
         .ok()?;
     (system.state)(
+        job,
         output.status.success(),
         &String::from_utf8_lossy(&output.stdout),
         &String::from_utf8_lossy(&output.stderr),
@@ -289,110 +302,37 @@ fn words_of(output: &Output) -> String {
         .unwrap_or_else(|| output.status.to_string())
 }
 
-struct Watcher {
-    system: &'static System,
-    job: String,
-    host: String,
-    engines: u32,
-    dir: PathBuf,
-    stop: Arc<AtomicBool>,
-    wake: Wake,
-    sink: Sink,
+/// Cancels a job and waits until it is gone.
+fn cancel(system: &System, job: &str) -> Result<(), String> {
+    Command::new(system.cancel)
+        .arg(job)
+        .stdin(Stdio::null())
+        .output()
+        .map_err(|error| format!("`{} {job}`: {error}", system.cancel))?;
+    while state(system, job).is_some_and(|state| state != JobState::Gone) {
+        thread::sleep(Duration::from_millis(200));
+    }
+    Ok(())
 }
 
-impl Watcher {
-    fn run(self) {
-        let mut told = None;
-        loop {
-            if self.stop.load(Ordering::Acquire) {
-                self.cancel();
-                return;
-            }
-            match state(self.system, &self.job) {
-                Some(JobState::Gone) => {
-                    self.tail();
-                    (self.sink)(LaunchEvent::Ended {
-                        host: self.host.clone(),
-                        status: None,
-                    });
-                    return;
-                }
-                Some(state) if told.as_ref() != Some(&state) => {
-                    match &state {
-                        JobState::Running => {
-                            (self.sink)(LaunchEvent::Started {
-                                host: self.host.clone(),
-                                engines: self.engines,
-                            });
-                            (self.sink)(LaunchEvent::Settled {
-                                engines: vec![(self.host.clone(), self.engines)],
-                                failed: Vec::new(),
-                            });
-                        }
-                        JobState::Waiting(why) => (self.sink)(LaunchEvent::Progress {
-                            host: self.host.clone(),
-                            step: format!("waiting: {why}"),
-                        }),
-                        JobState::Gone => {}
-                    }
-                    told = Some(state);
-                }
-                // A scheduler that does not answer for a while says nothing about the job.
-                _ => {}
-            }
-            self.wake.wait(if matches!(told, Some(JobState::Running)) {
-                WATCH
-            } else {
-                WATCH / 6
-            });
-            self.wake.clear();
+/// What a job has said last: the reason, if it failed.
+fn last_words(dir: &Path, job: &str) -> Vec<String> {
+    let number: String = job.chars().take_while(char::is_ascii_digit).collect();
+    let mark = format!("ipengine-{number}");
+    let mut words = Vec::new();
+    let entries = fs::read_dir(dir).into_iter().flatten().flatten();
+    let of_job = |name: &std::ffi::OsStr| name.to_string_lossy().starts_with(&mark);
+    for entry in entries.filter(|entry| of_job(&entry.file_name())).take(4) {
+        let mut text = String::new();
+        let read =
+            fs::File::open(entry.path()).and_then(|f| f.take(64 << 10).read_to_string(&mut text));
+        if read.is_ok() {
+            let lines: Vec<&str> = text.lines().filter(|l| !l.trim().is_empty()).collect();
+            let last = &lines[lines.len().saturating_sub(5)..];
+            words.extend(last.iter().map(|line| (*line).to_owned()));
         }
     }
-
-    /// Cancels the job and waits until it is gone; the launcher does not wait for longer than its grace.
-    fn cancel(&self) {
-        let cancelled = Command::new(self.system.cancel)
-            .arg(&self.job)
-            .stdin(Stdio::null())
-            .output();
-        if let Err(e) = cancelled {
-            (self.sink)(LaunchEvent::Failed {
-                host: self.host.clone(),
-                reason: format!("{}: `{} {}`: {e}", self.host, self.system.cancel, self.job),
-            });
-            return;
-        }
-        while state(self.system, &self.job).is_some_and(|s| s != JobState::Gone) {
-            thread::sleep(Duration::from_millis(200));
-        }
-    }
-
-    /// What the job has said last: the reason, if it failed.
-    fn tail(&self) {
-        let Ok(entries) = fs::read_dir(&self.dir) else {
-            return;
-        };
-        let number: String = self.job.chars().take_while(char::is_ascii_digit).collect();
-        let mark = format!("ipengine-{number}");
-        for entry in entries
-            .flatten()
-            .filter(|e| e.file_name().to_string_lossy().starts_with(&mark))
-            .take(4)
-        {
-            let mut text = String::new();
-            let read = fs::File::open(entry.path())
-                .and_then(|f| f.take(64 << 10).read_to_string(&mut text));
-            if read.is_ok() {
-                let lines: Vec<&str> = text.lines().filter(|l| !l.trim().is_empty()).collect();
-                for line in &lines[lines.len().saturating_sub(5)..] {
-                    (self.sink)(LaunchEvent::Stderr {
-                        host: self.host.clone(),
-                        line: (*line).to_owned(),
-                    });
-                }
-            }
-        }
-    }
+    words
 }
 
 #[cfg(test)]

@@ -22,8 +22,8 @@ pub struct System {
     pub number: fn(&str) -> Option<String>,
     /// The command that tells the job's state.
     pub query: fn(&str) -> (&'static str, Vec<String>),
-    /// What it says: success, standard output, standard error.
-    pub state: fn(bool, &str, &str) -> Option<JobState>,
+    /// What it says of the job of that number: success, standard output, standard error.
+    pub state: fn(&str, bool, &str, &str) -> Option<JobState>,
     /// The command that ends a job.
     pub cancel: &'static str,
 }
@@ -60,7 +60,7 @@ pub static SYSTEMS: [System; 5] = [
                     .to_vec(),
             )
         },
-        state: |ok, out, err| match out.lines().find(|l| !l.trim().is_empty()) {
+        state: |_, ok, out, err| match out.lines().find(|l| !l.trim().is_empty()) {
             Some(line) => Some(match line.split_once(' ').unwrap_or((line, "")) {
                 ("RUNNING" | "COMPLETING" | "STOPPED" | "SUSPENDED", _) => JobState::Running,
                 (
@@ -87,7 +87,7 @@ pub static SYSTEMS: [System; 5] = [
                 .map(str::to_owned)
         },
         query: |job| ("qstat", vec![job.to_owned()]),
-        state: |ok, out, err| match out
+        state: |_, ok, out, err| match out
             .lines()
             .rev()
             .find(|l| l.starts_with(|c: char| c.is_ascii_digit()))
@@ -116,17 +116,13 @@ pub static SYSTEMS: [System; 5] = [
         },
         query: |_| ("qstat", Vec::new()),
         // `qstat -j` knows no state: it is looked up in the list, whose columns are id, priority, name, user, state.
-        state: |ok, out, _| {
+        state: |job, ok, out, _| {
             if !ok {
                 return None;
             }
             let states: Vec<&str> = out
                 .lines()
-                .filter(|l| {
-                    l.split_whitespace()
-                        .nth(2)
-                        .is_some_and(|n| n.starts_with("ipengine"))
-                })
+                .filter(|l| l.split_whitespace().next() == Some(job))
                 .filter_map(|l| l.split_whitespace().nth(4))
                 .collect();
             Some(
@@ -158,7 +154,7 @@ pub static SYSTEMS: [System; 5] = [
                 ["-noheader", "-o", "stat", job].map(str::to_owned).to_vec(),
             )
         },
-        state: |ok, out, err| {
+        state: |_, ok, out, err| {
             let states: Vec<&str> = out
                 .lines()
                 .map(str::trim)
@@ -203,7 +199,7 @@ pub static SYSTEMS: [System; 5] = [
                     .to_vec(),
             )
         },
-        state: |ok, out, _| {
+        state: |_, ok, out, _| {
             if !ok {
                 return None;
             }

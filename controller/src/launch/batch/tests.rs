@@ -6,6 +6,7 @@ fn plan(system: &str, engines: u32, dir: &Path) -> Plan {
     Plan {
         system: System::find(system).unwrap(),
         engines,
+        growth: None,
         options: vec!["--partition=debug".into()],
         template: None,
         program: "/opt/my tools/ipengine".into(),
@@ -106,7 +107,7 @@ fn numbers_and_states_are_understood() {
     assert_eq!(number("slurm", "sbatch: error\n"), None);
 
     let state = |system: &str, ok: bool, out: &str, err: &str| {
-        (System::find(system).unwrap().state)(ok, out, err)
+        (System::find(system).unwrap().state)("5", ok, out, err)
     };
     assert_eq!(
         state("slurm", true, "PENDING Resources\n", ""),
@@ -159,6 +160,9 @@ fn numbers_and_states_are_understood() {
         Some(JobState::Waiting("state qw".into()))
     );
     assert_eq!(state("sge", true, &sge("r"), ""), Some(JobState::Running));
+    // That of another job says nothing of this one.
+    let other = sge("r").replace("      5 ", "     15 ");
+    assert_eq!(state("sge", true, &other, ""), Some(JobState::Gone));
     assert_eq!(state("sge", true, "", ""), Some(JobState::Gone));
     assert_eq!(
         state("lsf", true, "PEND\nRUN\n", ""),
@@ -212,7 +216,7 @@ fn a_job_is_watched_and_cancelled() {
                 .map(|s| s.trim().to_owned())
         },
         query: query_state,
-        state: |ok, out, _| {
+        state: |_, ok, out, _| {
             Some(if ok && out.starts_with("RUNNING") {
                 JobState::Running
             } else {
@@ -243,7 +247,7 @@ fn a_job_is_watched_and_cancelled() {
         let events = events.clone();
         move |e| events.lock().unwrap().push(e)
     });
-    let mut launcher = BatchLauncher::start(&plan, sink).unwrap();
+    let mut launcher = BatchLauncher::start(plan.clone(), sink, ways()).unwrap();
     let until = Instant::now() + Duration::from_secs(20);
     while !events
         .lock()
@@ -261,7 +265,7 @@ fn a_job_is_watched_and_cancelled() {
         let told = told.clone();
         move |e| told.lock().unwrap().push(e)
     });
-    let _second = BatchLauncher::start(&plan, sink).unwrap();
+    let _second = BatchLauncher::start(plan, sink, ways()).unwrap();
     assert!(
         matches!(
             &told.lock().unwrap()[0],
@@ -290,6 +294,13 @@ fn a_job_is_watched_and_cancelled() {
             .any(|e| matches!(e, LaunchEvent::Ended { .. })),
         "{events:?}"
     );
+}
+
+fn ways() -> Ways {
+    Ways {
+        waiting: Box::new(|| None),
+        tell: Box::new(drop),
+    }
 }
 
 static STATE: Mutex<String> = Mutex::new(String::new());

@@ -1,0 +1,337 @@
+//! The thread that keeps batch jobs: it watches them, submits more while tasks wait, and cancels them at the end.
+//!
+//! Invariants: the engines of all jobs, waiting ones included, are never more than `max`; those that stay are `min` again as
+//! soon as the batch system allows; no more than [`BACKLOG`] jobs wait in its queue; after a job that was refused, or that
+//! ended before any engine of it came, nothing is submitted for a time that doubles with each such failure in a row.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use ipbroker_protocol::wake::Wake;
+use serde_json::json;
+
+use super::{
+    BatchError, Growth, Job, JobState, LaunchEvent, Plan, Sink, Ways, cancel, last_words, state,
+    submit, survivors, write_record, write_script,
+};
+
+/// How often jobs are looked at that run; others six times as often.
+const WATCH: Duration = Duration::from_secs(3);
+
+/// Jobs that may wait in the queue of the batch system.
+const BACKLOG: usize = 4;
+
+/// How long the engines of a job that runs may take to come: until then they are counted as coming.
+const COMING: Duration = Duration::from_secs(10);
+
+/// How long nothing is submitted after a failure, and at most.
+const BACK_OFF: (Duration, Duration) = (Duration::from_secs(10), Duration::from_secs(600));
+
+/// A job, and what is known of it.
+struct Watched {
+    job: Job,
+    state: JobState,
+    /// Since when it is in this state.
+    since: Instant,
+    /// Engines that had joined when it was submitted.
+    joined: u64,
+}
+
+/// See the head of this file.
+pub(super) struct Keeper {
+    plan: Plan,
+    sink: Sink,
+    ways: Ways,
+    stop: Arc<AtomicBool>,
+    joined: Arc<AtomicU64>,
+    wake: Wake,
+    jobs: Vec<Watched>,
+    /// Failures in a row, what the last one was, and until when nothing is submitted.
+    failures: u32,
+    trouble: Option<String>,
+    retry: Instant,
+}
+
+impl Keeper {
+    pub(super) fn new(
+        plan: Plan,
+        sink: Sink,
+        ways: Ways,
+        (stop, joined): (Arc<AtomicBool>, Arc<AtomicU64>),
+        wake: Wake,
+    ) -> Self {
+        Self {
+            plan,
+            sink,
+            ways,
+            stop,
+            joined,
+            wake,
+            jobs: Vec::new(),
+            failures: 0,
+            trouble: None,
+            retry: Instant::now(),
+        }
+    }
+
+    fn name(&self, job: &str) -> String {
+        format!("{} job {job}", self.plan.system.name)
+    }
+
+    /// Takes over what an earlier controller has left, and submits what is there from the beginning.
+    pub(super) fn begin(&mut self) -> Result<(), BatchError> {
+        for job in survivors(&self.plan) {
+            (self.sink)(LaunchEvent::Progress {
+                host: self.name(&job.number),
+                step: format!("{} engine(s) of the earlier controller", job.engines),
+            });
+            self.watch(job);
+        }
+        match self.plan.growth {
+            None if self.jobs.is_empty() => self.submit(self.plan.engines, true)?,
+            None => {}
+            Some(growth) => self.fill(growth)?,
+        }
+        self.tell();
+        Ok(())
+    }
+
+    fn watch(&mut self, job: Job) {
+        self.jobs.push(Watched {
+            job,
+            state: JobState::Waiting("submitted".into()),
+            since: Instant::now(),
+            joined: self.joined.load(Ordering::Relaxed),
+        });
+    }
+
+    /// Submits a job of so many engines.
+    fn submit(&mut self, engines: u32, stays: bool) -> Result<(), BatchError> {
+        let mut plan = self.plan.clone();
+        plan.engines = engines;
+        if let (Some(growth), false) = (&self.plan.growth, stays) {
+            plan.engine_args
+                .push(format!("--idle={}", growth.idle.as_secs_f64()));
+        }
+        let script = write_script(&plan)?;
+        let number = submit(&plan, &script)?;
+        (self.sink)(LaunchEvent::Progress {
+            host: self.name(&number),
+            step: format!("submitted {engines} engine(s) ({})", script.display()),
+        });
+        self.watch(Job {
+            number,
+            engines,
+            stays,
+        });
+        Ok(())
+    }
+
+    fn engines(&self, count: impl Fn(&Watched) -> bool) -> u32 {
+        let counted = self.jobs.iter().filter(|watched| count(watched));
+        counted.map(|watched| watched.job.engines).sum()
+    }
+
+    fn in_queue(&self) -> usize {
+        let waits = |watched: &&Watched| matches!(watched.state, JobState::Waiting(_));
+        self.jobs.iter().filter(waits).count()
+    }
+
+    /// Submits what lacks of the engines that stay.
+    fn fill(&mut self, growth: Growth) -> Result<(), BatchError> {
+        loop {
+            let lacking = growth
+                .min
+                .saturating_sub(self.engines(|watched| watched.job.stays));
+            let room = growth.max.saturating_sub(self.engines(|_| true));
+            let engines = lacking.min(room).min(self.plan.engines);
+            if engines == 0 {
+                return Ok(());
+            }
+            self.submit(engines, true)?;
+        }
+    }
+
+    /// Submits more while tasks wait.
+    fn grow(&mut self, growth: Growth) -> Result<(), BatchError> {
+        self.fill(growth)?;
+        let Some(waiting) = (self.ways.waiting)() else {
+            return Ok(());
+        };
+        loop {
+            let comes = |watched: &Watched| match watched.state {
+                JobState::Waiting(_) => true,
+                _ => watched.since.elapsed() < COMING,
+            };
+            let coming = u64::from(self.engines(comes));
+            let room = growth.max.saturating_sub(self.engines(|_| true));
+            // Not more engines than tasks that wait for one.
+            let wanted = u32::try_from(waiting.saturating_sub(coming)).unwrap_or(u32::MAX);
+            let engines = room.min(wanted).min(self.plan.engines);
+            if engines == 0 || self.in_queue() >= BACKLOG {
+                return Ok(());
+            }
+            self.submit(engines, false)?;
+        }
+    }
+
+    fn fail(&mut self, why: String) {
+        let (first, most) = BACK_OFF;
+        let pause = first.saturating_mul(1 << self.failures.min(10)).min(most);
+        self.failures += 1;
+        self.retry = Instant::now() + pause;
+        self.trouble = Some(format!(
+            "{why}; nothing is submitted to {} for {} s",
+            self.plan.system.name,
+            pause.as_secs()
+        ));
+    }
+
+    pub(super) fn run(mut self) {
+        loop {
+            if self.stop.load(Ordering::Acquire) {
+                return self.end();
+            }
+            let mut changed = self.look();
+            match self.plan.growth {
+                None if self.jobs.is_empty() => return self.tell(),
+                None => {}
+                Some(growth) if Instant::now() >= self.retry => {
+                    let before = self.jobs.len();
+                    changed |= self.trouble.take().is_some();
+                    if let Err(error) = self.grow(growth) {
+                        (self.sink)(LaunchEvent::Failed {
+                            host: self.plan.system.name.to_owned(),
+                            reason: error.to_string(),
+                        });
+                        self.fail(error.to_string());
+                    }
+                    changed |= self.jobs.len() != before || self.trouble.is_some();
+                }
+                Some(_) => {}
+            }
+            if changed {
+                self.tell();
+            }
+            // Each look is a command a job.
+            let crowd = 1 + self.jobs.len() as u32 / 16;
+            let quick = self.plan.growth.is_some() || self.in_queue() > 0;
+            self.wake
+                .wait(crowd * if quick { WATCH / 6 } else { WATCH });
+            self.wake.clear();
+        }
+    }
+
+    /// Looks how the jobs are; true if one is otherwise than before.
+    fn look(&mut self) -> bool {
+        let mut changed = false;
+        let mut at = 0;
+        while at < self.jobs.len() {
+            let watched = &self.jobs[at];
+            let (host, engines) = (self.name(&watched.job.number), watched.job.engines);
+            match state(self.plan.system, &watched.job.number) {
+                Some(JobState::Gone) => {
+                    let watched = self.jobs.swap_remove(at);
+                    self.gone(&watched, host);
+                    changed = true;
+                    continue;
+                }
+                Some(state) if watched.state != state => {
+                    if let JobState::Waiting(why) = &state {
+                        (self.sink)(LaunchEvent::Progress {
+                            host,
+                            step: format!("waiting: {why}"),
+                        });
+                    } else {
+                        (self.sink)(LaunchEvent::Started {
+                            host: host.clone(),
+                            engines,
+                        });
+                        if self.plan.growth.is_none() {
+                            (self.sink)(LaunchEvent::Settled {
+                                engines: vec![(host, engines)],
+                                failed: Vec::new(),
+                            });
+                        }
+                    }
+                    let watched = &mut self.jobs[at];
+                    (watched.state, watched.since) = (state, Instant::now());
+                    changed = true;
+                }
+                // A system that does not answer for a while says nothing about the job.
+                _ => {}
+            }
+            at += 1;
+        }
+        changed
+    }
+
+    fn gone(&mut self, watched: &Watched, host: String) {
+        let came = self.joined.load(Ordering::Relaxed) > watched.joined;
+        if self.plan.growth.is_none() || !came {
+            for line in last_words(&self.plan.dir, &watched.job.number) {
+                let host = host.clone();
+                (self.sink)(LaunchEvent::Stderr { host, line });
+            }
+        }
+        if came {
+            self.failures = 0;
+        } else if self.plan.growth.is_some() {
+            self.fail(format!("{host} ended before an engine of it came"));
+        }
+        // Engines that were idle have left, as they should.
+        let status = (came && self.plan.growth.is_some()).then_some(0);
+        (self.sink)(LaunchEvent::Ended { host, status });
+    }
+
+    /// Tells and notes what there is.
+    fn tell(&self) {
+        let jobs = || {
+            self.jobs
+                .iter()
+                .map(|watched| watched.job.clone())
+                .collect()
+        };
+        if let Err(error) = write_record(&self.plan, jobs()) {
+            tracing::warn!("cannot write {}: {error}", self.plan.record.display());
+        }
+        let job = |watched: &Watched| {
+            let state = match &watched.state {
+                JobState::Waiting(why) => format!("waiting: {why}"),
+                JobState::Running => "running".to_owned(),
+                JobState::Gone => "gone".to_owned(),
+            };
+            json!({"job": watched.job.number, "engines": watched.job.engines, "state": state})
+        };
+        let mut told = json!({
+            "system": self.plan.system.name,
+            "jobs": self.jobs.iter().map(job).collect::<Vec<_>>(),
+        });
+        if let Some(growth) = self.plan.growth {
+            told["min"] = growth.min.into();
+            told["max"] = growth.max.into();
+        }
+        if let Some(trouble) = &self.trouble {
+            told["trouble"] = trouble.clone().into();
+        }
+        (self.ways.tell)(told);
+    }
+
+    /// Cancels everything; the launcher does not wait for longer than its grace.
+    fn end(self) {
+        for watched in &self.jobs {
+            if let Err(reason) = cancel(self.plan.system, &watched.job.number) {
+                let host = self.name(&watched.job.number);
+                (self.sink)(LaunchEvent::Failed {
+                    reason: format!("{host}: {reason}"),
+                    host,
+                });
+            }
+        }
+    }
+}
