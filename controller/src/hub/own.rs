@@ -559,6 +559,27 @@ fn one_member(
     Ok((session.pack(&command), Vec::new()))
 }
 
+/// What a batch system was asked for, for somebody whose task waits.
+fn batch_words(batch: &Value) -> String {
+    let system = batch["system"].as_str().unwrap_or_default();
+    let jobs = batch["jobs"].as_array().map_or(&[][..], Vec::as_slice);
+    let word = |job: &Value| {
+        let text = |key: &str| job[key].as_str().unwrap_or_default().to_owned();
+        format!(
+            "job {} of {} engine(s) {}",
+            text("job"),
+            job["engines"],
+            text("state")
+        )
+    };
+    let mut words: Vec<String> = jobs.iter().map(word).collect();
+    words.extend(batch["trouble"].as_str().map(str::to_owned));
+    if words.is_empty() {
+        words.push("no job".to_owned());
+    }
+    format!("{system}: {}", words.join(", "))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -669,25 +690,4 @@ mod tests {
         );
         assert_eq!(renew(&session, &task).3, [vec![1]]);
     }
-}
-
-/// What a batch system was asked for, for somebody whose task waits.
-fn batch_words(batch: &Value) -> String {
-    let system = batch["system"].as_str().unwrap_or_default();
-    let jobs = batch["jobs"].as_array().map_or(&[][..], Vec::as_slice);
-    let word = |job: &Value| {
-        let text = |key: &str| job[key].as_str().unwrap_or_default().to_owned();
-        format!(
-            "job {} of {} engine(s) {}",
-            text("job"),
-            job["engines"],
-            text("state")
-        )
-    };
-    let mut words: Vec<String> = jobs.iter().map(word).collect();
-    words.extend(batch["trouble"].as_str().map(str::to_owned));
-    if words.is_empty() {
-        words.push("no job".to_owned());
-    }
-    format!("{system}: {}", words.join(", "))
 }
