@@ -42,6 +42,15 @@ fn delimiter<'a>(
     Ok(delimiter)
 }
 
+/// Independent copies of frames, such as the identities of a request for its reply.
+#[must_use]
+pub fn copies(frames: &[Message]) -> Vec<Message> {
+    frames
+        .iter()
+        .map(|frame| Message::from(&frame[..]))
+        .collect()
+}
+
 /// One message as frames.
 #[derive(Debug)]
 pub struct Envelope {
@@ -180,11 +189,7 @@ impl Envelope {
     #[must_use]
     pub fn duplicate(&self) -> Self {
         Self {
-            frames: self
-                .frames
-                .iter()
-                .map(|frame| Message::from(&frame[..]))
-                .collect(),
+            frames: copies(&self.frames),
             delimiter: self.delimiter,
         }
     }

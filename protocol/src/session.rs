@@ -9,7 +9,7 @@ use subtle::ConstantTimeEq;
 use zmq::Message;
 
 use crate::{
-    envelope::{DELIMITER, Envelope},
+    envelope::{DELIMITER, Envelope, copies},
     message::Header,
     time,
 };
@@ -316,13 +316,8 @@ impl Session {
         msg_type: &str,
         content: &C,
     ) -> Envelope {
-        let identities = request
-            .identities()
-            .iter()
-            .map(|identity| Message::from(&identity[..]))
-            .collect();
         self.message(
-            identities,
+            copies(request.identities()),
             &self.header(msg_type),
             Some(request.header()),
             &Empty {},

@@ -260,6 +260,14 @@ impl Settings {
         let elsewhere = !cli.hosts.hosts.is_empty()
             || cli.hosts.hosts_file.is_some()
             || cli.hosts.batch_system.is_some();
+        if let Some(max) = cli.hosts.max
+            && cli.hosts.min > max
+        {
+            let min = cli.hosts.min;
+            return Err(AppError::Usage(format!(
+                "--min {min} is more than --max {max}"
+            )));
+        }
         if cli.hosts.batch_system.is_some() && cli.engines.is_none() && cli.hosts.max.is_none() {
             return Err(AppError::Usage(
                 "--engines needs -n: how many engines to start, or --max: how many there may be while tasks wait".into(),

@@ -1,6 +1,6 @@
 //! The executor of requests for the engine's Jupyter kernel: `apply_request` and `execute_request`.
 
-use std::sync::PoisonError;
+use std::{sync::PoisonError, time::Duration};
 
 use ipbroker_protocol::{message::ErrorContent, session::Packer, zmq::Message};
 use serde::Deserialize;
@@ -14,6 +14,10 @@ use crate::{
     seat::Seat,
     task::{Kind, Task},
 };
+
+/// How often a kernel is asked again that has aborted what nobody wanted aborted, and after how long: some do so with all
+/// that comes just after an interrupt.
+const AGAIN: (u32, Duration) = (20, Duration::from_millis(100));
 
 /// One request.
 pub(super) struct Request<'a> {
@@ -100,7 +104,15 @@ impl Executor for Request<'_> {
             process.warden.stop(&seat.running, generation, stop);
         }
         let session = seat.session();
-        let answer = kernel.ask(&self.task.envelope, &self.task.msg_id, &session);
+        let mut answer = kernel.ask(&self.task.envelope, &self.task.msg_id, &session);
+        for _ in 0..AGAIN.0 {
+            let aborted = matches!(&answer, Answer::Reply(reply) if reply.status == "aborted");
+            if !aborted || seat.running.stop_reason().is_some() {
+                break;
+            }
+            std::thread::sleep(AGAIN.1);
+            answer = kernel.ask(&self.task.envelope, &self.task.msg_id, &session);
+        }
         let parallel = kernel.is_parallel();
         drop(slot);
         if let Some(stop) = seat.running.finish() {

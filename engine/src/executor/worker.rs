@@ -7,7 +7,7 @@ use std::{
 };
 
 use ipbroker_protocol::{
-    array::member_id, message::ErrorContent, session::Session, time, zmq::Message,
+    array::member_id, envelope::copies, message::ErrorContent, session::Session, time, zmq::Message,
 };
 use jiff::Timestamp;
 use serde::Serialize;
@@ -352,14 +352,8 @@ impl Reply<'_> {
         };
         let header = session.pack(&session.header(&format!("{}_reply", task.kind.name())));
         let metadata = session.pack(&metadata);
-        let identities = task
-            .envelope
-            .identities()
-            .iter()
-            .map(|identity| Message::from(&identity[..]))
-            .collect();
         let message = session.packed(
-            identities,
+            copies(task.envelope.identities()),
             [&header, task.envelope.header(), &metadata, content],
             buffers,
         );

@@ -1,7 +1,7 @@
 //! What comes by the control socket: it is answered while a task runs.
 
 use ipbroker_protocol::{
-    envelope::Envelope,
+    envelope::{Envelope, copies},
     message::{AbortRequest, types},
     session::Session,
     value::AnyMap,
@@ -10,7 +10,7 @@ use ipbroker_protocol::{
 use rustix::process::Signal;
 use serde_json::{Value, json};
 
-use super::{Server, shell::copy};
+use super::Server;
 use crate::process::{Channel, Outgoing};
 
 impl Server {
@@ -101,16 +101,17 @@ impl Server {
     fn deliver(&mut self, seat: usize, session: &Session, envelope: &Envelope) {
         let AnyMap(content) = session.unpack(envelope.content()).unwrap_or_default();
         let wanted = content.get("sig").cloned().unwrap_or_default();
-        let reply = match signal(&wanted) {
-            Some(signal) => {
-                let delivered = match self.seats[seat].line() {
-                    // It knows what to do with one while it runs nothing.
-                    Some(line) => line.signal(signal),
-                    None => self.seats[seat].signal(signal),
-                };
+        let line = self.seats[seat].line();
+        let reply = match (signal(&wanted), line) {
+            // Only whether somebody is there.
+            _ if wanted == 0 => json!({"status": "ok", "delivered": false}),
+            // A kernel knows what to do with one while it runs nothing.
+            (Some(signal), Some(line)) => json!({"status": "ok", "delivered": line.signal(signal)}),
+            (Some(signal), None) => {
+                let delivered = self.seats[seat].signal(signal);
                 json!({"status": "ok", "delivered": delivered})
             }
-            None => json!({
+            (None, _) => json!({
                 "status": "error", "ename": "ValueError", "traceback": [],
                 "evalue": format!("{wanted} is no signal: take a number, or a name such as \"SIGINT\""),
             }),
@@ -131,7 +132,7 @@ impl Server {
             return;
         }
         let metadata = json!({"engine": self.seats[seat].uuid});
-        let identities = copy(request.identities());
+        let identities = copies(request.identities());
         let header = session.header(msg_type);
         let reply = session.message(
             identities,

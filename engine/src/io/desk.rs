@@ -7,7 +7,7 @@ use std::sync::{
 
 use crossbeam_channel::{Sender, unbounded};
 use ipbroker_protocol::{
-    envelope::Envelope,
+    envelope::{Envelope, copies},
     message::{Command, CommandResult, FsOp, FsReply, FsRequest, types},
     session::Session,
     zmq::Message,
@@ -183,13 +183,8 @@ fn answer(
     buffer: Option<Vec<u8>>,
 ) {
     let session = seat.session();
-    let identities = request
-        .identities()
-        .iter()
-        .map(|identity| Message::from(&identity[..]))
-        .collect();
     let message = session.message(
-        identities,
+        copies(request.identities()),
         &session.header(types::FS_REPLY),
         Some(request.header()),
         &json!({"status": reply.status, "engine": seat.uuid}),

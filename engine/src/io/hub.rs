@@ -177,7 +177,8 @@ impl Server {
         link.pure = reply.pure;
         link.incarnation = reply.incarnation;
         if again.is_none() && self.process.kernels.is_some() && engine.hire() {
-            // Its kernel starts at once.
+            // In ipyparallel's words, which its tools look for. The kernel starts at once.
+            tracing::info!("Completed registration with id {id}");
             self.start_worker(seat);
         }
         let (engine, link) = (&self.seats[seat], &mut self.links[seat]);

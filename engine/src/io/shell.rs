@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use ipbroker_protocol::{
     bundle,
-    envelope::Envelope,
+    envelope::{Envelope, copies},
     message::{Acked, FunctionCall, GiveBackRequest, HeaderRef, Holds, types},
     session::Session,
     value::AnyMap,
@@ -283,7 +283,7 @@ impl Server {
                 let content = json!({"status": "error", "ename": "EngineError", "evalue": words, "traceback": []});
                 let metadata =
                     json!({"status": "error", "engine": engine.uuid, "range": task.wants.range});
-                let identities = copy(task.envelope.identities());
+                let identities = copies(task.envelope.identities());
                 let parent = Some(task.envelope.header());
                 session
                     .message(
@@ -352,7 +352,7 @@ impl Server {
             }
         }
         let header = session.header(&format!("{stem}_reply"));
-        let identities = copy(request.identities());
+        let identities = copies(request.identities());
         let reply = session.message(
             identities,
             &header,
@@ -423,14 +423,6 @@ fn read(
         .map_err(|error| format!("header: {error}"))?;
     let (msg_type, msg_id) = (header.msg_type.into_owned(), header.msg_id.into_owned());
     Ok((envelope, msg_type, msg_id))
-}
-
-/// Copies of identities.
-pub(super) fn copy(identities: &[Message]) -> Vec<Message> {
-    identities
-        .iter()
-        .map(|identity| Message::from(&identity[..]))
-        .collect()
 }
 
 fn hex(bytes: &[u8]) -> String {

@@ -216,6 +216,9 @@ impl Kernels {
     /// whose kernel died once too often, is to leave.
     pub(crate) fn ensure(&self, process: &Arc<Process>, seat: &Arc<Seat>) {
         let mut slot = seat.kernel.lock().unwrap_or_else(PoisonError::into_inner);
+        if seat.closing() || seat.given_up().is_some() {
+            return;
+        }
         let mut count = 1;
         if let Slot::Lives(kernel) = &mut *slot {
             if matches!(kernel.child.try_wait(), Ok(None)) {
@@ -348,7 +351,10 @@ impl Kernels {
         let pid = Pid::from_child(&child);
         let started = pidfd_open(pid, PidfdFlags::empty())
             .map_err(io::Error::from)
-            .and_then(|pidfd| Ok((pidfd, side.start(process.clone(), seat.clone(), pid)?)));
+            .and_then(|pidfd| {
+                let life = (pid, pidfd.try_clone()?);
+                Ok((pidfd, side.start(process.clone(), seat.clone(), life)?))
+            });
         let (pidfd, (line, thread)) = match started {
             Ok(started) => started,
             Err(error) => {
@@ -373,10 +379,6 @@ impl Kernels {
         };
         kernel.get_ready(seat)?;
         *seat.line.lock().unwrap_or_else(PoisonError::into_inner) = Some(line);
-        if count == 1 {
-            // In ipyparallel's words, which its tools look for.
-            tracing::info!("Completed registration with id {}", seat.id());
-        }
         Ok(kernel)
     }
 }

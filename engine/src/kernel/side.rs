@@ -1,10 +1,15 @@
 //! What a kernel says and hears beside the requests that run code: output, control, completion, comms, interrupts.
 
-use std::{io, sync::Arc, thread::JoinHandle};
+use std::{
+    io,
+    os::fd::{AsRawFd, OwnedFd},
+    sync::Arc,
+    thread::JoinHandle,
+};
 
 use crossbeam_channel::{Receiver, unbounded};
 use ipbroker_protocol::{
-    envelope::Envelope,
+    envelope::{Envelope, copies},
     session::Session,
     socket,
     wake::{self, Wake},
@@ -41,28 +46,49 @@ impl Side {
         self,
         process: Arc<Process>,
         seat: Arc<Seat>,
-        pid: Pid,
+        (pid, pidfd): (Pid, OwnedFd),
     ) -> io::Result<(Line, JoinHandle<()>)> {
         let (waker, wake) = wake::pair()?;
         let (words, heard) = unbounded();
         let name = format!("kernel-{}", seat.index);
         let thread = std::thread::Builder::new()
             .name(name)
-            .spawn(move || self.run(&process, &seat, &wake, &heard))?;
+            .spawn(move || self.run(&process, &seat, &wake, &heard, &pidfd))?;
         Ok((Line { words, waker, pid }, thread))
     }
 
-    fn run(&self, process: &Process, seat: &Seat, wake: &Wake, words: &Receiver<Word>) {
+    fn run(
+        &self,
+        process: &Arc<Process>,
+        seat: &Arc<Seat>,
+        wake: &Wake,
+        words: &Receiver<Word>,
+        pidfd: &OwnedFd,
+    ) {
         let mut frames = Vec::new();
+        let mut lives = true;
         loop {
             let mut items = [
                 self.iopub.as_poll_item(zmq::POLLIN),
                 self.control.as_poll_item(zmq::POLLIN),
                 self.shell.as_poll_item(zmq::POLLIN),
                 zmq::PollItem::from_fd(wake.fd(), zmq::POLLIN),
+                // No event: it is known already.
+                zmq::PollItem::from_fd(
+                    pidfd.as_raw_fd(),
+                    if lives {
+                        zmq::POLLIN
+                    } else {
+                        zmq::PollEvents::empty()
+                    },
+                ),
             ];
             // An interrupted wait is a short one.
             let _ = zmq::poll(&mut items, -1);
+            if items[4].is_readable() {
+                lives = false;
+                replace(process, seat);
+            }
             wake.clear();
             let mut gone = false;
             while let Ok(word) = words.try_recv() {
@@ -91,11 +117,7 @@ impl Side {
         let request =
             |msg_type: &str, content| (&self.control, Ok(self.session.request(msg_type, &content)));
         let with_way = |message: &Envelope| {
-            let way = message
-                .identities()
-                .iter()
-                .map(|identity| Message::from(&identity[..]))
-                .collect();
+            let way = copies(message.identities());
             wire::to_kernel(message, &seat.session(), &self.session, way)
         };
         let (socket, message) = match word {
@@ -137,15 +159,13 @@ impl Side {
             }
         }
         let own = |topic: &Message| self.parallel && topic.starts_with(b"engine.");
-        let way = match (channel, message.identities()) {
-            (Channel::IoPub, [topic]) if own(topic) => vec![Message::from(&topic[..])],
-            (Channel::IoPub, _) => vec![Message::from(
-                wire::topic(&message, &self.session, seat.id()).as_str(),
-            )],
-            (_, way) => way
-                .iter()
-                .map(|identity| Message::from(&identity[..]))
-                .collect(),
+        let way = match message.identities() {
+            [topic] if channel == Channel::IoPub && own(topic) => copies(message.identities()),
+            _ if channel == Channel::IoPub => {
+                let topic = wire::topic(&message, &self.session, seat.id());
+                vec![Message::from(topic.as_str())]
+            }
+            way => copies(way),
         };
         match wire::to_cluster(&message, &self.session, &seat.session(), way, &seat.uuid) {
             Ok(message) => process.outbox.push(Outgoing {
@@ -157,4 +177,18 @@ impl Side {
             Err(error) => tracing::debug!("a message of a kernel was dropped: {error}"),
         }
     }
+}
+
+/// Sees to another kernel, although nobody asks for it yet: not on the thread of this one, which ends first.
+fn replace(process: &Arc<Process>, seat: &Arc<Seat>) {
+    let (process, seat) = (process.clone(), seat.clone());
+    let ensure = move || {
+        if let Some(kernels) = &process.kernels {
+            kernels.ensure(&process, &seat);
+        }
+    };
+    // Without a thread the next request does it.
+    let _ = std::thread::Builder::new()
+        .name("kernel".into())
+        .spawn(ensure);
 }

@@ -1,7 +1,7 @@
 //! Messages between the cluster and a kernel: each has its own key, and perhaps its own packer.
 
 use ipbroker_protocol::{
-    envelope::Envelope,
+    envelope::{Envelope, copies},
     message::{ErrorContent, HeaderRef, ParentRef},
     session::{Packer, Session, UnpackError},
     value::{AnyMap, Map},
@@ -30,13 +30,6 @@ fn with(
         map.entry(key).or_insert(value);
     }
     Ok(to.pack(&map))
-}
-
-fn copies(messages: &[Message]) -> Vec<Message> {
-    messages
-        .iter()
-        .map(|message| Message::from(&message[..]))
-        .collect()
 }
 
 /// A request of the cluster, as a kernel understands it.

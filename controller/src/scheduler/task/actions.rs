@@ -272,7 +272,8 @@ impl Scheduler {
         );
     }
 
-    fn stop(&mut self, engine: EngineKey, key: GroupKey, range: std::ops::Range<u32>) {
+    /// Tells an engine to stop members, or not to begin them.
+    pub(super) fn stop(&mut self, engine: EngineKey, key: GroupKey, range: std::ops::Range<u32>) {
         let (Some(group), Some(engine)) = (self.groups.get(key), self.engines.get(engine)) else {
             return;
         };

@@ -292,7 +292,14 @@ impl Scheduler {
         } else {
             Body::Whole(frames)
         };
+        let overtaken = self
+            .overtaken
+            .take(&group.msg_id)
+            .then(|| group.msg_id.to_string());
         self.groups.insert(key, group);
+        if let Some(id) = overtaken {
+            self.abort_at_once(id);
+        }
     }
 
     /// A task that is known already is never run twice: it is acknowledged again, and answered again if it is done.

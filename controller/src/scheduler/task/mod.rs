@@ -38,6 +38,7 @@ use self::{
     engines::Engines,
     groups::Groups,
     intake::MetadataCache,
+    questions::Overtaken,
     results::{Acks, Kept},
 };
 use super::{
@@ -123,6 +124,8 @@ struct Scheduler {
     post: Post<Answered>,
     /// What engines said that are not known yet, oldest first.
     early: Vec<(Duration, Envelope)>,
+    /// Aborts that came before what they are about.
+    overtaken: Overtaken,
     /// Who waits for the end of this batch.
     settled: Vec<Answer<()>>,
     /// Engines that have left according to the hub, and until when their last word is waited for, oldest first.
@@ -180,6 +183,7 @@ impl TaskThread {
             junk_engines: Junk::new("task (engines)", &self.junk),
             post,
             early: Vec::new(),
+            overtaken: Overtaken::default(),
             settled: Vec::new(),
             goodbyes: Vec::new(),
             stuck: false,

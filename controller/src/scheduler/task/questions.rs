@@ -1,6 +1,10 @@
 //! What the hub asks and tells.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    collections::{HashSet, VecDeque},
+    sync::Arc,
+    time::Duration,
+};
 
 use ipbroker_protocol::{
     array::member_id,
@@ -276,7 +280,10 @@ impl Scheduler {
         let mut aborted = Aborted::default();
         for (id, state) in ids.iter().zip(report.ids) {
             match state {
-                core::TaskState::Unknown => aborted.unknown.push(id.clone()),
+                core::TaskState::Unknown => {
+                    self.overtaken.add(id);
+                    aborted.unknown.push(id.clone());
+                }
                 core::TaskState::Ok | core::TaskState::Failed => aborted.finished.push(id.clone()),
                 core::TaskState::Blocked | core::TaskState::Waiting | core::TaskState::Running => {}
             }
@@ -306,6 +313,15 @@ impl Scheduler {
             }
         }
         aborted
+    }
+
+    /// A task has come whose abort was here before it, by another socket.
+    pub(super) fn abort_at_once(&mut self, id: String) {
+        let ids = [id];
+        let report = self.core.abort(self.now(), &Selector::Ids(&ids), true);
+        for (engine, group, range) in report.running {
+            self.stop(engine, group, range);
+        }
     }
 
     fn explain(&self, id: &str) -> Explanation {
@@ -410,5 +426,34 @@ pub(super) fn totals(totals: Totals) -> TaskTotals {
         completed,
         failed,
         aborted,
+    }
+}
+
+/// Ids that were to be aborted and are not known, the oldest forgotten first: a submission and its abort come by two sockets,
+/// and the abort may be the faster one.
+#[derive(Debug, Default)]
+pub(super) struct Overtaken {
+    ids: HashSet<Box<str>>,
+    order: VecDeque<Box<str>>,
+}
+
+impl Overtaken {
+    /// So many are remembered.
+    const MOST: usize = 10_000;
+
+    fn add(&mut self, id: &str) {
+        if self.ids.insert(id.into()) {
+            self.order.push_back(id.into());
+            if self.order.len() > Self::MOST
+                && let Some(oldest) = self.order.pop_front()
+            {
+                self.ids.remove(&oldest);
+            }
+        }
+    }
+
+    /// Whether this one is among them; it is not any more.
+    pub(super) fn take(&mut self, id: &str) -> bool {
+        !self.ids.is_empty() && self.ids.remove(id)
     }
 }

@@ -544,13 +544,8 @@ pub(crate) fn ended(status: ExitStatus) -> String {
     match (status.code(), status.signal()) {
         (Some(code), _) => format!("exit code {code}"),
         (None, Some(signal)) => {
-            let name = rustix::process::Signal::from_named_raw(signal)
-                .map(|signal| {
-                    format!(" ({signal:?})")
-                        .replace("Signal::", "SIG")
-                        .replace('"', "")
-                })
-                .unwrap_or_default();
+            let name = signal_hook::low_level::signal_name(signal);
+            let name = name.map(|name| format!(" ({name})")).unwrap_or_default();
             format!("signal {signal}{name}")
         }
         (None, None) => "an unknown cause".to_owned(),
