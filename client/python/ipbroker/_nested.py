@@ -6,8 +6,12 @@ calls can wait for each other below others (scheduler/core/engines.rs, engine_wa
 from __future__ import annotations
 
 import sys
+import threading
 import time
-from typing import Any, Callable, Optional
+from typing import Any, Callable, List, Optional
+
+SLICE = 0.02
+"""Seconds that the loop of coroutines, and then other calls, have their turn while a coroutine of a call waits."""
 
 
 def priority(wanted: Optional[int] = None) -> Optional[int]:
@@ -36,27 +40,97 @@ def wait(future: Any, timeout: Optional[float]) -> Optional[float]:
     return None if timeout is None else max(0.0, timeout - (time.monotonic() - begun))
 
 
-class Bell:
-    """What :func:`wait` waits for, for those who wait for more than one future."""
-
-    def __init__(self) -> None:
-        self._rung = False
-        self._callbacks: list[Callable[[Any], Any]] = []
-
-    def done(self) -> bool:
-        return self._rung
-
-    def add_done_callback(self, callback: Callable[[Any], Any]) -> None:
-        self._callbacks.append(callback)
-        if self._rung:
-            callback(self)
-
-    def ring(self) -> None:
-        self._rung = True
-        for callback in self._callbacks:
-            callback(self)
-
-
 def in_call() -> bool:
     """Whether a call runs in this process."""
     return getattr(sys.modules.get("_ipbroker_worker"), "call", None) is not None
+
+
+class Event(threading.Event):
+    """What :func:`wait` waits for, for those who wait for something else than one future."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._callbacks: List[Callable[[Any], Any]] = []
+        self.futures: List[Any] = []
+
+    def done(self) -> bool:
+        return self.is_set()
+
+    def add_done_callback(self, callback: Callable[[Any], Any]) -> None:
+        self._callbacks.append(callback)
+        if self.is_set():
+            callback(self)
+
+    def set(self) -> None:
+        super().set()
+        for callback in list(self._callbacks):
+            callback(self)
+
+    def wait(self, timeout: Optional[float] = None) -> bool:
+        timeout = wait(self, timeout)
+        self._callbacks.clear()
+        # Where a call may not work on others: nested too deep, or in another thread.
+        return super().wait(timeout)
+
+    def cancel(self) -> None:
+        for future in self.futures:
+            future.cancel()
+
+
+class Condition(threading.Condition):
+    """A condition that calls wait for as :func:`wait` does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._events: List[Event] = []
+
+    def wait(self, timeout: Optional[float] = None) -> bool:
+        if not in_call():
+            return super().wait(timeout)
+        event = Event()
+        self._events.append(event)
+        self.release()
+        try:
+            return event.wait(timeout)
+        finally:
+            self.acquire()
+            self._events.remove(event)
+
+    def notify(self, n: int = 1) -> None:
+        super().notify(n)
+        for event in self._events:
+            event.set()
+
+
+class Waiters(List[Any]):
+    """Those of a future that a call has made. ``concurrent.futures.wait`` and ``as_completed`` add themselves: their events
+    become ours."""
+
+    def __init__(self, future: Any) -> None:
+        super().__init__()
+        self._future = future
+
+    def append(self, waiter: Any) -> None:
+        if not isinstance(waiter.event, Event):
+            waiter.event = Event()
+        waiter.event.futures.append(self._future)
+        super().append(waiter)
+
+
+async def coroutine(future: Any, awaited: Any) -> Any:
+    """Waits for a future, of asyncio and of ours, in a coroutine of a call."""
+    import asyncio
+
+    loop = asyncio.get_running_loop()
+    try:
+        while not (await asyncio.wait([awaited], timeout=SLICE))[0]:
+            # Those that are worked on may have a loop of their own.
+            asyncio._set_running_loop(None)
+            try:
+                wait(future, SLICE)
+            finally:
+                asyncio._set_running_loop(loop)
+    except asyncio.CancelledError:
+        awaited.cancel()
+        raise
+    return awaited.result()

@@ -7,7 +7,6 @@ import threading
 import weakref
 from typing import TYPE_CHECKING, Any, Callable, Iterable, Optional, Set
 
-from . import _nested
 from .futures import Future
 from .map import Flow, MapIterator
 
@@ -70,8 +69,6 @@ class Executor(concurrent.futures.Executor):
         if wait:
             for flow in flows:
                 flow.drain()
-            for future in futures:
-                _nested.wait(future, None)
             concurrent.futures.wait(futures)
 
     def __repr__(self) -> str:

@@ -80,6 +80,8 @@ class Future(concurrent.futures.Future):  # type: ignore[type-arg]
         self._tag = -1
         self._owner: Any = None
         self._client: Any = None
+        if _nested.in_call():
+            self._waiters = _nested.Waiters(self)
 
     @property
     def info(self) -> CallInfo:
@@ -124,7 +126,8 @@ class Future(concurrent.futures.Future):  # type: ignore[type-arg]
     def __await__(self) -> Generator[Any, None, Any]:
         import asyncio
 
-        return asyncio.wrap_future(self).__await__()
+        awaited = asyncio.wrap_future(self)
+        return (_nested.coroutine(self, awaited) if _nested.in_call() else awaited).__await__()
 
     def __repr__(self) -> str:
         state = {FINISHED: "finished", CANCELLED: "cancelled", CANCELLED_AND_NOTIFIED: "cancelled"}.get(self._state, "pending")

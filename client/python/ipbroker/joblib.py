@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Callable, Optional
 
+from . import _nested
 from .client import Client
 
 _NAME = "ipbroker"
@@ -15,7 +16,7 @@ def register(client: Optional[Client] = None, **options: Any) -> None:
 
     class Backend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[misc]
         supports_inner_max_num_threads = False
-        supports_retrieve_callback = True
+        supports_timeout = True
         default_n_jobs = -1
         uses_threads = False
         supports_sharedmem = False
@@ -26,6 +27,8 @@ def register(client: Optional[Client] = None, **options: Any) -> None:
             view_options = {key: given.pop(key) for key in list(given) if key in _OPTIONS}
             own.update(view_options)
             super().__init__(**given)
+            # In a call that waits, its engine works on others, which joblib's own way to wait does not know.
+            self.supports_retrieve_callback = not _nested.in_call()
             self._own = self._client is None
             self._options = own
             self._view: Any = None
@@ -56,8 +59,10 @@ def register(client: Optional[Client] = None, **options: Any) -> None:
 
         apply_async = submit
 
-        def retrieve_result_callback(self, out: Any) -> Any:
-            return out.result()
+        def retrieve_result(self, out: Any, timeout: Optional[float] = None) -> Any:
+            return out.result(timeout)
+
+        retrieve_result_callback = retrieve_result
 
         def abort_everything(self, ensure_ready: bool = True) -> None:
             for future in list(self._futures):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections import deque
 from concurrent.futures import CancelledError
@@ -83,9 +82,7 @@ class Flow:
         self.timeout = timeout
         self.chunksize = chunksize
         self.ordered = ordered
-        self.changed = threading.Condition()
-        # In a call that waits for results.
-        self.bell: Optional[_nested.Bell] = None
+        self.changed = _nested.Condition()
         # In order of submission; of an unordered map, those that are not consumed.
         self.arrays: Deque[Array] = deque()
         self.ready: Deque[Tuple[Array, Part]] = deque()
@@ -116,13 +113,7 @@ class Flow:
                 array.parts[part[0]] = part
             else:
                 self.ready.append((array, part))
-            self.notify()
-
-    def notify(self) -> None:
-        """Something has changed; the lock is held."""
-        self.changed.notify_all()
-        if self.bell is not None:
-            self.bell.ring()
+            self.changed.notify_all()
 
     # By whoever consumes
 
@@ -254,23 +245,7 @@ class Flow:
                     left = self.deadline - time.monotonic()
                     if left <= 0:
                         raise FuturesTimeout(f"not all results of {self.name} are there after {self.timeout} s")
-                self.pause(left)
-
-    def pause(self, timeout: Optional[float]) -> None:
-        """Waits for the next change; the lock is held, and given up meanwhile."""
-        if not _nested.in_call():
-            self.changed.wait(timeout)
-            return
-        bell = self.bell = _nested.Bell()
-        self.changed.release()
-        try:
-            timeout = _nested.wait(bell, timeout)
-        finally:
-            self.changed.acquire()
-            self.bell = None
-        if not bell.done():
-            # Not where a call may work on others: nested too deep, or another thread.
-            self.changed.wait(timeout)
+                self.changed.wait(left)
 
     def values(self) -> Iterator[Any]:
         """The results; what ends this early stops what has not ended."""
@@ -356,7 +331,7 @@ class Flow:
                 array.parts.clear()
             self.arrays.clear()
             self.ready.clear()
-            self.notify()
+            self.changed.notify_all()
         if unfinished:
             self.link.abort_soon([array.id for array in unfinished if array.id])
 
@@ -382,7 +357,7 @@ class Flow:
             with self.changed:
                 if self.stopped or all(array.left <= 0 for array in self.arrays):
                     return
-                self.pause(None)
+                self.changed.wait()
 
 
 class MapIterator(Iterator[Any]):

@@ -30,7 +30,7 @@ import time
 import traceback
 from typing import Any, Callable, Dict, Iterable, List, NamedTuple, Optional, Tuple, Union
 
-from .. import _pickle
+from .. import _nested, _pickle
 from ..client import Client
 from ..cluster import Cluster
 from ..errors import EngineError, IpbrokerError
@@ -92,7 +92,7 @@ class DispyJob:
         self.submit_time = time.time()
         self.start_time: Optional[float] = None
         self.end_time: Optional[float] = None
-        self.finish = threading.Event()
+        self.finish = _nested.Event()
         self._cluster = cluster
         self._future: Optional[Future] = None
         self._host: Optional[str] = None
@@ -187,7 +187,7 @@ class JobCluster:
         # Jobs and seconds, likewise.
         self._counts: "collections.defaultdict[str, List[Any]]" = collections.defaultdict(lambda: [0, 0.0])
         self._pending: Dict[DispyJob, None] = {}
-        self._changed = threading.Condition()
+        self._changed = _nested.Condition()
         self._callback = callback or job_status
         self._ended: "queue.SimpleQueue[Optional[DispyJob]]" = queue.SimpleQueue()
         self.start_time = time.time()
