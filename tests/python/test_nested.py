@@ -228,26 +228,33 @@ def test_coroutines_have_their_turns_while_one_waits(alone):
     assert alone.submit(inner, 3).result(60) == 0
 
 
-def test_what_a_stopped_call_waits_for_is_stopped(client, tmp_path):
+@pytest.mark.parametrize("way", ["result", "map", "wait", "jobs"])
+def test_what_a_stopped_call_waits_for_is_stopped(alone, tmp_path, way):
+    """Also where its own engine runs that."""
+    mark = tmp_path / "begun"
+
     def forever(mark):
         import time
 
         mark.touch()
         time.sleep(1000)
 
-    def outer(way, mark):
+    def outer():
         client = ipbroker.current_client()
         if way == "jobs":
             client.run([f"touch {mark}; sleep 1000"]).wait()
+        elif way == "map":
+            list(client.view().map(forever, [mark]))
+        elif way == "wait":
+            concurrent.futures.wait([client.submit(forever, mark)])
         else:
-            getattr(concurrent.futures, way)([client.submit(forever, mark)])
+            client.submit(forever, mark).result()
 
-    for way in ["wait", "jobs"]:
-        mark = tmp_path / way
-        future = client.submit(outer, way, mark)
-        until(mark.exists)
-        assert future.cancel()
-        until(lambda: not any(client.status()["tasks"][state] for state in ("ready", "running")))
+    future = alone.submit(outer)
+    until(mark.exists)
+    assert future.cancel()
+    until(lambda: not any(alone.status()["tasks"][state] for state in ("ready", "running")))
+    assert alone.submit(os.getpid).result(60) > 0
 
 
 def until(there, seconds=60):

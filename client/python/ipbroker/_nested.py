@@ -8,6 +8,7 @@ from __future__ import annotations
 import sys
 import threading
 import time
+import weakref
 from typing import Any, Callable, List, Optional
 
 SLICE = 0.02
@@ -52,6 +53,8 @@ class Event(threading.Event):
         super().__init__()
         self._callbacks: List[Callable[[Any], Any]] = []
         self.futures: List[Any] = []
+        # How else that is stopped which is waited for.
+        self.stop: Optional[Callable[[], Any]] = None
 
     def done(self) -> bool:
         return self.is_set()
@@ -75,19 +78,24 @@ class Event(threading.Event):
     def cancel(self) -> None:
         for future in self.futures:
             future.cancel()
+        if self.stop is not None:
+            self.stop()
 
 
 class Condition(threading.Condition):
-    """A condition that calls wait for as :func:`wait` does."""
+    """A condition that calls wait for as :func:`wait` does; ``stop`` ends what they wait for, when they are stopped."""
 
-    def __init__(self) -> None:
+    def __init__(self, stop: Optional[Callable[[], Any]] = None) -> None:
         super().__init__()
+        # Whose method it is may go.
+        self._stop = None if stop is None else weakref.WeakMethod(stop)
         self._events: List[Event] = []
 
     def wait(self, timeout: Optional[float] = None) -> bool:
         if not in_call():
             return super().wait(timeout)
         event = Event()
+        event.stop = self._stop and self._stop()
         self._events.append(event)
         self.release()
         try:

@@ -24,7 +24,7 @@ class Jobs(Sequence[Job]):
         self._client = client
         self._link = link
         self._jobs = jobs
-        self._changed = _nested.Condition()
+        self._changed = _nested.Condition(self.abort)
         # Places of jobs, in the order in which they ended.
         self._ended: List[int] = []
         self._failed = 0
@@ -83,13 +83,7 @@ class Jobs(Sequence[Job]):
                 left = None if deadline is None else deadline - time.monotonic()
                 if left is not None and left <= 0:
                     raise TimeoutError(f"{self.done} of {len(self)} jobs have ended after {timeout} s")
-                try:
-                    self._changed.wait(left)
-                except KeyboardInterrupt:
-                    if _nested.in_call():
-                        # The call is stopped: nobody wants them.
-                        self._link.abort_soon(self.ids)
-                    raise
+                self._changed.wait(left)
 
     def abort(self) -> None:
         """Ends those that have not ended."""

@@ -82,7 +82,7 @@ class Flow:
         self.timeout = timeout
         self.chunksize = chunksize
         self.ordered = ordered
-        self.changed = _nested.Condition()
+        self.changed = _nested.Condition(self.stop)
         # In order of submission; of an unordered map, those that are not consumed.
         self.arrays: Deque[Array] = deque()
         self.ready: Deque[Tuple[Array, Part]] = deque()

@@ -18,7 +18,7 @@ use ipbroker_protocol::{
 };
 
 pub(crate) use python::{Interpreter, Python, ended};
-pub(crate) use worker::{execute, start_worker};
+pub(crate) use worker::{execute, refuse_aborted, start_worker};
 
 use crate::{
     job::Stop,

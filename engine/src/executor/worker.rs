@@ -94,17 +94,7 @@ pub(crate) fn execute(process: &Process, seat: &Seat, task: Task, send: &mut dyn
             }
         }
         (Claim::Run(..), Err(error)) => (Verdict::Failed, session.pack(&**error), Vec::new()),
-        (Claim::Aborted(..), Ok(executor)) => {
-            executor.refuse(
-                &stopped(&Stop::Aborted, seat, &process.files.host).1,
-                &mut out,
-            );
-            (Verdict::Aborted, out, Vec::new())
-        }
-        (Claim::Aborted(..), Err(_)) => {
-            let error = stopped(&Stop::Aborted, seat, &process.files.host).1;
-            (Verdict::Aborted, session.pack(&error), Vec::new())
-        }
+        (Claim::Aborted(..), own) => (Verdict::Aborted, aborted(process, seat, own), Vec::new()),
         // Given back in the meantime.
         (Claim::Done, _) => return,
     };
@@ -121,6 +111,46 @@ pub(crate) fn execute(process: &Process, seat: &Seat, task: Task, send: &mut dyn
         &content,
         buffers,
     ));
+}
+
+/// The content of the reply to a task that was aborted before it began.
+fn aborted(
+    process: &Process,
+    seat: &Seat,
+    own: &Result<Box<dyn Executor + '_>, Box<ErrorContent>>,
+) -> Vec<u8> {
+    let error = stopped(&Stop::Aborted, seat, &process.files.host).1;
+    let mut out = Vec::new();
+    match own {
+        Ok(executor) => executor.refuse(&error, &mut out),
+        Err(_) => out = seat.session().pack(&error),
+    }
+    out
+}
+
+/// The reply to a task that was aborted while it waited.
+pub(crate) fn refuse_aborted(process: &Process, seat: &Seat, task: &Task) -> Outgoing {
+    let session = seat.session();
+    let own = executor(process, seat, task, session.packer);
+    let clock = Clock {
+        from: Instant::now(),
+        started: process.now(),
+    };
+    let outcome = Outcome {
+        verdict: Verdict::Aborted,
+        clock,
+        elapsed: Duration::ZERO,
+        range: None,
+        failed: &[],
+        same: false,
+    };
+    let reply = Reply {
+        process,
+        seat,
+        session: &session,
+        task,
+    };
+    reply.message(&outcome, &aborted(process, seat, &own), Vec::new())
 }
 
 /// Runs the members of an array.

@@ -11,7 +11,10 @@ use rustix::process::Signal;
 use serde_json::{Value, json};
 
 use super::Server;
-use crate::process::{Channel, Outgoing};
+use crate::{
+    executor::refuse_aborted,
+    process::{Channel, Outgoing},
+};
 
 impl Server {
     /// Takes a control message.
@@ -87,7 +90,15 @@ impl Server {
             .msg_ids
             .as_deref()
             .filter(|ids| !ids.is_empty() && !request.all);
-        self.seats[seat].abort(&self.process.warden, ids, request.kill);
+        let engine = self.seats[seat].clone();
+        let waited = engine.abort(&self.process.warden, ids, request.kill);
+        // On the pure path a task is announced before it is answered.
+        self.announce(seat);
+        let replies = waited
+            .iter()
+            .map(|task| refuse_aborted(&self.process, &engine, task))
+            .collect::<Vec<_>>();
+        self.send_all(replies);
         self.answer(
             seat,
             session,

@@ -33,7 +33,7 @@ use tempfile::TempDir;
 
 use crate::{
     executor::ended,
-    job::{Ask, Interrupt},
+    job::{Ask, Interrupt, stat},
     process::Process,
     reaper::MARK,
     seat::Seat,
@@ -221,7 +221,9 @@ impl Kernels {
         }
         let mut count = 1;
         if let Slot::Lives(kernel) = &mut *slot {
-            if matches!(kernel.child.try_wait(), Ok(None)) {
+            // One whose first thread has ended is not to be waited for yet, and yet will never answer.
+            let dying = stat(kernel.pid.as_raw_nonzero().get()).is_none_or(|stat| stat.zombie);
+            if !dying && matches!(kernel.child.try_wait(), Ok(None)) {
                 return;
             }
             let cause = kernel.end();

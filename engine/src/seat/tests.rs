@@ -139,7 +139,7 @@ fn named_ranges_are_given_back() {
 }
 
 #[test]
-fn aborted_ones_are_met_when_their_turn_comes() {
+fn aborted_tasks_come_out_and_members_are_met_when_their_turn_comes() {
     let (seat, warden) = (seat(), Warden::new(Duration::from_millis(100)));
     let single = push(&seat, None);
     let array = push(&seat, Some((0, 5)));
@@ -150,10 +150,9 @@ fn aborted_ones_are_met_when_their_turn_comes() {
         format!("{array}:3"),
         "unknown".into(),
     ];
-    seat.abort(&warden, Some(&ids), true);
-    seat.next().unwrap();
-    assert_eq!(seat.claim(1), Claim::Aborted(0, 1));
-    seat.done();
+    let out = seat.abort(&warden, Some(&ids), true);
+    assert_eq!(out.len(), 1);
+    assert_eq!(out[0].msg_id, single);
     seat.next().unwrap();
     let claims: Vec<Claim> = std::iter::repeat_with(|| seat.claim(1))
         .take_while(|claim| *claim != Claim::Done)
@@ -187,9 +186,15 @@ fn a_running_member_is_stopped_and_the_rest_of_its_array_too() {
     seat.next().unwrap();
     assert_eq!(seat.claim(2), Claim::Run(0, 2));
     let (_, token) = seat.begin_member(0).unwrap();
-    seat.abort(&warden, Some(&[format!("{id}:1")]), true);
+    assert!(
+        seat.abort(&warden, Some(&[format!("{id}:1")]), true)
+            .is_empty()
+    );
     assert!(!token.is_cancelled(), "that is the next one");
-    seat.abort(&warden, Some(&[format!("{id}:0")]), true);
+    assert!(
+        seat.abort(&warden, Some(&[format!("{id}:0")]), true)
+            .is_empty()
+    );
     assert!(token.is_cancelled());
     assert_eq!(seat.running.finish(), Some(Stop::Aborted));
     assert_eq!(
@@ -200,7 +205,10 @@ fn a_running_member_is_stopped_and_the_rest_of_its_array_too() {
     assert_eq!(seat.claim(1), Claim::Run(2, 3));
     let (_, token) = seat.begin_member(2).unwrap();
     assert!(!token.is_cancelled(), "a token of its own");
-    seat.abort(&warden, Some(std::slice::from_ref(&later)), true);
+    assert!(
+        seat.abort(&warden, Some(std::slice::from_ref(&later)), true)
+            .is_empty()
+    );
     assert!(token.is_cancelled());
     seat.running.finish();
     assert_eq!(seat.claim(2), Claim::Aborted(3, 9));

@@ -5,6 +5,7 @@ ipengine starts it, and sends it calls over the socket that it finds as its stan
 cloudpickle comes from the engine where the host has none.
 """
 
+import _thread
 import importlib.abc
 import importlib.util
 import os
@@ -153,6 +154,7 @@ class Supplied(importlib.abc.MetaPathFinder, importlib.abc.Loader):
 call = None
 current = 0  # the number of the call that runs; 0: none
 stopped = set()  # the numbers of calls that were asked to stop
+waiting = {}  # what calls wait for, by their numbers
 nested = 0  # how many calls wait below the one that runs
 functions = {}
 link = bell = ring = None
@@ -162,7 +164,14 @@ def interrupted(signum, frame):
     """SIGINT: the engine has written which call it means, so that it never hits the next one."""
     number = int.from_bytes(os.pread(interrupts, 8, 0), "little")
     stopped.add(number)
-    if number == current and not link.busy:
+    if number in waiting:
+        # It goes on when what it waits for has ended, which may be what its own engine works on: nobody wants that any more.
+        # Not on this thread, which may hold locks just now.
+        cancel = getattr(waiting[number], "cancel", None)
+        if cancel is not None:
+            _thread.start_new_thread(cancel, ())
+        ring.send(b".")
+    elif number == current and not link.busy:
         raise KeyboardInterrupt("the task was aborted")
 
 
@@ -177,6 +186,7 @@ def wait(future, timeout=None):
     limit = sys.getrecursionlimit()
     sys.setrecursionlimit(limit + FRAMES)
     nested += 1
+    waiting[number] = future
     link.send(WAITS, number, [])
     try:
         future.add_done_callback(lambda _: ring.send(b"."))
@@ -197,6 +207,7 @@ def wait(future, timeout=None):
         while serve(*link.receive()) != number:
             pass
         nested -= 1
+        del waiting[number]
         sys.setrecursionlimit(limit)
     if number in stopped:
         raise KeyboardInterrupt("the task was aborted")
