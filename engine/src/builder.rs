@@ -34,6 +34,9 @@ use crate::{
 /// Descriptors of one logical engine: its sockets' own and their connections.
 const DESCRIPTORS_EACH: u64 = 14;
 
+/// … and of its kernel: four sockets, what they are connected by, and the process.
+const DESCRIPTORS_KERNEL: u64 = 24;
+
 /// Why an engine could not start, or ended by itself.
 #[derive(Debug, thiserror::Error)]
 pub enum EngineError {
@@ -419,7 +422,8 @@ impl Builder {
             kernels.options = std::mem::take(&mut self.kernel_options);
             self.settings.tags.push(kernels.name().to_owned());
         }
-        socket::raise_descriptors(count as u64 * DESCRIPTORS_EACH + 64).map_err(|error| {
+        let each = DESCRIPTORS_EACH + kernels.as_ref().map_or(0, |_| DESCRIPTORS_KERNEL);
+        socket::raise_descriptors(count as u64 * each + 64).map_err(|error| {
             EngineError::Descriptors(format!("{count} engines in one process: {error}"))
         })?;
         let work_dir = match &self.work_dir {

@@ -2,11 +2,15 @@
 
 import os
 import shutil
+import signal
 import subprocess
 
 import pytest
 
 import ipbroker
+
+# What a shell starts in the background ignores SIGINT, and so does all that it starts.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
