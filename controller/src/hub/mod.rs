@@ -74,7 +74,7 @@ impl Settings {
 pub struct Sockets {
     /// ROUTER: registrations and queries.
     pub query: Socket,
-    /// PUB: notifications.
+    /// XPUB: notifications.
     pub notify: Socket,
     /// XPUB: heartbeats.
     pub ping: Socket,
@@ -91,7 +91,9 @@ pub fn sockets(context: &zmq::Context) -> zmq::Result<Sockets> {
     // Every engine's subscription is told, so that its first heartbeat need not wait for the next beat.
     ping.set_xpub_verbose(true)?;
     ping.set_sndhwm(100)?;
-    let notify = socket::open(context, zmq::PUB)?;
+    let notify = socket::open(context, zmq::XPUB)?;
+    // Each subscriber is told, not only the first.
+    notify.set_xpub_verbose(true)?;
     notify.set_sndhwm(iopub::CLIENT_MESSAGES)?;
     Ok(Sockets {
         query: mux::router(context, None)?,

@@ -46,6 +46,9 @@ const CATCH_UP: usize = 10_000;
 /// After this a client that asked for the end has its answer.
 const FAREWELL: Duration = Duration::from_millis(200);
 
+/// How long the way from a program's first question to its subscription may take.
+const RECENT: Duration = Duration::from_secs(5);
+
 /// The least time between two pings that new engines call for.
 const EXTRA_PING: Duration = Duration::from_millis(10);
 
@@ -152,7 +155,6 @@ impl Hub {
                     self.query.poll_item(),
                     self.pong.as_poll_item(zmq::POLLIN),
                     self.ping.as_poll_item(zmq::POLLIN),
-                    // Never readable; but connections that have ended are let go by whoever polls.
                     self.notify.as_poll_item(zmq::POLLIN),
                 ];
                 match zmq::poll(&mut items, self.timeout()) {
@@ -322,6 +324,27 @@ impl Hub {
                 self.extra_ping
                     .get_or_insert((self.last_ping + EXTRA_PING).max(Instant::now()));
             }
+        }
+        let mut come = false;
+        while let Ok(frame) = self.notify.recv_bytes(zmq::DONTWAIT) {
+            come |= frame.first() == Some(&1);
+        }
+        if come {
+            self.tell_recent();
+        }
+    }
+
+    /// A program asks which engines there are, and only then hears of those that come: what has joined in between is told
+    /// once more, which is nothing new to the others.
+    fn tell_recent(&mut self) {
+        let recent: Vec<Value> = self
+            .registry
+            .iter()
+            .filter(|(_, engine)| engine.registered.elapsed() < RECENT)
+            .map(|(id, engine)| json!({"id": id, "uuid": engine.profile.uuid}))
+            .collect();
+        for engine in recent {
+            self.publish(types::REGISTRATION_NOTIFICATION, &engine);
         }
     }
 

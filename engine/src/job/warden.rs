@@ -16,6 +16,9 @@ use super::{
 /// How often a job with a memory limit is looked at.
 const SAMPLE: Duration = Duration::from_millis(100);
 
+/// When a kernel is interrupted once more.
+const AGAIN: Duration = Duration::from_secs(1);
+
 /// How long a kernel may take to interrupt what it runs before it is ended, and all its variables with it.
 const KERNEL: Duration = Duration::from_secs(5);
 
@@ -35,6 +38,8 @@ struct Watch {
 
 #[derive(Debug)]
 enum Task {
+    /// INT once more, at this moment, and then patience: a kernel that was about to begin has not heard the first one.
+    Again(Instant),
     /// TERM at this moment: INT was sent a grace period before.
     Term(Instant),
     /// KILL at this moment: TERM was sent a grace period before.
@@ -57,7 +62,7 @@ impl Task {
 
     fn due(&self) -> Instant {
         match *self {
-            Self::Term(at) | Self::Kill(at) | Self::Time(at, _) => at,
+            Self::Again(at) | Self::Term(at) | Self::Kill(at) | Self::Time(at, _) => at,
             Self::Memory { next, .. } => next,
         }
     }
@@ -80,12 +85,11 @@ impl Warden {
         let Some((signal, kernel)) = running.request(generation, stop) else {
             return false;
         };
-        let grace = if kernel && aborted {
-            KERNEL
-        } else {
-            self.grace
+        let now = Instant::now();
+        let next = match kernel && aborted {
+            true => Task::Again(now + AGAIN),
+            false => Task::after(signal, now + self.grace),
         };
-        let next = Task::after(signal, Instant::now() + grace);
         self.watch(running, generation, next);
         true
     }
@@ -150,6 +154,10 @@ impl Watch {
     /// Does what is due; true when the watch goes on.
     fn act(&mut self, now: Instant, grace: Duration) -> bool {
         match &mut self.task {
+            Task::Again(_) => {
+                self.task = Task::Term(now + KERNEL);
+                self.running.signal(self.generation, Signal::INT)
+            }
             Task::Term(_) => {
                 self.task = Task::Kill(now + grace);
                 self.running.signal(self.generation, Signal::TERM)
