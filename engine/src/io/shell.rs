@@ -314,11 +314,16 @@ impl Server {
         message: Envelope,
         msg_type: &str,
     ) {
-        let line = self.seats[seat].line();
-        match line {
-            Some(line) if channel == Channel::Control => line.say(Word::Control(message)),
-            Some(line) => line.say(Word::Shell(message)),
-            None => self.refuse(channel, seat, session, &message, msg_type),
+        let word = match channel {
+            Channel::Control => Word::Control(message),
+            _ => Word::Shell(message),
+        };
+        let refused = match self.seats[seat].line() {
+            Some(line) => line.say(word),
+            None => Err(word),
+        };
+        if let Err(Word::Control(message) | Word::Shell(message)) = refused {
+            self.refuse(channel, seat, session, &message, msg_type);
         }
     }
 

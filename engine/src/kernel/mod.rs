@@ -166,10 +166,11 @@ pub(crate) struct Line {
 }
 
 impl Line {
-    /// Says something.
-    pub(crate) fn say(&self, word: Word) {
-        let _ = self.words.send(word);
+    /// Says something; it comes back if the kernel is gone.
+    pub(crate) fn say(&self, word: Word) -> Result<(), Word> {
+        self.words.send(word).map_err(|refused| refused.0)?;
         self.waker.wake();
+        Ok(())
     }
 
     /// Ends the kernel without asking it: another one follows.
@@ -227,6 +228,7 @@ impl Kernels {
                 return;
             }
             let cause = kernel.end();
+            *seat.line.lock().unwrap_or_else(PoisonError::into_inner) = None;
             let died = kernel.count;
             if died > self.restarts {
                 *slot = Slot::Broken(format!(
@@ -433,7 +435,7 @@ impl Kernel {
     pub(crate) fn interrupt(&self) -> (Pid, Interrupt) {
         let ask = self.by_message.then(|| {
             let line = self.line.clone();
-            Ask(Box::new(move || line.say(Word::Interrupt)))
+            Ask(Box::new(move || drop(line.say(Word::Interrupt))))
         });
         (self.pid, Interrupt::Kernel(ask))
     }
@@ -495,14 +497,14 @@ impl Kernel {
 impl Drop for Kernel {
     fn drop(&mut self) {
         if matches!(self.child.try_wait(), Ok(None)) {
-            self.line.say(Word::Shutdown);
+            let _ = self.line.say(Word::Shutdown);
             let begun = Instant::now();
             while begun.elapsed() < END && !self.wait(END / 10) {
                 let _ = socket::recv(&self.shell, &mut Vec::new());
             }
             self.end();
         }
-        self.line.say(Word::Gone);
+        let _ = self.line.say(Word::Gone);
         if let Some(side) = self.side.take() {
             let _ = side.join();
         }

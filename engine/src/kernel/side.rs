@@ -10,6 +10,7 @@ use std::{
 use crossbeam_channel::{Receiver, unbounded};
 use ipbroker_protocol::{
     envelope::{Envelope, copies},
+    message::{ErrorContent, HeaderRef},
     session::Session,
     socket,
     wake::{self, Wake},
@@ -66,6 +67,7 @@ impl Side {
         pidfd: &OwnedFd,
     ) {
         let mut frames = Vec::new();
+        let mut asked = Vec::new();
         let mut lives = true;
         loop {
             let mut items = [
@@ -93,6 +95,7 @@ impl Side {
             let mut gone = false;
             while let Ok(word) = words.try_recv() {
                 gone |= matches!(word, Word::Gone);
+                asked.extend(Asked::of(&word, seat));
                 self.say(word, seat);
             }
             for (socket, channel) in [
@@ -104,10 +107,17 @@ impl Side {
                     if !matches!(socket::recv(socket, &mut frames), Ok(true)) {
                         break;
                     }
-                    self.pass_on(process, seat, channel, std::mem::take(&mut frames));
+                    if let Some(answered) =
+                        self.pass_on(process, seat, channel, std::mem::take(&mut frames))
+                    {
+                        asked.retain(|asked: &Asked| asked.msg_id != answered);
+                    }
                 }
             }
             if gone {
+                for asked in asked {
+                    process.outbox.push(asked.refuse(seat));
+                }
                 return;
             }
         }
@@ -140,20 +150,25 @@ impl Side {
         }
     }
 
-    /// Sends on what the kernel says; what answers our own questions has no way back and goes nowhere.
-    fn pass_on(&self, process: &Process, seat: &Seat, channel: Channel, frames: Vec<Message>) {
-        let Ok(message) = Envelope::parse(frames) else {
-            return;
-        };
+    /// Sends on what the kernel says; what answers our own questions has no way back and goes nowhere. The request that is
+    /// answered by it.
+    fn pass_on(
+        &self,
+        process: &Process,
+        seat: &Seat,
+        channel: Channel,
+        frames: Vec<Message>,
+    ) -> Option<String> {
+        let message = Envelope::parse(frames).ok()?;
         if self.session.verify(&message).is_err()
             || (channel != Channel::IoPub && message.identities().is_empty())
         {
-            return;
+            return None;
         }
         if channel == Channel::IoPub {
             match wire::about(&message, &self.session) {
                 // The answer to our subscription.
-                wire::About::Welcome => return,
+                wire::About::Welcome => return None,
                 wire::About::Idle(request) => *self.ended.last() = request,
                 wire::About::Other => {}
             }
@@ -175,6 +190,58 @@ impl Side {
                 answers: None,
             }),
             Err(error) => tracing::debug!("a message of a kernel was dropped: {error}"),
+        }
+        (channel != Channel::IoPub).then(|| wire::parent(&message, &self.session))
+    }
+}
+
+/// A request that the kernel has not answered.
+struct Asked {
+    channel: Channel,
+    way: Vec<Message>,
+    header: Vec<u8>,
+    msg_id: String,
+    stem: String,
+}
+
+impl Asked {
+    /// What is to be answered of a word; a comm message is not.
+    fn of(word: &Word, seat: &Seat) -> Option<Self> {
+        let (channel, message) = match word {
+            Word::Control(message) => (Channel::Control, message),
+            Word::Shell(message) => (Channel::Shell, message),
+            Word::Interrupt | Word::Shutdown | Word::Gone => return None,
+        };
+        let header = HeaderRef::read(seat.session().packer, message.header()).ok()?;
+        Some(Self {
+            channel,
+            way: copies(message.identities()),
+            stem: header.msg_type.strip_suffix("_request")?.to_owned(),
+            msg_id: header.msg_id.into_owned(),
+            header: message.header().to_vec(),
+        })
+    }
+
+    /// The answer when the kernel has ended.
+    fn refuse(self, seat: &Seat) -> Outgoing {
+        let session = seat.session();
+        let words = format!(
+            "the kernel of engine {} ended before it answered",
+            seat.id()
+        );
+        let reply = session.message(
+            self.way,
+            &session.header(&format!("{}_reply", self.stem)),
+            Some(&self.header),
+            &json!({"status": "error", "engine": seat.uuid}),
+            &ErrorContent::new("EngineError", words),
+            Vec::new(),
+        );
+        Outgoing {
+            seat: seat.index,
+            channel: self.channel,
+            frames: reply.into_frames(),
+            answers: None,
         }
     }
 }

@@ -182,6 +182,15 @@ pub(super) enum About {
     Other,
 }
 
+/// The id of the request that a message is about; empty: of none.
+pub(super) fn parent(message: &Envelope, kernel: &Session) -> String {
+    let parent: ParentRef<'_> = kernel
+        .packer
+        .unpack(message.parent_header())
+        .unwrap_or_default();
+    parent.msg_id.into_owned()
+}
+
 /// Looks at a published message.
 pub(super) fn about(message: &Envelope, kernel: &Session) -> About {
     let Ok(header) = HeaderRef::read(kernel.packer, message.header()) else {
@@ -191,15 +200,11 @@ pub(super) fn about(message: &Envelope, kernel: &Session) -> About {
         "iopub_welcome" => About::Welcome,
         "status" => {
             let AnyMap(content) = kernel.unpack(message.content()).unwrap_or_default();
-            let parent: ParentRef<'_> = kernel
-                .packer
-                .unpack(message.parent_header())
-                .unwrap_or_default();
             match content
                 .get("execution_state")
                 .and_then(|state| state.as_str())
             {
-                Some("idle") => About::Idle(parent.msg_id.into_owned()),
+                Some("idle") => About::Idle(parent(message, kernel)),
                 _ => About::Other,
             }
         }
