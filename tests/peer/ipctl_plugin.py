@@ -54,14 +54,26 @@ def be_patient(factor):
 
 def wait_for_kernels():
     """The suite's limits are made for calls on engines whose interpreters run: the peer's are registered after that, ours before
-    (what comes meanwhile is kept). So who adds engines waits for a first call on each."""
+    (what comes meanwhile is kept). So who adds engines waits for a first call on each. And the peer's end with their interpreter,
+    ours after they have said what became of its calls: so who counts engines first waits until those have left."""
     tests = sys.modules.get("ipyparallel.tests")
     cases = sys.modules.get("ipyparallel.tests.clienttest")
     if tests is None or cases is None:
         return
     add = tests.add_engines
 
+    def all_answer(rc):
+        try:
+            return not rc.ids or rc[:].apply_sync(int)
+        except tests.error.CompositeError:
+            return False
+
     def add_engines(n=1, profile="iptest", total=False):
+        with tests.Client(profile=profile) as rc:
+            end = time.monotonic() + 20
+            while not all_answer(rc):
+                assert time.monotonic() < end, "an engine without a kernel does not leave"
+                time.sleep(0.05)
         engines = add(n, profile, total)
         if engines:
             with tests.Client(profile=profile) as rc:
