@@ -180,7 +180,7 @@ pub fn save<T: Serialize>(path: &Path, connection: &T) -> Result<(), ConnectionE
 impl ClientConnection {
     /// The ports in use, to be changed.
     pub fn ports_mut(&mut self) -> impl Iterator<Item = &mut u16> {
-        // Without `..`, here and below: a port that is added must not be forgotten.
+        // Without `..`, as below: a port that is added must not be forgotten.
         let Self {
             registration,
             control,
@@ -209,22 +209,8 @@ impl ClientConnection {
 impl EngineConnection {
     /// The ports in use.
     pub fn ports(&self) -> impl Iterator<Item = u16> {
-        let Self {
-            registration,
-            control,
-            mux,
-            task,
-            iopub,
-            hb_ping,
-            hb_pong,
-            broadcast,
-            common: _,
-        } = self;
-        [registration, control, mux, task, iopub, hb_ping, hb_pong]
-            .into_iter()
-            .chain(broadcast)
-            .copied()
-            .filter(|port| *port != 0)
+        let ports: Vec<u16> = self.clone().ports_mut().map(|port| *port).collect();
+        ports.into_iter()
     }
 
     /// The ports in use, to be changed.

@@ -261,25 +261,6 @@ pub fn send(socket: &Socket, frames: impl IntoIterator<Item = Message>) -> zmq::
     Ok(())
 }
 
-/// Sends the rest of a message whose first frame (an identity) was accepted.
-///
-/// # Errors
-/// As `zmq_msg_send`.
-pub fn send_rest(socket: &Socket, frames: impl IntoIterator<Item = Message>) -> zmq::Result<()> {
-    let mut frames = frames.into_iter().peekable();
-    while let Some(frame) = frames.next() {
-        socket.send(
-            frame,
-            if frames.peek().is_some() {
-                zmq::SNDMORE
-            } else {
-                0
-            },
-        )?;
-    }
-    Ok(())
-}
-
 /// Whether a name or address is this host's own.
 #[must_use]
 pub fn is_this_host(location: &str) -> bool {

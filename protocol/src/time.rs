@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use jiff::{Timestamp, Unit, Zoned, tz::TimeZone};
+use jiff::{Timestamp, Unit, tz::TimeZone};
 
 /// Now, as headers carry it: ISO 8601, UTC, microseconds, `Z`.
 #[must_use]
@@ -46,37 +46,6 @@ pub fn parse(text: &str) -> Option<Timestamp> {
         .to_zoned(TimeZone::UTC)
         .ok()
         .map(|zoned| zoned.timestamp())
-}
-
-/// A moment in local time without an offset, as Python's `isoformat()` writes it: no fraction when microseconds are 0.
-#[must_use]
-pub fn local_naive(moment: Timestamp) -> String {
-    let zoned = Zoned::new(moment, TimeZone::system());
-    let micros = zoned.subsec_nanosecond() / 1000;
-    let whole = zoned.strftime("%Y-%m-%dT%H:%M:%S").to_string();
-    if micros == 0 {
-        whole
-    } else {
-        format!("{whole}.{micros:06}")
-    }
-}
-
-/// A duration as Python prints a timedelta: `0:00:10.006281`, `1 day, 0:00:10`.
-#[must_use]
-pub fn timedelta(duration: Duration) -> String {
-    let micros = duration.subsec_micros();
-    let seconds = duration.as_secs();
-    let (days, rest) = (seconds / 86_400, seconds % 86_400);
-    let mut text = match days {
-        0 => String::new(),
-        1 => "1 day, ".to_owned(),
-        days => format!("{days} days, "),
-    };
-    text += &format!("{}:{:02}:{:02}", rest / 3600, rest % 3600 / 60, rest % 60);
-    if micros != 0 {
-        text += &format!(".{micros:06}");
-    }
-    text
 }
 
 /// Seconds of a duration as users write it: `90`, `90s`, `15m`, `2h`, `1d`.
@@ -164,21 +133,6 @@ pub fn shifted(moment: Timestamp, seconds: f64) -> Timestamp {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn timedelta_as_python_prints_it() {
-        for (duration, text) in [
-            (Duration::from_micros(10_006_281), "0:00:10.006281"),
-            (Duration::from_secs(0), "0:00:00"),
-            (Duration::from_secs(86_410), "1 day, 0:00:10"),
-            (
-                Duration::new(2 * 86_400 + 3661, 5_000),
-                "2 days, 1:01:01.000005",
-            ),
-        ] {
-            assert_eq!(timedelta(duration), text);
-        }
-    }
 
     #[test]
     fn dates_round_trip() {

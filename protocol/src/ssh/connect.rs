@@ -4,18 +4,15 @@ use std::{
     fmt,
     io::{self, Read, Write},
     net::{TcpStream, ToSocketAddrs},
-    os::{
-        fd::{AsFd, BorrowedFd},
-        unix::net::UnixStream,
-    },
+    os::unix::net::UnixStream,
     path::{Path, PathBuf},
     thread,
     time::{Duration, Instant},
 };
 
-use ssh2::{DisconnectCode, Session};
+use ssh2::{Channel, DisconnectCode, Session};
 
-use super::{Pump, PumpEvent, Settings, SshError, Target, known_hosts::Known};
+use super::{Pump, PumpEvent, Settings, SshError, Target, known_hosts::Known, link::Socket};
 
 /// How long a connection may be silent after we asked for a sign of life.
 pub(super) const DEAD_AFTER: Duration = Duration::from_secs(15);
@@ -25,24 +22,10 @@ const MAX_JUMPS: usize = 8;
 /// An open SSH connection.
 pub struct Connection {
     pub(super) session: Session,
+    /// The bytes' way out of this process: kept beside the session to poll it.
     pub(super) socket: Socket,
     target: Target,
     jumped: bool,
-}
-
-/// The bytes' way out of this process: kept beside the session to poll it.
-pub(super) enum Socket {
-    Tcp(TcpStream),
-    Unix(UnixStream),
-}
-
-impl AsFd for Socket {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        match self {
-            Self::Tcp(s) => s.as_fd(),
-            Self::Unix(s) => s.as_fd(),
-        }
-    }
 }
 
 impl fmt::Debug for Connection {
@@ -80,10 +63,8 @@ fn connect_depth(
 ) -> Result<Connection, SshError> {
     let host = || target.alias.clone();
     if depth > MAX_JUMPS {
-        return Err(SshError::Lost {
-            host: host(),
-            reason: "ProxyJump leads round in a circle".into(),
-        });
+        let reason = "ProxyJump leads round in a circle";
+        return Err(SshError::lost(&target.alias, reason));
     }
     if target.jumps.is_empty() {
         let stream = dial(target)?;
@@ -114,11 +95,7 @@ fn connect_depth(
 
 /// Logs in to `target` over a channel of `hop`; a thread moves the bytes until either side closes.
 fn through(hop: Connection, target: &Target) -> Result<Connection, SshError> {
-    let io_error = |doing: &str, source| SshError::Io {
-        host: target.alias.clone(),
-        doing: doing.to_owned(),
-        source,
-    };
+    let io_error = |doing, source| SshError::io(&target.alias, doing, source);
     let (near, far) = UnixStream::pair().map_err(|e| io_error("make a socket pair", e))?;
     let hop_name = hop.target.alias.clone();
     let mut pump = Pump::new(hop)?;
@@ -179,18 +156,13 @@ fn dial(target: &Target) -> Result<TcpStream, SshError> {
 }
 
 fn log_in(target: &Target, socket: Socket, jumped: bool) -> Result<Connection, SshError> {
-    let host = || target.alias.clone();
     let handshake = |source| SshError::Handshake {
-        host: host(),
+        host: target.alias.clone(),
         source,
     };
     let mut session = Session::new().map_err(handshake)?;
     session.set_timeout(u32::try_from(target.timeout.as_millis()).unwrap_or(u32::MAX));
-    let cloned = |source| SshError::Io {
-        host: host(),
-        doing: "clone the socket".into(),
-        source,
-    };
+    let cloned = |source| SshError::io(&target.alias, "clone the socket", source);
     match &socket {
         Socket::Tcp(s) => session.set_tcp_stream(s.try_clone().map_err(cloned)?),
         Socket::Unix(s) => session.set_tcp_stream(s.try_clone().map_err(cloned)?),
@@ -214,6 +186,7 @@ fn log_in(target: &Target, socket: Socket, jumped: bool) -> Result<Connection, S
 /// Keys from the agent that the configuration names, key files it names, the agent's others, the usual files.
 fn authenticate(session: &Session, target: &Target) -> Result<(), SshError> {
     let mut tried = Vec::new();
+    let none_named = target.identities.is_empty();
     let agent = if target.agent.as_deref() == Some("none") {
         None
     } else {
@@ -237,28 +210,21 @@ fn authenticate(session: &Session, target: &Target) -> Result<(), SshError> {
             e.message().to_owned()
         }
     };
-    let mut try_agent = |named: bool| {
+    let try_agent = |named: bool, tried: &mut Vec<String>| {
         keys.iter()
-            .filter(|k| public.iter().any(|p| p == k.blob()) == named)
-            .any(|key| match &agent {
-                Some(agent) => agent
-                    .userauth(&target.user, key)
-                    .inspect_err(|e| {
-                        tried.push(format!("agent key {}: {}", key.comment(), refused(e)))
-                    })
-                    .is_ok(),
-                None => false,
+            .filter(|key| public.iter().any(|public| public == key.blob()) == named)
+            .any(|key| {
+                agent.as_ref().is_some_and(|agent| {
+                    agent
+                        .userauth(&target.user, key)
+                        .inspect_err(|e| {
+                            tried.push(format!("agent key {}: {}", key.comment(), refused(e)))
+                        })
+                        .is_ok()
+                })
             })
     };
-    let named_ok = try_agent(true);
-    if named_ok {
-        return Ok(());
-    }
-    let others_ok = target.identities.is_empty() && !target.identities_only && try_agent(false);
-    if others_ok {
-        return Ok(());
-    }
-    let mut try_files = |files: &[PathBuf]| {
+    let try_files = |files: &[PathBuf], tried: &mut Vec<String>| {
         files.iter().any(|file| {
             if !file.exists() {
                 tried.push(format!("{}: no such file", file.display()));
@@ -272,35 +238,16 @@ fn authenticate(session: &Session, target: &Target) -> Result<(), SshError> {
                 .is_ok()
         })
     };
-    if try_files(&target.identities) {
+    let mut usual = target.default_identities.clone();
+    usual.retain(|file| file.exists());
+    let others_too = !target.identities_only;
+    if try_agent(true, &mut tried)
+        || none_named && others_too && try_agent(false, &mut tried)
+        || try_files(&target.identities, &mut tried)
+        || none_named && try_files(&usual, &mut tried)
+        || !none_named && others_too && try_agent(false, &mut tried)
+    {
         return Ok(());
-    }
-    if target.identities.is_empty() {
-        let usual: Vec<PathBuf> = target
-            .default_identities
-            .iter()
-            .filter(|f| f.exists())
-            .cloned()
-            .collect();
-        if try_files(&usual) {
-            return Ok(());
-        }
-    } else if !target.identities_only {
-        let ok = keys
-            .iter()
-            .filter(|k| !public.iter().any(|p| p == k.blob()))
-            .any(|key| {
-                agent.as_ref().is_some_and(|a| {
-                    a.userauth(&target.user, key)
-                        .inspect_err(|e| {
-                            tried.push(format!("agent key {}: {}", key.comment(), refused(e)))
-                        })
-                        .is_ok()
-                })
-            });
-        if ok {
-            return Ok(());
-        }
     }
     // A server may ask for nothing at all.
     if session.auth_methods(&target.user).is_err() && session.authenticated() {
@@ -377,25 +324,25 @@ impl Connection {
         self.jumped
     }
 
-    pub(super) fn failed(
-        &self,
-        doing: impl Into<String>,
-    ) -> impl FnOnce(ssh2::Error) -> SshError + '_ {
-        let doing = doing.into();
-        move |source| SshError::Session {
-            host: self.target.alias.clone(),
-            doing,
-            source,
-        }
+    pub(super) fn failed<'a>(
+        &'a self,
+        doing: impl AsRef<str> + 'a,
+    ) -> impl FnOnce(ssh2::Error) -> SshError + 'a {
+        move |source| SshError::session(self.host(), doing.as_ref(), source)
     }
 
-    fn failed_io(&self, doing: &str) -> impl FnOnce(io::Error) -> SshError + '_ {
-        let doing = doing.to_owned();
-        move |source| SshError::Io {
-            host: self.target.alias.clone(),
-            doing,
-            source,
-        }
+    fn failed_io(&self, doing: &str) -> impl FnOnce(io::Error) -> SshError {
+        move |source| SshError::io(self.host(), doing, source)
+    }
+
+    /// Starts a command; `doing` says what for, if it fails.
+    pub(super) fn exec(&self, command: &str, doing: &str) -> Result<Channel, SshError> {
+        let mut channel = self
+            .session
+            .channel_session()
+            .map_err(self.failed("open a channel"))?;
+        channel.exec(command).map_err(self.failed(doing))?;
+        Ok(channel)
     }
 
     /// Runs a command to its end and gives it `input`. The command must read its input to the end or close it; each
@@ -414,13 +361,7 @@ impl Connection {
         self.session
             .set_timeout(u32::try_from(timeout.as_millis()).unwrap_or(u32::MAX));
         let result = (|| {
-            let mut channel = self
-                .session
-                .channel_session()
-                .map_err(self.failed("open a channel"))?;
-            channel
-                .exec(command)
-                .map_err(self.failed("run a command"))?;
+            let mut channel = self.exec(command, "run a command")?;
             let mut block = vec![0; 64 << 10];
             loop {
                 let n = input

@@ -51,11 +51,7 @@ impl Forwards {
             server,
             connection,
         } = gateway;
-        let io_error = |source| SshError::Io {
-            host: server.clone(),
-            doing: "open a local port".to_owned(),
-            source,
-        };
+        let io_error = |source| SshError::io(&server, "open a local port", source);
         let mut forwards = Vec::new();
         let mut ports = Vec::new();
         for (host, port) in to {
@@ -203,11 +199,7 @@ fn start(connection: Connection, server: &str, forwards: &[Forward]) -> Result<P
         let listener = forward
             .listener
             .try_clone()
-            .map_err(|source| SshError::Io {
-                host: server.to_owned(),
-                doing: "use a listener".into(),
-                source,
-            })?;
+            .map_err(|source| SshError::io(server, "use a listener", source))?;
         pump.listen_local(listener, &forward.host, forward.port)?;
     }
     pump.watch_far_end()?;

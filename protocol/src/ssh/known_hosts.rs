@@ -27,11 +27,7 @@ pub(super) struct Known {
 impl Known {
     /// Reads the target's files. Lines that cannot be read are skipped, as OpenSSH does.
     pub(super) fn load(session: &Session, target: &Target) -> Result<Self, SshError> {
-        let failed = |source| SshError::Session {
-            host: target.alias.clone(),
-            doing: "read known hosts".into(),
-            source,
-        };
+        let failed = |source| SshError::session(&target.alias, "read known hosts", source);
         let mut this = Self {
             known: session.known_hosts().map_err(failed)?,
             revoked: session.known_hosts().map_err(failed)?,
@@ -53,11 +49,8 @@ impl Known {
                 Ok(text) => text.lines().for_each(|line| this.add_line(line)),
                 Err(e) if e.kind() == ErrorKind::NotFound => {}
                 Err(source) => {
-                    return Err(SshError::Io {
-                        host: target.alias.clone(),
-                        doing: format!("read {}", file.display()),
-                        source,
-                    });
+                    let doing = format!("read {}", file.display());
+                    return Err(SshError::io(&target.alias, &doing, source));
                 }
             }
         }
@@ -166,22 +159,15 @@ impl Known {
     pub(super) fn check(&self, session: &Session, target: &Target) -> Result<(), SshError> {
         let host = target.alias.clone();
         let Some((key, kind)) = session.host_key() else {
-            return Err(SshError::Lost {
-                host,
-                reason: "the server has shown no host key".into(),
-            });
+            let reason = "the server has shown no host key";
+            return Err(SshError::lost(&host, reason));
         };
         let kind = type_name(kind);
         let fingerprint = fingerprint(session);
         let files = target
             .known_hosts
-            .iter()
-            .map(|p| p.display().to_string())
-            .collect::<Vec<_>>();
-        let files_text = files
             .first()
-            .cloned()
-            .unwrap_or_else(|| "no file".to_owned());
+            .map_or_else(|| "no file".to_owned(), |file| file.display().to_string());
         if matches!(
             self.revoked.check_port(&self.name, self.port, key),
             CheckResult::Match
@@ -190,7 +176,7 @@ impl Known {
                 host,
                 kind,
                 fingerprint,
-                files: files_text,
+                files,
             });
         }
         match self.known.check_port(&self.name, self.port, key) {
@@ -200,7 +186,7 @@ impl Known {
                 name: self.hostname(),
                 kind,
                 fingerprint,
-                files: files_text,
+                files,
             }),
             CheckResult::NotFound | CheckResult::Failure if target.accept_new => {
                 tracing::info!("{host}: trusting the new host key {kind} {fingerprint}");
@@ -211,7 +197,7 @@ impl Known {
                 name: self.hostname(),
                 kind,
                 fingerprint,
-                files: files_text,
+                files,
             }),
         }
     }
@@ -221,11 +207,8 @@ impl Known {
         let Some(file) = target.known_hosts.first() else {
             return Ok(());
         };
-        let failed = |source| SshError::Io {
-            host: target.alias.clone(),
-            doing: format!("write {}", file.display()),
-            source,
-        };
+        let doing = format!("write {}", file.display());
+        let failed = |source| SshError::io(&target.alias, &doing, source);
         if let Some(dir) = file.parent() {
             fs::create_dir_all(dir).map_err(failed)?;
         }

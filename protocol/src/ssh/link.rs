@@ -17,13 +17,13 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 const FAIR: usize = 512 << 10;
 const BLOCK: usize = 32 << 10;
 
-/// The local side of a link.
-pub(super) enum End {
+/// A stream of bytes on this side.
+pub(super) enum Socket {
     Tcp(TcpStream),
     Unix(UnixStream),
 }
 
-impl End {
+impl Socket {
     fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
         match self {
             Self::Tcp(s) => s.read(buf),
@@ -57,7 +57,7 @@ impl End {
     }
 }
 
-impl AsFd for End {
+impl AsFd for Socket {
     fn as_fd(&self) -> BorrowedFd<'_> {
         match self {
             Self::Tcp(s) => s.as_fd(),
@@ -94,7 +94,7 @@ impl Buffer {
 
 pub(super) struct Link {
     pub(super) channel: Channel,
-    end: End,
+    end: Socket,
     to_end: Buffer,
     to_channel: Buffer,
     end_eof: bool,
@@ -143,7 +143,7 @@ pub(super) fn settle<T>(
 }
 
 impl Link {
-    pub(super) fn new(channel: Channel, end: End) -> io::Result<Self> {
+    pub(super) fn new(channel: Channel, end: Socket) -> io::Result<Self> {
         end.set_nonblocking()?;
         Ok(Self {
             channel,

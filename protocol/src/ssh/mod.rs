@@ -174,17 +174,40 @@ pub enum SshError {
 }
 
 impl SshError {
+    fn session(host: &str, doing: &str, source: ssh2::Error) -> Self {
+        Self::Session {
+            host: host.to_owned(),
+            doing: doing.to_owned(),
+            source,
+        }
+    }
+
+    fn io(host: &str, doing: &str, source: io::Error) -> Self {
+        Self::Io {
+            host: host.to_owned(),
+            doing: doing.to_owned(),
+            source,
+        }
+    }
+
+    fn lost(host: &str, reason: impl ToString) -> Self {
+        Self::Lost {
+            host: host.to_owned(),
+            reason: reason.to_string(),
+        }
+    }
+
     /// Whether trying again later can help: the network and the server may come back; a wrong key will not mend itself.
     #[must_use]
     pub fn is_transient(&self) -> bool {
         match self {
-            Self::Connect { .. }
+            Self::Resolve { .. }
+            | Self::Connect { .. }
             | Self::Handshake { .. }
             | Self::Session { .. }
             | Self::Io { .. }
             | Self::Lost { .. } => true,
             Self::Jump { source, .. } => source.is_transient(),
-            Self::Resolve { .. } => true,
             _ => false,
         }
     }

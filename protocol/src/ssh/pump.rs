@@ -17,7 +17,7 @@ use crate::wake::Wake;
 use super::{
     Connection, Output, SshError,
     connect::{DEAD_AFTER, signal_number},
-    link::{End, Link, settle},
+    link::{Link, Socket, settle},
 };
 
 /// `LIBSSH2_ERROR_EAGAIN`.
@@ -182,8 +182,8 @@ impl Pump {
     /// When the other host cannot connect there.
     pub fn bridge(&mut self, stream: UnixStream, host: &str, port: u16) -> Result<(), SshError> {
         let channel = self.direct(host, port)?;
-        let link =
-            Link::new(channel, End::Unix(stream)).map_err(|e| self.io_error("use a socket", e))?;
+        let link = Link::new(channel, Socket::Unix(stream))
+            .map_err(|e| self.io_error("use a socket", e))?;
         self.links.push(link);
         Ok(())
     }
@@ -193,14 +193,7 @@ impl Pump {
     /// # Errors
     /// When the channel or the start is refused.
     pub fn spawn(&mut self, command: &str, input: Vec<u8>) -> Result<(), SshError> {
-        let channel = self.blocking(|c| {
-            let mut channel = c
-                .session
-                .channel_session()
-                .map_err(c.failed("open a channel"))?;
-            channel.exec(command).map_err(c.failed("start a program"))?;
-            Ok(channel)
-        })?;
+        let channel = self.blocking(|c| c.exec(command, "start a program"))?;
         self.program = Some(Program {
             channel,
             input,
@@ -227,15 +220,7 @@ impl Pump {
         if !self.connection.jumped() {
             return Ok(());
         }
-        let opened = self.blocking(|c| {
-            let mut channel = c
-                .session
-                .channel_session()
-                .map_err(c.failed("open a channel"))?;
-            channel.exec("cat").map_err(c.failed("start cat"))?;
-            Ok(channel)
-        });
-        match opened {
+        match self.blocking(|c| c.exec("cat", "start cat")) {
             Ok(channel) => {
                 self.echo = Some(Echo {
                     channel,
@@ -281,18 +266,11 @@ impl Pump {
     }
 
     fn io_error(&self, doing: &str, source: io::Error) -> SshError {
-        SshError::Io {
-            host: self.host().to_owned(),
-            doing: doing.to_owned(),
-            source,
-        }
+        SshError::io(self.host(), doing, source)
     }
 
     fn lost(&self, reason: impl ToString) -> SshError {
-        SshError::Lost {
-            host: self.host().to_owned(),
-            reason: reason.to_string(),
-        }
+        SshError::lost(self.host(), reason)
     }
 
     /// Waits for up to `timeout` for something to do, and does it.
@@ -399,10 +377,7 @@ impl Pump {
         };
         let session = &self.connection.session;
         let fd = self.connection.socket.as_fd();
-        let lost = |reason: String| SshError::Lost {
-            host: self.connection.host().to_owned(),
-            reason,
-        };
+        let lost = |reason| SshError::lost(self.connection.host(), reason);
         let now = Instant::now();
         let mut block = [0; 64];
         match settle(session, fd, || echo.channel.read(&mut block)) {
@@ -438,7 +413,7 @@ impl Pump {
         for (stream, host, port) in streams {
             // One that cannot be connected is closed, which is what its owner would see without a tunnel.
             match self.direct(&host, port) {
-                Ok(channel) => self.links.extend(Link::new(channel, End::Tcp(stream))),
+                Ok(channel) => self.links.extend(Link::new(channel, Socket::Tcp(stream))),
                 Err(e) => tracing::debug!("{e}"),
             }
         }
@@ -456,7 +431,7 @@ impl Pump {
                 Ok(Some(mut channel)) => {
                     match TcpStream::connect_timeout(to, Duration::from_secs(5)) {
                         Ok(stream) => {
-                            self.links.extend(Link::new(channel, End::Tcp(stream)));
+                            self.links.extend(Link::new(channel, Socket::Tcp(stream)));
                             self.busy = true;
                         }
                         Err(e) => {
@@ -508,10 +483,7 @@ impl Pump {
         };
         let session = &self.connection.session;
         let fd = self.connection.socket.as_fd();
-        let lost = |e: io::Error| SshError::Lost {
-            host: self.connection.host().to_owned(),
-            reason: e.to_string(),
-        };
+        let lost = |e: io::Error| SshError::lost(self.connection.host(), e);
         while program.written < program.input.len() {
             let (channel, rest) = (&mut program.channel, &program.input[program.written..]);
             match settle(session, fd, || channel.write(rest)) {
