@@ -188,6 +188,8 @@ impl Batch {
             follow: dependency(&placement.follow),
             timeout: placement.timeout,
             retries: placement.retries.unwrap_or(0),
+            retry_delay: placement.retry_delay,
+            max_crashes: placement.max_crashes,
             hosts: placement.host.clone(),
             prefer: placement.prefer.clone(),
             prefer_wait: placement.prefer_wait,

@@ -130,6 +130,12 @@ pub(crate) struct JobArgs {
     /// Start a failed job again, up to N times
     #[arg(long, value_name = "N")]
     pub(crate) retries: Option<u32>,
+    /// Wait before the first retry, in seconds or like 90s, 15m; twice as long before each further one
+    #[arg(long, value_name = "DURATION", value_parser = duration)]
+    pub(crate) retry_delay: Option<f64>,
+    /// Start a job again whose engine was lost, up to N times, without using up retries
+    #[arg(long, value_name = "N")]
+    pub(crate) max_crashes: Option<u32>,
     /// Seconds a job may wait before it fails with TaskTimeout
     #[arg(long, value_name = "SECONDS", value_parser = seconds)]
     pub(crate) timeout: Option<Duration>,

@@ -30,6 +30,8 @@ pub(crate) fn read(options: &Bound<'_, PyDict>) -> PyResult<(TaskRequest, Limit)
             "on" => on = value.extract().map_err(wrong)?,
             "timeout" => request.timeout = Some(value.extract().map_err(wrong)?),
             "retries" => request.retries = value.extract().map_err(wrong)?,
+            "retry_delay" => request.retry_delay = Some(value.extract().map_err(wrong)?),
+            "max_crashes" => request.max_crashes = Some(value.extract().map_err(wrong)?),
             "host" => request.hosts = names(&value).map_err(wrong)?,
             "prefer" => request.prefer = names(&value).map_err(wrong)?,
             "prefer_wait" => request.prefer_wait = Some(value.extract().map_err(wrong)?),
@@ -50,7 +52,7 @@ pub(crate) fn read(options: &Bound<'_, PyDict>) -> PyResult<(TaskRequest, Limit)
             "detach" => request.detach = value.extract().map_err(wrong)?,
             _ => {
                 return Err(PyTypeError::new_err(format!(
-                    "unknown option {key:?}: there are after, follow, any, on, timeout, retries, host, prefer, prefer_wait, tags, priority, require, cpus, gpus, memory, resources, limit, targets, detach"
+                    "unknown option {key:?}: there are after, follow, any, on, timeout, retries, retry_delay, max_crashes, host, prefer, prefer_wait, tags, priority, require, cpus, gpus, memory, resources, limit, targets, detach"
                 )));
             }
         }

@@ -56,8 +56,7 @@ impl Keys<'_> {
         }
     }
 
-    pub(super) fn retries(&self) -> Result<Option<u32>, LineError> {
-        let key = "retries";
+    pub(super) fn count(&self, key: &'static str) -> Result<Option<u32>, LineError> {
         match self.get(key) {
             None => Ok(None),
             Some(value) => value

@@ -37,6 +37,10 @@ pub struct Placement {
     pub require: Require,
     /// How often a failed job is started again.
     pub retries: Option<u32>,
+    /// Seconds before the first of these; twice as long before each further one.
+    pub retry_delay: Option<f64>,
+    /// How often it is started again after its engine was lost; `None`: that uses up a retry.
+    pub max_crashes: Option<u32>,
     /// Seconds it may wait for its dependencies.
     pub timeout: Option<f64>,
     /// Ids of jobs that must have ended before.
@@ -190,7 +194,7 @@ pub fn parse_line(line: u64, bytes: &[u8]) -> Result<Job, LineError> {
 }
 
 /// All keys that mean something.
-const KEYS: [&str; 32] = [
+const KEYS: [&str; 34] = [
     "after",
     "any",
     "capture",
@@ -206,6 +210,7 @@ const KEYS: [&str; 32] = [
     "host",
     "id",
     "limit",
+    "max_crashes",
     "memory",
     "needs",
     "on",
@@ -218,6 +223,7 @@ const KEYS: [&str; 32] = [
     "resources",
     "result",
     "retries",
+    "retry_delay",
     "scratch",
     "stdin",
     "tags",
@@ -318,7 +324,9 @@ fn from_object(object: &Map<String, Value>) -> Result<Job, LineError> {
             tags: keys.strings("tags")?,
             priority: keys.integer("priority")?,
             require: keys.require()?,
-            retries: keys.retries()?,
+            retries: keys.count("retries")?,
+            retry_delay: keys.duration("retry_delay")?,
+            max_crashes: keys.count("max_crashes")?,
             timeout: keys.seconds("timeout")?,
             after: keys.ids("after")?,
             follow: keys.ids("follow")?,
@@ -393,7 +401,7 @@ mod tests {
     fn a_line_with_every_key() {
         let job = parse(
             r#"{"cmd": "wc -l", "cd": "/tmp", "out": "o", "err": "e", "host": ["a", "b"], "id": 7, "after": ["x", 3],
-                "follow": ["y"], "any": true, "on": "always", "timeout": 1.5, "retries": 2, "prefer": ["c"],
+                "follow": ["y"], "any": true, "on": "always", "timeout": 1.5, "retries": 2, "retry_delay": 0.5, "max_crashes": 3, "prefer": ["c"],
                 "prefer_wait": 3, "tags": ["gpu"], "priority": -4, "require": {"programs": ["gcc"]},
                 "env": {"A": "1"}, "stdin": "in", "limit": {"time": 60, "memory": "2G"}, "capture": true,
                 "creates": "c", "needs": ["n"], "mine": {"kept": 1}}"#,

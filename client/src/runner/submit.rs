@@ -102,6 +102,8 @@ pub(crate) fn metadata(
             .timeout
             .or(defaults.timeout.map(|t| t.as_secs_f64())),
         retries: placement.retries.or(defaults.retries).unwrap_or(0),
+        retry_delay: placement.retry_delay.or(defaults.retry_delay),
+        max_crashes: placement.max_crashes.or(defaults.max_crashes),
         hosts: or(&placement.host, &defaults.hosts),
         prefer: placement.prefer.clone(),
         prefer_wait: placement.prefer_wait,

@@ -81,6 +81,20 @@ impl LoadBalancedView {
         self
     }
 
+    /// Seconds before the first retry; twice as long before each further one, an hour at most.
+    #[must_use]
+    pub fn retry_delay(mut self, seconds: f64) -> Self {
+        self.options.retry_delay = Some(seconds);
+        self
+    }
+
+    /// How often a task is run again whose engine was lost, without using up retries.
+    #[must_use]
+    pub fn max_crashes(mut self, crashes: u32) -> Self {
+        self.options.max_crashes = Some(crashes);
+        self
+    }
+
     /// Seconds that a task may wait for its dependencies.
     #[must_use]
     pub fn timeout(mut self, seconds: f64) -> Self {

@@ -470,19 +470,23 @@ impl Hub {
 }
 
 /// Metadata of a resubmitted task of ours that goes with it; the peer's hub keeps none.
-const KEPT: [&str; 12] = [
+const KEPT: [&str; 16] = [
     "hosts",
     "prefer",
     "prefer_wait",
     "tags",
     "require",
+    "resources",
     "retries",
+    "retry_delay",
+    "max_crashes",
     "priority",
     "timeout",
     "array",
     "wide",
     "label",
     "job",
+    "job_dir",
 ];
 
 /// A stored request under a new id: the id, and the frames from the delimiter on.

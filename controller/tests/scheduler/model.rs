@@ -37,6 +37,10 @@ struct Member {
     at: At,
     refused: BTreeSet<usize>,
     retries: u32,
+    /// How often it may still lose its engine, if that is counted apart.
+    crashes: Option<u32>,
+    /// Before its next retry.
+    delay: Nanos,
     aborted: bool,
     killed: bool,
     /// The core owes a failure of this kind.

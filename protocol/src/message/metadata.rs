@@ -27,6 +27,10 @@ pub struct TaskMetadata {
     pub timeout: Option<f64>,
     /// How often it is tried again.
     pub retries: Option<u32>,
+    /// Seconds before the first retry; twice as long before each further one.
+    pub retry_delay: Option<f64>,
+    /// How often it is run again after its engine was lost, apart from `retries`; `None`: that uses up a retry.
+    pub max_crashes: Option<u32>,
     /// Hosts that may run it (any name of the host); empty: any.
     #[serde(deserialize_with = "list_or_null")]
     pub hosts: Vec<String>,
@@ -80,6 +84,12 @@ pub struct TaskRequest {
     /// How often it is tried again.
     #[serde(skip_serializing_if = "is_zero")]
     pub retries: u32,
+    /// Seconds before the first retry; twice as long before each further one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub retry_delay: Option<f64>,
+    /// How often it is run again after its engine was lost, apart from `retries`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_crashes: Option<u32>,
     /// Hosts that may run it.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub hosts: Vec<String>,

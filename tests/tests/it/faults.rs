@@ -10,7 +10,7 @@ use rustix::process::Signal;
 use serde_json::{Value, json};
 
 /// 1,000 jobs over two engine processes; one is killed while its jobs run. Their outcomes, each with what the job wrote.
-fn kill_one(retries: u64) -> (Cluster, Vec<(Value, String)>) {
+fn kill_one(asked: &Value) -> (Cluster, Vec<(Value, String)>) {
     let mut cluster = Cluster::builder().arg("--nodb").start();
     cluster.start_engines(2);
     cluster.start_engines(2);
@@ -20,7 +20,7 @@ fn kill_one(retries: u64) -> (Cluster, Vec<(Value, String)>) {
         .map(|number| {
             client.command(
                 &format!("echo begun >> job.{number}; sleep 0.01; echo ended >> job.{number}"),
-                json!({"retries": retries}),
+                asked.clone(),
             )
         })
         .collect();
@@ -53,7 +53,7 @@ fn kill_one(retries: u64) -> (Cluster, Vec<(Value, String)>) {
 
 #[test]
 fn an_engine_process_is_killed_in_the_middle() {
-    let (cluster, jobs) = kill_one(0);
+    let (cluster, jobs) = kill_one(&json!({}));
     let (done, lost): (Vec<_>, Vec<_>) = jobs
         .iter()
         .partition(|(outcome, _)| outcome["status"] == "ok");
@@ -77,12 +77,77 @@ fn an_engine_process_is_killed_in_the_middle() {
 
 #[test]
 fn retried_where_asked() {
-    let (_cluster, jobs) = kill_one(2);
-    let lost: Vec<_> = jobs
-        .iter()
-        .filter(|(outcome, _)| outcome["status"] != "ok")
+    for asked in [json!({"retries": 2}), json!({"max_crashes": 2})] {
+        let (_cluster, jobs) = kill_one(&asked);
+        let lost: Vec<_> = jobs
+            .iter()
+            .filter(|(outcome, _)| outcome["status"] != "ok")
+            .collect();
+        assert!(lost.is_empty(), "{asked}: {lost:?}");
+    }
+}
+
+#[test]
+fn crashes_count_apart_from_retries() {
+    let cluster = Cluster::with_engines(2);
+    let client = RawClient::new(&cluster, "task");
+    let deadly = |name: &str, asked: Value| {
+        client.command(&format!("echo x >> {name}; kill -9 $PPID"), asked)
+    };
+    let ends = |name: &str, asked: Value, runs: usize| {
+        let id = deadly(name, asked);
+        let reply = client.wire.receive(&client.socket, 60_000).unwrap();
+        assert_eq!(reply.parent_id(), id);
+        assert_eq!(reply.content["ename"], "EngineError", "{}", reply.content);
+        assert_eq!(cluster.read(name).lines().count(), runs, "{name}");
+    };
+    ends("apart", json!({"max_crashes": 2, "retries": 9}), 3);
+    ends("none", json!({"max_crashes": 0, "retries": 9}), 1);
+    ends("retried", json!({"retries": 1}), 2);
+    // Failures use up retries, and none of the crashes.
+    let id = client.command(
+        "echo x >> failed; false",
+        json!({"max_crashes": 9, "retries": 1}),
+    );
+    assert_eq!(client.reply(&id).content["code"], 1);
+    assert_eq!(cluster.read("failed").lines().count(), 2);
+}
+
+#[test]
+fn a_retry_waits_for_its_delay() {
+    let cluster = Cluster::builder().args(["-n", "1"]).start();
+    cluster.wait_engines(1);
+    let jobs = r#"{"cmd": "date +%s%N >> times; false", "retries": 2, "retry_delay": 0.4}"#;
+    let run = cluster.client_with(&["run"], jobs, LIMIT);
+    assert_eq!(run.code(), 1, "{}", run.stderr);
+    let times: Vec<u64> = cluster
+        .read("times")
+        .lines()
+        .map(|line| line.parse().unwrap())
         .collect();
-    assert!(lost.is_empty(), "{lost:?}");
+    let waits: Vec<f64> = times
+        .windows(2)
+        .map(|pair| (pair[1] - pair[0]) as f64 / 1e9)
+        .collect();
+    assert!(
+        waits.len() == 2 && waits[0] >= 0.4 && waits[1] >= 0.8,
+        "{waits:?}"
+    );
+    // One that waits lets others by, says why it waits, and can be aborted.
+    let submitted = cluster.client_with(
+        &["submit", "--retries", "5", "--retry-delay", "1h"],
+        r#"{"cmd": "touch failed; false"}"#,
+        LIMIT,
+    );
+    let id = submitted.ok().stdout.trim().to_owned();
+    let words = eventually("it to wait for its retry", LIMIT, || {
+        let words = cluster.client(&["explain", &id]).ok().stdout;
+        words.contains("tried again in").then_some(words)
+    });
+    let others = cluster.client_with(&["run"], r#"{"cmd": "true"}"#, LIMIT);
+    assert_eq!(others.code(), 0, "{words}: {}", others.stderr);
+    cluster.client(&["abort", &id]).ok();
+    assert_eq!(result_of(&cluster, &id)["status"], "aborted");
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 use super::Core;
 use super::id::NONE;
-use super::types::{FailKind, Nanos};
+use super::types::{FailKind, Nanos, RETRY_DELAY_MOST};
 
 /// What is due. Removed when it is not wanted any more, so that there are never more than tasks and engines.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -11,6 +11,8 @@ pub(super) enum Timer {
     Timeout(u32),
     /// A group has waited long enough for a preferred engine.
     Prefer(u32),
+    /// A group that failed has waited for its retry.
+    Retry(u32),
     /// The engines of a killed group have had their time.
     Abort(u32),
     /// An engine from before the restart did not come back.
@@ -35,6 +37,11 @@ impl Core {
                 Timer::Prefer(index) => {
                     self.groups[index].extra_mut().prefer_at = 0;
                     self.drop_preference(index);
+                    self.decide(now, index);
+                }
+                Timer::Retry(index) => {
+                    self.groups[index].extra_mut().retry_at = 0;
+                    self.arm_timeout(at, index);
                     self.decide(now, index);
                 }
                 Timer::Abort(index) => {
@@ -63,12 +70,30 @@ impl Core {
         }
     }
 
-    /// The group begins to wait.
+    /// A group that has failed waits for its next retry, if it is to.
+    pub(super) fn delay_retry(&mut self, now: Nanos, index: u32) {
+        let Some(extra) = &mut self.groups[index].extra else {
+            return;
+        };
+        if extra.retry_delay > 0 {
+            extra.retry_at = now.saturating_add(extra.retry_delay);
+            extra.retry_delay = (2 * extra.retry_delay).min(RETRY_DELAY_MOST);
+            self.timers.insert((extra.retry_at, Timer::Retry(index)));
+        }
+    }
+
+    /// The group failed, and is not to run yet.
+    pub(super) fn is_delayed(&self, index: u32) -> bool {
+        let extra = self.groups[index].extra.as_ref();
+        extra.is_some_and(|extra| extra.retry_at > 0)
+    }
+
+    /// The group begins to wait for an engine, or for other tasks.
     pub(super) fn arm_timeout(&mut self, now: Nanos, index: u32) {
         let Some(extra) = &mut self.groups[index].extra else {
             return;
         };
-        if extra.timeout > 0 && extra.timeout_at == 0 {
+        if extra.timeout > 0 && extra.timeout_at == 0 && extra.retry_at == 0 {
             extra.timeout_at = now.saturating_add(extra.timeout);
             self.timers
                 .insert((extra.timeout_at, Timer::Timeout(index)));
@@ -84,6 +109,10 @@ impl Core {
             self.timers
                 .remove(&(extra.timeout_at, Timer::Timeout(index)));
             extra.timeout_at = 0;
+        }
+        if extra.retry_at > 0 {
+            self.timers.remove(&(extra.retry_at, Timer::Retry(index)));
+            extra.retry_at = 0;
         }
         self.drop_preference(index);
     }

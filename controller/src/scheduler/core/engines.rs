@@ -534,7 +534,7 @@ impl Core {
                     Some(engine),
                 );
             }
-            if group.is(ABORTED) || group.retries == 0 {
+            if group.is(ABORTED) || !group.is_retryable() {
                 // Who asked for retries is told that they are at an end.
                 let text = match group.attempt {
                     0 => text.to_owned(),
@@ -542,7 +542,10 @@ impl Core {
                 };
                 return self.fail_running(now, index, FailKind::EngineError, &text, Some(engine));
             }
-            group.retries -= 1;
+            match group.crashes() {
+                Some(crashes) => group.extra_mut().crashes = crashes - 1,
+                None => group.retries -= 1,
+            }
             self.narrow(index, None);
             return self.again(now, index, None);
         }
@@ -563,9 +566,9 @@ impl Core {
                 Some(engine),
             );
         }
-        let retries = self.groups[index].retries;
+        let (retries, crashes) = (self.groups[index].retries, self.groups[index].crashes());
         for ((lo, hi), aborted) in rest {
-            if aborted || retries == 0 {
+            if aborted || !self.groups[index].is_retryable() {
                 self.fail_members(
                     now,
                     index,
@@ -577,7 +580,14 @@ impl Core {
                 continue;
             }
             for member in lo..hi {
-                let child = self.split_member(now, index, member, retries - 1);
+                let child = match crashes {
+                    None => self.split_member(now, index, member, retries - 1),
+                    Some(crashes) => {
+                        let child = self.split_member(now, index, member, retries);
+                        self.groups[child].extra_mut().crashes = crashes - 1;
+                        child
+                    }
+                };
                 self.narrow(child, None);
                 self.again(now, child, None);
             }

@@ -511,7 +511,7 @@ impl Core {
         let Some(extra) = &self.groups[holder].extra else {
             return Verdict::Free(None);
         };
-        let mut blocked = false;
+        let mut blocked = self.is_delayed(index);
         for (dep, verb) in [(&extra.after, "after"), (&extra.follow, "where")] {
             let Some(dep) = dep else { continue };
             if let Some(id) = &dep.invalid {

@@ -80,6 +80,12 @@ pub(super) struct Extra {
     /// The class of preferred engines, while it waits for one.
     pub preferred: u32,
     pub prefer_wait: Nanos,
+    /// Before the next retry.
+    pub retry_delay: Nanos,
+    /// It failed, and waits until then.
+    pub retry_at: Nanos,
+    /// How often it may still lose its engine; [`NONE`]: that uses up a retry.
+    pub crashes: u32,
     pub timeout: Nanos,
     pub timeout_at: Nanos,
     pub prefer_at: Nanos,
@@ -98,6 +104,9 @@ impl Default for Extra {
             index: 0,
             preferred: NONE,
             prefer_wait: 0,
+            retry_delay: 0,
+            retry_at: 0,
+            crashes: NONE,
             timeout: 0,
             timeout_at: 0,
             prefer_at: 0,
@@ -183,6 +192,17 @@ impl Group {
 
     pub(super) fn extra_mut(&mut self) -> &mut Extra {
         self.extra.get_or_insert_default()
+    }
+
+    /// How often it may still lose its engine, apart from retries.
+    pub(super) fn crashes(&self) -> Option<u32> {
+        let extra = self.extra.as_ref()?;
+        (extra.crashes != NONE).then_some(extra.crashes)
+    }
+
+    /// It may run again after losing its engine.
+    pub(super) fn is_retryable(&self) -> bool {
+        self.crashes().unwrap_or(self.retries) > 0
     }
 
     pub(super) fn parent(&self) -> Option<u32> {

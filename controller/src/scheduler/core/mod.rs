@@ -13,7 +13,7 @@
 //! 4. No engine exceeds its high-water mark (what it brings along from before a restart apart, and by as many as it has
 //!    calls that wait for other tasks), and one that has said that it leaves is given nothing.
 //! 5. After an event nothing waits that an engine with room may take, if the engine's host has free what it asks for; the wait
-//!    for a preferred engine, and what is kept for another (11), apart.
+//!    for a preferred engine, that before a retry, and what is kept for another (11), apart.
 //! 6. What can never run fails at once, and nothing that could still run is failed. Engines may always join, so only
 //!    these make a member impossible: outcomes of what it depends on; ids that are unknown, or its own; `targets`
 //!    (or the engines it must follow to) of which each has left, refused it, or lacks by nature what it asks.
@@ -30,6 +30,9 @@
 //!     the cpus of a host where it could run, an engine there is kept for its class, and no more is started beside than
 //!     leaves room for it, until it runs, or none of its class waits. So it waits no longer than for what was
 //!     running then.
+//! 12. A task that failed and has retries is not given out before its delay has passed, which doubles with each failure; while it
+//!     is delayed it counts as blocked, and its timeout does not run. The loss of an engine uses up a retry and is not
+//!     delayed, unless these are counted on their own: then it uses up one of those.
 //!
 //! # Cost
 //! An event costs the same whatever waits. A completion costs in proportion to its dependents, a departure in

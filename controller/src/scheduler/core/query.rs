@@ -362,6 +362,12 @@ impl Core {
         let extra = group.extra.as_deref();
         if group.stage == Stage::Blocked {
             let mut parts = Vec::new();
+            if let Some(extra) = extra
+                && extra.retry_at > 0
+            {
+                let wait = seconds(extra.retry_at, now);
+                parts.push(format!("It failed, and is tried again in {wait}."));
+            }
             for (dep, verb) in [
                 (extra.and_then(|e| e.after.as_deref()), "after"),
                 (extra.and_then(|e| e.follow.as_deref()), "where"),

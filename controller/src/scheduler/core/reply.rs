@@ -174,7 +174,7 @@ impl Core {
                     // The error itself says more than that nothing is left to try.
                     self.end_for_good(now, index, End::Failed, engine);
                 } else {
-                    self.again(now, index, may_return.then_some(engine));
+                    self.try_again(now, index, may_return.then_some(engine));
                     return false;
                 }
             }
@@ -251,8 +251,10 @@ impl Core {
             if outcome == Outcome::Error && self.is_hopeless(child) {
                 delivered.push(member..member + 1);
                 self.end_for_good(now, child, End::Failed, engine);
+            } else if outcome == Outcome::Error {
+                self.try_again(now, child, (!refuse).then_some(engine));
             } else {
-                self.again(now, child, (!refuse).then_some(engine));
+                self.again(now, child, None);
             }
         }
     }
@@ -265,7 +267,7 @@ impl Core {
 
     /// The classes of a group follow its retries and an engine that refused it.
     pub(super) fn narrow(&mut self, index: u32, refused: Option<EngineKey>) {
-        let retryable = self.groups[index].retries > 0;
+        let retryable = self.groups[index].is_retryable();
         let narrowed = |core: &mut Core, class: u32| {
             let class = core.with_constraints(class, |c| c.retryable = retryable);
             core.hold_class(class);
@@ -284,6 +286,12 @@ impl Core {
             self.groups[index].extra_mut().base = new;
             self.release_class(base);
         }
+    }
+
+    /// A single task that failed waits again, after its delay if it has one.
+    fn try_again(&mut self, now: Nanos, index: u32, besides: Option<EngineKey>) {
+        self.delay_retry(now, index);
+        self.again(now, index, besides);
     }
 
     /// A single task that is on no engine any more waits again; `besides`: rather not there.
@@ -307,6 +315,7 @@ impl Core {
         let class = self.groups[index].class;
         // Where something waits for what this one has just released, it waits for its turn as well.
         if besides.is_some()
+            && !self.is_delayed(index)
             && self.asking == 0
             && !self.pools.classes[class as usize].asks
             && let Some(slot) = self.choose(class, besides)

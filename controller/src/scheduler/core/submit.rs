@@ -13,7 +13,9 @@ use super::id::{NONE, TaskId};
 use super::place::{from_units, to_units};
 use super::pools::Constraints;
 use super::ranges::RangeSet;
-use super::types::{FailKind, Grant, GroupKey, GroupSpec, Nanos, Refusal, TaskState};
+use super::types::{
+    FailKind, Grant, GroupKey, GroupSpec, Nanos, RETRY_DELAY_MOST, Refusal, TaskState,
+};
 
 impl Core {
     /// A new group. Its actions (a failure too) follow by [`Core::poll`].
@@ -181,9 +183,15 @@ impl Core {
             };
             self.groups[index].extra_mut().array = Some(Box::new(array));
         }
-        if spec.timeout > 0 || !spec.require.is_empty() {
+        if spec.timeout > 0
+            || !spec.require.is_empty()
+            || spec.retry_delay > 0
+            || spec.crashes.is_some()
+        {
             let extra = self.groups[index].extra_mut();
             extra.timeout = spec.timeout;
+            extra.retry_delay = spec.retry_delay.min(RETRY_DELAY_MOST);
+            extra.crashes = spec.crashes.map_or(NONE, |crashes| crashes.min(NONE - 1));
             extra.require = spec.require.iter().map(|n| n.as_str().into()).collect();
         }
         if !spec.prefer.is_empty() || spec.follow.is_some_and(|d| !d.ids.is_empty()) {
@@ -204,7 +212,7 @@ impl Core {
     }
 
     fn class_of(&mut self, spec: &GroupSpec<'_>) -> u32 {
-        let retryable = spec.retries > 0;
+        let retryable = spec.crashes.unwrap_or(spec.retries) > 0;
         let request = (!spec.request.is_empty()).then(|| {
             let mut request: Vec<_> = spec.request.to_vec();
             if !request.iter().any(|(name, _)| **name == *CPUS) {
@@ -312,6 +320,8 @@ impl Core {
             parent,
             index,
             timeout: parent_extra.timeout,
+            retry_delay: parent_extra.retry_delay,
+            crashes: parent_extra.crashes,
             ..Extra::default()
         };
         let child = Group {

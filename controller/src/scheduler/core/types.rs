@@ -151,6 +151,9 @@ pub struct Kept {
     pub serial: u64,
 }
 
+/// No wait before a retry is longer: an hour.
+pub const RETRY_DELAY_MOST: Nanos = 3600 * SECOND;
+
 /// A submission: `count` members that share everything but their argument.
 #[derive(Clone, Copy, Debug)]
 pub struct GroupSpec<'a> {
@@ -186,6 +189,10 @@ pub struct GroupSpec<'a> {
     pub timeout: Nanos,
     /// How often it is run again after a failure.
     pub retries: u32,
+    /// How long it waits before the first of these; twice as long before each further one, [`RETRY_DELAY_MOST`] at most.
+    pub retry_delay: Nanos,
+    /// How often it is run again after the engine that ran it was lost; `None`: that uses up a retry.
+    pub crashes: Option<u32>,
     /// A failed member may go back to the engine it failed on (never after an unmet dependency).
     pub may_return: bool,
     /// Survives its client.
@@ -215,6 +222,8 @@ impl Default for GroupSpec<'_> {
             follow: None,
             timeout: 0,
             retries: 0,
+            retry_delay: 0,
+            crashes: None,
             may_return: false,
             detach: false,
             no_wait: false,

@@ -171,6 +171,7 @@ fn lacking(metadata: &TaskMetadata) -> Option<&'static str> {
         (!metadata.prefer.is_empty(), "`prefer`"),
         (!metadata.tags.is_empty(), "`tags`"),
         (metadata.retries.unwrap_or(0) > 0, "`retries`"),
+        (metadata.max_crashes.unwrap_or(0) > 0, "`max_crashes`"),
         (
             metadata.timeout.is_some_and(|timeout| timeout > 0.0),
             "`timeout`",

@@ -457,6 +457,8 @@ pub(super) fn wishes<'a>(
         follow,
         timeout: seconds(metadata.timeout),
         retries: metadata.retries.unwrap_or(0),
+        retry_delay: seconds(metadata.retry_delay),
+        crashes: metadata.max_crashes,
         may_return: ours,
         detach: metadata.detach.unwrap_or(!ours),
         ..GroupSpec::default()

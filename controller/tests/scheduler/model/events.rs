@@ -183,15 +183,18 @@ impl World {
                     None
                 }
                 Outcome::Error | Outcome::Unmet => {
+                    let mut waits = 0;
                     if outcome == Outcome::Error {
                         member.retries -= 1;
+                        waits = member.delay;
+                        member.delay = (2 * member.delay).min(RETRY_DELAY_MOST);
                     }
                     if outcome == Outcome::Unmet || !may_return {
                         member.refused.insert(node);
                     }
                     member.at = At::Waiting;
                     member.apart = array;
-                    member.since = now;
+                    member.since = now + waits;
                     if outcome == Outcome::Error && !self.has_engines(task, m as usize) {
                         Some(false)
                     } else {
@@ -337,10 +340,13 @@ impl World {
             }
             if member.killed {
                 member.owed = Some(FailKind::TaskAborted);
-            } else if member.aborted || member.retries == 0 {
+            } else if member.aborted || member.crashes.unwrap_or(member.retries) == 0 {
                 member.owed = Some(FailKind::EngineError);
             } else {
-                member.retries -= 1;
+                match &mut member.crashes {
+                    Some(crashes) => *crashes -= 1,
+                    None => member.retries -= 1,
+                }
                 member.at = At::Waiting;
                 member.apart = array;
                 member.since = now;

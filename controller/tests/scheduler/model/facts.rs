@@ -152,6 +152,7 @@ impl World {
         let (after, place) = self.deps(t);
         matches!(after, DepState::Met)
             && matches!(place.state, DepState::Met)
+            && self.tasks[t].members[m].since <= self.now
             && place.known.is_none_or(|known| known.contains(&n))
             && self.suits(t, m, n)
     }

@@ -25,6 +25,8 @@ impl World {
             1
         };
         let retries = [0, 0, 1, 3][bits(b, 6, 4) as usize];
+        let crashes = [None, None, Some(0), Some(2)][bits(a, 4, 4) as usize];
+        let delay = [0, 0, 4 * MS, 20 * MS][bits(a, 6, 4) as usize];
         let mut needs: BTreeSet<&'static str> = BTreeSet::from(["run"]);
         if count > 1 {
             needs.insert("array");
@@ -89,6 +91,8 @@ impl World {
                         at: At::Waiting,
                         refused: BTreeSet::new(),
                         retries,
+                        crashes,
+                        delay,
                         aborted: false,
                         killed: false,
                         owed: None,
@@ -125,6 +129,8 @@ impl World {
             at: At::Waiting,
             refused: BTreeSet::new(),
             retries,
+            crashes: None,
+            delay: 0,
             aborted: false,
             killed: false,
             owed: None,
@@ -200,6 +206,8 @@ impl World {
             follow: follow.as_ref(),
             timeout: task.timeout,
             retries: task.members[0].retries,
+            retry_delay: task.members[0].delay,
+            crashes: task.members[0].crashes,
             may_return: task.may_return,
             detach,
             bytes: 10 * task.members.len() as u64,
