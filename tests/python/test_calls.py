@@ -23,6 +23,17 @@ def test_results_come_back(executor):
     assert executor.submit(lambda x: [x, {"a": x}], (1, None)).result(30) == [(1, None), {"a": (1, None)}]
 
 
+def test_names_of_arguments_are_the_functions_own(client, executor):
+    assert client.submit(dict, function=1, self=2).result(30) == {"function": 1, "self": 2}
+    assert executor.submit(dict, fn=1, self=2).result(30) == {"fn": 1, "self": 2}
+
+
+def test_what_is_no_future_is_named(client):
+    for wrong in [lambda: client.view(after=[3]), lambda: client.explain(3), lambda: client.view(follow=concurrent.futures.Future())]:
+        with pytest.raises(TypeError, match="a future of ipbroker or an id is needed"):
+            wrong()
+
+
 def test_calls_run_elsewhere(executor):
     assert executor.submit(calls.pid).result(30) not in (None, os.getpid())
 

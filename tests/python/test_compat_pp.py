@@ -146,6 +146,7 @@ def test_what_is_wrong_is_said(server):
         (lambda: pp.Server("many"), "ncpus must have 'int' type"),
         (lambda: pp.Server(-1), "ncpus must be"),
         (lambda: server.submit(calls.square, [3]), "args argument must be a tuple"),
+        (lambda: server.submit("square", (3,)), "func argument must be a function"),
         (lambda: server.submit(calls.square, (3,), modules=(math,)), "tuple of strings"),
     ]:
         with pytest.raises((TypeError, ValueError), match=error):

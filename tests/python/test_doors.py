@@ -23,6 +23,11 @@ def test_joblib(client):
             joblib.Parallel()(joblib.delayed(calls.fail)() for _ in range(3))
         unordered = joblib.Parallel(return_as="generator_unordered")(joblib.delayed(calls.square)(x) for x in range(20))
         assert sorted(unordered) == [x * x for x in range(20)]
+    with joblib.parallel_config("ipbroker", retries=1):
+        assert joblib.Parallel()([joblib.delayed(calls.square)(3)]) == [9]
+    with pytest.raises(TypeError, match="unknown option 'retry'"):
+        with joblib.parallel_config("ipbroker", retry=1):
+            joblib.Parallel()([joblib.delayed(calls.square)(3)])
 
 
 def test_scikit_learn(client):

@@ -2,6 +2,7 @@
 
 import time
 
+import numpy
 import pytest
 
 import ipbroker
@@ -41,13 +42,24 @@ def test_bad_lines_are_refused_whole(client):
         ([{"cmd": "true"}, {"command": "x"}], 'jobs:2: .*"cmd"'),
         ([{"cmd": "true", "after": ["nobody"]}], '"nobody"'),
         ([{"cmd": "true", "retries": "many"}], "retries"),
-        ([{"cmd": "true", "x": object()}], "jobs:1: Object of type object"),
+        ([{"cmd": "true", "x": object()}], "jobs:1: .*JSON has no object"),
     ]:
         with pytest.raises(ipbroker.JobError, match=words):
             client.run(jobs)
+    with pytest.raises(ipbroker.JobError, match="jobs:2: a job is a dict"):
+        client.run(["true", 3])
+    # One that is no list is not taken for a list of its letters, or of its keys.
+    for job in ["ls", b"ls", {"cmd": "ls"}]:
+        with pytest.raises(TypeError, match="jobs is a list"):
+            client.run(job)
     with pytest.raises(TypeError, match="'capturing'"):
         client.run([{"cmd": "true"}], capturing=3)
     assert len(client.run([])) == 0 and client.run([]).wait(1)
+
+
+def test_paths_and_numbers_of_numpy_are_taken(client, tmp_path):
+    (job,) = jobs = client.run([{"cmd": "pwd", "cd": tmp_path, "cpus": numpy.int64(1), "timeout": numpy.float32(60)}], capture=True)
+    assert jobs.wait(60) and job["result"]["stdout"] == f"{tmp_path}\n"
 
 
 def test_jobs_are_aborted(client):

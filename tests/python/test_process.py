@@ -198,6 +198,24 @@ def test_where_there_is_no_cluster(tmp_path):
 def test_a_cluster_that_cannot_start_says_why(clean):
     with pytest.raises(ipbroker.IpbrokerError, match="--scheme"):
         ipbroker.Cluster(n=1, options=["--scheme=none"])
+    with pytest.raises(ipbroker.IpbrokerError, match="no such program"):
+        ipbroker.Cluster(n=1, python="no-such-python")
+
+
+@pytest.mark.parametrize("n", [None, 4])
+def test_a_cluster_whose_hosts_are_not_there_says_so_at_once(clean, n):
+    begin = time.monotonic()
+    with pytest.raises(ipbroker.IpbrokerError, match="no-such-host.invalid.*find the address"):
+        ipbroker.Cluster(n, hosts=["no-such-host.invalid"])
+    assert time.monotonic() - begin < 40
+
+
+def test_who_reads_the_log_does_not_write_over_it(clean):
+    with ipbroker.Cluster(n=1) as cluster:
+        file = cluster._log.fileno()
+        os.lseek(file, 5, os.SEEK_SET)
+        assert "registered" in cluster.log
+        assert os.lseek(file, 0, os.SEEK_CUR) == 5
 
 
 def test_a_profile_is_kept(clean, tmp_path, monkeypatch):

@@ -261,7 +261,7 @@ class Client:
 
         return View(self, options)
 
-    def submit(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Future:
+    def submit(self, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future:
         """Calls a function wherever there is room."""
         return self.view().submit(function, *args, **kwargs)
 
@@ -373,7 +373,10 @@ def _ids(ids: Ids) -> List[str]:
         return [ids]
     if isinstance(ids, Future):
         return [ids.id]
-    return [item if isinstance(item, str) else item.id for item in ids]
+    try:
+        return [item if isinstance(item, str) else item.id for item in ids]  # type: ignore[union-attr]
+    except (AttributeError, TypeError):
+        raise TypeError(f"a future of ipbroker or an id is needed, or several of them, not {ids!r}") from None
 
 
 _current: Dict[str, Client] = {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -16,6 +17,9 @@ from typing import Any, Dict, Iterable, List, Optional, Sequence, Union
 
 from .client import TICK, Client
 from .errors import ConnectionError, IpbrokerError
+
+_DEPLOYED = re.compile(r"Deployed (\d+) engine\(s\) over \d+ host\(s\)\. Distribution:\n(?:   .*\n)*?   \S+: +failed\n")
+"""What ipctl says when it has begun on all hosts, and some could not be had."""
 
 STOP = 15.0
 """Seconds that the controller has to end, before it is killed."""
@@ -54,6 +58,8 @@ class Cluster:
         if n is not None and n < 0:
             raise ValueError("n is at least 0")
         elsewhere = bool(hosts or engines)
+        if python is not None and not elsewhere and shutil.which(python) is None:
+            raise IpbrokerError(f"python={python!r}: there is no such program here")
         if n is None and not elsewhere:
             n = os.cpu_count() or 1
         self.profile = profile
@@ -119,8 +125,10 @@ class Cluster:
         self._clients.add(client)
         while client._link.native.wait_for_engines(count, TICK) < count:
             self._alive()
+            there = client._link.native.engine_count()
+            if there < count and self._hosts_failed(there):
+                raise IpbrokerError(f"{there} of {count} engines are there, and no others will come: {self._why_hosts_failed()}")
             if time.monotonic() > deadline:
-                there = client._link.native.engine_count()
                 raise TimeoutError(f"{there} of {count} engines are there after {timeout} s: {self._last_words()}")
 
     def _alive(self) -> None:
@@ -128,10 +136,21 @@ class Cluster:
             raise IpbrokerError(f"ipctl has ended: {self._last_words() or 'it said nothing'}")
 
     def _last_words(self) -> str:
-        self._log.seek(0)
-        lines = [line.strip() for line in self._log.read().decode(errors="replace").splitlines() if line.strip()]
+        lines = [line.strip() for line in self.log.splitlines() if line.strip()]
         wrong = [line for line in lines if "error" in line.lower()]
         return (wrong or lines[-1:] or [""])[0]
+
+    def _hosts_failed(self, there: int) -> bool:
+        """Whether ipctl has given up a host, and all engines of the others are there."""
+        deployed = _DEPLOYED.search(self.log)
+        return deployed is not None and there >= int(deployed[1])
+
+    def _why_hosts_failed(self) -> str:
+        """What ipctl has said of the hosts that failed."""
+        log = self.log
+        failed = re.findall(r"^   (\S+): +failed$", log, re.MULTILINE)
+        said = [line.split(" WARN ", 1)[-1] for line in log.splitlines() if any(f" WARN {host}: " in line for host in failed)]
+        return "; ".join(said) or ", ".join(f"{host}: failed" for host in failed)
 
     def client(self) -> Client:
         """A client of this cluster."""
@@ -153,8 +172,9 @@ class Cluster:
     @property
     def log(self) -> str:
         """What the controller and the engines have said."""
-        self._log.seek(0)
-        return self._log.read().decode(errors="replace")
+        # The place in the file is also the one at which ipctl writes: it is left alone.
+        file = self._log.fileno()
+        return os.pread(file, os.fstat(file).st_size, 0).decode(errors="replace")
 
     def close(self) -> None:
         """Stops the engines and the controller; calls that are not done fail."""

@@ -14,7 +14,7 @@ def register(client: Optional[Client] = None, **options: Any) -> None:
     """Makes ``"ipbroker"`` a backend of joblib. ``client``: the cluster, else the default profile's; options are a view's."""
     from joblib.parallel import AutoBatchingMixin, ParallelBackendBase, register_parallel_backend
 
-    class Backend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[misc]
+    class IpbrokerBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[misc]
         supports_inner_max_num_threads = False
         supports_timeout = True
         default_n_jobs = -1
@@ -25,6 +25,9 @@ def register(client: Optional[Client] = None, **options: Any) -> None:
             own = dict(options)
             self._client = given.pop("client", None) or client
             view_options = {key: given.pop(key) for key in list(given) if key in _OPTIONS}
+            unknown = sorted(given.keys() - {"nesting_level", "inner_max_num_threads"})
+            if unknown:
+                raise TypeError(f"unknown option {unknown[0]!r} of the backend {_NAME!r}: there are client, {', '.join(sorted(_OPTIONS))}")
             own.update(view_options)
             super().__init__(**given)
             # In a call that waits, its engine works on others, which joblib's own way to wait does not know.
@@ -78,7 +81,7 @@ def register(client: Optional[Client] = None, **options: Any) -> None:
 
             return SequentialBackend(nesting_level=(self.nesting_level or 0) + 1), None
 
-    register_parallel_backend(_NAME, Backend)
+    register_parallel_backend(_NAME, IpbrokerBackend)
 
 
 _OPTIONS = {"after", "follow", "any", "on", "timeout", "retries", "retry_delay", "max_crashes", "host", "prefer", "prefer_wait", "tags", "priority", "require", "cpus", "gpus", "memory", "resources", "limit", "targets"}

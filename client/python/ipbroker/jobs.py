@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import numbers
 import os
 import time
 from typing import TYPE_CHECKING, Any, Callable, Dict, Iterable, Iterator, List, Mapping, Optional, Sequence, Tuple, Union, overload
@@ -16,7 +17,7 @@ Job = Dict[str, Any]
 
 
 class Jobs(Sequence[Job]):
-    """Jobs that were submitted together. Each is the dict it was given as; ``"result"`` is added when it ends, with ``code``,
+    """Jobs that were submitted together. Each is a copy of the dict it was given as; ``"result"`` is added when it ends, with ``code``,
     ``status``, ``host``, ``engine_id``, ``submitted``, ``started``, ``completed``, ``received``, ``elapsed``, ``error`` and, where
     captured, ``stdout`` and ``stderr``."""
 
@@ -113,6 +114,30 @@ def _ok(result: Mapping[str, Any]) -> bool:
     return bool(result["status"] == "ok" and result["code"] == 0)
 
 
+def _own(job: Any, number: int) -> Job:
+    if isinstance(job, str):
+        return {"cmd": job}
+    if isinstance(job, Mapping):
+        return dict(job)
+    from .errors import JobError
+
+    raise JobError(f"jobs:{number}: a job is a dict like {{\"cmd\": \"sort a.txt\"}} or a string, not {job!r}; nothing was submitted")
+
+
+def _plain(value: Any) -> Any:
+    """Paths, and numbers of numpy, as JSON has them."""
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if isinstance(value, numbers.Integral):
+        return int(value)
+    if isinstance(value, numbers.Real):
+        return float(value)
+    raise TypeError(f"{value!r} cannot be part of a job: JSON has no {type(value).__name__}")
+
+
+_encode = json.JSONEncoder(default=_plain).encode
+
+
 def run(client: "Client", jobs: Iterable[Mapping[str, Any]], options: Dict[str, Any]) -> Jobs:
     """Submits jobs; options hold for those that do not say otherwise."""
     cwd = os.path.abspath(options.pop("cwd", None) or os.getcwd())
@@ -120,14 +145,16 @@ def run(client: "Client", jobs: Iterable[Mapping[str, Any]], options: Dict[str, 
     unknown = sorted(options.keys() - known)
     if unknown:
         raise TypeError(f"unknown option {unknown[0]!r}: there are cwd, {', '.join(sorted(known))}")
-    own: List[Job] = [{"cmd": job} if isinstance(job, str) else dict(job) for job in jobs]
+    if isinstance(jobs, (str, bytes, Mapping)):
+        raise TypeError("jobs is a list, of one job too: run([\"sort a.txt\"])")
+    own: List[Job] = [_own(job, number) for number, job in enumerate(jobs, 1)]
     lines = []
     for number, job in enumerate(own, 1):
         job.pop("result", None)
         try:
             line = {**options, **job}
             priority = _nested.priority(line.get("priority"))
-            lines.append(json.dumps(line if priority is None else {**line, "priority": priority}))
+            lines.append(_encode(line if priority is None else {**line, "priority": priority}))
         except (TypeError, ValueError) as error:
             from .errors import JobError
 

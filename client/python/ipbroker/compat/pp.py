@@ -211,6 +211,8 @@ class Server:
         """
         if not self._local.stop.alive:
             raise DestroyedServerError("Cannot submit jobs: server instance has been destroyed")
+        if not callable(func):
+            raise TypeError("func argument must be a function")
         for name, value in (("args", args), ("depfuncs", depfuncs), ("modules", modules), ("callbackargs", callbackargs)):
             if not isinstance(value, tuple):
                 raise TypeError(f"{name} argument must be a tuple")
