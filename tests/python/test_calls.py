@@ -28,6 +28,11 @@ def test_names_of_arguments_are_the_functions_own(client, executor):
     assert executor.submit(dict, fn=1, self=2).result(30) == {"fn": 1, "self": 2}
 
 
+def test_a_future_is_no_argument(client, executor):
+    with pytest.raises(ipbroker.PicklingError, match=r"argument 2, a ipbroker.*send its result\(\)"):
+        executor.submit(calls.add, 1, client.submit(calls.square, 2))
+
+
 def test_what_is_no_future_is_named(client):
     for wrong in [lambda: client.view(after=[3]), lambda: client.explain(3), lambda: client.view(follow=concurrent.futures.Future())]:
         with pytest.raises(TypeError, match="a future of ipbroker or an id is needed"):

@@ -135,6 +135,9 @@ class Future(concurrent.futures.Future):  # type: ignore[type-arg]
             state = f"raised {type(self._exception).__name__}"
         return f"<ipbroker.Future {self._name} {getattr(self, 'id', '')} {state}>"
 
+    def __reduce__(self) -> Any:
+        raise TypeError("a future cannot be sent to another process: send its result(); after=[future] has a call wait for it")
+
     # What follows is called by the thread that fetches results.
 
     def _succeed(self, metadata: Optional[bytes], data: bytes, outside: List[bytearray], content: Optional[bytes]) -> None:
