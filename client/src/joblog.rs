@@ -106,7 +106,7 @@ impl Joblog {
             result.host.as_deref().unwrap_or(":"),
             started as f64 / 1e6,
             result.elapsed().unwrap_or(0) as f64 / 1e6,
-            result.stdout.as_deref().map_or(0, str::len),
+            result.output().len(),
             if code == 0 && !result.success() {
                 255
             } else {

@@ -103,7 +103,7 @@ pub(crate) trait Printer {
     fn end(&mut self) -> std::io::Result<()> {
         self.flush()
     }
-    /// Its output and the progress bar are on one terminal.
+    /// Its output and the progress bar may be on one terminal.
     fn shares_terminal(&self) -> bool;
 }
 
@@ -279,8 +279,7 @@ impl<'a> Runner<'a> {
                     }
                     Ok(Event::Signal(signal)) => {
                         if self.signal.is_some() {
-                            self.printer.end()?;
-                            self.printer.flush()?;
+                            self.end_printing()?;
                             self.progress.end("interrupted");
                             return Ok(self.summary(true));
                         }
@@ -310,8 +309,7 @@ impl<'a> Runner<'a> {
             }
             self.tidy()?;
         }
-        self.printer.end()?;
-        self.printer.flush()?;
+        self.end_printing()?;
         self.progress
             .position(self.done, self.failed, self.engines());
         self.progress.end(if self.signal.is_some() {
@@ -342,7 +340,8 @@ impl<'a> Runner<'a> {
             self.last_flush = Instant::now();
             let shared = self.printer.shares_terminal();
             let printer = &mut *self.printer;
-            self.progress.aside(shared, || printer.flush())?;
+            let written = self.progress.aside(shared, || printer.flush());
+            written.map_err(|error| self.unwritable(&error))?;
             self.progress
                 .position(self.done, self.failed, self.engines());
             self.progress.flush();
@@ -494,6 +493,8 @@ impl<'a> Runner<'a> {
             bare = JobResult {
                 stdout: None,
                 stderr: None,
+                stdout_bytes: None,
+                stderr_bytes: None,
                 truncated: false,
                 ..result.clone()
             };
@@ -501,17 +502,29 @@ impl<'a> Runner<'a> {
         }
         if !dropped {
             let written = self.printer.finished(&slot, result);
-            if let Err(error) = written {
-                // The reader has gone (`| head`): so does the work.
-                let _ = self.client.abort_session(self.client.session_id());
-                return Err(Failure::new(format!("cannot write the results: {error}")));
-            }
+            written.map_err(|error| self.unwritable(&error))?;
             self.progress
                 .finished((self.done, self.total), result, &slot.cmd);
         }
         self.unflushed = true;
         self.consider_halt(&slot, result);
         Ok(())
+    }
+
+    /// The reader has gone (`| head`), or the disk is full: so the work ends, too.
+    fn unwritable(&self, error: &std::io::Error) -> Failure {
+        let _ = self.client.abort_session(self.client.session_id());
+        Failure::new(format!("cannot write the results: {error}"))
+    }
+
+    /// The rest of what there is to print.
+    fn end_printing(&mut self) -> Result<(), Failure> {
+        let shared = self.printer.shares_terminal();
+        let printer = &mut *self.printer;
+        let written = self
+            .progress
+            .aside(shared, || printer.end().and_then(|()| printer.flush()));
+        written.map_err(|error| self.unwritable(&error))
     }
 
     /// Whether this job was one too many.

@@ -1,5 +1,6 @@
 //! `ipclient completions`.
 
+use std::io::Write;
 use std::process::ExitCode;
 
 use clap::{Args, CommandFactory};
@@ -19,11 +20,9 @@ pub(crate) struct CompletionsArgs {
 }
 
 pub(crate) fn main(args: CompletionsArgs) -> Outcome {
-    clap_complete::generate(
-        args.shell,
-        &mut Cli::command(),
-        "ipclient",
-        &mut std::io::stdout(),
-    );
+    // Into memory first: what writes it would panic where nobody reads.
+    let mut script = Vec::new();
+    clap_complete::generate(args.shell, &mut Cli::command(), "ipclient", &mut script);
+    std::io::stdout().write_all(&script)?;
     Ok(ExitCode::SUCCESS)
 }

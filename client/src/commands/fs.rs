@@ -234,18 +234,14 @@ pub(crate) fn main(args: FsArgs, cluster: &ClusterArgs) -> Outcome {
         ..FsRequest::default()
     };
     match args.action {
-        Action::Ls { hosts, path } => open(&hosts)?.each(&plain(FsOp::Ls, &path), print_entries),
+        Action::Ls { hosts, path } => open(&hosts)?.each(&plain(FsOp::Ls, &path), entries),
         Action::Stat { hosts, path } => open(&hosts)?.each(&plain(FsOp::Stat, &path), |reply| {
-            if let Some(stat) = &reply.stat {
-                println!("{}", long(stat));
-            }
-            true
+            reply.stat.iter().map(|stat| long(stat) + "\n").collect()
         }),
         Action::Exists { hosts, path } => {
             open(&hosts)?.each(&plain(FsOp::Exists, &path), |reply| {
                 let there = reply.exists == Some(true);
-                println!("{}", if there { "yes" } else { "no" });
-                there
+                if there { "yes\n" } else { "no\n" }.to_owned()
             })
         }
         Action::Mkdir {
@@ -259,19 +255,17 @@ pub(crate) fn main(args: FsArgs, cluster: &ClusterArgs) -> Outcome {
                 mode,
                 ..plain(FsOp::Mkdir, &path)
             };
-            open(&hosts)?.each(&request, |_| true)
+            open(&hosts)?.each(&request, nothing)
         }
-        Action::Newdir { hosts, path } => {
-            open(&hosts)?.each(&plain(FsOp::Newdir, &path), print_path)
-        }
-        Action::Pwd { hosts } => open(&hosts)?.each(&plain(FsOp::Pwd, ""), print_path),
+        Action::Newdir { hosts, path } => open(&hosts)?.each(&plain(FsOp::Newdir, &path), place),
+        Action::Pwd { hosts } => open(&hosts)?.each(&plain(FsOp::Pwd, ""), place),
         Action::Rm {
             hosts,
             paths,
             recursive,
             force,
         } => open(&hosts)?.remove(&paths, recursive, force),
-        Action::Rmdir { hosts, path } => open(&hosts)?.each(&plain(FsOp::Rmdir, &path), |_| true),
+        Action::Rmdir { hosts, path } => open(&hosts)?.each(&plain(FsOp::Rmdir, &path), nothing),
         Action::Put { hosts, local, path } => open(&hosts)?.put(&local, &path),
         Action::Get { hosts, path, local } => open(&hosts)?.get(&path, &local),
         Action::Cat { hosts, path } => open(&hosts)?.cat(&path),
@@ -285,36 +279,37 @@ pub(crate) fn main(args: FsArgs, cluster: &ClusterArgs) -> Outcome {
                 mode: Some(mode),
                 ..plain(FsOp::Chmod, &path)
             };
-            open(&hosts)?.each(&request, |_| true)
+            open(&hosts)?.each(&request, nothing)
         }
         Action::Ln { hosts, to, path } => {
             let request = FsRequest {
                 to,
                 ..plain(FsOp::Ln, &path)
             };
-            open(&hosts)?.each(&request, |_| true)
+            open(&hosts)?.each(&request, nothing)
         }
         Action::Mkfifo { hosts, path, mode } => {
             let request = FsRequest {
                 mode,
                 ..plain(FsOp::Mkfifo, &path)
             };
-            open(&hosts)?.each(&request, |_| true)
+            open(&hosts)?.each(&request, nothing)
         }
         Action::Run { hosts, command } => open(&hosts)?.run(&command),
     }
 }
 
-fn print_path(reply: &FsReply) -> bool {
-    println!("{}", reply.path.as_deref().unwrap_or_default());
-    true
+fn nothing(_: &FsReply) -> String {
+    String::new()
 }
 
-fn print_entries(reply: &FsReply) -> bool {
-    for entry in &reply.entries {
-        println!("{}", long(entry));
-    }
-    true
+fn place(reply: &FsReply) -> String {
+    format!("{}\n", reply.path.as_deref().unwrap_or_default())
+}
+
+fn entries(reply: &FsReply) -> String {
+    let entries = reply.entries.iter();
+    entries.map(|entry| long(entry) + "\n").collect()
 }
 
 /// A line as `ls -l` writes it.
@@ -378,9 +373,10 @@ impl Fs {
         })
     }
 
-    fn heading(&self, host: &Host) {
-        if self.hosts.len() > 1 {
-            println!("{}:", host.name());
+    fn heading(&self, host: &Host) -> io::Result<()> {
+        match self.hosts.len() {
+            0 | 1 => Ok(()),
+            _ => writeln!(io::stdout(), "{}:", host.name()),
         }
     }
 
@@ -393,20 +389,23 @@ impl Fs {
     }
 
     /// One request on every host.
-    fn each(&self, request: &FsRequest, print: impl Fn(&FsReply) -> bool) -> Outcome {
+    /// The same on each host, and what is printed of its answer.
+    fn each(&self, request: &FsRequest, text: impl Fn(&FsReply) -> String) -> Outcome {
         self.on_all(|host| {
             let reply = host.request(request)?;
+            let good = reply.exists != Some(false);
             if self.json {
                 self.line(host, &reply)?;
-                return Ok(reply.exists != Some(false));
+                return Ok(good);
             }
             if matches!(
                 request.op,
                 FsOp::Ls | FsOp::Stat | FsOp::Exists | FsOp::Newdir | FsOp::Pwd
             ) {
-                self.heading(host);
+                self.heading(host)?;
             }
-            Ok(print(&reply))
+            io::stdout().write_all(text(&reply).as_bytes())?;
+            Ok(good)
         })
     }
 
@@ -527,7 +526,7 @@ impl Fs {
 
     fn cat(&self, path: &str) -> Outcome {
         self.on_all(|host| {
-            self.heading(host);
+            self.heading(host)?;
             let mut out = io::stdout().lock();
             host.get(path, &mut out)?;
             out.flush()?;
@@ -558,10 +557,10 @@ impl Fs {
                 self.line(host, &reply)?;
                 return Ok(true);
             }
-            self.heading(host);
-            print!("{}", result.stdout.unwrap_or_default());
+            self.heading(host)?;
+            io::stdout().write_all(result.output())?;
             io::stdout().flush()?;
-            eprint!("{}", result.stderr.unwrap_or_default());
+            let _ = io::stderr().write_all(result.errors());
             Ok(true)
         })?;
         if outcome == ExitCode::SUCCESS {

@@ -1,7 +1,7 @@
 //! `ipclient map`: one command for many arguments, as GNU parallel runs it.
 
 use std::ffi::OsString;
-use std::io::{IsTerminal, Write};
+use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -435,12 +435,8 @@ impl MapArgs {
             whole: None,
             ..*style
         };
-        Ok(Box::new(Outputs {
-            terminal: std::io::stdout().is_terminal(),
-            tag: tag.map(|tag| Template::new(tag, if self.tag { &plain } else { style })),
-            verbose: self.verbose,
-            trace: self.trace,
-        }))
+        let tag = tag.map(|tag| Template::new(tag, if self.tag { &plain } else { style }));
+        Ok(Box::new(Outputs::new(tag, self.verbose, self.trace)))
     }
 }
 

@@ -162,6 +162,11 @@ pub(crate) fn runs(client: &Client, args: &PastArgs) -> Result<Vec<Run>, Failure
             )));
         }
     }
+    if records.is_empty() {
+        return Err(Failure::new(
+            "the controller has no record of any such task: nothing to report",
+        ));
+    }
     let mut runs = Vec::new();
     let single = |record: &&Record| record.members().is_none();
     for record in records.iter().filter(single) {

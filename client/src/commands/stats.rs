@@ -1,6 +1,7 @@
 //! `ipclient stats`: the tables of dispy and of Parallel Python.
 
 use std::fmt::Write;
+use std::io::{self, Write as _};
 use std::process::ExitCode;
 
 use clap::Args;
@@ -26,7 +27,7 @@ pub(crate) fn main(args: StatsArgs, cluster: &ClusterArgs) -> Outcome {
     if args.json {
         return json::print(&stats);
     }
-    print!("{}", tables(&stats));
+    io::stdout().write_all(tables(&stats).as_bytes())?;
     Ok(ExitCode::SUCCESS)
 }
 

@@ -51,7 +51,8 @@ pub(crate) struct TopArgs {
 type News = Result<Box<Sample>, String>;
 
 pub(crate) fn main(args: TopArgs, cluster: &ClusterArgs) -> Outcome {
-    let terminal = std::io::stdout().is_terminal() && std::io::stdin().is_terminal();
+    let able = std::env::var_os("TERM").is_some_and(|term| !term.is_empty() && term != "dumb");
+    let terminal = able && std::io::stdout().is_terminal() && std::io::stdin().is_terminal();
     if !args.plain && !terminal {
         return Err(Failure::usage(
             "top needs a terminal; `ipclient top --plain` and `ipclient events` do not",

@@ -34,6 +34,8 @@ impl JobResult {
             error,
             stdout: result.stdout,
             stderr: result.stderr,
+            stdout_bytes: result.stdout_bytes.map(|bytes| bytes.into_vec()),
+            stderr_bytes: result.stderr_bytes.map(|bytes| bytes.into_vec()),
             truncated: result.truncated > 0,
             up_to_date: result.up_to_date,
             ..Self::default()

@@ -75,12 +75,12 @@ impl Keys<'_> {
     }
 
     pub(super) fn strings(&self, key: &'static str) -> Result<Vec<String>, LineError> {
-        const EXPECTED: &str = "a list of strings";
-        let Some(value) = self.get(key) else {
-            return Ok(Vec::new());
-        };
-        let Value::Array(items) = value else {
-            return Err(wrong(key, EXPECTED, value));
+        const EXPECTED: &str = "a string or a list of strings";
+        let items = match self.get(key) {
+            None => return Ok(Vec::new()),
+            Some(Value::String(one)) => return Ok(vec![one.clone()]),
+            Some(Value::Array(items)) => items,
+            Some(other) => return Err(wrong(key, EXPECTED, other)),
         };
         items
             .iter()
@@ -293,7 +293,8 @@ impl Keys<'_> {
 
     pub(super) fn capture(&self) -> Result<Option<u64>, LineError> {
         match self.get("capture") {
-            None | Some(Value::Bool(false)) => Ok(None),
+            None => Ok(None),
+            Some(Value::Bool(false)) => Ok(Some(0)),
             Some(Value::Bool(true)) => Ok(Some(super::outcome::CAPTURE)),
             Some(value) => bytes("capture", value).map(Some),
         }

@@ -567,12 +567,12 @@ mod tests {
             "\"cd\" must be a string, not a list"
         );
         assert_eq!(
-            error(r#"{"cmd": "a", "host": "x"}"#),
-            "\"host\" must be a list of strings, not the string \"x\""
+            error(r#"{"cmd": "a", "host": 3}"#),
+            "\"host\" must be a string or a list of strings, not the number 3"
         );
         assert_eq!(
             error(r#"{"cmd": "a", "host": [1]}"#),
-            "\"host\" must be a list of strings, not a list with a number"
+            "\"host\" must be a string or a list of strings, not a list with a number"
         );
         assert_eq!(
             error(r#"{"cmd": "a", "retries": -1}"#),

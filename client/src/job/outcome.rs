@@ -64,6 +64,10 @@ pub struct JobResult {
     pub stdout: Option<String>,
     /// Its standard error, where captured.
     pub stderr: Option<String>,
+    /// Its standard output as it was, where that is no UTF-8.
+    pub stdout_bytes: Option<Vec<u8>>,
+    /// Its standard error as it was, where that is no UTF-8.
+    pub stderr_bytes: Option<Vec<u8>>,
     /// More was written than was captured.
     pub truncated: bool,
     /// It was not run: what it creates was up to date.
@@ -85,6 +89,18 @@ impl JobResult {
     /// True if it ran and its code is 0.
     pub fn success(&self) -> bool {
         self.status == JobStatus::Ok && self.code == Some(0)
+    }
+
+    /// What was captured of its standard output, byte by byte.
+    pub fn output(&self) -> &[u8] {
+        let text = self.stdout.as_deref().unwrap_or_default();
+        self.stdout_bytes.as_deref().unwrap_or(text.as_bytes())
+    }
+
+    /// What was captured of its standard error, byte by byte.
+    pub fn errors(&self) -> &[u8] {
+        let text = self.stderr.as_deref().unwrap_or_default();
+        self.stderr_bytes.as_deref().unwrap_or(text.as_bytes())
     }
 
     /// Run time in microseconds.

@@ -12,15 +12,66 @@ use crate::joblog::Joblog;
 use crate::runner::{Printer, Slot};
 use crate::template::{Template, Values};
 
+/// What is to be written while the progress bar is out of the way: to the standard output, or to the standard error.
+#[derive(Default)]
+struct Pending(Vec<(bool, Vec<u8>)>);
+
+impl Pending {
+    fn output(&mut self, bytes: Vec<u8>) {
+        self.0.push((false, bytes));
+    }
+
+    fn errors(&mut self, bytes: impl Into<Vec<u8>>) {
+        self.0.push((true, bytes.into()));
+    }
+
+    fn write(&mut self) -> io::Result<()> {
+        for (errors, bytes) in self.0.drain(..) {
+            if errors {
+                let _ = io::stderr().write_all(&bytes);
+            } else {
+                io::stdout().write_all(&bytes)?;
+            }
+        }
+        io::stdout().flush()
+    }
+
+    /// What the output itself does not say.
+    fn complain(&mut self, slot: &Slot, result: &JobResult) {
+        let (line, cmd) = (slot.line, &slot.cmd);
+        if result.truncated {
+            self.errors(format!(
+                "ipclient: job {line}: its output is longer than --max-output: {cmd}\n"
+            ));
+        }
+        if result.status != JobStatus::Ok {
+            let why = result.error.as_deref().unwrap_or(result.status.as_str());
+            self.errors(format!("ipclient: job {line}: {why}: {cmd}\n"));
+        }
+    }
+}
+
 /// What jobs print, to where they would have printed it.
 pub(crate) struct Outputs {
-    pub(crate) terminal: bool,
+    pending: Pending,
     /// What stands before each line.
-    pub(crate) tag: Option<Template>,
+    tag: Option<Template>,
     /// The command goes before, on stdout.
-    pub(crate) verbose: bool,
+    verbose: bool,
     /// The same on stderr.
-    pub(crate) trace: bool,
+    trace: bool,
+}
+
+impl Outputs {
+    pub(crate) fn new(tag: Option<Template>, verbose: bool, trace: bool) -> Self {
+        let pending = Pending::default();
+        Self {
+            pending,
+            tag,
+            verbose,
+            trace,
+        }
+    }
 }
 
 /// The arguments of a job, as its line has them.
@@ -51,13 +102,13 @@ fn fill(template: &Template, slot: &Slot, result: &JobResult) -> String {
 }
 
 /// `text` with `tag` and a tab before each of its lines.
-fn tagged(tag: Option<&str>, text: &str) -> Vec<u8> {
+fn tagged(tag: Option<&str>, text: &[u8]) -> Vec<u8> {
     let Some(tag) = tag else {
-        return text.as_bytes().to_vec();
+        return text.to_vec();
     };
-    let lines = text.split_inclusive('\n');
+    let lines = text.split_inclusive(|&byte| byte == b'\n');
     lines
-        .flat_map(|line| [tag, "\t", line].concat().into_bytes())
+        .flat_map(|line| [tag.as_bytes(), b"\t", line].concat())
         .collect()
 }
 
@@ -65,52 +116,31 @@ impl Printer for Outputs {
     fn finished(&mut self, slot: &Slot, result: &JobResult) -> io::Result<()> {
         let tag = self.tag.as_ref().map(|tag| fill(tag, slot, result));
         let tag = tag.as_deref();
-        let mut out = io::stdout().lock();
-        let mut err = io::stderr().lock();
+        let command = format!("{}\n", slot.cmd);
         if self.verbose {
-            writeln!(out, "{}", slot.cmd)?;
+            self.pending.output(command.clone().into());
         }
         if self.trace {
-            let _ = writeln!(err, "{}", slot.cmd);
+            self.pending.errors(command);
         }
-        if let Some(stdout) = &result.stdout {
-            out.write_all(&tagged(tag, stdout))?;
-        }
-        if let Some(stderr) = &result.stderr {
-            let _ = err.write_all(&tagged(tag, stderr));
-        }
-        drop(err);
-        complain(slot, result);
+        self.pending.output(tagged(tag, result.output()));
+        self.pending.errors(tagged(tag, result.errors()));
+        self.pending.complain(slot, result);
         Ok(())
     }
 
     fn flush(&mut self) -> io::Result<()> {
-        io::stdout().flush()
+        self.pending.write()
     }
 
     fn shares_terminal(&self) -> bool {
-        self.terminal
-    }
-}
-
-/// What the output itself does not say.
-fn complain(slot: &Slot, result: &JobResult) {
-    let mut err = io::stderr().lock();
-    if result.truncated {
-        let _ = writeln!(
-            err,
-            "ipclient: job {}: its output is longer than --max-output: {}",
-            slot.line, slot.cmd
-        );
-    }
-    if result.status != JobStatus::Ok {
-        let why = result.error.as_deref().unwrap_or(result.status.as_str());
-        let _ = writeln!(err, "ipclient: job {}: {why}: {}", slot.line, slot.cmd);
+        true
     }
 }
 
 /// `--results`: the output of each job in files of its own.
 pub(crate) struct Directory {
+    pending: Pending,
     name: Template,
     headers: Vec<String>,
 }
@@ -118,7 +148,12 @@ pub(crate) struct Directory {
 impl Directory {
     pub(crate) fn new(name: Template, headers: &[String]) -> Self {
         let headers = headers.to_vec();
-        Self { name, headers }
+        let pending = Pending::default();
+        Self {
+            pending,
+            name,
+            headers,
+        }
     }
 }
 
@@ -154,9 +189,9 @@ impl Printer for Directory {
             (false, _) => format!("{name}.{of}"),
         };
         for (of, text) in [
-            ("stdout", result.stdout.as_deref().unwrap_or("")),
-            ("stderr", result.stderr.as_deref().unwrap_or("")),
-            ("seq", &slot.line.to_string()),
+            ("stdout", result.output()),
+            ("stderr", result.errors()),
+            ("seq", slot.line.to_string().as_bytes()),
         ] {
             let path = file(of);
             let write = || {
@@ -165,16 +200,16 @@ impl Printer for Directory {
             };
             write().map_err(|error| io::Error::new(error.kind(), format!("{path}: {error}")))?;
         }
-        complain(slot, result);
+        self.pending.complain(slot, result);
         Ok(())
     }
 
     fn flush(&mut self) -> io::Result<()> {
-        Ok(())
+        self.pending.write()
     }
 
     fn shares_terminal(&self) -> bool {
-        false
+        true
     }
 }
 
@@ -294,8 +329,8 @@ mod tests {
 
     #[test]
     fn each_line_is_tagged() {
-        assert_eq!(tagged(Some("a 1"), "x\n\ny"), b"a 1\tx\na 1\t\na 1\ty");
-        assert_eq!(tagged(None, "x"), b"x");
-        assert_eq!(tagged(Some("a"), ""), b"");
+        assert_eq!(tagged(Some("a 1"), b"x\n\ny"), b"a 1\tx\na 1\t\na 1\ty");
+        assert_eq!(tagged(None, b"x"), b"x");
+        assert_eq!(tagged(Some("a"), b""), b"");
     }
 }

@@ -178,9 +178,7 @@ impl Runner<'_> {
 
     pub(super) fn command(&self, job: &Job) -> Command {
         let mut command = job.command(&self.options.cwd);
-        if command.capture == 0 {
-            command.capture = self.options.capture();
-        }
+        command.capture = job.capture.unwrap_or_else(|| self.options.capture());
         let asked = &job.placement.resources;
         command.limit = self.options.jobs.limit(command.limit, asked);
         command
@@ -194,9 +192,15 @@ impl Runner<'_> {
         metadata: &TaskRequest,
     ) -> Result<(), Failure> {
         let cwd = self.options.cwd.clone();
+        // A member can say that it wants more than the template, not that it wants nothing.
+        let some_want_none = group.iter().any(|&at| jobs[at].capture == Some(0));
         let template = Command {
             cd: Some(cwd.clone()),
-            capture: self.options.capture(),
+            capture: if some_want_none {
+                0
+            } else {
+                self.options.capture()
+            },
             ..Command::default()
         };
         let mut rest = group;

@@ -116,8 +116,15 @@ fn start(args: Vec<OsString>, own: Option<Box<dyn Scheme>>) -> Result<(), AppErr
     let cluster = &cli.cluster;
     match &cli.command {
         Some(Action::Completions { shell }) => {
-            clap_complete::generate(*shell, &mut Cli::command(), "ipctl", &mut io::stdout());
-            return Ok(());
+            // Into memory first: what writes it would panic where nobody reads.
+            let mut script = Vec::new();
+            clap_complete::generate(*shell, &mut Cli::command(), "ipctl", &mut script);
+            return io::stdout()
+                .write_all(&script)
+                .map_err(|source| AppError::System {
+                    what: "cannot write the completions".into(),
+                    source,
+                });
         }
         Some(Action::ConnectionString) => {
             let profile = find_profile(cluster)?;

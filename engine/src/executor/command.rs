@@ -14,6 +14,7 @@ use ipbroker_protocol::{
     value::AnyMap,
     zmq::Message,
 };
+use serde_bytes::ByteBuf;
 
 use super::{Executor, Verdict, array::Arguments, fresh, granted, require, stopped, watch::Watch};
 use crate::{
@@ -218,8 +219,17 @@ impl<'a> Commands<'a> {
                 .iter()
                 .map(|kept| kept.total - kept.bytes.len() as u64)
                 .sum();
-            result.stdout = command.out.is_none().then(|| text(&ended.stdout.bytes));
-            result.stderr = command.err.is_none().then(|| text(&ended.stderr.bytes));
+            let raw = |bytes: &[u8]| {
+                (str::from_utf8(bytes).is_err()).then(|| ByteBuf::from(bytes.to_vec()))
+            };
+            if command.out.is_none() {
+                result.stdout = Some(text(&ended.stdout.bytes));
+                result.stdout_bytes = raw(&ended.stdout.bytes);
+            }
+            if command.err.is_none() {
+                result.stderr = Some(text(&ended.stderr.bytes));
+                result.stderr_bytes = raw(&ended.stderr.bytes);
+            }
         }
         if let Some(stop) = stop {
             kill_strays(&id);

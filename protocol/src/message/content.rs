@@ -131,6 +131,12 @@ pub struct CommandResult {
     /// Captured standard error.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub stderr: Option<String>,
+    /// The output as it was, where it is no UTF-8.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub stdout_bytes: Option<ByteBuf>,
+    /// The same of standard error.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub stderr_bytes: Option<ByteBuf>,
     /// Bytes of output beyond what was captured.
     #[serde(skip_serializing_if = "is_zero")]
     pub truncated: u64,
@@ -149,6 +155,22 @@ pub struct CommandResult {
     /// The peer's key; always empty here.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub traceback: Vec<String>,
+}
+
+impl CommandResult {
+    /// What was captured of its standard output, byte by byte.
+    #[must_use]
+    pub fn output(&self) -> &[u8] {
+        let text = self.stdout.as_deref().unwrap_or_default();
+        (self.stdout_bytes.as_deref()).map_or(text.as_bytes(), |bytes| bytes)
+    }
+
+    /// What was captured of its standard error, byte by byte.
+    #[must_use]
+    pub fn errors(&self) -> &[u8] {
+        let text = self.stderr.as_deref().unwrap_or_default();
+        (self.stderr_bytes.as_deref()).map_or(text.as_bytes(), |bytes| bytes)
+    }
 }
 
 /// Content of `function_request`: which function. A Rust function's argument is the first buffer, in MessagePack; a Python

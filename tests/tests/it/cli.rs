@@ -200,3 +200,31 @@ fn engines_that_can_never_start_end_the_start() {
     fails_with(&run, &[why, "2 engines cannot be started here"]);
     assert!(!run.stderr.contains("starting it again"), "{}", run.stderr);
 }
+
+#[test]
+fn who_cannot_write_says_so_and_stops_the_jobs() {
+    let cluster = Cluster::with_engines(1);
+    let full = |args: &str, input: &str| {
+        let mut command = Command::new("sh");
+        let ipclient = ipbroker_tests::programs::program("ipclient");
+        let line = format!("exec '{}' {args} > /dev/full", ipclient.display());
+        command.args(["-c", &line]).current_dir(cluster.dir());
+        ipbroker_tests::programs::run(command, cluster.dir(), input, LIMIT)
+    };
+    let profile = cluster.profile();
+    let profile = format!("--profile-dir '{}'", profile.display());
+    fails_with(&full(&format!("{profile} stats"), ""), &["No space left"]);
+    fails_with(&full("completions bash", ""), &["No space left"]);
+    let jobs: String = (0..100)
+        .map(|number| format!("{{\"cmd\": \"sleep 0.1; echo >> ran; echo {number}\"}}\n"))
+        .collect();
+    cluster.write("jobs.jsonl", &jobs);
+    let run = full(&format!("{profile} run jobs.jsonl"), "");
+    fails_with(&run, &["cannot write the results: No space left"]);
+    let ran = cluster.read("ran").lines().count();
+    cluster
+        .client_with(&["run"], "{\"cmd\": \"true\"}\n", LIMIT)
+        .ok();
+    let after = cluster.read("ran").lines().count();
+    assert!(after <= ran + 1, "{ran} jobs had run, then {after}");
+}

@@ -279,3 +279,25 @@ fn halt_now_stops_what_runs() {
         run.stderr
     );
 }
+
+/// What jobs print stands on lines of its own, the progress bar below it.
+#[test]
+fn the_bar_is_out_of_the_way_of_the_output() {
+    let cluster = Cluster::with_engines(1);
+    let line = format!(
+        "stty rows 24 cols 100; exec '{}' --profile-dir '{}' map 'sleep 0.3; echo out{{}}; echo err{{}} >&2' ::: 1 2 3",
+        programs::program("ipclient").display(),
+        cluster.profile().display()
+    );
+    // From util-linux: runs a command in a terminal of its own.
+    let mut command = Command::new("script");
+    command
+        .args(["-qec", &line, "/dev/null"])
+        .env("TERM", "xterm");
+    let screen = programs::run(command, cluster.dir(), "", LIMIT).ok().stdout;
+    for number in 1..=3 {
+        // The line was cleared, or is new.
+        let out = format!("\u{1b}[2Kout{number}\r\nerr{number}\r\n");
+        assert!(screen.contains(&out), "{out:?} is not in {screen:?}");
+    }
+}

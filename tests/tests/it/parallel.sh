@@ -86,3 +86,4 @@ P -k 'cat {} | wc -l' ::: nums letters
 P -k -- wc -l ::: nums letters
 P -k "awk '{print \$1}' {}" ::: nums
 P -k echo '{ } {a} ${HOME:+h}' ::: x
+P -k 'printf "\\377%s\\001"' ::: a b | od -An -tx1

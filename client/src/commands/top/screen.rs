@@ -6,8 +6,7 @@ use unicode_width::UnicodeWidthChar;
 use super::state::{State, Table};
 use super::terminal::{Line, Look};
 
-const HELP: &str =
-    "q quit  Tab next table  arrows choose  Enter explain  a abort  r run failures again";
+const HELP: &str = "q quit  Tab next  arrows choose  Enter explain  a abort  r run failures again";
 
 /// The screen, `height` lines of at most `width` columns.
 pub(super) fn draw(state: &State, width: usize, height: usize) -> Vec<Line> {

@@ -141,6 +141,14 @@ impl Engine {
         self.live && !self.leaving && self.load == 0 && self.kept_for == NONE
     }
 
+    /// What it holds, for explanations.
+    pub(super) fn busy_with(&self) -> String {
+        match self.load {
+            1 => "is busy with a task".to_owned(),
+            tasks => format!("is busy with {tasks} tasks"),
+        }
+    }
+
     /// How a user knows it.
     pub(super) fn describe(&self) -> String {
         if !self.live && self.hosts.is_empty() {

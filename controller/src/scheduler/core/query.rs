@@ -441,19 +441,20 @@ impl Core {
             .queue
             .len
             .saturating_sub(1);
+        let others = match ahead {
+            0 => String::new(),
+            1 => "; 1 other waits for the same".to_owned(),
+            _ => format!("; {ahead} others wait for the same"),
+        };
         if let Some(request) = &self.constraints(class).request {
             return format!(
-                "It waits for an engine on a host with {} free; {ahead} others wait for the same.",
+                "It waits for an engine on a host with {} free{others}.",
                 request_words(request)
             );
         }
         match able {
-            1 => format!(
-                "The one engine that can take it is busy; {ahead} others wait for the same."
-            ),
-            _ => format!(
-                "All {able} engines that can take it are busy; {ahead} others wait for the same."
-            ),
+            1 => format!("The one engine that can take it is busy{others}."),
+            _ => format!("All {able} engines that can take it are busy{others}."),
         }
     }
 
@@ -538,7 +539,7 @@ impl Core {
             {
                 text
             } else if constraints.request.is_some() && engine.load > 0 {
-                format!("is busy with {} tasks", engine.load)
+                engine.busy_with()
             } else if constraints.request.is_none() && engine.grant.is_some() {
                 "is busy with a task that asked for resources".to_owned()
             } else if engine.kept_for != NONE {
@@ -546,7 +547,7 @@ impl Core {
             } else if constraints.request.is_none() && engine.closed && engine.load == 0 {
                 "has no cpu free".to_owned()
             } else if !(if constraints.retryable { retry } else { any }) {
-                format!("is busy with {} tasks", engine.load)
+                engine.busy_with()
             } else {
                 continue;
             };
