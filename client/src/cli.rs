@@ -160,6 +160,9 @@ pub(crate) struct JobArgs {
     /// An amount that a job needs of what `ipengine --resource` gives (may be repeated)
     #[arg(long = "resource", value_name = "NAME=AMOUNT", value_parser = resources::parse_request)]
     pub(crate) resources: Vec<(String, f64)>,
+    /// Directory of jobs that name none (`cd`), relative to this one; `...`: a new one for each
+    #[arg(long, value_name = "DIR", visible_alias = "workdir")]
+    pub(crate) wd: Option<String>,
     /// How long a job may run, in seconds or like 90s, 15m, 2h, 1d
     #[arg(long, value_name = "DURATION", value_parser = duration)]
     pub(crate) time: Option<f64>,
@@ -225,18 +228,37 @@ pub(crate) struct EndArgs {
 /// A private cluster for one call.
 #[derive(Debug, Clone, Default, Args)]
 #[command(next_help_heading = "Private cluster")]
+#[group(id = "private")]
 pub(crate) struct LocalArgs {
     /// Start N local engines for this call alone, and stop them after it
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     pub(crate) local: Option<u32>,
+    /// Start engines on these hosts over SSH for this call alone: a:4,b:4, or a,b (then one a core)
+    #[arg(
+        id = "hosts_over_ssh",
+        long = "hosts",
+        value_name = "HOST[:ENGINES]",
+        value_delimiter = ',',
+        conflicts_with = "local"
+    )]
+    pub(crate) hosts: Vec<String>,
     /// An option for the private ipctl (may be repeated), e.g. --local-option=--scheme=lru
     #[arg(
         long = "local-option",
         value_name = "OPTION",
-        requires = "local",
+        requires = "private",
         allow_hyphen_values = true
     )]
     pub(crate) local_options: Vec<String>,
+}
+
+impl LocalArgs {
+    /// How many engines will be there, as far as that is known; `None`: no private cluster is asked for.
+    pub(crate) fn engines(&self) -> Option<u32> {
+        let on = |host: &String| host.rsplit_once(':').and_then(|(_, n)| n.parse().ok());
+        let over_ssh = self.hosts.iter().map(|host| on(host).unwrap_or(1)).sum();
+        self.local.or((!self.hosts.is_empty()).then_some(over_ssh))
+    }
 }
 
 pub(crate) fn seconds(text: &str) -> Result<Duration, String> {

@@ -4,6 +4,8 @@ use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io::{BufRead, BufReader, IsTerminal, Read};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use clap::Args;
 use regex_lite::Regex;
@@ -86,6 +88,8 @@ pub(crate) struct Records {
     pub(crate) names: Vec<String>,
     /// They come from the standard input, when they come.
     pub(crate) streaming: bool,
+    /// Their end was not the end of the input: it could not be read on.
+    pub(crate) cut: Arc<AtomicBool>,
     pub(crate) records: Box<dyn Iterator<Item = Record> + Send>,
 }
 
@@ -127,11 +131,17 @@ impl InputArgs {
         {
             let this = self.clone();
             // What came before has been run already.
-            let lines = self.lines(std::io::stdin()).map_while(|line| {
-                line.inspect_err(|why| eprintln!("ipclient: stdin: {why}: this is the end"))
-                    .ok()
+            let cut = Arc::new(AtomicBool::new(false));
+            let end = cut.clone();
+            let lines = self.lines(std::io::stdin()).map_while(move |line| {
+                line.inspect_err(|why| {
+                    eprintln!("ipclient: stdin: {why}: what follows was not run");
+                    end.store(true, Ordering::Relaxed);
+                })
+                .ok()
             });
             return Ok(Records {
+                cut,
                 names: Vec::new(),
                 streaming: true,
                 records: Box::new(lines.map(move |line| this.columns(&line))),
@@ -151,6 +161,7 @@ impl InputArgs {
         Ok(Records {
             names,
             streaming: false,
+            cut: Arc::default(),
             records: Box::new(combine(columns, self.link)?),
         })
     }

@@ -1,7 +1,8 @@
-//! A private cluster for one call: `--local N`.
+//! A private cluster for one call: `--local N`, `--hosts a,b`.
 
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
+use std::os::unix::fs::FileExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -19,31 +20,31 @@ const START: Duration = Duration::from_secs(30);
 /// How long it may take to end.
 const STOP: Duration = Duration::from_secs(15);
 
-/// A controller with local engines that lives as long as this value (and this process).
+/// A controller with its engines that lives as long as this value (and this process).
 pub(crate) struct LocalCluster {
     child: Arc<Mutex<Child>>,
     dir: TempDir,
     log: Arc<File>,
 }
 
-/// Connects to the private cluster that `--local` asks for, or else to the one that is named.
+/// Connects to the private cluster that `--local` or `--hosts` asks for, or else to the one that is named.
 pub(crate) fn connect(
     args: &LocalArgs,
     cluster: &ClusterArgs,
 ) -> Result<(Client, Option<LocalCluster>), Failure> {
-    let Some(count) = args.local else {
+    if args.engines().is_none() {
         return Ok((cluster.connect()?, None));
-    };
-    let mut private = LocalCluster::start(count, args)?;
+    }
+    let mut private = LocalCluster::start(args)?;
     let client = private.connect(cluster.connect_timeout)?;
     Ok((client, Some(private)))
 }
 
-/// Tells whether the private cluster is still there, and what it said last if it is not.
-pub(crate) type Pulse = Box<dyn Fn() -> Result<(), Failure>>;
+/// Tells whether the private cluster is still there, and what it said last if it is not. What it warned of since the last time.
+pub(crate) type Pulse = Box<dyn FnMut() -> Result<Vec<String>, Failure>>;
 
 impl LocalCluster {
-    fn start(count: u32, args: &LocalArgs) -> Result<Self, Failure> {
+    fn start(args: &LocalArgs) -> Result<Self, Failure> {
         usage::check_system().map_err(Failure::new)?;
         let program = find("ipctl")?;
         let dir = tempfile::Builder::new().prefix("ipclient-").tempdir()?;
@@ -63,10 +64,18 @@ impl LocalCluster {
             ])
             .arg(dir.path())
             .arg(program)
-            .arg(format!("-n={count}"))
             .arg(format!("--profile-dir={}", dir.path().display()))
             .arg("--cluster-id=")
             .arg("--exit-with-parent");
+        if let Some(count) = args.local {
+            command.arg(format!("-n={count}"));
+        } else {
+            // It works wherever SSH does; jobs are few beside what a tunnel carries.
+            command.args([
+                format!("--hosts={}", args.hosts.join(",")),
+                "--tunnel".into(),
+            ]);
+        }
         let store = ["--nodb", "--dictdb", "--sqlitedb"];
         if !args
             .local_options
@@ -132,13 +141,14 @@ impl LocalCluster {
     /// For whoever wants to notice when the cluster ends too early.
     pub(crate) fn pulse(&self) -> Pulse {
         let (child, log) = (self.child.clone(), self.log.clone());
+        let mut told = 0;
         Box::new(move || {
             let ended = child
                 .lock()
                 .unwrap_or_else(PoisonError::into_inner)
                 .try_wait()?;
             match ended {
-                None => Ok(()),
+                None => Ok(warnings(&log, &mut told)),
                 Some(_) => Err(Failure::new(format!(
                     "the private cluster has ended too early: {}",
                     last_words(&log)
@@ -175,6 +185,17 @@ impl Drop for LocalCluster {
             pause = (pause * 2).min(Duration::from_millis(20));
         }
     }
+}
+
+/// What ipctl's log warns of, in the whole lines from `told` on.
+fn warnings(log: &File, told: &mut u64) -> Vec<String> {
+    let mut text = vec![0; 1 << 16];
+    let read = log.read_at(&mut text, *told).unwrap_or(0);
+    let whole = text[..read].iter().rposition(|&byte| byte == b'\n');
+    let text = String::from_utf8_lossy(&text[..whole.map_or(0, |end| end + 1)]);
+    *told += whole.map_or(0, |end| end as u64 + 1);
+    let lines = text.lines().filter_map(|line| line.split_once("WARN "));
+    lines.map(|(_, words)| words.to_owned()).collect()
 }
 
 /// What ipctl said last; the file may be removed already, we still hold it.

@@ -11,7 +11,8 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, never, select};
-use ipbroker_client::job::{Job, JobResult, JobStatus};
+use ipbroker_client::job::{Job, JobResult, JobStatus, directory};
+use ipbroker_client::protocol::message::Command;
 use ipbroker_client::{Client, Notice};
 use jiff::Timestamp;
 
@@ -66,6 +67,22 @@ pub(crate) struct Options {
 }
 
 impl Options {
+    /// A job as an engine takes it, with what holds for all jobs where it does not say otherwise.
+    pub(crate) fn command(&self, job: &Job) -> Command {
+        let mut command = job.command(&self.cwd);
+        match self.jobs.wd.as_deref().filter(|_| job.cd.is_none()) {
+            None => {}
+            Some("...") => command.scratch = true,
+            Some(wd) => {
+                command.cd = Some(directory(&self.cwd, wd));
+                command.scratch = job.scratch;
+            }
+        }
+        command.capture = job.capture.unwrap_or_else(|| self.capture());
+        command.limit = self.jobs.limit(command.limit, &job.placement.resources);
+        command
+    }
+
     /// Bytes of output that jobs return which do not say.
     fn capture(&self) -> u64 {
         match self.capture {
@@ -133,6 +150,8 @@ pub(crate) struct Runner<'a> {
     failed: u64,
     /// The first failures, for the end.
     failures: Vec<Failed>,
+    /// Some of them because their host does not have the directory.
+    strange: bool,
     /// Jobs that count for `--halt`, and the exit status if they were enough.
     counted: u64,
     halted: Option<u8>,
@@ -166,6 +185,7 @@ impl<'a> Runner<'a> {
             done: 0,
             failed: 0,
             failures: Vec::new(),
+            strange: false,
             counted: 0,
             halted: None,
             total: 0,
@@ -193,11 +213,10 @@ impl<'a> Runner<'a> {
         self.progress.total(self.total);
         self.progress.started(self.total, self.engines());
         self.progress.flush();
-        self.slots.extend(
-            (0..)
-                .zip(&jobs)
-                .map(|(index, job)| Some(slot(index, job, &self.options.cwd))),
-        );
+        let slots = (0..).zip(&jobs);
+        self.slots = slots
+            .map(|(index, job)| Some(self.slot(index, job)))
+            .collect();
         for (index, why) in &refused {
             self.refuse(*index, why)?;
         }
@@ -218,6 +237,24 @@ impl<'a> Runner<'a> {
         self.check_engines()?;
         self.progress.total(self.options.expected.unwrap_or(0));
         self.finish(Some(lines))
+    }
+
+    fn slot(&self, index: u64, job: &Job) -> Slot {
+        let cd = job.cd.as_ref().or(self.options.jobs.wd.as_ref());
+        let err = job.err.as_ref().map(|err| {
+            let cwd = Path::new(&self.options.cwd);
+            cwd.join(cd.map_or(".", String::as_str)).join(err).into()
+        });
+        Slot {
+            index,
+            line: job.line,
+            text: job.text.clone(),
+            has_result: job.has_result,
+            copy: job.copy,
+            cmd: job.cmd.as_str().into(),
+            err,
+            captures: job.capture.is_some(),
+        }
     }
 
     /// Without waiting, no engines is an error.
@@ -348,8 +385,9 @@ impl<'a> Runner<'a> {
         }
         if self.last_tick.elapsed() >= Duration::from_millis(500) {
             self.last_tick = Instant::now();
-            if let Some(pulse) = &self.options.pulse {
-                pulse()?;
+            let warnings = self.options.pulse.as_mut().map(|pulse| pulse());
+            for warning in warnings.transpose()?.into_iter().flatten() {
+                self.progress.say(&warning);
             }
             self.progress
                 .position(self.done, self.failed, self.engines());
@@ -385,7 +423,8 @@ impl<'a> Runner<'a> {
             self.total += 1;
             match line {
                 Line::Job(job) => {
-                    self.slots.push(Some(slot(index, &job, &self.options.cwd)));
+                    let slot = self.slot(index, &job);
+                    self.slots.push(Some(slot));
                     match self.submitted.check_stream(&job, &self.options) {
                         Ok(()) => good.push(jobs.len()),
                         Err(error) => bad.push((index as usize, error)),
@@ -393,7 +432,8 @@ impl<'a> Runner<'a> {
                     jobs.push(*job);
                 }
                 Line::Refused(job, why) => {
-                    self.slots.push(Some(slot(index, &job, &self.options.cwd)));
+                    let slot = self.slot(index, &job);
+                    self.slots.push(Some(slot));
                     jobs.push(Job::default());
                     bad.push((index as usize, why));
                 }
@@ -585,22 +625,5 @@ impl<'a> Runner<'a> {
                     let _ = sender.send(Event::AbortFailed(error.to_string()));
                 }
             });
-    }
-}
-
-fn slot(index: u64, job: &Job, cwd: &str) -> Slot {
-    let err = job.err.as_ref().map(|err| {
-        let cd = Path::new(cwd).join(job.cd.as_deref().unwrap_or("."));
-        cd.join(err).into()
-    });
-    Slot {
-        index,
-        line: job.line,
-        text: job.text.clone(),
-        has_result: job.has_result,
-        copy: job.copy,
-        cmd: job.cmd.as_str().into(),
-        err,
-        captures: job.capture.is_some(),
     }
 }

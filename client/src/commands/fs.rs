@@ -9,7 +9,6 @@ use std::process::ExitCode;
 use clap::{Args, Subcommand};
 use ipbroker_client::Host;
 use ipbroker_client::protocol::message::{Command, FsOp, FsReply, FsRequest, FsStat};
-use serde::Serialize;
 
 use super::Outcome;
 use crate::cli::ClusterArgs;
@@ -202,14 +201,6 @@ fn octal(text: &str) -> Result<u32, String> {
         .ok_or_else(|| "octal permission bits are needed, such as 755".to_owned())
 }
 
-/// A host's answer, as a line of JSON.
-#[derive(Serialize)]
-struct Line<'a> {
-    host: &'a str,
-    #[serde(flatten)]
-    reply: &'a FsReply,
-}
-
 /// What is the same for all operations.
 struct Fs {
     hosts: Vec<Host>,
@@ -381,15 +372,15 @@ impl Fs {
     }
 
     fn line(&self, host: &Host, reply: &FsReply) -> Result<(), Failure> {
-        json::print(&Line {
-            host: host.name(),
-            reply,
+        let host = host.name().to_owned();
+        json::print(&FsReply {
+            host,
+            ..reply.clone()
         })
         .map(|_| ())
     }
 
-    /// One request on every host.
-    /// The same on each host, and what is printed of its answer.
+    /// One request on every host, and what is printed of its answer.
     fn each(&self, request: &FsRequest, text: impl Fn(&FsReply) -> String) -> Outcome {
         self.on_all(|host| {
             let reply = host.request(request)?;

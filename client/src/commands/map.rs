@@ -4,6 +4,7 @@ use std::ffi::OsString;
 use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use clap::Args;
@@ -220,6 +221,7 @@ pub(crate) fn main(args: MapArgs, cluster: &ClusterArgs, data: Option<Vec<OsStri
         (true, None) => None,
         (false, data) => Some(args.input.records(data.unwrap_or_default())?),
     };
+    let cut = records.as_ref().map(|records| records.cut.clone());
     let names = records
         .as_ref()
         .map_or_else(Vec::new, |records| records.names.clone());
@@ -238,14 +240,14 @@ pub(crate) fn main(args: MapArgs, cluster: &ClusterArgs, data: Option<Vec<OsStri
     let joblog = args.running.joblog.as_deref().filter(|_| !args.dry_run);
     let joblog = joblog.map(|path| Joblog::open(path, skip)).transpose()?;
     if args.dry_run {
-        let slots = args.running.slots.or(args.local.local).unwrap_or(1) as usize;
+        let slots = args.running.slots.or(args.local.engines()).unwrap_or(1) as usize;
         for job in args.jobs(records, templates, slots)?.jobs {
             writeln!(std::io::stdout().lock(), "{}", job?.cmd)?;
         }
         return Ok(ExitCode::SUCCESS);
     }
     let (client, private) = local::connect(&args.local, cluster)?;
-    let engines = match args.local.local {
+    let engines = match args.local.engines() {
         Some(count) => count as usize,
         None => client.wait_for_engines(1, Some(Duration::ZERO)).max(1),
     };
@@ -270,7 +272,7 @@ pub(crate) fn main(args: MapArgs, cluster: &ClusterArgs, data: Option<Vec<OsStri
         cwd: run::cwd()?,
         capture: Some(args.max_output),
         no_wait: args.running.no_wait,
-        coming: args.local.local,
+        coming: args.local.engines(),
         pulse: private.as_ref().map(LocalCluster::pulse),
         source: if streaming { "stdin" } else { "map" }.into(),
         halt: args.running.halt,
@@ -309,7 +311,11 @@ pub(crate) fn main(args: MapArgs, cluster: &ClusterArgs, data: Option<Vec<OsStri
     if args.stats && !summary.hurried {
         stats::report(&client);
     }
-    run::end(&args.end, summary, client, private)
+    let code = run::end(&args.end, summary, client, private)?;
+    match cut {
+        Some(cut) if cut.load(Ordering::Relaxed) => Ok(ExitCode::from(2)),
+        _ => Ok(code),
+    }
 }
 
 impl MapArgs {

@@ -124,7 +124,7 @@ pub(crate) fn main(args: RunArgs, cluster: &ClusterArgs) -> Outcome {
         jobs: args.jobs,
         capture: args.capture,
         no_wait: args.no_wait,
-        coming: args.local.local,
+        coming: args.local.engines(),
         pulse: private.as_ref().map(LocalCluster::pulse),
         source: source::name(args.file.as_ref()),
         unit: "line",

@@ -193,13 +193,8 @@ impl Submitter {
             }
             metadata.job_dir = Some(self.options.cwd.clone());
         }
-        let mut command = job.command(&self.options.cwd);
+        let mut command = self.options.command(job);
         command.put = put;
-        if command.capture == 0 {
-            command.capture = self.options.capture.unwrap_or(0);
-        }
-        let asked = &job.placement.resources;
-        command.limit = self.options.jobs.limit(command.limit, asked);
         let task = Outgoing {
             msg_type: types::COMMAND_REQUEST,
             metadata: &metadata,

@@ -136,14 +136,19 @@ impl Transfer {
     }
 }
 
+/// The directory `cd`, which begins at `cwd` if it is relative.
+pub fn directory(cwd: &str, cd: &str) -> String {
+    if cd.starts_with('/') || cd == "~" || cd.starts_with("~/") {
+        return cd.to_owned();
+    }
+    format!("{}/{cd}", cwd.trim_end_matches('/'))
+}
+
 impl Job {
     /// The command as an engine takes it. A relative `cd` is below `cwd`, which is also the default.
     pub fn command(&self, cwd: &str) -> Command {
-        let cd = match &self.cd {
-            None => cwd.to_owned(),
-            Some(cd) if cd.starts_with('/') || cd == "~" || cd.starts_with("~/") => cd.clone(),
-            Some(cd) => format!("{}/{cd}", cwd.trim_end_matches('/')),
-        };
+        let cd = self.cd.as_ref();
+        let cd = cd.map_or_else(|| cwd.to_owned(), |cd| directory(cwd, cd));
         // Who sends files along shares none: the client's directory is not there.
         let moves = self.cd.is_none() && !(self.put.is_empty() && self.get.is_empty());
         Command {

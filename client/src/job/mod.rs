@@ -13,6 +13,6 @@ pub use graph::{Graph, GraphError, rename};
 pub use ipbroker_protocol::message::{Limit, Require};
 pub use ipbroker_protocol::size::parse as parse_size;
 pub use ipbroker_protocol::time::parse_duration;
-pub use line::{Condition, Job, Placement, Transfer, parse_line};
+pub use line::{Condition, Job, Placement, Transfer, directory, parse_line};
 pub use outcome::{CAPTURE, JobResult, JobStatus, write_line};
 pub use value::{isoformat, log_time, timedelta};

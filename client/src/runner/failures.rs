@@ -31,6 +31,8 @@ impl Runner<'_> {
             (_, _, Some(error)) => short(error),
             (status, ..) => status.as_str().to_owned(),
         };
+        // The words of an engine on a host that does not have our directory.
+        self.strange |= why.contains("cannot enter directory");
         let ran = result.started.is_some();
         let last = match (&result.stderr, &slot.err) {
             (Some(stderr), _) if !stderr.trim().is_empty() => last_line(stderr),
@@ -67,6 +69,9 @@ impl Runner<'_> {
         let more = self.failed - self.failures.len() as u64;
         if more > 0 {
             text += &format!("\n  and {more} more");
+        }
+        if self.strange {
+            text += "\n  where hosts do not have this directory: --wd DIR names one that they have (`~` is everybody's), --wd ... makes one for each";
         }
         if !self.options.again.is_empty() {
             text += &format!("\n  to run them again: {}", self.options.again);

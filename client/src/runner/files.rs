@@ -237,7 +237,7 @@ impl Runner<'_> {
         // Without hosts they go with the message after all.
         let inline = !buffers.is_empty();
         let metadata = submit::metadata(&job.placement, &self.options, &self.submitted.ids);
-        let mut command = self.command(job);
+        let mut command = self.options.command(job);
         command.put = put;
         self.files.moving.insert(index, (job.clone(), inline));
         self.send(

@@ -167,21 +167,13 @@ impl Runner<'_> {
                 &self.submitted.ids,
             );
             if let [at] = group[..] {
-                let command = self.command(&jobs[at]);
+                let command = self.options.command(&jobs[at]);
                 self.send(base, jobs, &[at], metadata, &command, Vec::new())?;
             } else {
                 self.arrays(base, jobs, group, &metadata)?;
             }
         }
         Ok(())
-    }
-
-    pub(super) fn command(&self, job: &Job) -> Command {
-        let mut command = job.command(&self.options.cwd);
-        command.capture = job.capture.unwrap_or_else(|| self.options.capture());
-        let asked = &job.placement.resources;
-        command.limit = self.options.jobs.limit(command.limit, asked);
-        command
     }
 
     fn arrays(
@@ -207,7 +199,7 @@ impl Runner<'_> {
         while !rest.is_empty() {
             let mut packed = Packed::new();
             for &at in rest.iter().take(ARRAY_MEMBERS) {
-                let mut command = self.command(&jobs[at]);
+                let mut command = self.options.command(&jobs[at]);
                 // What the template says need not be said again.
                 command.cd = command.cd.filter(|cd| *cd != cwd);
                 if command.capture == template.capture {

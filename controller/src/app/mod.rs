@@ -89,6 +89,8 @@ pub(crate) enum MainEvent {
     Engine(Notice),
     /// A local engine process.
     Local(LocalEvent),
+    /// No host could start an engine, and why.
+    NoHost(String),
 }
 
 /// Runs the program with these arguments (without its name).
@@ -200,8 +202,9 @@ fn serve(
             .start(settings.local_engines, settings.restore)
             .map_err(AppError::Launch)?;
     }
-    let mut remote = settings.start_remote(controller)?;
+    let mut remote = settings.start_remote(controller, events)?;
     let mut hopeless = None;
+    let mut engines = 0u32;
     let why = loop {
         match waiting.recv() {
             Ok(MainEvent::Stop(why)) => break why,
@@ -211,15 +214,25 @@ fn serve(
                     break "its engines cannot run".to_owned();
                 }
             }
+            Ok(MainEvent::NoHost(why)) => {
+                if engines == 0 {
+                    hopeless = Some(why);
+                    break "it has no engines".to_owned();
+                }
+            }
             Ok(MainEvent::Engine(notice)) => match notice {
                 Notice::Joined(engine) => {
+                    engines += 1;
                     tracing::debug!(id = engine.id, pid = engine.pid, "joined");
                     local.joined(engine.pid);
                     if let Some(remote) = &mut remote {
                         remote.joined();
                     }
                 }
-                Notice::Left(engine) => tracing::debug!(id = engine.id, pid = engine.pid, "left"),
+                Notice::Left(engine) => {
+                    engines = engines.saturating_sub(1);
+                    tracing::debug!(id = engine.id, pid = engine.pid, "left");
+                }
                 Notice::Shutdown => break "a client asked for it".to_owned(),
             },
             Err(_) => break "its own threads are gone".to_owned(),

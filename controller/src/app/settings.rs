@@ -10,6 +10,7 @@ use std::{
 };
 
 use clap::Parser;
+use crossbeam_channel::Sender;
 use ipbroker_protocol::{
     connection::{self, ClientConnection, EngineConnection},
     profile::{Profile, Role},
@@ -17,7 +18,7 @@ use ipbroker_protocol::{
     socket::CurveServer,
 };
 
-use super::{AppError, files, threads};
+use super::{AppError, MainEvent, files, threads};
 use crate::{
     cli::{Cli, Hwm, LogLevel},
     config_py,
@@ -387,12 +388,28 @@ impl Settings {
     pub(super) fn start_remote(
         &self,
         controller: &threads::Controller,
+        events: &Sender<MainEvent>,
     ) -> Result<Option<Box<dyn Launcher>>, AppError> {
-        let sink: Sink = Arc::new(|event: LaunchEvent| {
+        let events = events.clone();
+        let sink: Sink = Arc::new(move |event: LaunchEvent| {
             if event.is_warning() {
                 tracing::warn!("{event}");
             } else {
                 tracing::info!("{event}");
+            }
+            if let LaunchEvent::Settled { engines, failed } = event
+                && engines.is_empty()
+                && let [(host, reason), others @ ..] = &failed[..]
+            {
+                let (host, reason) = (host.clone(), reason.clone());
+                let first = LaunchEvent::Failed { host, reason };
+                let more = match others.len() {
+                    0 => String::new(),
+                    1 => " (and another host)".to_owned(),
+                    more => format!(" (and {more} more hosts)"),
+                };
+                let why = format!("no host could start an engine: {first}{more}");
+                let _ = events.send(MainEvent::NoHost(why));
             }
         });
         // With other keys and ports an earlier controller's engines would not find us.

@@ -374,7 +374,12 @@ fn abandon(conn: &Connection, packing: Packing, restore: bool) -> rusqlite::Resu
         "DELETE FROM held WHERE task NOT IN (SELECT key FROM task WHERE completed IS NULL)",
     )?;
     conn.execute_batch("COMMIT")?;
-    tracing::info!("{closed} unfinished tasks of an earlier controller were closed as aborted");
+    if closed > 0 {
+        tracing::warn!(
+            "{closed} unfinished tasks of an earlier controller were closed as aborted (`ipctl --restore` would have taken \
+             them up; `ipclient resubmit ID...` submits them again)"
+        );
+    }
     Ok(())
 }
 
