@@ -1,4 +1,4 @@
-//! Job lines as a library's caller submits them: all at once; each has its result as it ends.
+//! Job lines as messages: those that share a placement travel as one array, and each has its result as it ends.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -23,7 +23,7 @@ struct Group {
     array: bool,
     submitted: Timestamp,
     /// Places of its members among the jobs.
-    members: Vec<usize>,
+    members: Box<[u32]>,
 }
 
 impl Group {
@@ -39,7 +39,8 @@ impl Group {
 /// Jobs that are submitted together. Those that share a placement travel as one array; dependencies are theirs alone.
 pub struct Batch {
     client: Client,
-    cwd: String,
+    sink: Arc<dyn Sink>,
+    tag: u64,
     groups: Vec<Group>,
     /// Message ids by the jobs' own ids, and the other way round.
     ids: HashMap<String, String>,
@@ -61,100 +62,102 @@ impl Batch {
     ) -> Result<Self> {
         let graph = Graph::new("jobs", jobs)
             .map_err(|error| Error::Job(format!("{error}; nothing was submitted")))?;
-        if let Some(job) = jobs
-            .iter()
-            .find(|job| !job.put.is_empty() || !job.get.is_empty())
-        {
+        if let Some(job) = jobs.iter().find(|job| job.has_files()) {
             return Err(Error::Job(format!(
                 "jobs:{}: \"put\" and \"get\" are for `ipclient run`; nothing was submitted",
                 job.line
             )));
         }
-        let mut batch = Self {
-            client: client.clone(),
-            cwd: cwd.to_owned(),
-            groups: Vec::new(),
-            ids: HashMap::new(),
-            names: HashMap::new(),
+        let mut batch = Self::new(client, sink.clone(), tag);
+        let template = Command {
+            cd: Some(cwd.to_owned()),
+            ..Command::default()
         };
         for level in &graph.levels {
-            batch.level(jobs, level, sink, tag)?;
+            for group in by_placement(jobs, level) {
+                let request = jobs[group[0]].placement.request(&batch.ids);
+                batch.add(0, jobs, &group, request, &template, |job| job.command(cwd))?;
+            }
         }
         Ok(batch)
     }
 
-    fn level(
+    /// Nothing yet: for [`Batch::add`].
+    pub fn new(client: &Client, sink: Arc<dyn Sink>, tag: u64) -> Self {
+        Self {
+            client: client.clone(),
+            sink,
+            tag,
+            groups: Vec::new(),
+            ids: HashMap::new(),
+            names: HashMap::new(),
+        }
+    }
+
+    /// Submits `jobs[at]` for each of `which`, as few messages with these metadata; their results have places from `base`
+    /// on. Directory and capture of `template` are those of members that say nothing else.
+    ///
+    /// # Errors
+    /// [`Error::Closed`], [`Error::TooLarge`].
+    pub fn add(
         &mut self,
+        base: usize,
         jobs: &[Job],
         which: &[usize],
-        sink: &Arc<dyn Sink>,
-        tag: u64,
+        metadata: TaskRequest,
+        template: &Command,
+        command: impl Fn(&Job) -> Command,
     ) -> Result<()> {
-        // Groups keep the order in which their first jobs came.
-        let mut order: Vec<(&Placement, Vec<usize>)> = Vec::new();
-        let mut known: HashMap<String, usize> = HashMap::new();
-        for &at in which {
-            let placement = &jobs[at].placement;
-            let group = *known.entry(format!("{placement:?}")).or_insert_with(|| {
-                order.push((placement, Vec::new()));
-                order.len() - 1
-            });
-            order[group].1.push(at);
+        if let [at] = which {
+            let command = command(&jobs[*at]);
+            return self.send(base, jobs, which, &metadata, &command, Vec::new());
         }
-        for (placement, members) in &order {
-            let metadata = self.metadata(placement);
-            if let [at] = members[..] {
-                let command = jobs[at].command(&self.cwd);
-                self.send(jobs, &[at], &metadata, &command, Vec::new(), sink, tag)?;
-                continue;
-            }
-            let mut rest = &members[..];
-            while !rest.is_empty() {
-                let template = Command {
-                    cd: Some(self.cwd.clone()),
-                    ..Command::default()
-                };
-                let mut packed = Packed::new();
-                for &at in rest.iter().take(ARRAY_MEMBERS) {
-                    let mut command = jobs[at].command(&self.cwd);
-                    // What the template says need not be said again.
-                    command.cd = command.cd.filter(|cd| *cd != self.cwd);
-                    packed.push_with(|blob| {
-                        let packer = &mut rmp_serde::Serializer::new(blob).with_struct_map();
-                        // A map with string keys into memory: it cannot fail.
-                        let _ = serde::Serialize::serialize(&command, packer);
-                    })?;
-                    if packed.bytes() >= ARRAY_BYTES {
-                        break;
-                    }
+        let mut rest = which;
+        while !rest.is_empty() {
+            let mut packed = Packed::new();
+            for &at in rest.iter().take(ARRAY_MEMBERS) {
+                let mut command = command(&jobs[at]);
+                // What the template says need not be said again.
+                if command.cd == template.cd {
+                    command.cd = None;
                 }
-                let (now, later) = rest.split_at(packed.len());
-                rest = later;
-                let metadata = TaskRequest {
-                    array: Some(now.len() as u64),
-                    ..metadata.clone()
-                };
-                let (offsets, blob) = packed.into_buffers();
-                let buffers = vec![Message::from(offsets), Message::from(blob)];
-                self.send(jobs, now, &metadata, &template, buffers, sink, tag)?;
+                if command.capture == template.capture {
+                    command.capture = 0;
+                }
+                packed.push_with(|blob| {
+                    let packer = &mut rmp_serde::Serializer::new(blob).with_struct_map();
+                    // A map with string keys into memory: it cannot fail.
+                    let _ = serde::Serialize::serialize(&command, packer);
+                })?;
+                if packed.bytes() >= ARRAY_BYTES {
+                    break;
+                }
             }
+            let (now, later) = rest.split_at(packed.len());
+            rest = later;
+            let metadata = TaskRequest {
+                array: Some(now.len() as u64),
+                ..metadata.clone()
+            };
+            let (offsets, blob) = packed.into_buffers();
+            let buffers = vec![Message::from(offsets), Message::from(blob)];
+            self.send(base, jobs, now, &metadata, template, buffers)?;
         }
         Ok(())
     }
 
-    #[expect(
-        clippy::too_many_arguments,
-        reason = "one message, and whom to tell of it"
-    )]
-    fn send(
+    /// Submits `jobs[at]` for each of `which` as one message: an array, if its metadata say so.
+    ///
+    /// # Errors
+    /// As [`Batch::add`].
+    pub fn send(
         &mut self,
+        base: usize,
         jobs: &[Job],
         which: &[usize],
         metadata: &TaskRequest,
         content: &Command,
         buffers: Vec<Message>,
-        sink: &Arc<dyn Sink>,
-        tag: u64,
     ) -> Result<()> {
         let submitted = Timestamp::now();
         let task = Outgoing {
@@ -162,13 +165,13 @@ impl Batch {
             metadata,
             content,
             buffers,
-            tag: tag + self.groups.len() as u64,
+            tag: self.tag + self.groups.len() as u64,
         };
         let group = Group {
-            id: self.client.submit(task, sink.clone())?,
+            id: self.client.submit(task, self.sink.clone())?,
             array: metadata.array.is_some(),
             submitted,
-            members: which.to_vec(),
+            members: which.iter().map(|at| (base + at) as u32).collect(),
         };
         for (member, &at) in (0..).zip(which) {
             if let Some(name) = &jobs[at].id {
@@ -181,25 +184,9 @@ impl Batch {
         Ok(())
     }
 
-    fn metadata(&self, placement: &Placement) -> TaskRequest {
-        let dependency = |names: &[String]| placement.dependency(names, &self.ids);
-        TaskRequest {
-            after: dependency(&placement.after),
-            follow: dependency(&placement.follow),
-            timeout: placement.timeout,
-            retries: placement.retries.unwrap_or(0),
-            retry_delay: placement.retry_delay,
-            max_crashes: placement.max_crashes,
-            hosts: placement.host.clone(),
-            prefer: placement.prefer.clone(),
-            prefer_wait: placement.prefer_wait,
-            tags: placement.tags.clone(),
-            priority: placement.priority.unwrap_or(0),
-            require: placement.require.clone(),
-            resources: placement.resources.clone(),
-            ack: true,
-            ..TaskRequest::default()
-        }
+    /// Message ids by the jobs' own ids.
+    pub fn ids(&self) -> &HashMap<String, String> {
+        &self.ids
     }
 
     /// Ids of all messages.
@@ -226,8 +213,32 @@ impl Batch {
                 if let Some(error) = &mut result.error {
                     *error = rename(error, self.client.session_id(), &self.names);
                 }
-                Some((at, result))
+                Some((at as usize, result))
             })
             .collect()
     }
+}
+
+/// `which` of the jobs, together where their placements are equal, in the order in which the first of each came. A job
+/// with files is alone: they are buffers of its own message.
+pub fn by_placement(jobs: &[Job], which: &[usize]) -> Vec<Vec<usize>> {
+    let plain = Placement::default();
+    let mut groups: Vec<Vec<usize>> = Vec::new();
+    let mut known: HashMap<String, usize> = HashMap::new();
+    for &at in which {
+        let job = &jobs[at];
+        let key = if job.has_files() {
+            format!("#{at}")
+        } else if job.placement == plain {
+            String::new()
+        } else {
+            format!("{:?}", job.placement)
+        };
+        let group = *known.entry(key).or_insert_with(|| {
+            groups.push(Vec::new());
+            groups.len() - 1
+        });
+        groups[group].push(at);
+    }
+    groups
 }

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
-use ipbroker_client::job::{Limit, parse_duration, parse_size};
+use ipbroker_client::job::{Limit, Placement, parse_duration, parse_size};
 use ipbroker_client::protocol::resources::{self, Request};
 #[cfg(feature = "ssh")]
 use ipbroker_client::protocol::ssh::Settings;
@@ -170,7 +170,7 @@ pub(crate) struct JobArgs {
 
 impl JobArgs {
     /// What jobs that say nothing of it need of their host.
-    pub(crate) fn request(&self) -> Request {
+    fn request(&self) -> Request {
         let named = [
             (resources::CPUS, self.cpus),
             (resources::GPUS, self.gpus),
@@ -180,6 +180,29 @@ impl JobArgs {
             .into_iter()
             .filter_map(|(name, units)| Some((name.to_owned(), units?)));
         self.resources.iter().cloned().chain(named).collect()
+    }
+
+    /// Where and when a job runs: what it says, and these for what it does not.
+    pub(crate) fn placement(&self, own: &Placement) -> Placement {
+        let mut placement = own.clone();
+        if own.host.is_empty() {
+            placement.host.clone_from(&self.hosts);
+        }
+        if own.tags.is_empty() {
+            placement.tags.clone_from(&self.tags);
+        }
+        let timeout = self.timeout.map(|timeout| timeout.as_secs_f64());
+        placement.timeout = own.timeout.or(timeout);
+        placement.retries = own.retries.or(self.retries);
+        placement.retry_delay = own.retry_delay.or(self.retry_delay);
+        placement.max_crashes = own.max_crashes.or(self.max_crashes);
+        placement.priority = own.priority.or(self.priority);
+        let mut resources = self.request();
+        resources.extend(own.resources.clone());
+        // None of something is what a job has that does not name it.
+        resources.retain(|_, units| *units > 0.0);
+        placement.resources = resources;
+        placement
     }
 
     /// The limits of a job that has `own` ones, and asks for `asked`.

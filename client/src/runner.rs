@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, never, select};
 use ipbroker_client::job::{Job, JobResult, JobStatus, directory};
 use ipbroker_client::protocol::message::Command;
-use ipbroker_client::{Client, Notice};
+use ipbroker_client::{Batch, Client, Notice};
 use jiff::Timestamp;
 
 use crate::cli::JobArgs;
@@ -25,7 +25,7 @@ use crate::source::Line;
 use events::{Event, Events};
 use failures::Failed;
 use halt::{Halt, What};
-pub(crate) use submit::{Submitted, metadata};
+pub(crate) use submit::Seen;
 
 /// Output is flushed at least this often, and at once when nothing happens.
 const FLUSH: Duration = Duration::from_millis(50);
@@ -144,7 +144,8 @@ pub(crate) struct Runner<'a> {
     printer: &'a mut dyn Printer,
     events: Events,
     slots: Vec<Option<Slot>>,
-    submitted: submit::Submitted,
+    batch: Batch,
+    seen: Seen,
     files: files::Files,
     done: u64,
     failed: u64,
@@ -174,13 +175,14 @@ impl<'a> Runner<'a> {
         let events = Events::new()?;
         let now = Instant::now();
         Ok(Self {
+            batch: Batch::new(&client, events.sink.clone(), 0),
             client,
             options,
             progress,
             printer,
             events,
             slots: Vec::new(),
-            submitted: submit::Submitted::default(),
+            seen: Seen::default(),
             files: files::Files::default(),
             done: 0,
             failed: 0,
@@ -425,7 +427,7 @@ impl<'a> Runner<'a> {
                 Line::Job(job) => {
                     let slot = self.slot(index, &job);
                     self.slots.push(Some(slot));
-                    match self.submitted.check_stream(&job, &self.options) {
+                    match self.seen.check(&job, &self.options) {
                         Ok(()) => good.push(jobs.len()),
                         Err(error) => bad.push((index as usize, error)),
                     }
@@ -477,29 +479,10 @@ impl<'a> Runner<'a> {
     }
 
     fn take(&mut self, tag: u64, part: &ipbroker_client::Part) -> Result<(), Failure> {
-        let Some(group) = self.submitted.groups.get(tag as usize) else {
-            return Ok(());
-        };
-        let (submitted, members) = (group.submitted, group.members.clone());
-        for member in part.lo..part.hi {
-            let Some(&index) = members.get(member as usize) else {
-                continue;
-            };
-            let (result, received) = match &part.outcome {
-                Ok(reply) => (
-                    JobResult::from_command(reply.command(member)),
-                    reply.received,
-                ),
-                Err(error) => (JobResult::from_error(error), Timestamp::now()),
-            };
-            let msg_id = self.submitted.groups[tag as usize].msg_id(member);
-            let mut result = result.with(msg_id, submitted, received);
-            if let Some(error) = &mut result.error {
-                *error = self.submitted.rename(error, self.client.session_id());
-            }
-            let reply = part.outcome.as_ref().ok().map(|reply| &**reply);
-            if let Some(result) = self.settle_files(index as usize, reply, result)? {
-                self.ended(index as usize, &result)?;
+        let reply = part.outcome.as_deref().ok();
+        for (index, result) in self.batch.results(tag, part) {
+            if let Some(result) = self.settle_files(index, reply, result)? {
+                self.ended(index, &result)?;
             }
         }
         Ok(())
@@ -611,15 +594,14 @@ impl<'a> Runner<'a> {
     /// Drops what waits; with `kill` what runs is stopped, too.
     fn abort(&mut self, kill: bool) {
         let (client, sender) = (self.client.clone(), self.events.sender.clone());
-        let groups = self.submitted.groups.iter().map(|group| group.id.clone());
-        let groups: Vec<String> = if kill { Vec::new() } else { groups.collect() };
+        let ids = self.batch.msg_ids();
         let _ = std::thread::Builder::new()
             .name("abort".into())
             .spawn(move || {
                 let aborted = if kill {
                     client.abort_session(client.session_id())
                 } else {
-                    client.abort(&groups, false)
+                    client.abort(&ids, false)
                 };
                 if let Err(error) = aborted {
                     let _ = sender.send(Event::AbortFailed(error.to_string()));

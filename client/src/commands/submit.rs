@@ -17,7 +17,7 @@ use super::{Outcome, run};
 use crate::cli::{ClusterArgs, JobArgs, size};
 use crate::failure::Failure;
 use crate::runner::files::{self, Files};
-use crate::runner::{Options, Submitted, metadata};
+use crate::runner::{Options, Seen};
 use crate::source::{self, Line};
 
 /// Hand jobs over to the controller and print their ids, a line each, once it holds them
@@ -94,9 +94,6 @@ pub(crate) fn main(args: SubmitArgs, cluster: &ClusterArgs) -> Outcome {
         cwd,
         jobs: args.jobs,
         capture: args.capture,
-        no_wait: false,
-        coming: None,
-        pulse: None,
         source: name,
         ..Options::default()
     };
@@ -127,7 +124,7 @@ pub(crate) fn main(args: SubmitArgs, cluster: &ClusterArgs) -> Outcome {
         }
         None => {
             let lines = source::stream();
-            let mut seen = Submitted::default();
+            let mut seen = Seen::default();
             let mut open = true;
             while open {
                 select! {
@@ -152,9 +149,9 @@ pub(crate) fn main(args: SubmitArgs, cluster: &ClusterArgs) -> Outcome {
 
 impl Submitter {
     /// False: the line is no job, and its writer has been told.
-    fn take(&mut self, line: Line, seen: &mut Submitted) -> Result<bool, Failure> {
+    fn take(&mut self, line: Line, seen: &mut Seen) -> Result<bool, Failure> {
         let error = match line {
-            Line::Job(job) => match seen.check_stream(&job, &self.options) {
+            Line::Job(job) => match seen.check(&job, &self.options) {
                 Ok(()) => match self.submit(&job)? {
                     Ok(()) => return Ok(true),
                     Err(error) => self.at(&job, &error).message,
@@ -182,7 +179,7 @@ impl Submitter {
             Ok(inputs) => inputs,
             Err(reason) => return Ok(Err(reason)),
         };
-        let mut metadata = metadata(&job.placement, &self.options, &self.names);
+        let mut metadata = self.options.request(&job.placement, &self.names);
         metadata.detach = true;
         metadata.job = Some(job.text.to_string());
         if !job.get.is_empty() {

@@ -288,6 +288,16 @@ mod tests {
     }
 
     #[test]
+    fn users_read_their_own_names() {
+        let names = HashMap::from([("s-1_2:14".to_owned(), "prep".to_owned())]);
+        assert_eq!(
+            rename("after all of s-1_2:14, s-1_3: gone", "s-1", &names),
+            "after all of \"prep\", s-1_3: gone"
+        );
+        assert_eq!(rename("nothing here", "s-1", &names), "nothing here");
+    }
+
+    #[test]
     fn a_long_chain_does_not_overflow_the_stack() {
         let lines: Vec<String> = (0..50_000)
             .map(|i| format!(r#"{{"cmd":"x","id":{i},"after":[{}]}}"#, (i + 1) % 50_000))

@@ -3,7 +3,7 @@
 use super::error::LineError;
 use super::keys::{Keys, kind, no_nul, other_side, wrong};
 use ipbroker_protocol::dependency::Dependency;
-use ipbroker_protocol::message::{Command, Limit, Require};
+use ipbroker_protocol::message::{Command, Limit, Require, TaskRequest};
 use ipbroker_protocol::resources::{MEMORY, Request};
 use serde_json::{Map, Value};
 use std::collections::{BTreeMap, HashMap};
@@ -56,6 +56,27 @@ pub struct Placement {
 }
 
 impl Placement {
+    /// The scheduling metadata of a job that is placed so: `ids` are the message ids by the jobs' own.
+    pub fn request(&self, ids: &HashMap<String, String>) -> TaskRequest {
+        TaskRequest {
+            after: self.dependency(&self.after, ids),
+            follow: self.dependency(&self.follow, ids),
+            timeout: self.timeout,
+            retries: self.retries.unwrap_or(0),
+            retry_delay: self.retry_delay,
+            max_crashes: self.max_crashes,
+            hosts: self.host.clone(),
+            prefer: self.prefer.clone(),
+            prefer_wait: self.prefer_wait,
+            tags: self.tags.clone(),
+            priority: self.priority.unwrap_or(0),
+            require: self.require.clone(),
+            resources: self.resources.clone(),
+            ack: true,
+            ..TaskRequest::default()
+        }
+    }
+
     /// What `after` or `follow` asks for: `ids` are the message ids by the jobs' own.
     pub fn dependency(&self, names: &[String], ids: &HashMap<String, String>) -> Dependency {
         Dependency {
@@ -145,12 +166,17 @@ pub fn directory(cwd: &str, cd: &str) -> String {
 }
 
 impl Job {
+    /// Whether it has files that move.
+    pub fn has_files(&self) -> bool {
+        !self.put.is_empty() || !self.get.is_empty()
+    }
+
     /// The command as an engine takes it. A relative `cd` is below `cwd`, which is also the default.
     pub fn command(&self, cwd: &str) -> Command {
         let cd = self.cd.as_ref();
         let cd = cd.map_or_else(|| cwd.to_owned(), |cd| directory(cwd, cd));
         // Who sends files along shares none: the client's directory is not there.
-        let moves = self.cd.is_none() && !(self.put.is_empty() && self.get.is_empty());
+        let moves = self.cd.is_none() && self.has_files();
         Command {
             cmd: self.cmd.clone(),
             cd: (!moves).then_some(cd),
@@ -340,7 +366,7 @@ fn from_object(object: &Map<String, Value>) -> Result<Job, LineError> {
             resources,
         },
     };
-    let fresh = job.scratch || job.cd.is_none() && !(job.put.is_empty() && job.get.is_empty());
+    let fresh = job.scratch || job.cd.is_none() && job.has_files();
     if fresh && !job.creates.is_empty() {
         return Err(LineError::WrongValue {
             key: "creates",

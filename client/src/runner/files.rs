@@ -13,7 +13,7 @@ use ipbroker_client::protocol::zmq::Message;
 use ipbroker_client::{Client, Host, Reply};
 use sha2::{Digest, Sha256};
 
-use super::{Runner, submit};
+use super::Runner;
 use crate::failure::Failure;
 
 /// Inputs of one job that outlives its client travel with it up to this size, and those of one call up to the other;
@@ -48,11 +48,6 @@ pub(crate) struct Files {
 
 /// A job's inputs, and the buffers that carry them.
 pub(crate) type Inputs = (Vec<Staged>, Vec<Message>);
-
-/// Whether a job has files that move.
-pub(crate) fn has_files(job: &Job) -> bool {
-    !job.put.is_empty() || !job.get.is_empty()
-}
 
 fn local(cwd: &str, path: &str) -> PathBuf {
     Path::new(cwd).join(path)
@@ -236,18 +231,13 @@ impl Runner<'_> {
         };
         // Without hosts they go with the message after all.
         let inline = !buffers.is_empty();
-        let metadata = submit::metadata(&job.placement, &self.options, &self.submitted.ids);
+        let request = self.options.request(&job.placement, self.batch.ids());
         let mut command = self.options.command(job);
         command.put = put;
         self.files.moving.insert(index, (job.clone(), inline));
-        self.send(
-            index,
-            std::slice::from_ref(job),
-            &[0],
-            metadata,
-            &command,
-            buffers,
-        )?;
+        let jobs = std::slice::from_ref(job);
+        self.batch
+            .send(index, jobs, &[0], &request, &command, buffers)?;
         Ok(None)
     }
 

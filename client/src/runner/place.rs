@@ -5,13 +5,12 @@ use std::time::Duration;
 
 use crossbeam_channel::Sender;
 use ipbroker_client::Client;
-use ipbroker_client::job::Job;
+use ipbroker_client::job::{Job, Placement};
 use ipbroker_client::protocol::message::EngineInfo;
 use ipbroker_client::protocol::resources::{self, Amount};
 
 use super::Options;
 use super::events::Event;
-use super::submit::asked;
 use crate::failure::Failure;
 
 /// What a job asks for and whom it concerns.
@@ -64,30 +63,23 @@ impl Wish {
 fn wishes(jobs: &[Job], options: &Options) -> Wishes {
     let mut wishes = Wishes::new();
     for job in jobs {
-        let or = |own: &[String], default: &[String]| {
-            if own.is_empty() {
-                default.to_vec()
-            } else {
-                own.to_vec()
-            }
-        };
-        let hosts = or(&job.placement.host, &options.jobs.hosts);
-        let tags = or(&job.placement.tags, &options.jobs.tags);
-        if !hosts.is_empty() {
-            wishes.entry(Wish::Hosts(hosts)).or_default().push(job.line);
-        }
-        if !tags.is_empty() {
-            wishes.entry(Wish::Tags(tags)).or_default().push(job.line);
-        }
-        let asked: Vec<(String, Amount)> = asked(&job.placement, &options.jobs)
+        let Placement {
+            host,
+            tags,
+            resources,
+            ..
+        } = options.jobs.placement(&job.placement);
+        let asked: Vec<(String, Amount)> = resources
             .into_iter()
             .filter_map(|(name, units)| Some((name, resources::amount(units)?)))
             .collect();
-        if !asked.is_empty() {
-            wishes
-                .entry(Wish::Resources(asked))
-                .or_default()
-                .push(job.line);
+        let asks = [
+            (!host.is_empty()).then_some(Wish::Hosts(host)),
+            (!tags.is_empty()).then_some(Wish::Tags(tags)),
+            (!asked.is_empty()).then_some(Wish::Resources(asked)),
+        ];
+        for wish in asks.into_iter().flatten() {
+            wishes.entry(wish).or_default().push(job.line);
         }
     }
     wishes
