@@ -45,6 +45,13 @@ pub enum LineError {
     NotText,
 }
 
+impl LineError {
+    pub(super) fn value(key: &'static str, problem: impl Into<String>) -> Self {
+        let problem = problem.into();
+        Self::WrongValue { key, problem }
+    }
+}
+
 /// A bad job line and where it stands.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct JobError {

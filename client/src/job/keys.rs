@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use ipbroker_protocol::message::{Limit, Require};
 use ipbroker_protocol::resources::{self, CPUS, GPUS, MEMORY, Request};
 use ipbroker_protocol::size;
+use ipbroker_protocol::time::parse_duration;
 use serde_json::{Map, Value};
 
 use super::error::LineError;
@@ -18,60 +19,46 @@ impl Keys<'_> {
         self.0.get(key).filter(|v| !v.is_null())
     }
 
+    /// The value of a key that `take` takes; the others are not what is `expected`.
+    fn read<T>(
+        &self,
+        key: &'static str,
+        expected: &'static str,
+        take: impl FnOnce(&Value) -> Option<T>,
+    ) -> Result<Option<T>, LineError> {
+        self.get(key)
+            .map(|value| take(value).ok_or_else(|| wrong(key, expected, value)))
+            .transpose()
+    }
+
     pub(super) fn string(&self, key: &'static str) -> Result<Option<String>, LineError> {
-        match self.get(key) {
-            None => Ok(None),
-            Some(Value::String(text)) => Ok(Some(text.clone())),
-            Some(other) => Err(wrong(key, "a string", other)),
-        }
+        self.read(key, "a string", |value| value.as_str().map(str::to_owned))
     }
 
     pub(super) fn path(&self, key: &'static str) -> Result<Option<String>, LineError> {
         match self.string(key)? {
             None => Ok(None),
-            Some(path) if path.is_empty() => Err(LineError::WrongValue {
-                key,
-                problem: "is empty".into(),
-            }),
+            Some(path) if path.is_empty() => Err(LineError::value(key, "is empty")),
             Some(path) => no_nul(key, &path).map(Some),
         }
     }
 
     pub(super) fn boolean(&self, key: &'static str) -> Result<Option<bool>, LineError> {
-        match self.get(key) {
-            None => Ok(None),
-            Some(Value::Bool(value)) => Ok(Some(*value)),
-            Some(other) => Err(wrong(key, "true or false", other)),
-        }
+        self.read(key, "true or false", Value::as_bool)
     }
 
     pub(super) fn integer(&self, key: &'static str) -> Result<Option<i32>, LineError> {
-        match self.get(key) {
-            None => Ok(None),
-            Some(value) => value
-                .as_i64()
-                .and_then(|n| i32::try_from(n).ok())
-                .map(Some)
-                .ok_or_else(|| wrong(key, "an integer", value)),
-        }
+        self.read(key, "an integer", |value| value.as_i64()?.try_into().ok())
     }
 
     pub(super) fn count(&self, key: &'static str) -> Result<Option<u32>, LineError> {
-        match self.get(key) {
-            None => Ok(None),
-            Some(value) => value
-                .as_u64()
-                .and_then(|n| u32::try_from(n).ok())
-                .map(Some)
-                .ok_or_else(|| wrong(key, "a whole number from 0", value)),
-        }
+        self.read(key, "a whole number from 0", |value| {
+            value.as_u64()?.try_into().ok()
+        })
     }
 
     pub(super) fn seconds(&self, key: &'static str) -> Result<Option<f64>, LineError> {
-        match self.get(key) {
-            None => Ok(None),
-            Some(value) => seconds(key, value).map(Some),
-        }
+        self.get(key).map(|value| seconds(key, value)).transpose()
     }
 
     pub(super) fn strings(&self, key: &'static str) -> Result<Vec<String>, LineError> {
@@ -124,8 +111,7 @@ impl Keys<'_> {
             .into_iter()
             .map(|(from, to)| {
                 if from.is_empty() || to.is_empty() {
-                    let problem = "has an empty path".into();
-                    return Err(LineError::WrongValue { key, problem });
+                    return Err(LineError::value(key, "has an empty path"));
                 }
                 let (from, to) = (no_nul(key, &from)?, no_nul(key, &to)?);
                 let (local, remote) = if out { (from, to) } else { (to, from) };
@@ -141,8 +127,7 @@ impl Keys<'_> {
             _ => self.strings(key)?,
         };
         if paths.iter().any(String::is_empty) {
-            let problem = "has an empty path".into();
-            return Err(LineError::WrongValue { key, problem });
+            return Err(LineError::value(key, "has an empty path"));
         }
         paths.iter().map(|path| no_nul(key, path)).collect()
     }
@@ -199,10 +184,8 @@ impl Keys<'_> {
                     });
                 };
                 if name.is_empty() || name.contains(['=', '\0']) || text.contains('\0') {
-                    return Err(LineError::WrongValue {
-                        key,
-                        problem: format!("has an impossible variable {name:?}"),
-                    });
+                    let problem = format!("has an impossible variable {name:?}");
+                    return Err(LineError::value(key, problem));
                 }
                 Ok((name.clone(), text.clone()))
             })
@@ -228,12 +211,9 @@ impl Keys<'_> {
                 ("time", value) => limit.time = Some(seconds("limit.time", value)?),
                 ("memory", value) => limit.memory = Some(bytes("limit.memory", value)?),
                 (other, _) => {
-                    return Err(LineError::WrongValue {
-                        key,
-                        problem: format!(
-                            "has {other:?}: only \"time\" and \"memory\" can be limited"
-                        ),
-                    });
+                    let problem =
+                        format!("has {other:?}: only \"time\" and \"memory\" can be limited");
+                    return Err(LineError::value(key, problem));
                 }
             }
         }
@@ -245,7 +225,9 @@ impl Keys<'_> {
         let mut request = Request::new();
         for key in [CPUS, GPUS, MEMORY] {
             if let Some(value) = self.get(key) {
-                let units = units(key, value).map_err(|must| wrong_value(key, &must, value))?;
+                let problem = |must| format!("must be {must}, not {}", found(value));
+                let units =
+                    units(key, value).map_err(|must| LineError::value(key, problem(must)))?;
                 request.insert(key.to_owned(), units);
             }
         }
@@ -270,24 +252,20 @@ impl Keys<'_> {
                     Err(must) => format!("is an object where {name:?} must be {must}"),
                 }
             };
-            return Err(LineError::WrongValue { key, problem });
+            return Err(LineError::value(key, problem));
         }
         Ok(request)
     }
 
     /// Seconds, or a duration like `90s`, `15m`, `2h`, `1d`.
     pub(super) fn duration(&self, key: &'static str) -> Result<Option<f64>, LineError> {
+        const EXPECTED: &str =
+            "a number of seconds from 0, or a duration like \"90s\", \"15m\", \"2h\" or \"1d\"";
         match self.get(key) {
-            None => Ok(None),
-            Some(Value::String(text)) => match ipbroker_protocol::time::parse_duration(text) {
-                Some(seconds) => Ok(Some(seconds)),
-                None => Err(wrong(
-                    key,
-                    "a number of seconds from 0, or a duration like \"90s\", \"15m\", \"2h\" or \"1d\"",
-                    &Value::String(text.clone()),
-                )),
-            },
-            Some(value) => seconds(key, value).map(Some),
+            Some(Value::String(_)) => {
+                self.read(key, EXPECTED, |value| parse_duration(value.as_str()?))
+            }
+            _ => self.seconds(key),
         }
     }
 
@@ -314,12 +292,10 @@ impl Keys<'_> {
             .keys()
             .find(|k| !["programs", "files", "variables"].contains(&k.as_str()))
         {
-            return Err(LineError::WrongValue {
-                key,
-                problem: format!(
-                    "has {other:?}: only \"programs\", \"files\" and \"variables\" can be required"
-                ),
-            });
+            let problem = format!(
+                "has {other:?}: only \"programs\", \"files\" and \"variables\" can be required"
+            );
+            return Err(LineError::value(key, problem));
         }
         let keys = Keys(object);
         Ok(Require {
@@ -341,13 +317,6 @@ fn units(name: &str, value: &Value) -> Result<f64, String> {
     resources::check(name, number).map(|()| number)
 }
 
-fn wrong_value(key: &'static str, must: &str, value: &Value) -> LineError {
-    LineError::WrongValue {
-        key,
-        problem: format!("must be {must}, not {}", found(value)),
-    }
-}
-
 /// Where a file goes that is named once: the same relative path, or its name alone when that would lead elsewhere.
 pub(super) fn other_side(path: &str) -> String {
     let inside = !path.starts_with(['/', '~']) && !path.split('/').any(|part| part == "..");
@@ -360,10 +329,7 @@ pub(super) fn other_side(path: &str) -> String {
 
 pub(super) fn no_nul(key: &'static str, text: &str) -> Result<String, LineError> {
     if text.contains('\0') {
-        return Err(LineError::WrongValue {
-            key,
-            problem: "contains a NUL character".into(),
-        });
+        return Err(LineError::value(key, "contains a NUL character"));
     }
     Ok(text.to_owned())
 }

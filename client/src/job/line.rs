@@ -304,11 +304,8 @@ fn from_object(object: &Map<String, Value>) -> Result<Job, LineError> {
     let mut limit = keys.limit()?;
     if let Some(seconds) = keys.duration("time")? {
         if limit.time.is_some() {
-            let (key, problem) = (
-                "time",
-                "says the same as \"limit\": give one of them".into(),
-            );
-            return Err(LineError::WrongValue { key, problem });
+            let problem = "says the same as \"limit\": give one of them";
+            return Err(LineError::value("time", problem));
         }
         limit.time = Some(seconds);
     }
@@ -323,17 +320,9 @@ fn from_object(object: &Map<String, Value>) -> Result<Job, LineError> {
         Some(other) => return Err(wrong("cmd", "a string", other)),
     };
     if cmd.trim().is_empty() {
-        return Err(LineError::WrongValue {
-            key: "cmd",
-            problem: "is empty".into(),
-        });
+        return Err(LineError::value("cmd", "is empty"));
     }
     let job = Job {
-        line: 0,
-        text: Box::default(),
-        has_result: false,
-        own_key: None,
-        copy: None,
         id: keys.id()?,
         cmd,
         cd: keys.path("cd")?,
@@ -365,14 +354,13 @@ fn from_object(object: &Map<String, Value>) -> Result<Job, LineError> {
             on: keys.condition()?,
             resources,
         },
+        ..Job::default()
     };
     let fresh = job.scratch || job.cd.is_none() && job.has_files();
     if fresh && !job.creates.is_empty() {
-        return Err(LineError::WrongValue {
-            key: "creates",
-            problem: "can mean nothing in a directory that is new for each job (scratch, put, get)"
-                .into(),
-        });
+        let problem =
+            "can mean nothing in a directory that is new for each job (scratch, put, get)";
+        return Err(LineError::value("creates", problem));
     }
     Ok(job)
 }

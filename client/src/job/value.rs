@@ -7,37 +7,14 @@ use std::fmt::Write;
 /// `2014-12-13T01:17:05.593718`: local and naive, no fraction when the microseconds are 0.
 pub fn isoformat(time: Timestamp, zone: &TimeZone) -> String {
     let t = zone.to_datetime(time);
-    let mut text = String::with_capacity(26);
-    let _ = write!(
-        text,
-        "{:04}-{:02}-{:02}T{:02}:{:02}:{:02}",
-        t.year(),
-        t.month(),
-        t.day(),
-        t.hour(),
-        t.minute(),
-        t.second()
-    );
-    let micros = t.subsec_nanosecond() / 1000;
-    if micros != 0 {
-        let _ = write!(text, ".{micros:06}");
-    }
-    text
+    let precision = if t.subsec_nanosecond() < 1000 { 0 } else { 6 };
+    format!("{t:.precision$}")
 }
 
 /// `2014-12-21 10:39:59,288`: the time at the head of a log line.
 pub fn log_time(time: Timestamp, zone: &TimeZone) -> String {
     let t = zone.to_datetime(time);
-    format!(
-        "{:04}-{:02}-{:02} {:02}:{:02}:{:02},{:03}",
-        t.year(),
-        t.month(),
-        t.day(),
-        t.hour(),
-        t.minute(),
-        t.second(),
-        t.subsec_nanosecond() / 1_000_000
-    )
+    t.strftime("%Y-%m-%d %H:%M:%S,%3f").to_string()
 }
 
 /// `0:00:10.006281`, `1 day, 0:00:10`, `-1 day, 23:59:59`: `str(datetime.timedelta(microseconds=micros))`.
