@@ -7,9 +7,9 @@ use std::path::Path;
 
 use ipbroker_client::job::JobResult;
 use jiff::Timestamp;
-use rustix::fs::{FlockOperation, flock};
 
 use crate::failure::Failure;
+use crate::locked;
 use crate::runner::Slot;
 
 const HEADER: &str = "Seq\tHost\tStarttime\tJobRuntime\tSend\tReceive\tExitval\tSignal\tCommand\n";
@@ -35,24 +35,9 @@ impl Joblog {
     /// Opens and locks the log, and reads it if there is something to go on with.
     pub(crate) fn open(path: &Path, skip: Skip) -> Result<Self, Failure> {
         let name = path.display();
-        let problem = |error: std::io::Error| Failure::usage(format!("--joblog {name}: {error}"));
-        let mut file = File::options()
-            .read(true)
-            .append(true)
-            .create(true)
-            .open(path)
-            .map_err(problem)?;
-        let regular = file.metadata().map_err(problem)?.is_file();
-        if regular {
-            flock(&file, FlockOperation::NonBlockingLockExclusive).map_err(
-                |error| match error {
-                    rustix::io::Errno::WOULDBLOCK => Failure::usage(format!(
-                        "--joblog {name}: another `ipclient map` writes to it"
-                    )),
-                    error => problem(error.into()),
-                },
-            )?;
-        }
+        let problem = locked::problem("--joblog", path);
+        let taken = "another `ipclient map` writes to it";
+        let (mut file, regular) = locked::open("--joblog", path, taken)?;
         let mut done = HashSet::new();
         let mut whole = 0;
         if regular && skip != Skip::Nothing {
@@ -61,7 +46,7 @@ impl Joblog {
             for number in 1.. {
                 line.clear();
                 // What was cut in the middle of a line is not in it.
-                if reader.read_until(b'\n', &mut line).map_err(problem)? == 0
+                if reader.read_until(b'\n', &mut line).map_err(&problem)? == 0
                     || line.last() != Some(&b'\n')
                 {
                     break;
@@ -84,10 +69,10 @@ impl Joblog {
             }
         }
         if regular {
-            file.set_len(whole).map_err(problem)?;
+            file.set_len(whole).map_err(&problem)?;
         }
         if whole == 0 {
-            file.write_all(HEADER.as_bytes()).map_err(problem)?;
+            file.write_all(HEADER.as_bytes()).map_err(&problem)?;
         }
         Ok(Self { file, skip: done })
     }

@@ -7,6 +7,7 @@ mod failure;
 mod inputs;
 mod joblog;
 mod local;
+mod locked;
 mod output;
 mod resume;
 mod runner;

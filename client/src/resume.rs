@@ -12,11 +12,11 @@ use std::path::Path;
 use clap::ValueEnum;
 use ipbroker_client::Client;
 use ipbroker_client::job::{Condition, Graph, Job};
-use rustix::fs::{FlockOperation, flock};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 
 use crate::failure::Failure;
+use crate::locked;
 
 /// Which of the jobs that have a result are run again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
@@ -73,31 +73,19 @@ pub(crate) struct Resume {
 impl Resume {
     /// Opens and locks the results, mends their end, and reads them. `jobs`: all there are, unless they come as a stream.
     pub(crate) fn open(path: &Path, rerun: Rerun, jobs: Option<&[Job]>) -> Result<Self, Failure> {
-        let name = path.display();
-        let problem = |error: std::io::Error| Failure::usage(format!("--results {name}: {error}"));
-        let mut file = File::options()
-            .read(true)
-            .append(true)
-            .create(true)
-            .open(path)
-            .map_err(problem)?;
-        if !file.metadata().map_err(problem)?.is_file() {
-            return Err(Failure::usage(format!(
-                "--results {name}: not a regular file"
-            )));
+        let problem = locked::problem("--results", path);
+        let taken =
+            "another `ipclient run` writes to it: wait until it has ended, or name another file";
+        let (mut file, regular) = locked::open("--results", path, taken)?;
+        if !regular {
+            return Err(problem(std::io::Error::other("not a regular file")));
         }
-        flock(&file, FlockOperation::NonBlockingLockExclusive).map_err(|error| match error {
-            rustix::io::Errno::WOULDBLOCK => Failure::usage(format!(
-                "--results {name}: another `ipclient run` writes to it: wait until it has ended, or name another file"
-            )),
-            error => problem(error.into()),
-        })?;
         let mut copies = HashMap::new();
         for job in jobs.unwrap_or_default() {
             *copies.entry(identity(&job.text)).or_default() += 1;
         }
         let mut resume = Self {
-            file: file.try_clone().map_err(problem)?,
+            file: file.try_clone().map_err(&problem)?,
             rerun,
             past: HashMap::new(),
             copies,
@@ -107,7 +95,7 @@ impl Resume {
             done: 0,
             failed: 0,
         };
-        resume.read(&mut file, &name.to_string())?;
+        resume.read(&mut file, path)?;
         Ok(resume)
     }
 
@@ -143,13 +131,14 @@ impl Resume {
         self.file.try_clone()
     }
 
-    fn read(&mut self, file: &mut File, name: &str) -> Result<(), Failure> {
-        let problem = |error: std::io::Error| Failure::usage(format!("--results {name}: {error}"));
+    fn read(&mut self, file: &mut File, path: &Path) -> Result<(), Failure> {
+        let name = path.display();
+        let problem = locked::problem("--results", path);
         let mut reader = BufReader::with_capacity(1 << 17, &*file);
         let (mut whole, mut number, mut line) = (0u64, 0u64, Vec::new());
         loop {
             line.clear();
-            if reader.read_until(b'\n', &mut line).map_err(problem)? == 0 {
+            if reader.read_until(b'\n', &mut line).map_err(&problem)? == 0 {
                 return Ok(());
             }
             number += 1;
@@ -167,7 +156,7 @@ impl Resume {
             drop(reader);
             if known {
                 // An editor left out the last line break.
-                return file.write_all(b"\n").map_err(problem);
+                return file.write_all(b"\n").map_err(&problem);
             }
             // A run was killed, or the machine stopped, in the middle of this line.
             let cut = line.first() == Some(&b'{') || line.iter().all(|byte| *byte == 0);
@@ -179,8 +168,8 @@ impl Resume {
             eprintln!(
                 "ipclient: {name}:{number}: this line was cut: it is removed, and its job is run again"
             );
-            file.set_len(whole).map_err(problem)?;
-            return file.seek(SeekFrom::End(0)).map(drop).map_err(problem);
+            file.set_len(whole).map_err(&problem)?;
+            return file.seek(SeekFrom::End(0)).map(drop).map_err(&problem);
         }
     }
 

@@ -152,20 +152,28 @@ pub(crate) fn check(
         tell(client.clone(), wishes, options.coming, say.clone());
         return Ok(());
     }
-    client.wait_for_engines(
-        options.coming.unwrap_or(0) as usize,
-        Some(Duration::from_secs(10)),
-    );
-    let engines = client.engines()?;
-    match unmet(&wishes, &engines).first() {
+    match refusal(&wishes, &engines(client, options)?, options) {
         None => Ok(()),
-        Some((wish, lines)) => Err(Failure::new(format!(
-            "{}:{}: no engine has {wish}; {}; nothing was submitted",
-            options.source,
-            lines[0],
-            where_engines_are(&engines)
-        ))),
+        Some(error) => Err(Failure::new(format!("{error}; nothing was submitted"))),
     }
+}
+
+/// The engines, those of a private cluster included.
+fn engines(client: &Client, options: &Options) -> Result<Vec<EngineInfo>, Failure> {
+    let coming = options.coming.unwrap_or(0) as usize;
+    client.wait_for_engines(coming, Some(Duration::from_secs(10)));
+    Ok(client.engines()?)
+}
+
+/// Why the first of these wishes cannot be met now.
+fn refusal(wishes: &Wishes, engines: &[EngineInfo], options: &Options) -> Option<String> {
+    let (wish, lines) = unmet(wishes, engines).into_iter().next()?;
+    Some(format!(
+        "{}:{}: no engine has {wish}; {}",
+        options.source,
+        lines[0],
+        where_engines_are(engines)
+    ))
 }
 
 /// Jobs of a stream that are refused with `--no-wait`, by their place in `jobs`.
@@ -181,24 +189,10 @@ pub(crate) fn refused(
     if wishes.iter().all(Wishes::is_empty) {
         return Ok(BTreeMap::new());
     }
-    client.wait_for_engines(
-        options.coming.unwrap_or(0) as usize,
-        Some(Duration::from_secs(10)),
-    );
-    let engines = client.engines()?;
-    let error = |wishes: &Wishes| {
-        let (wish, lines) = unmet(wishes, &engines).into_iter().next()?;
-        Some(format!(
-            "{}:{}: no engine has {wish}; {}",
-            options.source,
-            lines[0],
-            where_engines_are(&engines)
-        ))
-    };
-    Ok(wishes
-        .iter()
-        .enumerate()
-        .filter_map(|(at, wishes)| Some((at, error(wishes)?)))
+    let engines = engines(client, options)?;
+    Ok((0..)
+        .zip(&wishes)
+        .filter_map(|(at, wishes)| Some((at, refusal(wishes, &engines, options)?)))
         .collect())
 }
 
