@@ -19,6 +19,7 @@ use jiff::Timestamp;
 use crate::cli::JobArgs;
 use crate::failure::Failure;
 use crate::local::Pulse;
+use crate::output::jobs_wait;
 use crate::output::progress::Progress;
 use crate::resume::Jobs;
 use crate::source::Line;
@@ -276,13 +277,9 @@ impl<'a> Runner<'a> {
         let waiting = self.total - self.done;
         if self.engines() == 0 && waiting > 0 && !self.said_no_engines {
             self.said_no_engines = true;
-            let jobs = if waiting == 1 {
-                "job waits"
-            } else {
-                "jobs wait"
-            };
             self.progress.say(&format!(
-                "no engines are registered: {waiting} {jobs}; start some with `ipengine -n 4`"
+                "no engines are registered: {}; start some with `ipengine -n 4`",
+                jobs_wait(waiting)
             ));
         }
     }

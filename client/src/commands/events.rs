@@ -1,7 +1,6 @@
 //! `ipclient events`: what happens in the cluster, as it happens.
 
 use std::collections::HashMap;
-use std::io::Write;
 use std::process::ExitCode;
 
 use clap::Args;
@@ -11,6 +10,7 @@ use jiff::tz::TimeZone;
 
 use super::Outcome;
 use crate::cli::ClusterArgs;
+use crate::output;
 
 /// Print what happens in the cluster, as it happens
 #[derive(Debug, Args)]
@@ -51,12 +51,8 @@ pub(crate) fn main(args: EventsArgs, cluster: &ClusterArgs) -> Outcome {
                 text += &format!("{clock} {line}\n");
             }
         }
-        let mut out = std::io::stdout().lock();
-        let printed = out.write_all(text.as_bytes()).and_then(|()| out.flush());
-        match printed {
-            // Whoever reads has seen enough.
-            Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => break,
-            other => other?,
+        if !output::print(&text)? {
+            break;
         }
         after = sample.seq;
     }

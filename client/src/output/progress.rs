@@ -9,6 +9,8 @@ use ipbroker_client::job::{JobResult, JobStatus, log_time, timedelta};
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
 
+use super::plural;
+
 /// Where progress goes.
 pub(crate) enum Progress {
     /// A bar that is redrawn.
@@ -89,11 +91,11 @@ impl Progress {
     /// The first line.
     pub(crate) fn started(&mut self, total: u64, engines: usize) {
         if let Self::Log { zone, lines } = self {
-            let plural = |n: u64| if n == 1 { "" } else { "s" };
-            let (jobs, many) = (plural(total), plural(engines as u64));
             *lines += &format!(
-                "{} total {total} job{jobs} on {engines} engine{many}\n",
-                log_time(Timestamp::now(), zone)
+                "{} total {} on {}\n",
+                log_time(Timestamp::now(), zone),
+                plural(total, "job"),
+                plural(engines as u64, "engine")
             );
         }
     }
@@ -140,8 +142,7 @@ impl Progress {
         match self {
             Self::Bar(bar) => {
                 bar.set_position(done);
-                let plural = if engines == 1 { "" } else { "s" };
-                bar.set_message(format!("{failed}{engines} engine{plural}"));
+                bar.set_message(format!("{failed}{}", plural(engines as u64, "engine")));
             }
             Self::Position { total, began, said }
                 if said.elapsed() >= Duration::from_secs(1) || done == *total && done > 0 =>

@@ -12,6 +12,7 @@ use ipbroker_client::protocol::resources::{self, Amount};
 use super::Options;
 use super::events::Event;
 use crate::failure::Failure;
+use crate::output::jobs_wait;
 
 /// What a job asks for and whom it concerns.
 type Wishes = BTreeMap<Wish, Vec<u64>>;
@@ -122,17 +123,12 @@ fn messages(wishes: &Wishes, engines: &[EngineInfo]) -> Vec<String> {
     unmet(wishes, engines)
         .into_iter()
         .map(|(wish, lines)| {
-            let jobs = if lines.len() == 1 {
-                "job waits"
-            } else {
-                "jobs wait"
-            };
-            let (count, which, places) = (
-                lines.len(),
+            format!(
+                "{} for {wish} ({}): no engine has it; {}",
+                jobs_wait(lines.len() as u64),
                 lines_in_words(&lines),
-                where_engines_are(engines),
-            );
-            format!("{count} {jobs} for {wish} ({which}): no engine has it; {places}")
+                where_engines_are(engines)
+            )
         })
         .collect()
 }

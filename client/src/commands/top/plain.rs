@@ -1,6 +1,5 @@
 //! `ipclient top --plain`: lines that can be read aloud, searched and kept.
 
-use std::io::Write;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
@@ -9,6 +8,7 @@ use ipbroker_client::Client;
 use super::screen;
 use super::state::State;
 use crate::commands::Outcome;
+use crate::output;
 
 pub(super) fn run(client: &Client, interval: Duration) -> Outcome {
     let mut state = State::default();
@@ -23,15 +23,8 @@ pub(super) fn run(client: &Client, interval: Duration) -> Outcome {
             continue;
         }
         next = Instant::now() + interval;
-        let mut out = std::io::stdout().lock();
-        let printed = out
-            .write_all(text(&state).as_bytes())
-            .and_then(|()| out.flush());
-        match printed {
-            Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => {
-                return Ok(ExitCode::SUCCESS);
-            }
-            other => other?,
+        if !output::print(&text(&state))? {
+            return Ok(ExitCode::SUCCESS);
         }
     }
 }

@@ -5,6 +5,7 @@ use unicode_width::UnicodeWidthChar;
 
 use super::state::{State, Table};
 use super::terminal::{Line, Look};
+use crate::output::plural;
 
 const HELP: &str = "q quit  Tab next  arrows choose  Enter explain  a abort  r run failures again";
 
@@ -16,58 +17,26 @@ pub(super) fn draw(state: &State, width: usize, height: usize) -> Vec<Line> {
         lines.extend(troubles.map(|text| (format!("! {text}"), Look::Bold)));
         // At the bottom a line of help; a table has a heading and at least one row.
         let room = height.saturating_sub(lines.len() + 1);
-        let failures = (sample.failures.len().min(5) + 1).min(room / 3);
-        let failures = if sample.failures.is_empty() {
-            0
-        } else {
-            failures
+        let failures = match sample.failures.len() {
+            0 => 0,
+            count => (count.min(5) + 1).min(room / 3),
         };
         let submissions = (sample.submissions.len() + 1)
             .max(2)
             .min((room - failures).div_ceil(2));
         let engines = (room - failures).saturating_sub(submissions);
-        let rows = sample
-            .submissions
-            .iter()
-            .rev()
-            .map(|row| submission(state, row));
-        let heading = "Submission   Ended           Failed Pace               First task";
-        table(
-            state,
-            Table::Submissions,
-            heading,
-            rows.collect(),
-            submissions,
-            &mut lines,
-        );
+        let rows = sample.submissions.iter().rev();
+        let rows = rows.map(|row| submission(state, row));
+        lines.extend(table(state, Table::Submissions, rows, submissions));
         let rows = sample.engines.iter().map(|row| engine(sample.time, row));
-        let heading = "Engine Host             Has   Ended     For   Works on";
-        table(
-            state,
-            Table::Engines,
-            heading,
-            rows.collect(),
-            engines,
-            &mut lines,
-        );
+        lines.extend(table(state, Table::Engines, rows, engines));
         lines.resize(
             height.saturating_sub(failures + 1).max(lines.len()),
             (String::new(), Look::Plain),
         );
-        let rows = sample
-            .failures
-            .iter()
-            .rev()
-            .map(|row| failure(sample.time, row));
-        let heading = "Failures Last      What they said last";
-        table(
-            state,
-            Table::Failures,
-            heading,
-            rows.collect(),
-            failures,
-            &mut lines,
-        );
+        let rows = sample.failures.iter().rev();
+        let rows = rows.map(|row| failure(sample.time, row));
+        lines.extend(table(state, Table::Failures, rows, failures));
     }
     lines.truncate(height.saturating_sub(1));
     lines.resize(height.saturating_sub(1), (String::new(), Look::Plain));
@@ -112,24 +81,28 @@ fn over(lines: &mut Vec<(String, Look)>, text: &str, width: usize, height: usize
 fn table(
     state: &State,
     table: Table,
-    heading: &str,
-    rows: Vec<String>,
+    rows: impl Iterator<Item = String>,
     room: usize,
-    lines: &mut Vec<(String, Look)>,
-) {
+) -> Vec<(String, Look)> {
     if room == 0 {
-        return;
+        return Vec::new();
     }
     let here = state.table == table;
     let mark = if here { " <" } else { "" };
-    lines.push((format!("{heading}{mark}"), Look::Heading));
+    let heading = match table {
+        Table::Submissions => "Submission   Ended           Failed Pace               First task",
+        Table::Engines => "Engine Host             Has   Ended     For   Works on",
+        Table::Failures => "Failures Last      What they said last",
+    };
+    let mut lines = vec![(format!("{heading}{mark}"), Look::Heading)];
     let place = state.place(table).unwrap_or(0);
     let shown = room - 1;
     let first = (place + 1).saturating_sub(shown);
-    for (index, row) in rows.into_iter().enumerate().skip(first).take(shown) {
+    for (index, row) in rows.enumerate().skip(first).take(shown) {
         let chosen = here && index == place;
         lines.push((row, if chosen { Look::Reversed } else { Look::Plain }));
     }
+    lines
 }
 
 pub(super) fn title(state: &State) -> String {
@@ -152,14 +125,6 @@ pub(super) fn title(state: &State) -> String {
     match &state.lost {
         Some(lost) => format!("no answer ({lost}); before: {title}"),
         None => title,
-    }
-}
-
-fn plural(count: u64, word: &str) -> String {
-    if count == 1 {
-        format!("1 {word}")
-    } else {
-        format!("{count} {word}s")
     }
 }
 

@@ -120,24 +120,13 @@ impl State {
         let Some(sample) = &self.sample else {
             return Vec::new();
         };
+        let submissions = sample.submissions.iter().rev();
+        let failures = sample.failures.iter().rev();
+        let engines = sample.engines.iter();
         match table {
-            Table::Submissions => sample
-                .submissions
-                .iter()
-                .rev()
-                .map(|row| row.id.clone())
-                .collect(),
-            Table::Engines => sample
-                .engines
-                .iter()
-                .map(|row| row.id.to_string())
-                .collect(),
-            Table::Failures => sample
-                .failures
-                .iter()
-                .rev()
-                .map(|row| row.text.clone())
-                .collect(),
+            Table::Submissions => submissions.map(|row| row.id.clone()).collect(),
+            Table::Engines => engines.map(|row| row.id.to_string()).collect(),
+            Table::Failures => failures.map(|row| row.text.clone()).collect(),
         }
     }
 
@@ -196,12 +185,8 @@ impl State {
         let sample = self.sample.as_ref()?;
         let place = self.place(self.table)?;
         match self.table {
-            Table::Submissions => sample
-                .submissions
-                .iter()
-                .rev()
-                .nth(place)
-                .map(|row| row.id.clone()),
+            // A submission is known by its first task.
+            Table::Submissions => self.rows(self.table).into_iter().nth(place),
             Table::Engines => sample.engines.get(place)?.task.clone(),
             Table::Failures => sample.failures.iter().rev().nth(place)?.ids.last().cloned(),
         }
