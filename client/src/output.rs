@@ -22,6 +22,14 @@ pub(crate) fn jobs_wait(count: u64) -> String {
     format!("{} {verb}", plural(count, "job"))
 }
 
+/// The beginning of a line, `most` characters of it.
+pub(crate) fn cut(line: &str, most: usize) -> String {
+    match line.char_indices().nth(most) {
+        Some((end, _)) => format!("{}…", &line[..end]),
+        None => line.to_owned(),
+    }
+}
+
 /// Prints a text at once; `false`: whoever reads has seen enough.
 pub(crate) fn print(text: &str) -> Result<bool> {
     let mut out = std::io::stdout().lock();

@@ -15,6 +15,7 @@ use serde_json::{Map, Value, json};
 
 use super::results::result;
 use crate::failure::Failure;
+use crate::output::cut;
 
 /// Ids in one question to the hub.
 const CHUNK: usize = 1000;
@@ -35,20 +36,14 @@ fn since(text: &str) -> Result<Timestamp, String> {
     if let Some(date) = time::parse(text) {
         return Ok(date);
     }
-    let bad = || "a while like 90s, 10m, 2h, 3d, or a date like 2026-11-28T20:00:00Z".to_owned();
-    let (number, unit) = text.split_at(text.len() - text.chars().last().map_or(0, char::len_utf8));
-    let seconds = match unit {
-        "s" => 1.0,
-        "m" => 60.0,
-        "h" => 3600.0,
-        "d" => 86_400.0,
-        _ => return Err(bad()),
-    };
-    let number: f64 = number.parse().map_err(|_| bad())?;
-    let ago = Some(number * seconds)
-        .filter(|ago| (0.0..1e9).contains(ago))
-        .ok_or_else(bad)?;
-    Ok(time::shifted(Timestamp::now(), -ago))
+    // A number alone may as well be meant as a date.
+    let has_unit = text.ends_with(|c: char| c.is_ascii_alphabetic());
+    time::parse_duration(text)
+        .filter(|ago| has_unit && (0.0..1e9).contains(ago))
+        .map(|ago| time::shifted(Timestamp::now(), -ago))
+        .ok_or_else(|| {
+            "a while like 90s, 10m, 2h, 3d, or a date like 2026-11-28T20:00:00Z".to_owned()
+        })
 }
 
 /// How a task ended.
@@ -105,6 +100,34 @@ impl Run {
         self.ran
             .map_or(0.0, |(begun, ended)| (ended - begun).max(0.0))
     }
+}
+
+/// How many tasks these are.
+pub(crate) fn tasks(runs: &[Run]) -> u64 {
+    runs.iter().map(|run| run.count).sum()
+}
+
+/// When the first of them was submitted.
+pub(crate) fn begin(runs: &[Run]) -> f64 {
+    let submitted = runs.iter().map(|run| run.submitted);
+    submitted.fold(f64::INFINITY, f64::min)
+}
+
+/// How many more wait and run from which moment on, in the order of time.
+pub(crate) fn steps<'a>(runs: impl IntoIterator<Item = &'a Run>) -> Vec<(f64, i64, i64)> {
+    let mut steps = Vec::new();
+    for run in runs {
+        let count = i64::try_from(run.count).unwrap_or(i64::MAX);
+        steps.push((run.submitted, count, 0));
+        match run.ran {
+            Some((begun, ended)) => steps.extend([(begun, -count, 1), (ended, 0, -1)]),
+            None if run.end == End::Open => {}
+            // It may have ended without having run.
+            None => steps.push((run.submitted, -count, 0)),
+        }
+    }
+    steps.sort_by(|a, b| a.0.total_cmp(&b.0));
+    steps
 }
 
 /// The tasks that were asked for, in the order in which they were submitted.
@@ -213,34 +236,30 @@ fn number(map: &Map<String, Value>, key: &str) -> Option<u32> {
     u32::try_from(map.get(key)?.as_u64()?).ok()
 }
 
-/// The first line of it, of a length that fits into a table.
+/// Characters of a line that fit into a table.
+const SHOWN: usize = 160;
+
 fn line(text: &str) -> String {
     let line = text.lines().map(str::trim).find(|line| !line.is_empty());
-    cut(line.unwrap_or_default())
+    cut(line.unwrap_or_default(), SHOWN)
 }
 
 fn last_line(text: &str) -> String {
-    let line = text
-        .lines()
-        .rev()
-        .map(str::trim)
-        .find(|line| !line.is_empty());
-    cut(line.unwrap_or_default())
+    let line = text.lines().map(str::trim).rfind(|line| !line.is_empty());
+    cut(line.unwrap_or_default(), SHOWN)
 }
 
-fn cut(line: &str) -> String {
-    match line.char_indices().nth(160) {
-        Some((end, _)) => format!("{}…", &line[..end]),
-        None => line.to_owned(),
-    }
+/// What was asked for.
+fn content(record: &Record) -> Option<&Map<String, Value>> {
+    record.extra.get("content")?.as_object()
 }
 
 /// A task in a line: its command, the name of its function, its label, or its kind.
-fn name(content: &Map<String, Value>, record: &Record) -> String {
+fn name(content: Option<&Map<String, Value>>, record: &Record) -> String {
     let label = record.extra.get("label").and_then(Value::as_str);
     ["cmd", "name", "code"]
         .iter()
-        .map(|key| line(text(content, key)))
+        .map(|key| line(content.map_or("", |content| text(content, key))))
         .chain(label.map(line))
         .find(|line| !line.is_empty())
         .unwrap_or_else(|| {
@@ -267,12 +286,6 @@ fn task(record: &Record) -> Run {
     let id = id_of(record);
     let result = result(id, record);
     let extra = |key: &str| record.extra.get(key).and_then(Value::as_str);
-    let none = Map::new();
-    let content = record
-        .extra
-        .get("content")
-        .and_then(Value::as_object)
-        .unwrap_or(&none);
     let begun = seconds(result.started).or_else(|| parsed(extra("started")));
     let ended = seconds(result.completed).or_else(|| parsed(extra("completed")));
     let end = match extra("completed") {
@@ -289,7 +302,7 @@ fn task(record: &Record) -> Run {
     Run {
         id: id.to_owned(),
         count: 1,
-        name: name(content, record),
+        name: name(content(record), record),
         submitted: seconds(result.submitted).unwrap_or(0.0),
         ran: begun.zip(ended),
         engine: result.engine_id.and_then(|id| u32::try_from(id).ok()),
@@ -323,12 +336,6 @@ fn array(client: &Client, id: &str, record: &Record) -> Result<Vec<Run>, Failure
     let submitted = parsed(record.submitted.as_deref())
         .or_else(|| parsed(record.header.get("date").and_then(Value::as_str)))
         .unwrap_or(0.0);
-    let none = Map::new();
-    let template = record
-        .extra
-        .get("content")
-        .and_then(Value::as_object)
-        .unwrap_or(&none);
     let after = after(record);
     let request = client.request_buffers(id)?;
     let arguments = match &request[..] {
@@ -341,7 +348,7 @@ fn array(client: &Client, id: &str, record: &Record) -> Result<Vec<Run>, Failure
         Run {
             id: member_id(id, index),
             count,
-            name: name(own.as_ref().unwrap_or(template), record),
+            name: name(own.as_ref().or_else(|| content(record)), record),
             submitted,
             ran: None,
             engine: None,

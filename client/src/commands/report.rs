@@ -10,7 +10,7 @@ use jiff::Timestamp;
 use jiff::tz::TimeZone;
 
 use super::Outcome;
-use super::past::{End, PastArgs, Run, runs};
+use super::past::{End, PastArgs, Run, begin, runs, steps, tasks};
 use super::trace::write;
 use crate::cli::ClusterArgs;
 use crate::output::table::duration;
@@ -47,8 +47,11 @@ pub(crate) fn main(args: ReportArgs, cluster: &ClusterArgs) -> Outcome {
     let runs = runs(&client, &args.past)?;
     let html = report(&runs);
     if write(&args.output, |out| out.write_all(html.as_bytes()))? {
-        let tasks: u64 = runs.iter().map(|run| run.count).sum();
-        eprintln!("ipclient: {tasks} tasks in {}", args.output.display());
+        eprintln!(
+            "ipclient: {} tasks in {}",
+            tasks(&runs),
+            args.output.display()
+        );
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -70,10 +73,7 @@ impl<'a> Facts<'a> {
             .filter_map(|run| run.ran.map(|(begun, ended)| (run, begun, ended.max(begun))))
             .collect();
         ran.sort_by(|a, b| a.2.total_cmp(&b.2));
-        let begin = runs
-            .iter()
-            .map(|run| run.submitted)
-            .fold(f64::INFINITY, f64::min);
+        let begin = begin(runs);
         let end = ran.last().map_or(begin, |(_, _, ended)| *ended).max(begin);
         let mut engines: BTreeMap<(u32, &str), usize> =
             ran.iter().map(|(run, ..)| (engine(run), 0)).collect();
@@ -152,7 +152,7 @@ fn quantile(sorted: &[f64], q: f64) -> f64 {
 
 fn report(runs: &[Run]) -> String {
     let facts = Facts::new(runs);
-    let tasks: u64 = runs.iter().map(|run| run.count).sum();
+    let tasks = tasks(runs);
     let (busy, makespan) = (facts.busy(), facts.makespan());
     let engines = facts.engines.len();
     let mut waits: Vec<f64> = facts
@@ -238,18 +238,7 @@ fn axis(facts: &Facts<'_>, y: f64) -> String {
 /// How many waited and ran over time.
 fn load(facts: &Facts<'_>) -> String {
     let (high, points) = (150.0, 480usize);
-    let mut steps: Vec<(f64, i64, i64)> = Vec::new();
-    for run in facts.runs {
-        let count = i64::try_from(run.count).unwrap_or(i64::MAX);
-        if let Some((begun, ended)) = run.ran {
-            steps.extend([
-                (run.submitted, count, 0),
-                (begun, -count, 1),
-                (ended, 0, -1),
-            ]);
-        }
-    }
-    steps.sort_by(|a, b| a.0.total_cmp(&b.0));
+    let steps = steps(facts.runs.iter().filter(|run| run.ran.is_some()));
     let (mut waiting, mut running, mut at) = (0, 0, 0);
     let mut series: Vec<(f64, i64, i64)> = Vec::with_capacity(points + 1);
     for point in 0..=points {

@@ -1,6 +1,6 @@
 //! `ipclient trace`: past tasks as Perfetto and chrome://tracing read them.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::io::{BufWriter, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -9,7 +9,7 @@ use clap::Args;
 use serde_json::{Value, json};
 
 use super::Outcome;
-use super::past::{End, PastArgs, Run, runs};
+use super::past::{PastArgs, Run, begin, runs, steps, tasks};
 use crate::cli::ClusterArgs;
 use crate::failure::Failure;
 
@@ -36,11 +36,10 @@ pub(crate) struct TraceArgs {
 pub(crate) fn main(args: TraceArgs, cluster: &ClusterArgs) -> Outcome {
     let client = cluster.connect()?;
     let runs = runs(&client, &args.past)?;
-    let written = write(&args.output, |out| trace(&runs, out))?;
-    if written {
-        let tasks: u64 = runs.iter().map(|run| run.count).sum();
+    if write(&args.output, |out| trace(&runs, out))? {
         eprintln!(
-            "ipclient: {tasks} tasks in {}: open it in ui.perfetto.dev",
+            "ipclient: {} tasks in {}: open it in ui.perfetto.dev",
+            tasks(&runs),
             args.output.display()
         );
     }
@@ -73,10 +72,7 @@ fn micros(time: f64, begin: f64) -> f64 {
 }
 
 fn trace(runs: &[Run], out: &mut dyn Write) -> std::io::Result<()> {
-    let begin = runs
-        .iter()
-        .map(|run| run.submitted)
-        .fold(f64::INFINITY, f64::min);
+    let begin = begin(runs);
     let at = |time: f64| micros(time, begin);
     // A process for each host, a thread for each engine.
     let mut hosts: BTreeMap<&str, usize> = BTreeMap::new();
@@ -97,12 +93,10 @@ fn trace(runs: &[Run], out: &mut dyn Write) -> std::io::Result<()> {
             if host.is_empty() { "engines" } else { host },
         )?;
     }
-    let engines: BTreeMap<(usize, u32), ()> = runs
-        .iter()
-        .filter(|run| run.ran.is_some())
-        .map(|run| ((hosts[run.host.as_str()], run.engine.unwrap_or(0)), ()))
-        .collect();
-    for (pid, engine) in engines.keys() {
+    let place = |run: &Run| (hosts[run.host.as_str()], run.engine.unwrap_or(0));
+    let ran = runs.iter().filter(|run| run.ran.is_some());
+    let engines: BTreeSet<(usize, u32)> = ran.map(place).collect();
+    for (pid, engine) in &engines {
         events.name(
             "thread_name",
             *pid,
@@ -111,22 +105,12 @@ fn trace(runs: &[Run], out: &mut dyn Write) -> std::io::Result<()> {
         )?;
     }
     let by_id: HashMap<&str, &Run> = runs.iter().map(|run| (run.id.as_str(), run)).collect();
-    let place = |run: &Run| (hosts[run.host.as_str()], run.engine.unwrap_or(0));
     let mut flow = 0u64;
-    let mut steps: Vec<(f64, i64, i64)> = Vec::new();
     let few = runs.len() <= WAITING;
     for run in runs {
-        let count = i64::try_from(run.count).unwrap_or(i64::MAX);
-        steps.push((run.submitted, count, 0));
         let Some((begun, ended)) = run.ran else {
-            // It may have ended without having run.
-            if run.end != End::Open {
-                steps.push((run.submitted, -count, 0));
-            }
             continue;
         };
-        steps.push((begun, -count, 1));
-        steps.push((ended, 0, -1));
         let (pid, tid) = place(run);
         let mut arguments = json!({"id": run.id, "outcome": run.end.word(), "waited_ms": (begun - run.submitted) * 1e3});
         if run.count > 1 {
@@ -165,7 +149,7 @@ fn trace(runs: &[Run], out: &mut dyn Write) -> std::io::Result<()> {
             }))?;
         }
     }
-    steps.sort_by(|a, b| a.0.total_cmp(&b.0));
+    let steps = steps(runs);
     let (mut waiting, mut running) = (0, 0);
     for (index, (time, more_waiting, more_running)) in steps.iter().enumerate() {
         (waiting, running) = (waiting + more_waiting, running + more_running);
@@ -211,6 +195,7 @@ impl Events<'_> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::past::End;
     use super::*;
 
     #[test]

@@ -7,6 +7,7 @@ use std::path::Path;
 use ipbroker_client::job::{JobResult, JobStatus};
 
 use super::{PEEK, Runner, Slot};
+use crate::output::cut;
 
 /// Failures that are told.
 const TOLD: usize = 5;
@@ -82,10 +83,7 @@ impl Runner<'_> {
 
 fn short(text: &str) -> String {
     let line = text.split_whitespace().collect::<Vec<_>>().join(" ");
-    match line.char_indices().nth(SHOWN) {
-        None => line,
-        Some((at, _)) => format!("{}…", &line[..at]),
-    }
+    cut(&line, SHOWN)
 }
 
 fn last_line(text: &str) -> Option<String> {
