@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::RecvTimeoutError;
+use crossbeam_channel::{Receiver, RecvTimeoutError};
 use ipbroker_protocol::connection::ClientConnection;
 use ipbroker_protocol::envelope::Envelope;
 use ipbroker_protocol::message::{TaskRequest, types};
@@ -457,18 +457,7 @@ impl Client {
         buffers: Vec<Message>,
         timeout: Duration,
     ) -> Result<Envelope> {
-        let session = &self.inner.session;
-        let Built {
-            number, envelope, ..
-        } = wire::build(session, engine, msg_type, &Empty {}, content, buffers);
-        self.fits(&envelope)?;
-        let (answer, receive) = crossbeam_channel::bounded(1);
-        self.inner.handle.send(Request::Query {
-            number,
-            channel,
-            envelope,
-            answer,
-        })?;
+        let (number, receive) = self.begin_query(channel, engine, (msg_type, content), buffers)?;
         match receive.recv_timeout(timeout) {
             Ok(envelope) => Ok(envelope),
             Err(RecvTimeoutError::Disconnected) => Err(Error::Closed),
@@ -484,18 +473,32 @@ impl Client {
 
     /// Asks the hub, and does not wait: what it answers is not looked at.
     pub(crate) fn tell<C: Serialize + ?Sized>(&self, msg_type: &str, content: &C) -> Result<()> {
+        // Nobody receives the answer, which ends the wait for it.
+        self.begin_query(Channel::Hub, None, (msg_type, content), Vec::new())?;
+        Ok(())
+    }
+
+    /// Sends a request; its number, and where its answer comes.
+    fn begin_query<C: Serialize + ?Sized>(
+        &self,
+        channel: Channel,
+        engine: Option<&str>,
+        (msg_type, content): (&str, &C),
+        buffers: Vec<Message>,
+    ) -> Result<(u64, Receiver<Envelope>)> {
         let session = &self.inner.session;
         let Built {
             number, envelope, ..
-        } = wire::build(session, None, msg_type, &Empty {}, content, Vec::new());
-        // Nobody receives the answer, which ends the wait for it.
-        let (answer, _) = crossbeam_channel::bounded(1);
+        } = wire::build(session, engine, msg_type, &Empty {}, content, buffers);
+        self.fits(&envelope)?;
+        let (answer, receive) = crossbeam_channel::bounded(1);
         self.inner.handle.send(Request::Query {
             number,
-            channel: Channel::Hub,
+            channel,
             envelope,
             answer,
-        })
+        })?;
+        Ok((number, receive))
     }
 
     /// Whether the controller takes a message of this size.

@@ -119,18 +119,21 @@ struct ResultReply {
     records: HashMap<String, Value>,
 }
 
+fn abort(msg_ids: &[String], kill: bool) -> AbortRequest {
+    AbortRequest {
+        msg_ids: Some(msg_ids.to_vec()),
+        kill,
+        ..AbortRequest::default()
+    }
+}
+
 impl Client {
     /// Ends tasks: waiting ones at once; running ones too with `kill`. An array's id stands for all of its members.
     ///
     /// # Errors
     /// When the hub refuses or does not answer.
     pub fn abort(&self, msg_ids: &[String], kill: bool) -> Result<AbortReply> {
-        let request = AbortRequest {
-            msg_ids: Some(msg_ids.to_vec()),
-            kill,
-            ..AbortRequest::default()
-        };
-        self.query(types::ABORT_REQUEST, &request)
+        self.query(types::ABORT_REQUEST, &abort(msg_ids, kill))
     }
 
     /// Ends tasks like [`Client::abort`], without waiting for the controller's answer.
@@ -138,12 +141,7 @@ impl Client {
     /// # Errors
     /// [`crate::Error::Closed`].
     pub fn abort_soon(&self, msg_ids: &[String], kill: bool) -> Result<()> {
-        let request = AbortRequest {
-            msg_ids: Some(msg_ids.to_vec()),
-            kill,
-            ..AbortRequest::default()
-        };
-        self.tell(types::ABORT_REQUEST, &request)
+        self.tell(types::ABORT_REQUEST, &abort(msg_ids, kill))
     }
 
     /// Ends every task of one client (this one: [`Client::session_id`]).
@@ -164,14 +162,12 @@ impl Client {
     /// # Errors
     /// When the hub refuses or does not answer.
     pub fn abort_all(&self) -> Result<AbortReply> {
-        self.query(
-            types::ABORT_REQUEST,
-            &AbortRequest {
-                all: true,
-                kill: true,
-                ..AbortRequest::default()
-            },
-        )
+        let request = AbortRequest {
+            all: true,
+            kill: true,
+            ..AbortRequest::default()
+        };
+        self.query(types::ABORT_REQUEST, &request)
     }
 
     /// The engines, with what they are.
@@ -276,10 +272,8 @@ impl Client {
     /// # Errors
     /// When the hub refuses or does not answer.
     pub fn explain(&self, msg_id: &str) -> Result<Explanation> {
-        self.query(
-            types::EXPLAIN_REQUEST,
-            &BTreeMap::from([("msg_id", msg_id)]),
-        )
+        let request = BTreeMap::from([("msg_id", msg_id)]);
+        self.query(types::EXPLAIN_REQUEST, &request)
     }
 
     /// Outcomes of tasks, this client's or others'.
@@ -293,14 +287,12 @@ impl Client {
             statusonly: bool,
             buffers: bool,
         }
-        let reply: ResultReply = self.query(
-            request::RESULT,
-            &Request {
-                msg_ids,
-                statusonly: !details,
-                buffers: false,
-            },
-        )?;
+        let request = Request {
+            msg_ids,
+            statusonly: !details,
+            buffers: false,
+        };
+        let reply: ResultReply = self.query(request::RESULT, &request)?;
         let records = reply
             .records
             .into_iter()

@@ -55,22 +55,34 @@ impl DirectView {
         }
     }
 
+    /// One task on each engine.
     fn each<R, C: Serialize>(
         &self,
         msg_type: &str,
         content: &C,
-        mut buffers: impl FnMut(usize) -> Result<Vec<Message>>,
+        buffers: impl FnMut(usize) -> Result<Vec<Message>>,
     ) -> Result<AsyncMapResult<R>> {
         self.some()?;
+        let buffers = (0..self.targets.len()).map(buffers);
+        self.in_turn(msg_type, content, buffers)
+    }
+
+    /// A task for each of these buffers, in turn on one engine after the other.
+    fn in_turn<R, C: Serialize>(
+        &self,
+        msg_type: &str,
+        content: &C,
+        buffers: impl Iterator<Item = Result<Vec<Message>>>,
+    ) -> Result<AsyncMapResult<R>> {
         let set = Arc::new(TaskSet::default());
         let metadata = TaskRequest::default();
-        for (at, (_, uuid)) in self.targets.iter().enumerate() {
+        for (buffers, (_, uuid)) in buffers.zip(self.targets.iter().cycle()) {
             let tag = set.expect(1, false);
             let task = Outgoing {
                 msg_type,
                 metadata: &metadata,
                 content,
-                buffers: buffers(at)?,
+                buffers: buffers?,
                 tag,
             };
             let id = self.client.submit_direct(uuid, task, set.clone())?;
@@ -112,23 +124,9 @@ impl DirectView {
         arguments: impl IntoIterator<Item = A>,
     ) -> Result<AsyncMapResult<R>> {
         self.some()?;
-        let set = Arc::new(TaskSet::default());
-        let metadata = TaskRequest::default();
-        let content = FunctionCall::named(name);
-        for (argument, (_, uuid)) in arguments.into_iter().zip(self.targets.iter().cycle()) {
-            let tag = set.expect(1, false);
-            let buffers = vec![Message::from(pack(&argument)?)];
-            let task = Outgoing {
-                msg_type: types::FUNCTION_REQUEST,
-                metadata: &metadata,
-                content: &content,
-                buffers,
-                tag,
-            };
-            let id = self.client.submit_direct(uuid, task, set.clone())?;
-            set.name(tag, id);
-        }
-        Ok(AsyncResult::new(self.client.clone(), set))
+        let pack = |argument| Ok(vec![Message::from(pack(&argument)?)]);
+        let buffers = arguments.into_iter().map(pack);
+        self.in_turn(types::FUNCTION_REQUEST, &FunctionCall::named(name), buffers)
     }
 
     /// Keeps a value on every engine, under a name.

@@ -199,19 +199,10 @@ impl LoadBalancedView {
         argument: &(impl Serialize + ?Sized),
     ) -> Result<AsyncResult<R, One>> {
         let set = Arc::new(TaskSet::default());
-        let tag = set.expect(1, false);
         let content = FunctionCall::named(name);
-        let id = self.client.submit(
-            Outgoing {
-                msg_type: types::FUNCTION_REQUEST,
-                metadata: &self.options,
-                content: &content,
-                buffers: vec![Message::from(pack(argument)?)],
-                tag,
-            },
-            set.clone(),
-        )?;
-        set.name(tag, id);
+        let buffers = vec![Message::from(pack(argument)?)];
+        let options = &self.options;
+        self.send(&set, types::FUNCTION_REQUEST, options, &content, buffers)?;
         Ok(AsyncResult::new(self.client.clone(), set))
     }
 
@@ -291,19 +282,9 @@ impl LoadBalancedView {
     /// [`Error::Closed`].
     pub fn command(&self, command: &Command) -> Result<AsyncResult<CommandResult, One>> {
         let set = Arc::new(TaskSet::default());
-        let tag = set.expect(1, false);
         let metadata = self.with_require(command);
-        let id = self.client.submit(
-            Outgoing {
-                msg_type: types::COMMAND_REQUEST,
-                metadata: &metadata,
-                content: command,
-                buffers: Vec::new(),
-                tag,
-            },
-            set.clone(),
-        )?;
-        set.name(tag, id);
+        let msg_type = types::COMMAND_REQUEST;
+        self.send(&set, msg_type, &metadata, command, Vec::new())?;
         Ok(AsyncResult::new(self.client.clone(), set))
     }
 
@@ -344,7 +325,8 @@ impl LoadBalancedView {
             packed.push_with(|blob| result = pack_into(&member, blob))?;
             result?;
             if packed.bytes() >= ARRAY_BYTES || packed.len() >= ARRAY_MEMBERS {
-                self.packed_array(&set, msg_type, content, std::mem::take(&mut packed))?;
+                let packed = std::mem::take(&mut packed);
+                self.packed_array(&set, msg_type, content, packed)?;
             }
         }
         if !packed.is_empty() {
@@ -362,13 +344,8 @@ impl LoadBalancedView {
     ) -> Result<()> {
         let count = packed.len() as u64;
         let (offsets, blob) = packed.into_buffers();
-        self.array(
-            set,
-            msg_type,
-            content,
-            count,
-            vec![Message::from(offsets), Message::from(blob)],
-        )
+        let buffers = vec![Message::from(offsets), Message::from(blob)];
+        self.array(set, msg_type, content, count, buffers)
     }
 
     fn array<C: Serialize>(
@@ -379,14 +356,25 @@ impl LoadBalancedView {
         count: u64,
         buffers: Vec<Message>,
     ) -> Result<()> {
-        let tag = set.expect(count, true);
         let metadata = TaskRequest {
             array: Some(count),
             ..self.options.clone()
         };
+        self.send(set, msg_type, &metadata, content, buffers)
+    }
+
+    fn send<C: Serialize>(
+        &self,
+        set: &Arc<TaskSet>,
+        msg_type: &str,
+        metadata: &TaskRequest,
+        content: &C,
+        buffers: Vec<Message>,
+    ) -> Result<()> {
+        let tag = set.expect(metadata.array.unwrap_or(1), metadata.array.is_some());
         let task = Outgoing {
             msg_type,
-            metadata: &metadata,
+            metadata,
             content,
             buffers,
             tag,
