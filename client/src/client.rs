@@ -96,6 +96,24 @@ struct Awaited {
     tag: u64,
 }
 
+impl Awaited {
+    /// The submission that waits for this.
+    fn of(self, channel: Channel, number: u64, envelope: Envelope) -> Submission {
+        let replies = self.engines.len().max(1) as u64;
+        Submission {
+            number,
+            channel,
+            envelope,
+            members: self.members.unwrap_or(replies),
+            array: self.members.is_some(),
+            ack: self.ack,
+            engines: self.engines,
+            sink: self.sink,
+            tag: self.tag,
+        }
+    }
+}
+
 impl Client {
     /// Which cluster to connect to.
     #[must_use]
@@ -343,27 +361,16 @@ impl Client {
         buffers: Vec<Message>,
         (sink, tag, ack): (Arc<dyn Sink>, u64, bool),
     ) -> Submission {
-        let Built {
-            number, envelope, ..
-        } = wire::build_packed(
-            &self.inner.session,
-            None,
-            msg_type,
-            metadata,
-            content,
-            buffers,
-        );
-        Submission {
-            number,
-            channel: Channel::Task,
-            envelope,
-            members: 1,
-            array: false,
+        let session = &self.inner.session;
+        let built = wire::build_packed(session, None, msg_type, metadata, content, buffers);
+        let awaited = Awaited {
+            members: None,
             ack,
             engines: Vec::new(),
             sink,
             tag,
-        }
+        };
+        awaited.of(Channel::Task, built.number, built.envelope)
     }
 
     /// Submits what was prepared.
@@ -425,27 +432,11 @@ impl Client {
 
     /// Gives a request to the I/O thread; the request's id.
     fn hand_over(&self, channel: Channel, built: Built, awaited: Awaited) -> Result<String> {
-        let Built {
-            number,
-            msg_id,
-            envelope,
-        } = built;
-        self.fits(&envelope)?;
-        let replies = awaited.engines.len().max(1) as u64;
-        self.inner
-            .handle
-            .send(Request::Submit(Box::new(Submission {
-                number,
-                channel,
-                envelope,
-                members: awaited.members.unwrap_or(replies),
-                array: awaited.members.is_some(),
-                ack: awaited.ack,
-                engines: awaited.engines,
-                sink: awaited.sink,
-                tag: awaited.tag,
-            })))?;
-        Ok(msg_id)
+        self.fits(&built.envelope)?;
+        let submission = awaited.of(channel, built.number, built.envelope);
+        let request = Request::Submit(Box::new(submission));
+        self.inner.handle.send(request)?;
+        Ok(built.msg_id)
     }
 
     /// Sends a request and waits for its answer.

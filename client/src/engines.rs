@@ -2,8 +2,8 @@
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Condvar, Mutex, MutexGuard};
-use std::time::{Duration, Instant};
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 /// Something that a user may want to be told.
 #[derive(Debug, Clone, PartialEq)]
@@ -60,9 +60,7 @@ pub(crate) struct Engines {
 impl Engines {
     fn state(&self) -> MutexGuard<'_, State> {
         // Nothing panics while holding it; a poisoned table is still a table.
-        self.state
-            .lock()
-            .unwrap_or_else(std::sync::PoisonError::into_inner)
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(crate) fn joined(&self, id: u32, uuid: &str) {
@@ -115,21 +113,11 @@ impl Engines {
 
     /// Waits until there are `count`; returns how many there are.
     pub(crate) fn wait_for(&self, count: usize, timeout: Option<Duration>) -> usize {
-        let deadline = timeout.map(|timeout| Instant::now() + timeout);
-        let mut state = self.state();
-        while state.by_id.len() < count {
-            let left = deadline.map_or(Duration::from_secs(3600), |d| {
-                d.saturating_duration_since(Instant::now())
-            });
-            if left.is_zero() {
-                break;
-            }
-            state = self
-                .changed
-                .wait_timeout(state, left)
-                .unwrap_or_else(std::sync::PoisonError::into_inner)
-                .0;
-        }
+        let too_few = |state: &mut State| state.by_id.len() < count;
+        let (state, _) = self
+            .changed
+            .wait_timeout_while(self.state(), timeout.unwrap_or(Duration::MAX), too_few)
+            .unwrap_or_else(PoisonError::into_inner);
         state.by_id.len()
     }
 

@@ -84,6 +84,25 @@ fn no_such_host(name: &str, engines: &[&EngineInfo]) -> Error {
     })
 }
 
+/// Reads all of `from` and gives it to `send` part by part, with its offset and whether it is the last; how many bytes.
+fn in_parts(
+    mut from: impl Read,
+    mut send: impl FnMut(u64, &[u8], bool) -> Result<()>,
+) -> Result<u64> {
+    let mut offset = 0;
+    let mut part = Vec::new();
+    loop {
+        part.clear();
+        (&mut from).take(PART as u64).read_to_end(&mut part)?;
+        let last = part.len() < PART;
+        send(offset, &part, last)?;
+        offset += part.len() as u64;
+        if last {
+            return Ok(offset);
+        }
+    }
+}
+
 impl Host {
     /// Its name, as its engine tells it.
     #[must_use]
@@ -129,28 +148,20 @@ impl Host {
     ///
     /// # Errors
     /// As [`Host::request`], and when `from` fails.
-    pub fn put(&self, mut from: impl Read, path: &str, mode: Option<u32>) -> Result<u64> {
-        let mut offset = 0;
-        let mut part = Vec::with_capacity(PART.min(64 << 10));
-        loop {
-            part.clear();
-            (&mut from).take(PART as u64).read_to_end(&mut part)?;
-            let last = part.len() < PART;
-            if !(part.is_empty() && offset > 0) {
-                let request = FsRequest {
-                    op: FsOp::Put,
-                    path: path.into(),
-                    offset,
-                    mode,
-                    ..FsRequest::default()
-                };
-                self.ask(&request, Some(&part), LIMIT)?;
+    pub fn put(&self, from: impl Read, path: &str, mode: Option<u32>) -> Result<u64> {
+        in_parts(from, |offset, part, _| {
+            if part.is_empty() && offset > 0 {
+                return Ok(());
             }
-            offset += part.len() as u64;
-            if last {
-                return Ok(offset);
-            }
-        }
+            let request = FsRequest {
+                op: FsOp::Put,
+                path: path.into(),
+                offset,
+                mode,
+                ..FsRequest::default()
+            };
+            self.ask(&request, Some(part), LIMIT).map(drop)
+        })
     }
 
     /// Writes bytes to the end of a file there.
@@ -210,12 +221,8 @@ impl Host {
     ///
     /// # Errors
     /// As [`Host::request`], when the bytes have another hash too.
-    pub fn cache(&self, sha256: &str, mut from: impl Read) -> Result<()> {
-        let mut offset = 0;
-        loop {
-            let mut part = Vec::new();
-            (&mut from).take(PART as u64).read_to_end(&mut part)?;
-            let eof = part.len() < PART;
+    pub fn cache(&self, sha256: &str, from: impl Read) -> Result<()> {
+        in_parts(from, |offset, part, eof| {
             let request = FsRequest {
                 op: FsOp::Cache,
                 sha256: vec![sha256.to_owned()],
@@ -223,12 +230,9 @@ impl Host {
                 eof,
                 ..FsRequest::default()
             };
-            self.ask(&request, Some(&part), LIMIT)?;
-            if eof {
-                return Ok(());
-            }
-            offset += part.len() as u64;
-        }
+            self.ask(&request, Some(part), LIMIT).map(drop)
+        })
+        .map(drop)
     }
 
     /// Runs a command there at once.

@@ -11,6 +11,7 @@ use clap::Args;
 use regex_lite::Regex;
 
 use crate::failure::Failure;
+use crate::source;
 
 /// The words that begin a source.
 pub(crate) const SIGNS: [&str; 4] = [":::", ":::+", "::::", "::::+"];
@@ -167,41 +168,31 @@ impl InputArgs {
     }
 
     fn read(&self, source: Source) -> Result<Vec<Record>, Failure> {
-        let columns = |line: String| self.columns(&line);
-        Ok(match source {
+        let path = match source {
             Source::Words(words) => {
-                let words = words
-                    .into_iter()
-                    .filter(|word| !(self.no_empty && word.is_empty()));
-                words.map(columns).collect()
+                let wanted = |word: &&String| !(self.no_empty && word.is_empty());
+                let words = words.iter().filter(wanted);
+                return Ok(words.map(|word| self.columns(word)).collect());
             }
-            Source::File(path) if path == Path::new("-") => {
-                let lines = self.lines(std::io::stdin());
-                lines
-                    .map(|line| {
-                        Ok(columns(
-                            line.map_err(|why| Failure::usage(format!("stdin: {why}")))?,
-                        ))
-                    })
-                    .collect::<Result<_, Failure>>()?
+            Source::File(path) => path,
+        };
+        let name = source::name(Some(&path));
+        let input: Box<dyn Read + Send> = if source::is_stream(Some(&path)) {
+            Box::new(std::io::stdin())
+        } else {
+            let problem = |error| Failure::usage(format!("{name}: {error}"));
+            let file = File::open(&path).map_err(problem)?;
+            // A directory can be opened, but not read.
+            if file.metadata().map_err(problem)?.is_dir() {
+                return Err(problem(std::io::ErrorKind::IsADirectory.into()));
             }
-            Source::File(path) => {
-                let problem = |error| Failure::usage(format!("{}: {error}", path.display()));
-                let file = File::open(&path).map_err(problem)?;
-                // A directory can be opened, but not read.
-                file.metadata()
-                    .and_then(|meta| match meta.is_dir() {
-                        true => Err(std::io::ErrorKind::IsADirectory.into()),
-                        false => Ok(()),
-                    })
-                    .map_err(problem)?;
-                let bad = |why| Failure::usage(format!("{}: {why}", path.display()));
-                let lines = self.lines(file);
-                lines
-                    .map(|line| Ok(columns(line.map_err(bad)?)))
-                    .collect::<Result<_, Failure>>()?
-            }
-        })
+            Box::new(file)
+        };
+        let lines = self.lines(input).map(|line| match line {
+            Ok(line) => Ok(self.columns(&line)),
+            Err(why) => Err(Failure::usage(format!("{name}: {why}"))),
+        });
+        lines.collect()
     }
 
     /// What a file holds, one by one, and why not more.

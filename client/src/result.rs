@@ -126,30 +126,24 @@ impl TaskSet {
         }
     }
 
+    /// Waits as long as this holds.
+    fn wait_while(&self, pending: impl FnMut(&mut State) -> bool) -> MutexGuard<'_, State> {
+        self.changed
+            .wait_while(self.lock(), pending)
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn wait(&self, timeout: Option<Duration>) -> bool {
-        let deadline = timeout.map(|timeout| Instant::now() + timeout);
-        let mut state = self.lock();
-        loop {
-            if state.done >= state.total {
-                return true;
-            }
-            state = match deadline {
-                None => self
-                    .changed
-                    .wait(state)
-                    .unwrap_or_else(PoisonError::into_inner),
-                Some(deadline) => {
-                    let left = deadline.saturating_duration_since(Instant::now());
-                    if left.is_zero() {
-                        return false;
-                    }
-                    self.changed
-                        .wait_timeout(state, left)
-                        .unwrap_or_else(PoisonError::into_inner)
-                        .0
-                }
-            };
-        }
+        let pending = |state: &mut State| state.done < state.total;
+        let Some(timeout) = timeout else {
+            drop(self.wait_while(pending));
+            return true;
+        };
+        let waited = self
+            .changed
+            .wait_timeout_while(self.lock(), timeout, pending)
+            .unwrap_or_else(PoisonError::into_inner);
+        !waited.1.timed_out()
     }
 }
 
@@ -187,7 +181,8 @@ impl Shape for One {
             .lock()
             .part(0)
             .map(|(part, member)| (part.clone(), member));
-        value(part)
+        let (part, member) = part.ok_or(Error::Closed)?;
+        value_of(&part, member)
     }
 }
 
@@ -211,11 +206,6 @@ impl Shape for Many {
         }
         Ok(values)
     }
-}
-
-fn value<R: DeserializeOwned>(part: Option<(Part, u64)>) -> Result<R> {
-    let (part, member) = part.ok_or(Error::Closed)?;
-    value_of(&part, member)
 }
 
 pub(crate) fn value_of<R: DeserializeOwned>(part: &Part, member: u64) -> Result<R> {
@@ -340,18 +330,15 @@ impl<R, S: Shape> AsyncResult<R, S> {
     /// # Errors
     /// When the hub cannot be asked.
     pub fn abort(&self) -> Result<()> {
+        let unfinished = |group: &&Group| {
+            let done: u64 = group.parts.values().map(|part| part.hi - part.lo).sum();
+            done < group.members
+        };
+        // An array's own id stands for all of its members.
         let ids: Vec<String> = {
             let state = self.set.lock();
-            let mut ids = Vec::new();
-            for group in &state.groups {
-                let done: u64 = group.parts.values().map(|part| part.hi - part.lo).sum();
-                if done == group.members {
-                    continue;
-                }
-                // An array's own id stands for all of its members.
-                ids.push(group.msg_id.clone());
-            }
-            ids
+            let unfinished = state.groups.iter().filter(unfinished);
+            unfinished.map(|group| group.msg_id.clone()).collect()
         };
         if !ids.is_empty() {
             self.client.abort(&ids, true)?;
@@ -460,20 +447,11 @@ impl<R: DeserializeOwned> Iterator for Ordered<'_, R> {
             .as_ref()
             .is_some_and(|(part, first)| (first + part.lo..first + part.hi).contains(&index));
         if !cached {
-            let mut state = self.set.lock();
-            if index >= state.total {
-                return None;
-            }
-            self.part = loop {
-                if let Some((part, member)) = state.part(index) {
-                    break Some((part.clone(), index - member));
-                }
-                state = self
-                    .set
-                    .changed
-                    .wait(state)
-                    .unwrap_or_else(PoisonError::into_inner);
-            };
+            let state = self
+                .set
+                .wait_while(|state| index < state.total && state.part(index).is_none());
+            let (part, member) = state.part(index)?;
+            self.part = Some((part.clone(), index - member));
         }
         let (part, first) = self.part.as_ref()?;
         self.next += 1;
@@ -502,23 +480,13 @@ impl<R: DeserializeOwned> Iterator for Unordered<'_, R> {
                 *member += 1;
                 return Some(((*first + at) as usize, value_of(part, at)));
             }
-            let mut state = self.set.lock();
-            loop {
-                if let Some((tag, part)) = state.arrivals.get(self.arrival) {
-                    let first = state.groups[*tag as usize].first;
-                    self.part = Some((first, part.lo, part.clone()));
-                    self.arrival += 1;
-                    break;
-                }
-                if state.done >= state.total {
-                    return None;
-                }
-                state = self
-                    .set
-                    .changed
-                    .wait(state)
-                    .unwrap_or_else(PoisonError::into_inner);
-            }
+            let state = self.set.wait_while(|state| {
+                state.arrivals.len() <= self.arrival && state.done < state.total
+            });
+            let (tag, part) = state.arrivals.get(self.arrival)?;
+            let first = state.groups[*tag as usize].first;
+            self.part = Some((first, part.lo, part.clone()));
+            self.arrival += 1;
         }
     }
 }

@@ -560,20 +560,13 @@ impl<'a> Runner<'a> {
         if !halt.reached(self.counted, total) {
             return;
         }
-        let code = match halt.what {
-            What::Fail => result
-                .code
-                .and_then(|code| u8::try_from(code).ok())
-                .unwrap_or(1),
-            What::Success => 0,
-            What::Done => u8::from(self.failed > 0),
+        let own = result.code.and_then(|code| u8::try_from(code).ok());
+        let (how, code) = match halt.what {
+            What::Fail => ("failed", own.unwrap_or(1)),
+            What::Success => ("succeeded", 0),
+            What::Done => ("ended", u8::from(self.failed > 0)),
         };
         self.halted = Some(code);
-        let how = match halt.what {
-            What::Fail => "failed",
-            What::Success => "succeeded",
-            What::Done => "ended",
-        };
         self.progress.say(&format!(
             "no more jobs are started: {} {} {how}: {}",
             self.options.unit, slot.line, slot.cmd

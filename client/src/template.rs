@@ -157,11 +157,7 @@ impl Template {
         } else {
             template = Self::new(&words.join(" "), style);
         }
-        let all_text = template
-            .parts
-            .iter()
-            .all(|part| matches!(part, Part::Text(_)));
-        if append && all_text {
+        if append && template.is_plain() {
             template.parts.push(Part::Text(" ".into()));
             template.parts.push(Part::Argument(None, Make::Whole));
         }

@@ -49,29 +49,21 @@ pub(crate) fn main(args: EnginesArgs, cluster: &ClusterArgs) -> Outcome {
     ];
     let mut rows = table::table(&headings, &[0, 3, 4, 6, 7, 8, 9, 10]);
     for engine in &engines {
-        let number =
-            |value: Option<u32>| value.map_or_else(|| "-".to_owned(), |value| value.to_string());
+        let known = |value: Option<String>| value.unwrap_or_else(|| "-".into());
+        let number = |value: Option<u32>| known(value.map(|value| value.to_string()));
         rows.add_row(vec![
             engine.id.to_string(),
-            engine.host.first().cloned().unwrap_or_else(|| "-".into()),
+            known(engine.host.first().cloned()),
             engine.kind.clone(),
             number(engine.pid),
             number(engine.cores),
-            if engine.tags.is_empty() {
-                "-".into()
-            } else {
-                engine.tags.join(",")
-            },
+            known((!engine.tags.is_empty()).then(|| engine.tags.join(","))),
             engine.outstanding.to_string(),
             engine.completed.to_string(),
             table::duration(engine.age),
-            engine
-                .ping
-                .map_or_else(|| "-".into(), |ms| format!("{ms:.1} ms")),
-            engine
-                .clock
-                .map_or_else(|| "-".into(), |seconds| format!("{seconds:+.3} s")),
-            engine.limits.clone().unwrap_or_else(|| "-".into()),
+            known(engine.ping.map(|ms| format!("{ms:.1} ms"))),
+            known(engine.clock.map(|seconds| format!("{seconds:+.3} s"))),
+            known(engine.limits.clone()),
             holds(engine),
             free(engine),
         ]);

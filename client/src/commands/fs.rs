@@ -219,11 +219,6 @@ pub(crate) fn main(args: FsArgs, cluster: &ClusterArgs) -> Outcome {
             json: args.json,
         })
     };
-    let plain = |op: FsOp, path: &str| FsRequest {
-        op,
-        path: path.into(),
-        ..FsRequest::default()
-    };
     match args.action {
         Action::Ls { hosts, path } => open(&hosts)?.each(&plain(FsOp::Ls, &path), entries),
         Action::Stat { hosts, path } => open(&hosts)?.each(&plain(FsOp::Stat, &path), |reply| {
@@ -264,7 +259,7 @@ pub(crate) fn main(args: FsArgs, cluster: &ClusterArgs) -> Outcome {
             hosts,
             path,
             append,
-        } => open(&hosts)?.write(&path, append),
+        } => open(&hosts)?.spread(&path, append),
         Action::Chmod { hosts, mode, path } => {
             let request = FsRequest {
                 mode: Some(mode),
@@ -287,6 +282,14 @@ pub(crate) fn main(args: FsArgs, cluster: &ClusterArgs) -> Outcome {
             open(&hosts)?.each(&request, nothing)
         }
         Action::Run { hosts, command } => open(&hosts)?.run(&command),
+    }
+}
+
+fn plain(op: FsOp, path: &str) -> FsRequest {
+    FsRequest {
+        op,
+        path: path.into(),
+        ..FsRequest::default()
     }
 }
 
@@ -336,11 +339,8 @@ fn long(stat: &FsStat) -> String {
                 .to_string()
         },
     );
-    let to = stat
-        .to
-        .as_ref()
-        .map(|to| format!(" -> {to}"))
-        .unwrap_or_default();
+    let to = stat.to.as_ref().map(|to| format!(" -> {to}"));
+    let to = to.unwrap_or_default();
     format!("{kind}{bits} {:>12} {time} {}{to}", stat.size, stat.name)
 }
 
@@ -403,17 +403,11 @@ impl Fs {
     fn remove(&self, paths: &[String], recursive: bool, force: bool) -> Outcome {
         self.on_all(|host| {
             for path in paths {
-                let there = FsRequest {
-                    op: FsOp::Exists,
-                    path: path.clone(),
-                    ..FsRequest::default()
-                };
                 // A broken link is not there for `exists`, but can be removed: so only a refusal of both counts.
+                let there = plain(FsOp::Exists, path);
                 let request = FsRequest {
-                    op: FsOp::Rm,
-                    path: path.clone(),
                     recursive,
-                    ..FsRequest::default()
+                    ..plain(FsOp::Rm, path)
                 };
                 if let Err(error) = host.request(&request)
                     && !(force && host.request(&there)?.exists == Some(false))
@@ -473,10 +467,6 @@ impl Fs {
             }
             self.moved(host, path, text.len() as u64)
         })
-    }
-
-    fn write(&self, path: &str, append: bool) -> Outcome {
-        self.spread(path, append)
     }
 
     fn get(&self, path: &str, local: &Path) -> Outcome {

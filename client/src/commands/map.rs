@@ -392,20 +392,18 @@ impl MapArgs {
         let gather = input.context || input.many;
         let mut streaming = records.streaming;
         let mut records = records.records;
+        let mut size = lines.or(input.max_args).unwrap_or(1);
+        let mut most = usize::MAX;
         if gather || input.shuf || templates.command.needs_total() {
             streaming = false;
             let mut all: Vec<Record> = records.collect();
             if input.shuf {
                 all.shuffle(&mut rand::rng());
             }
-            records = Box::new(all.into_iter());
-        }
-        let mut size = lines.or(input.max_args).unwrap_or(1);
-        let mut most = usize::MAX;
-        if gather {
-            let all: Vec<Record> = records.collect();
-            size = all.len().div_ceil(slots).max(1);
-            most = LONGEST;
+            if gather {
+                size = all.len().div_ceil(slots).max(1);
+                most = LONGEST;
+            }
             records = Box::new(all.into_iter());
         }
         let mut groups: Box<dyn Iterator<Item = Record> + Send> =

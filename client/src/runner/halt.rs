@@ -55,23 +55,17 @@ impl Halt {
 
 /// `never`, `now,fail=1`, `soon,success=10%`, and the numbers of earlier times.
 pub(crate) fn parse(text: &str) -> Result<Option<Halt>, String> {
-    let soon = |what| Halt {
-        now: false,
-        what,
-        limit: Limit::Count(1),
-    };
-    let now = |what| Halt {
-        now: true,
-        what,
-        limit: Limit::Count(1),
+    let first = |now, what| {
+        let limit = Limit::Count(1);
+        Ok(Some(Halt { now, what, limit }))
     };
     let problem = || "it must be like now,fail=1 or soon,success=10%, or never".to_owned();
     match text {
         "never" | "0" => return Ok(None),
-        "1" => return Ok(Some(soon(What::Fail))),
-        "2" => return Ok(Some(now(What::Fail))),
-        "-1" => return Ok(Some(soon(What::Success))),
-        "-2" => return Ok(Some(now(What::Success))),
+        "1" => return first(false, What::Fail),
+        "2" => return first(true, What::Fail),
+        "-1" => return first(false, What::Success),
+        "-2" => return first(true, What::Success),
         _ => {}
     }
     let (when, why) = text.split_once(',').ok_or_else(problem)?;

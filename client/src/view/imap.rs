@@ -31,13 +31,10 @@ impl Arrived {
 
     /// Everything that has arrived; waits for something.
     fn take(&self) -> VecDeque<(u64, Part)> {
-        let mut parts = self.lock();
-        while parts.is_empty() {
-            parts = self
-                .changed
-                .wait(parts)
-                .unwrap_or_else(PoisonError::into_inner);
-        }
+        let mut parts = self
+            .changed
+            .wait_while(self.lock(), |parts| parts.is_empty())
+            .unwrap_or_else(PoisonError::into_inner);
         std::mem::take(&mut *parts)
     }
 }
