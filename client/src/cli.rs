@@ -149,13 +149,13 @@ pub(crate) struct JobArgs {
     #[arg(long = "host", value_name = "HOST")]
     pub(crate) hosts: Vec<String>,
     /// Cpus that a job needs (1 if nothing is said)
-    #[arg(long, value_name = "N", value_parser = cpus)]
+    #[arg(long, value_name = "N", value_parser = |text: &str| units(resources::CPUS, text))]
     pub(crate) cpus: Option<f64>,
     /// GPUs that a job needs; it sees them in CUDA_VISIBLE_DEVICES
-    #[arg(long, value_name = "N", value_parser = gpus)]
+    #[arg(long, value_name = "N", value_parser = |text: &str| units(resources::GPUS, text))]
     pub(crate) gpus: Option<f64>,
     /// Memory that a job needs, like 512M or 16G; more than that ends it
-    #[arg(long, value_name = "BYTES", value_parser = memory)]
+    #[arg(long, value_name = "BYTES", value_parser = |text: &str| units(resources::MEMORY, text))]
     pub(crate) memory: Option<f64>,
     /// An amount that a job needs of what `ipengine --resource` gives (may be repeated)
     #[arg(long = "resource", value_name = "NAME=AMOUNT", value_parser = resources::parse_request)]
@@ -220,18 +220,6 @@ impl JobArgs {
 
 fn units(name: &str, text: &str) -> Result<f64, String> {
     resources::parse_request(&format!("{name}={text}")).map(|(_, units)| units)
-}
-
-fn cpus(text: &str) -> Result<f64, String> {
-    units(resources::CPUS, text)
-}
-
-fn gpus(text: &str) -> Result<f64, String> {
-    units(resources::GPUS, text)
-}
-
-fn memory(text: &str) -> Result<f64, String> {
-    units(resources::MEMORY, text)
 }
 
 fn duration(text: &str) -> Result<f64, String> {

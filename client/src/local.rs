@@ -135,25 +135,19 @@ impl LocalCluster {
     }
 
     fn child(&self) -> MutexGuard<'_, Child> {
-        self.child.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.child)
     }
 
     /// For whoever wants to notice when the cluster ends too early.
     pub(crate) fn pulse(&self) -> Pulse {
         let (child, log) = (self.child.clone(), self.log.clone());
         let mut told = 0;
-        Box::new(move || {
-            let ended = child
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .try_wait()?;
-            match ended {
-                None => Ok(warnings(&log, &mut told)),
-                Some(_) => Err(Failure::new(format!(
-                    "the private cluster has ended too early: {}",
-                    last_words(&log)
-                ))),
-            }
+        Box::new(move || match lock(&child).try_wait()? {
+            None => Ok(warnings(&log, &mut told)),
+            Some(_) => Err(Failure::new(format!(
+                "the private cluster has ended too early: {}",
+                last_words(&log)
+            ))),
         })
     }
 
@@ -164,6 +158,10 @@ impl LocalCluster {
         // Not dropped: that would wait.
         std::mem::forget(self);
     }
+}
+
+fn lock(child: &Mutex<Child>) -> MutexGuard<'_, Child> {
+    child.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Drop for LocalCluster {

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, HashMap};
 use ipbroker_protocol::message::{
     AbortReply, AbortRequest, EngineInfo, EventsRequest, Sample, Stats, types,
 };
+use ipbroker_protocol::value::or_null;
 use ipbroker_protocol::zmq::Message;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -38,7 +39,7 @@ pub struct Explanation {
 #[serde(transparent)]
 pub struct ClusterStatus(pub Map<String, Value>);
 
-/// What the hub knows of one task.
+/// What the hub knows of one task. A record of the store has all keys, some of them null.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Record {
@@ -83,13 +84,6 @@ pub struct PastReply {
     /// Of an array: a table of offsets and the members' values; empty where it was left out.
     #[serde(skip)]
     pub frames: Vec<Message>,
-}
-
-/// A field that may be null: a record of the store has all of its keys.
-fn or_null<'de, D: serde::Deserializer<'de>>(
-    deserializer: D,
-) -> std::result::Result<Map<String, Value>, D::Error> {
-    Ok(Option::deserialize(deserializer)?.unwrap_or_default())
 }
 
 impl Record {

@@ -127,12 +127,7 @@ impl Reply {
 
     /// Whether member `index` ended well.
     pub fn is_ok(&self, index: u64) -> bool {
-        let info = self.info();
-        info.status == "ok"
-            && info
-                .failed
-                .binary_search_by_key(&index, |(at, _)| *at)
-                .is_err()
+        self.info().status == "ok" && self.is_member_ok(index)
     }
 
     /// The packed value of a member of an array: its result, or the map that says why there is none.
@@ -242,14 +237,7 @@ impl Reply {
             return decode(bytes);
         }
         if self.is_command() {
-            return self
-                .packer
-                .unpack(self.envelope.content())
-                .map(|value: Owned<R>| value.0)
-                .map_err(|error| Error::Decode {
-                    msg_id: self.msg_id(index),
-                    reason: error.to_string(),
-                });
+            return self.content();
         }
         match self.envelope.buffers().first() {
             Some(buffer) => decode(buffer),

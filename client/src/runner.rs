@@ -22,7 +22,7 @@ use crate::local::Pulse;
 use crate::output::jobs_wait;
 use crate::output::progress::Progress;
 use crate::resume::Jobs;
-use crate::source::Line;
+use crate::source::{self, Line};
 use events::{Event, Events};
 use failures::Failed;
 use halt::{Halt, What};
@@ -209,8 +209,7 @@ impl<'a> Runner<'a> {
     /// Runs jobs that are all known, but for those that are refused.
     pub(crate) fn run_all(mut self, Jobs { jobs, refused }: Jobs) -> Result<Summary, Failure> {
         self.check_engines()?;
-        let graph = ipbroker_client::job::Graph::new(&self.options.source, &jobs)
-            .map_err(|error| Failure::usage(format!("{error}; nothing was submitted")))?;
+        let graph = source::graph(&self.options.source, &jobs)?;
         place::check(&self.client, &self.options, &jobs, &self.events.sender)?;
         self.total = jobs.len() as u64;
         self.progress.total(self.total);
@@ -296,7 +295,7 @@ impl<'a> Runner<'a> {
             }
             let window = self.options.window.unwrap_or(OUTSTANDING);
             let full = self.total - self.done >= window;
-            let source = if full {
+            let lines = if full {
                 &nothing
             } else {
                 input.as_ref().unwrap_or(&nothing)
@@ -330,10 +329,10 @@ impl<'a> Runner<'a> {
                     Ok(Event::Say(text)) => self.progress.say(&text),
                     Err(_) => break,
                 },
-                recv(source) -> batch => match batch {
+                recv(lines) -> batch => match batch {
                     Ok(mut batch) => {
                         while self.options.window.is_none() && batch.len() < BATCH
-                            && let Ok(more) = source.try_recv()
+                            && let Ok(more) = lines.try_recv()
                         {
                             batch.extend(more);
                         }

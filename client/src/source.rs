@@ -4,7 +4,7 @@ use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
 
 use crossbeam_channel::{Receiver, Sender};
-use ipbroker_client::job::{Job, JobError, parse_line};
+use ipbroker_client::job::{Graph, Job, JobError, parse_line};
 
 use crate::failure::Failure;
 
@@ -34,6 +34,12 @@ pub(crate) fn name(file: Option<&PathBuf>) -> String {
         Some(path) if path != Path::new("-") => path.display().to_string(),
         _ => "stdin".into(),
     }
+}
+
+/// The order of jobs that depend on each other: unknown ids and cycles are refused.
+pub(crate) fn graph(name: &str, jobs: &[Job]) -> Result<Graph, Failure> {
+    Graph::new(name, jobs)
+        .map_err(|error| Failure::usage(format!("{error}; nothing was submitted")))
 }
 
 /// Reads all jobs of a file; one bad line, and there are none.

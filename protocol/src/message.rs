@@ -14,3 +14,8 @@ pub use fs::*;
 pub use header::*;
 pub use hub::*;
 pub use metadata::*;
+
+/// For keys that are left out when they say nothing.
+fn is_zero<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
+}

@@ -9,6 +9,18 @@ use serde::{
 /// A string-keyed map of anything.
 pub type Map = serde_json::Map<String, serde_json::Value>;
 
+/// Reads a value that may be null, which stands for its default.
+///
+/// # Errors
+/// When it is neither.
+pub fn or_null<'de, T, D>(deserializer: D) -> Result<T, D::Error>
+where
+    T: Default + Deserialize<'de>,
+    D: Deserializer<'de>,
+{
+    Ok(Option::deserialize(deserializer)?.unwrap_or_default())
+}
+
 /// Any packed value, decoded from either packer.
 #[derive(Debug, Clone, PartialEq, Serialize, Default)]
 #[serde(transparent)]

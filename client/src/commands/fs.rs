@@ -357,11 +357,7 @@ impl Fs {
                 }
             }
         }
-        Ok(if good {
-            ExitCode::SUCCESS
-        } else {
-            ExitCode::FAILURE
-        })
+        Ok(ExitCode::from(u8::from(!good)))
     }
 
     fn heading(&self, host: &Host) -> io::Result<()> {

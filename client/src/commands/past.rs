@@ -1,6 +1,6 @@
 //! Runs of the past, from the controller's history: what `ipclient trace` and `ipclient report` draw.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use clap::Args;
 use ipbroker_client::protocol::array::{View, member_id, split_id};
@@ -47,12 +47,13 @@ fn since(text: &str) -> Result<Timestamp, String> {
 }
 
 /// How a task ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(crate) enum End {
     Ok,
     Failed,
     Aborted,
     /// It has not, as far as the history knows.
+    #[default]
     Open,
 }
 
@@ -76,7 +77,7 @@ impl End {
 }
 
 /// A task, or members of an array of functions that an engine ran in one go. Times are seconds since 1970.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub(crate) struct Run {
     pub(crate) id: String,
     /// How many.
@@ -178,8 +179,8 @@ pub(crate) fn runs(client: &Client, args: &PastArgs) -> Result<Vec<Run>, Failure
             let query = Map::from_iter([("msg_id".to_owned(), json!({"$in": chunk}))]);
             records.extend(client.records(&query, &keys)?);
         }
-        let known: Vec<&str> = records.iter().map(id_of).collect();
-        if let Some(missing) = args.ids.iter().find(|id| !known.contains(&split_id(id).0)) {
+        let known: HashSet<&str> = records.iter().map(id_of).collect();
+        if let Some(missing) = args.ids.iter().find(|id| !known.contains(split_id(id).0)) {
             return Err(Failure::new(format!(
                 "the controller has no record of {missing} (a task that nobody knows, or --nodb)"
             )));
@@ -350,12 +351,8 @@ fn array(client: &Client, id: &str, record: &Record) -> Result<Vec<Run>, Failure
             count,
             name: name(own.as_ref().or_else(|| content(record)), record),
             submitted,
-            ran: None,
-            engine: None,
-            host: String::new(),
-            end: End::Open,
-            said: String::new(),
             after: after.clone(),
+            ..Run::default()
         }
     };
     let mut runs = Vec::new();
@@ -492,14 +489,7 @@ mod tests {
         let run = |index: u64, count| Run {
             id: index.to_string(),
             count,
-            name: "f".into(),
-            submitted: 0.0,
-            ran: None,
-            engine: None,
-            host: String::new(),
-            end: End::Open,
-            said: String::new(),
-            after: Vec::new(),
+            ..Run::default()
         };
         let mut runs = Vec::new();
         answered(&reply, (4, 10), &run, &mut runs);

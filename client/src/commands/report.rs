@@ -579,13 +579,12 @@ mod tests {
             id: id.into(),
             count: 1,
             name: format!("<{id}>"),
-            submitted: 0.0,
             ran: Some(ran),
             engine: Some(engine),
             host: "h".into(),
             end: End::Ok,
-            said: String::new(),
             after: after.iter().map(|id| (*id).to_owned()).collect(),
+            ..Run::default()
         }
     }
 

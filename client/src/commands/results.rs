@@ -15,6 +15,7 @@ use serde_json::{Value, json};
 use super::Outcome;
 use crate::cli::ClusterArgs;
 use crate::failure::Failure;
+use crate::output::plural;
 use crate::runner::files;
 
 /// Ids in one question to the hub.
@@ -78,18 +79,13 @@ pub(crate) fn main(args: ResultsArgs, cluster: &ClusterArgs) -> Outcome {
     }
     out.flush()?;
     if pending > 0 {
-        let them = if pending == 1 {
-            "1 task is"
-        } else {
-            &format!("{pending} tasks are")
-        };
-        eprintln!("ipclient: {them} not done yet (see `ipclient wait`)");
+        let verb = if pending == 1 { "is" } else { "are" };
+        eprintln!(
+            "ipclient: {} {verb} not done yet (see `ipclient wait`)",
+            plural(pending, "task")
+        );
     }
-    Ok(if pending + failed > 0 {
-        ExitCode::FAILURE
-    } else {
-        ExitCode::SUCCESS
-    })
+    Ok(ExitCode::from(u8::from(pending + failed > 0)))
 }
 
 /// Appends a task's line; 1 if it did not end well. With a client the files of its `get` are written first.

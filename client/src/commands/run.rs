@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use clap::{Args, ValueEnum};
 use crossbeam_channel::Receiver;
-use ipbroker_client::job::{Graph, Job, JobResult, write_line};
+use ipbroker_client::job::{Job, JobResult, write_line};
 use jiff::tz::TimeZone;
 
 use super::{Outcome, stats};
@@ -98,9 +98,8 @@ pub(crate) fn main(args: RunArgs, cluster: &ClusterArgs) -> Outcome {
     // Cycles and unknown ids, too.
     let graph = jobs
         .as_ref()
-        .map(|jobs| Graph::new(&source::name(args.file.as_ref()), jobs))
-        .transpose()
-        .map_err(|error| Failure::usage(format!("{error}; nothing was submitted")))?;
+        .map(|jobs| source::graph(&source::name(args.file.as_ref()), jobs))
+        .transpose()?;
     let mut resume = open_results(&args, jobs.as_deref())?;
     let jobs = match (jobs, &graph, &mut resume) {
         (Some(jobs), Some(graph), Some(resume)) => Some(resume.filter(graph, jobs)),

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use clap::Args;
 use crossbeam_channel::{Receiver, Sender, select};
-use ipbroker_client::job::{Graph, Job};
+use ipbroker_client::job::Job;
 use ipbroker_client::protocol::message::types;
 use ipbroker_client::{Client, Notice, Outgoing, Part, Sink};
 
@@ -74,8 +74,7 @@ pub(crate) fn main(args: SubmitArgs, cluster: &ClusterArgs) -> Outcome {
     let file = match &args.file {
         Some(path) if !source::is_stream(Some(path)) => {
             let jobs = source::read_file(path)?;
-            let graph = Graph::new(&name, &jobs)
-                .map_err(|error| Failure::usage(format!("{error}; nothing was submitted")))?;
+            let graph = source::graph(&name, &jobs)?;
             Some((jobs, graph))
         }
         _ => None,
@@ -140,11 +139,7 @@ pub(crate) fn main(args: SubmitArgs, cluster: &ClusterArgs) -> Outcome {
         }
     }
     submitter.wait(&acks)?;
-    Ok(if bad > 0 {
-        ExitCode::FAILURE
-    } else {
-        ExitCode::SUCCESS
-    })
+    Ok(ExitCode::from(u8::from(bad > 0)))
 }
 
 impl Submitter {

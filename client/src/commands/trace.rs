@@ -209,8 +209,7 @@ mod tests {
             engine: Some(2),
             host: "h".into(),
             end: End::Ok,
-            said: String::new(),
-            after: Vec::new(),
+            ..Run::default()
         };
         let second = Run {
             id: "b".into(),

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 use serde_bytes::ByteBuf;
 
-use super::Require;
+use super::{Require, is_zero};
 use crate::value::Map;
 
 /// Content of `command_request`: one shell job. In an array, each member's map replaces keys of this template.
@@ -330,8 +330,4 @@ pub struct GiveBackRequest {
     /// These tasks or members.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub msg_ids: Option<Vec<String>>,
-}
-
-fn is_zero(value: &u64) -> bool {
-    *value == 0
 }

@@ -4,12 +4,13 @@ use std::borrow::Cow;
 
 use serde::{Deserialize, Deserializer, Serialize};
 
+use super::is_zero;
 use crate::{
     dependency::Dependency,
     fields::fields,
     resources::Request,
     session::{Packer, UnpackError},
-    value::Map,
+    value::{Map, or_null},
 };
 
 /// Scheduling metadata of a task request, as the scheduler reads it. Every key may be absent, null or empty.
@@ -103,7 +104,7 @@ pub struct TaskRequest {
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub tags: Vec<String>,
     /// Higher runs first.
-    #[serde(skip_serializing_if = "is_zero_i32")]
+    #[serde(skip_serializing_if = "is_zero")]
     pub priority: i32,
     /// What it needs of its host, by name.
     #[serde(skip_serializing_if = "Request::is_empty")]
@@ -174,7 +175,7 @@ pub struct ReplyMetadata<'a> {
     /// The members `lo..hi` that this reply is about.
     pub range: Option<(u64, u64)>,
     /// Members that did not end well: index and `error`, `aborted` or `unmet`.
-    #[serde(deserialize_with = "failed_list", borrow)]
+    #[serde(deserialize_with = "or_null", borrow)]
     pub failed: Vec<(u64, Cow<'a, str>)>,
 }
 
@@ -264,14 +265,6 @@ pub struct Reply {
 /// Metadata of any message, all keys.
 pub type Metadata = Map;
 
-fn is_zero(value: &u32) -> bool {
-    *value == 0
-}
-
-fn is_zero_i32(value: &i32) -> bool {
-    *value == 0
-}
-
 fn list_or_null<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<String>, D::Error> {
     struct Shape;
     impl<'de> serde::de::Visitor<'de> for Shape {
@@ -303,12 +296,6 @@ fn list_or_null<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<String
         }
     }
     deserializer.deserialize_any(Shape)
-}
-
-fn failed_list<'de: 'a, 'a, D: Deserializer<'de>>(
-    deserializer: D,
-) -> Result<Vec<(u64, Cow<'a, str>)>, D::Error> {
-    Ok(Option::<Vec<(u64, Cow<'a, str>)>>::deserialize(deserializer)?.unwrap_or_default())
 }
 
 #[cfg(test)]
