@@ -49,34 +49,18 @@ pub(crate) fn main(args: ResultsArgs, cluster: &ClusterArgs) -> Outcome {
     };
     let zone = TimeZone::system();
     let mut out = BufWriter::new(std::io::stdout());
+    let mut line = String::new();
     let (mut pending, mut failed) = (0u64, 0u64);
-    for chunk in ids.chunks(CHUNK) {
-        let outcomes = client.outcomes(chunk, true)?;
-        let mut text = String::new();
-        for id in chunk {
-            match outcomes.records.get(id) {
-                None => pending += 1,
-                Some(record) if is_array(id, record) => {
-                    for member in members(id, record).chunks(CHUNK) {
-                        let outcomes = client.outcomes(member, true)?;
-                        for id in member {
-                            match outcomes.records.get(id) {
-                                Some(record) => failed += print(id, record, None, &zone, &mut text),
-                                None => pending += 1,
-                            }
-                        }
-                        out.write_all(text.as_bytes())?;
-                        text.clear();
-                    }
-                }
-                Some(record) => {
-                    let files = (!args.no_get).then_some(&client);
-                    failed += print(id, record, files, &zone, &mut text);
-                }
-            }
-        }
-        out.write_all(text.as_bytes())?;
-    }
+    each(&client, &ids, &mut |id, record| {
+        let Some(record) = record else {
+            pending += 1;
+            return Ok(());
+        };
+        line.clear();
+        let files = (!args.no_get).then_some(&client);
+        failed += print(id, record, files, &zone, &mut line);
+        Ok(out.write_all(line.as_bytes())?)
+    })?;
     out.flush()?;
     if pending > 0 {
         let verb = if pending == 1 { "is" } else { "are" };
@@ -130,31 +114,27 @@ fn fetch(client: &Client, id: &str, record: &Record, all: bool) -> Result<(), St
     files::fetch(dir, &job, &buffers, all)
 }
 
-/// Whether the record is that of a whole array, not of one of its members.
-pub(crate) fn is_array(id: &str, record: &Record) -> bool {
-    record.members().is_some() && split_id(id).1.is_none()
-}
-
-fn members(id: &str, record: &Record) -> Vec<String> {
-    (0..record.members().unwrap_or(0))
-        .map(|index| member_id(id, index))
-        .collect()
-}
-
-/// How many members of an array did not end well.
-pub(crate) fn failed_members(client: &Client, id: &str, record: &Record) -> Result<u64, Failure> {
-    let mut failed = 0;
-    for chunk in members(id, record).chunks(CHUNK) {
+/// Tells of each of these tasks, of an array member by member; of those that are not done there is no record.
+pub(crate) fn each(
+    client: &Client,
+    ids: &[String],
+    tell: &mut dyn FnMut(&str, Option<&Record>) -> Result<(), Failure>,
+) -> Result<(), Failure> {
+    for chunk in ids.chunks(CHUNK) {
         let outcomes = client.outcomes(chunk, true)?;
-        let good = |id: &&String| {
-            outcomes
-                .records
-                .get(*id)
-                .is_some_and(|record| result(id, record).success())
-        };
-        failed += (chunk.len() - chunk.iter().filter(good).count()) as u64;
+        for id in chunk {
+            let record = outcomes.records.get(id);
+            match record.and_then(Record::members) {
+                // A member's record has the metadata of its array.
+                Some(count) if split_id(id).1.is_none() => {
+                    let members: Vec<String> = (0..count).map(|at| member_id(id, at)).collect();
+                    each(client, &members, tell)?;
+                }
+                _ => tell(id, record)?,
+            }
+        }
     }
-    Ok(failed)
+    Ok(())
 }
 
 /// The `result` of a task as the store has it.

@@ -61,18 +61,11 @@ pub(crate) fn main(args: WaitArgs, cluster: &ClusterArgs) -> Outcome {
         pause = (pause * 3 / 2).min(Duration::from_millis(500));
     }
     let mut failed = 0u64;
-    for chunk in ids.chunks(CHUNK) {
-        let outcomes = client.outcomes(chunk, true)?;
-        for id in chunk {
-            failed += match outcomes.records.get(id) {
-                Some(record) if results::is_array(id, record) => {
-                    results::failed_members(&client, id, record)?
-                }
-                Some(record) => u64::from(!results::result(id, record).success()),
-                None => 1,
-            };
-        }
-    }
+    results::each(&client, &ids, &mut |id, record| {
+        let good = record.is_some_and(|record| results::result(id, record).success());
+        failed += u64::from(!good);
+        Ok(())
+    })?;
     if failed > 0 {
         eprintln!(
             "ipclient: {failed} of {} tasks did not end well (see `ipclient results`)",
