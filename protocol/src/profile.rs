@@ -122,15 +122,6 @@ impl Profile {
         };
         self.security_dir().join(name)
     }
-
-    /// A file of this cluster's own in the profile directory: `STEM.EXT`, or `STEM-CLUSTERID.EXT`.
-    #[must_use]
-    pub fn cluster_file(&self, stem: &str, extension: &str) -> PathBuf {
-        match self.cluster_id.as_str() {
-            "" => self.dir.join(format!("{stem}.{extension}")),
-            id => self.dir.join(format!("{stem}-{id}.{extension}")),
-        }
-    }
 }
 
 /// `$IPYTHONDIR`, or `~/.ipython`.
@@ -162,10 +153,6 @@ mod tests {
         assert_eq!(
             profile.connection_file(Role::Engine),
             Path::new("/p/security/ipcontroller-abc-engine.json")
-        );
-        assert_eq!(
-            profile.cluster_file("ipbroker", "db"),
-            Path::new("/p/ipbroker-abc.db")
         );
     }
 }
