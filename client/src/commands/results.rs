@@ -114,12 +114,10 @@ fn fetch(client: &Client, id: &str, record: &Record, all: bool) -> Result<(), St
     files::fetch(dir, &job, &buffers, all)
 }
 
+type Tell<'a> = dyn FnMut(&str, Option<&Record>) -> Result<(), Failure> + 'a;
+
 /// Tells of each of these tasks, of an array member by member; of those that are not done there is no record.
-pub(crate) fn each(
-    client: &Client,
-    ids: &[String],
-    tell: &mut dyn FnMut(&str, Option<&Record>) -> Result<(), Failure>,
-) -> Result<(), Failure> {
+pub(crate) fn each(client: &Client, ids: &[String], tell: &mut Tell<'_>) -> Result<(), Failure> {
     for chunk in ids.chunks(CHUNK) {
         let outcomes = client.outcomes(chunk, true)?;
         for id in chunk {

@@ -70,11 +70,7 @@ impl Runner<'_> {
             let some_want_none = group.iter().any(|&at| jobs[at].capture == Some(0));
             let template = Command {
                 cd: Some(options.cwd.clone()),
-                capture: if some_want_none {
-                    0
-                } else {
-                    options.capture()
-                },
+                capture: if some_want_none { 0 } else { options.capture() },
                 ..Command::default()
             };
             let request = options.request(&first.placement, self.batch.ids());
