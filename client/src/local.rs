@@ -204,8 +204,8 @@ fn last_words(mut log: &File) -> String {
         .and_then(|_| log.read_to_string(&mut text));
     let mut lines = text.lines().filter(|line| !line.trim().is_empty());
     let last = lines.clone().next_back();
-    // A usage error comes first, a log's error last: the line that says so.
-    let error = lines.find(|line| line.to_ascii_lowercase().contains("error"));
+    // What it ends with is said under its name; what its log says goes before.
+    let error = lines.find_map(|line| line.strip_prefix("ipctl: "));
     error
         .or(last)
         .unwrap_or("it said nothing")

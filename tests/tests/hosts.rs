@@ -98,6 +98,50 @@ fn jobs_over_three_hosts_through_tunnels() {
     two_thousand_jobs(&["--hosts", "a", "b", "c", "-n", "6", "--tunnel"]);
 }
 
+/// `ipclient run --hosts`: a cluster for one call.
+#[test]
+fn one_command_over_hosts() {
+    let Some(lab) = Lab::up(&["a", "b"]) else {
+        return;
+    };
+    let lines = |directory: &str| -> String {
+        let job = format!("{{\"cmd\": \"hostname\"{directory}}}\n");
+        job.repeat(20)
+    };
+    let over = ["run", "--capture", "--hosts", "a:1,b:1,10.77.0.99:1"];
+    // Its own directory is not there.
+    let strange = lab.run("ipclient", &over, &lines(""), 4 * LIMIT);
+    assert_eq!(strange.code(), 1, "{}", strange.stderr);
+    for words in [
+        "10.77.0.99: no connection to 10.77.0.99 port 22",
+        "cannot enter directory",
+        "--wd DIR names one that they have",
+    ] {
+        assert!(strange.stderr.contains(words), "{}", strange.stderr);
+    }
+    lab.wait_for_nothing(&["a", "b"]);
+    for wd in ["~", "..."] {
+        let args = [&over[..], &["--wd", wd]].concat();
+        let run = lab.run("ipclient", &args, &lines(""), 4 * LIMIT).ok();
+        let hosts = hosts_of(&run.json_lines());
+        assert_eq!(hosts.values().sum::<usize>(), 20, "{hosts:?}");
+    }
+    lab.wait_for_nothing(&["a", "b"]);
+    let nowhere = lab.run(
+        "ipclient",
+        &["run", "--hosts", "10.77.0.99"],
+        &lines(""),
+        4 * LIMIT,
+    );
+    assert_eq!(nowhere.code(), 1, "{}", nowhere.stderr);
+    let last = nowhere.stderr.lines().last().unwrap_or_default();
+    assert!(
+        last.contains("no host could start an engine: 10.77.0.99: no connection"),
+        "{}",
+        nowhere.stderr
+    );
+}
+
 #[test]
 fn a_host_that_is_cut_off_comes_back() {
     let Some(lab) = Lab::up(&["a", "b"]) else {
@@ -287,17 +331,20 @@ fn what_cannot_be_started_is_told_in_words() {
         let path = lab.home().join(name);
         std::fs::write(&path, bytes).expect("a program");
         let path = path.to_str().expect("a path");
-        let controller = lab.controller(&["--hosts", "good:1", "--engine-program", path]);
-        says(&controller, "Deployed 0 engine(s) over 0 host(s)", LIMIT);
+        let args = ["--hosts", "good:1", "--engine-program", path];
+        // No host is left that could give it engines: so it ends.
+        let ended = lab.run("ipctl", &args, "", 2 * LIMIT);
+        assert_eq!(ended.code(), 1, "{}", ended.stderr);
+        let last = ended.stderr.lines().last().unwrap_or_default();
+        assert!(
+            last.contains("no host could start an engine: good: "),
+            "{last}"
+        );
         // On another kind of machine the words would be the other way round.
         if cfg!(target_arch = "x86_64") {
-            assert!(
-                controller.stderr().contains(words),
-                "{}",
-                controller.stderr()
-            );
+            assert!(last.contains(words), "{last}");
         }
-        stop(&lab, controller, &["good"]);
+        lab.wait_for_nothing(&["good"]);
     }
 
     // The same host, trusted when it is asked for; its key is on file after that.
