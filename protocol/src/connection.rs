@@ -285,20 +285,24 @@ impl Common {
         format!("tcp://{}:{port}", self.host())
     }
 
-    /// The controller's address, seen from this host: `*` and `0.0.0.0` become the location, or loopback on its own host.
-    #[must_use]
-    pub fn host(&self) -> String {
+    /// The one address that the controller listens on; none: all of its host's.
+    pub(crate) fn address(&self) -> Option<&str> {
         let ip = self
             .interface
             .strip_prefix("tcp://")
             .unwrap_or(&self.interface);
-        if !matches!(ip, "*" | "0.0.0.0" | "") {
-            return ip.to_owned();
-        }
-        if self.location.is_empty() || socket::is_this_host(&self.location) {
-            "127.0.0.1".into()
-        } else {
-            self.location.clone()
+        (!matches!(ip, "*" | "0.0.0.0" | "")).then_some(ip)
+    }
+
+    /// The controller's address, seen from this host: `*` and `0.0.0.0` become the location, or loopback on its own host.
+    #[must_use]
+    pub fn host(&self) -> String {
+        match self.address() {
+            Some(ip) => ip.to_owned(),
+            None if self.location.is_empty() || socket::is_this_host(&self.location) => {
+                "127.0.0.1".into()
+            }
+            None => self.location.clone(),
         }
     }
 

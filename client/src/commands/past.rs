@@ -1,6 +1,9 @@
 //! Runs of the past, from the controller's history: what `ipclient trace` and `ipclient report` draw.
 
 use std::collections::{HashMap, HashSet};
+use std::io::{BufWriter, Write};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
 
 use clap::Args;
 use ipbroker_client::protocol::array::{View, member_id, split_id};
@@ -13,7 +16,9 @@ use ipbroker_client::{Client, PastReply, Record};
 use jiff::Timestamp;
 use serde_json::{Map, Value, json};
 
+use super::Outcome;
 use super::results::result;
+use crate::cli::ClusterArgs;
 use crate::failure::Failure;
 use crate::output::cut;
 
@@ -25,10 +30,48 @@ const CHUNK: usize = 1000;
 pub(crate) struct PastArgs {
     /// Ids of tasks; none: all that the controller has a record of
     #[arg(value_name = "ID", conflicts_with = "since")]
-    pub(crate) ids: Vec<String>,
+    ids: Vec<String>,
     /// Only what was submitted in the last while (90s, 10m, 2h, 3d) or after a date (2026-11-28T20:00:00Z)
     #[arg(long, value_name = "WHEN", value_parser = since)]
-    pub(crate) since: Option<Timestamp>,
+    since: Option<Timestamp>,
+    /// File to write; `-`: standard output
+    #[arg(short, long, value_name = "FILE")]
+    output: PathBuf,
+}
+
+/// Draws the tasks that were asked for into a file, and says which: `then` is what to do with it.
+pub(crate) fn draw(
+    args: &PastArgs,
+    cluster: &ClusterArgs,
+    then: &str,
+    content: impl FnOnce(&[Run], &mut dyn Write) -> std::io::Result<()>,
+) -> Outcome {
+    let runs = runs(&cluster.connect()?, args)?;
+    if write(&args.output, |out| content(&runs, out))? {
+        let (tasks, file) = (tasks(&runs), args.output.display());
+        eprintln!("ipclient: {tasks} tasks in {file}{then}");
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Writes a file whole, or standard output; whether it was a file.
+fn write(
+    path: &Path,
+    content: impl FnOnce(&mut dyn Write) -> std::io::Result<()>,
+) -> Result<bool, Failure> {
+    if path.as_os_str() == "-" {
+        let mut out = BufWriter::new(std::io::stdout().lock());
+        content(&mut out)?;
+        out.flush()?;
+        return Ok(false);
+    }
+    let failed =
+        |error: std::io::Error| Failure::new(format!("cannot write {}: {error}", path.display()));
+    let mut out = BufWriter::new(std::fs::File::create(path).map_err(failed)?);
+    content(&mut out)
+        .and_then(|()| out.flush())
+        .map_err(failed)?;
+    Ok(true)
 }
 
 /// `--since`.
@@ -132,7 +175,7 @@ pub(crate) fn steps<'a>(runs: impl IntoIterator<Item = &'a Run>) -> Vec<(f64, i6
 }
 
 /// The tasks that were asked for, in the order in which they were submitted.
-pub(crate) fn runs(client: &Client, args: &PastArgs) -> Result<Vec<Run>, Failure> {
+fn runs(client: &Client, args: &PastArgs) -> Result<Vec<Run>, Failure> {
     let keys = [
         "msg_id",
         "header",

@@ -2,16 +2,13 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::fmt::Write;
-use std::path::PathBuf;
-use std::process::ExitCode;
 
 use clap::Args;
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
 
 use super::Outcome;
-use super::past::{End, PastArgs, Run, begin, runs, steps, tasks};
-use super::trace::write;
+use super::past::{End, PastArgs, Run, begin, draw, steps, tasks};
 use crate::cli::ClusterArgs;
 use crate::output::table::duration;
 
@@ -37,23 +34,12 @@ Example:
 pub(crate) struct ReportArgs {
     #[command(flatten)]
     past: PastArgs,
-    /// File to write; `-`: standard output
-    #[arg(short, long, value_name = "FILE")]
-    output: PathBuf,
 }
 
 pub(crate) fn main(args: ReportArgs, cluster: &ClusterArgs) -> Outcome {
-    let client = cluster.connect()?;
-    let runs = runs(&client, &args.past)?;
-    let html = report(&runs);
-    if write(&args.output, |out| out.write_all(html.as_bytes()))? {
-        eprintln!(
-            "ipclient: {} tasks in {}",
-            tasks(&runs),
-            args.output.display()
-        );
-    }
-    Ok(ExitCode::SUCCESS)
+    draw(&args.past, cluster, "", |runs, out| {
+        out.write_all(report(runs).as_bytes())
+    })
 }
 
 /// What the numbers come from.

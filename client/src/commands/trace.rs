@@ -1,17 +1,14 @@
 //! `ipclient trace`: past tasks as Perfetto and chrome://tracing read them.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::io::{BufWriter, Write};
-use std::path::PathBuf;
-use std::process::ExitCode;
+use std::io::Write;
 
 use clap::Args;
 use serde_json::{Value, json};
 
 use super::Outcome;
-use super::past::{PastArgs, Run, begin, runs, steps, tasks};
+use super::past::{PastArgs, Run, begin, draw, steps};
 use crate::cli::ClusterArgs;
-use crate::failure::Failure;
 
 /// Tasks whose waiting is drawn one by one; of more only how many waited is.
 const WAITING: usize = 5000;
@@ -28,42 +25,10 @@ Example:
 pub(crate) struct TraceArgs {
     #[command(flatten)]
     past: PastArgs,
-    /// File to write; `-`: standard output
-    #[arg(short, long, value_name = "FILE")]
-    output: PathBuf,
 }
 
 pub(crate) fn main(args: TraceArgs, cluster: &ClusterArgs) -> Outcome {
-    let client = cluster.connect()?;
-    let runs = runs(&client, &args.past)?;
-    if write(&args.output, |out| trace(&runs, out))? {
-        eprintln!(
-            "ipclient: {} tasks in {}: open it in ui.perfetto.dev",
-            tasks(&runs),
-            args.output.display()
-        );
-    }
-    Ok(ExitCode::SUCCESS)
-}
-
-/// Writes a file whole, or standard output; whether it was a file.
-pub(super) fn write(
-    path: &std::path::Path,
-    content: impl FnOnce(&mut dyn Write) -> std::io::Result<()>,
-) -> Result<bool, Failure> {
-    if path.as_os_str() == "-" {
-        let mut out = BufWriter::new(std::io::stdout().lock());
-        content(&mut out)?;
-        out.flush()?;
-        return Ok(false);
-    }
-    let failed =
-        |error: std::io::Error| Failure::new(format!("cannot write {}: {error}", path.display()));
-    let mut out = BufWriter::new(std::fs::File::create(path).map_err(failed)?);
-    content(&mut out)
-        .and_then(|()| out.flush())
-        .map_err(failed)?;
-    Ok(true)
+    draw(&args.past, cluster, ": open it in ui.perfetto.dev", trace)
 }
 
 /// Microseconds since the first submission.

@@ -182,14 +182,10 @@ fn lead_here(common: &mut Common) {
 /// The controller's address as the SSH server sees it. A controller on all interfaces is looked for where it says it is:
 /// the server may be a gateway beside it.
 fn host_behind(common: &Common) -> String {
-    let ip = common
-        .interface
-        .strip_prefix("tcp://")
-        .unwrap_or(&common.interface);
-    match ip {
-        "*" | "0.0.0.0" | "" if common.location.is_empty() => "127.0.0.1".into(),
-        "*" | "0.0.0.0" | "" => common.location.clone(),
-        ip => ip.to_owned(),
+    match common.address() {
+        Some(ip) => ip.to_owned(),
+        None if common.location.is_empty() => "127.0.0.1".into(),
+        None => common.location.clone(),
     }
 }
 
