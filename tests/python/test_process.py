@@ -216,6 +216,8 @@ def test_who_reads_the_log_does_not_write_over_it(clean):
         os.lseek(file, 5, os.SEEK_SET)
         assert "registered" in cluster.log
         assert os.lseek(file, 0, os.SEEK_CUR) == 5
+        os.lseek(file, 0, os.SEEK_END)
+    assert "controller stopped" in cluster.log
 
 
 def test_a_profile_is_kept(clean, tmp_path, monkeypatch):

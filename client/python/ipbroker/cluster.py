@@ -83,6 +83,7 @@ class Cluster:
         arguments.append("--exit-with-parent")
         arguments += options
         self._log = tempfile.TemporaryFile()
+        self._said = ""
         if self._dir is not None:
             arguments = ["/bin/sh", "-c", _SCRIPT, "ipbroker-cluster", self._dir, *arguments]
         try:
@@ -172,6 +173,8 @@ class Cluster:
     @property
     def log(self) -> str:
         """What the controller and the engines have said."""
+        if self._log.closed:
+            return self._said
         # The place in the file is also the one at which ipctl writes: it is left alone.
         file = self._log.fileno()
         return os.pread(file, os.fstat(file).st_size, 0).decode(errors="replace")
@@ -179,7 +182,9 @@ class Cluster:
     def close(self) -> None:
         """Stops the engines and the controller; calls that are not done fail."""
         self._finalizer()
-        self._log.close()
+        if not self._log.closed:
+            self._said = self.log
+            self._log.close()
 
     stop = close
 
