@@ -136,6 +136,35 @@ impl ClientBuilder {
         }
     }
 
+    /// Leads a local port to this one on the loopback of the SSH server that clients go through; `None`: they go through none.
+    /// It is open as long as the first value lives.
+    ///
+    /// # Errors
+    /// When the server cannot be reached.
+    #[cfg(feature = "ssh")]
+    pub fn forward(&self, port: u16) -> Result<Option<(ipbroker_protocol::ssh::Forwards, u16)>> {
+        let server = match &self.ssh {
+            Some(server) => Some(server.clone()),
+            None => {
+                let connection: ClientConnection = connection::load(&self.connection_file()?)?;
+                connection.common.gateway().map(str::to_owned)
+            }
+        };
+        let Some(server) = server else {
+            return Ok(None);
+        };
+        Ok(Some(self.gateway(&server)?.forward(port)?))
+    }
+
+    #[cfg(feature = "ssh")]
+    fn gateway(&self, server: &str) -> Result<Gateway> {
+        let settings = match &self.settings {
+            Some(settings) => settings.clone(),
+            None => Settings::load(None)?,
+        };
+        Ok(Gateway::connect(settings, server)?)
+    }
+
     #[cfg(feature = "ssh")]
     fn connect_through(
         &self,
@@ -143,11 +172,7 @@ impl ClientBuilder {
         path: &Path,
         connection: Option<ClientConnection>,
     ) -> Result<Client> {
-        let settings = match &self.settings {
-            Some(settings) => settings.clone(),
-            None => Settings::load(None)?,
-        };
-        let gateway = Gateway::connect(settings, server)?;
+        let gateway = self.gateway(server)?;
         let mut origin = path.to_owned();
         let mut connection = match connection {
             Some(connection) => connection,

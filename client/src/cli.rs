@@ -88,6 +88,11 @@ impl ClusterArgs {
     }
 
     pub(crate) fn connect(&self) -> Result<Client, Failure> {
+        Ok(self.configured()?.connect()?)
+    }
+
+    /// With the user's configuration of SSH, where that is needed.
+    pub(crate) fn configured(&self) -> Result<ClientBuilder, Failure> {
         let builder = self.builder();
         #[cfg(feature = "ssh")]
         let builder = if self.ssh.is_some() || self.accept_new {
@@ -96,7 +101,7 @@ impl ClusterArgs {
         } else {
             builder
         };
-        Ok(builder.connect()?)
+        Ok(builder)
     }
 }
 
@@ -119,6 +124,7 @@ pub(crate) enum Command {
     Trace(commands::trace::TraceArgs),
     Report(commands::report::ReportArgs),
     Graph(commands::graph::GraphArgs),
+    Web(commands::web::WebArgs),
     Fs(commands::fs::FsArgs),
     Completions(commands::completions::CompletionsArgs),
 }

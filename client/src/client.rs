@@ -530,9 +530,26 @@ impl Client {
         msg_type: &str,
         content: &C,
     ) -> Result<Envelope> {
-        let request = (msg_type, content);
-        let answer = self.ask(Channel::Hub, None, request, Vec::new(), self.inner.timeout)?;
-        self.refusal(msg_type, &answer)?;
+        self.ask_hub(self.inner.timeout, (msg_type, content))
+    }
+
+    /// Asks the hub for what it answers at once or never.
+    pub(crate) fn query_within<C: Serialize + ?Sized, T: DeserializeOwned>(
+        &self,
+        limit: Duration,
+        request: (&str, &C),
+    ) -> Result<T> {
+        let answer = self.ask_hub(limit, request)?;
+        self.unpack(&answer)
+    }
+
+    fn ask_hub<C: Serialize + ?Sized>(
+        &self,
+        limit: Duration,
+        request: (&str, &C),
+    ) -> Result<Envelope> {
+        let answer = self.ask(Channel::Hub, None, request, Vec::new(), limit)?;
+        self.refusal(request.0, &answer)?;
         Ok(answer)
     }
 

@@ -20,6 +20,7 @@ pub(crate) mod submit;
 pub(crate) mod top;
 pub(crate) mod trace;
 pub(crate) mod wait;
+pub(crate) mod web;
 
 use std::ffi::OsString;
 use std::process::ExitCode;
@@ -54,6 +55,7 @@ pub(crate) fn dispatch(
         Command::Trace(args) => trace::main(args, cluster),
         Command::Report(args) => report::main(args, cluster),
         Command::Graph(args) => graph::main(args),
+        Command::Web(_) => web::main(cluster),
         Command::Fs(args) => fs::main(args, cluster),
         Command::Completions(args) => completions::main(args),
     }

@@ -1,8 +1,8 @@
 //! A private cluster for one call: `--local N`, `--hosts a,b`.
 
-use std::fs::File;
+use std::fs::{File, Permissions};
 use std::io::{Read, Seek, SeekFrom};
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -47,7 +47,10 @@ impl LocalCluster {
     fn start(args: &LocalArgs) -> Result<Self, Failure> {
         usage::check_system().map_err(Failure::new)?;
         let program = find("ipctl")?;
-        let dir = tempfile::Builder::new().prefix("ipclient-").tempdir()?;
+        let dir = tempfile::Builder::new()
+            .prefix("ipclient-")
+            .permissions(Permissions::from_mode(0o700))
+            .tempdir()?;
         let log = File::options()
             .read(true)
             .append(true)

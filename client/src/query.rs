@@ -1,9 +1,10 @@
 //! Questions to the hub.
 
 use std::collections::{BTreeMap, HashMap};
+use std::time::Duration;
 
 use ipbroker_protocol::message::{
-    AbortReply, AbortRequest, EngineInfo, EventsRequest, Sample, Stats, types,
+    AbortReply, AbortRequest, EngineInfo, EventsRequest, Sample, Stats, WebReply, types,
 };
 use ipbroker_protocol::value::or_null;
 use ipbroker_protocol::zmq::Message;
@@ -186,6 +187,14 @@ impl Client {
         self.query(types::STATS_REQUEST, &Map::new())
     }
 
+    /// Where the page is (`ipctl --web`).
+    ///
+    /// # Errors
+    /// When there is none, or the hub does not answer.
+    pub fn web(&self) -> Result<WebReply> {
+        self.query(types::WEB_REQUEST, &Map::new())
+    }
+
     /// How the cluster is.
     ///
     /// # Errors
@@ -197,9 +206,10 @@ impl Client {
     /// The next sample of the cluster after `after` (0: whichever comes first); at most four a second.
     ///
     /// # Errors
-    /// When the hub refuses or does not answer.
+    /// When the hub refuses, or does not answer within 5 s: a controller that was started again knows of no such question.
     pub fn events(&self, after: u64) -> Result<Sample> {
-        self.query(types::EVENTS_REQUEST, &EventsRequest { after })
+        let request = (types::EVENTS_REQUEST, &EventsRequest { after });
+        self.query_within(Duration::from_secs(5), request)
     }
 
     /// Records of the history by a query in the peer's language (`{"submitted": {"$gte": "2026-11-28"}}`; empty: all),

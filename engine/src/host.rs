@@ -3,7 +3,7 @@
 use std::net::{IpAddr, UdpSocket};
 
 use ipbroker_protocol::resources::{GPUS, MEMORY, Pool, Pools};
-use ipbroker_protocol::size;
+use ipbroker_protocol::{message::HostLoad, size};
 
 /// All names of this host: full, short, given aliases, addresses. `controller` is the address it connects to: on
 /// loopback this host is `localhost` too, unless it has aliases: then it was started from elsewhere, through a tunnel.
@@ -127,7 +127,7 @@ fn nvidia() -> Vec<String> {
 /// Bytes of memory that jobs here may use: what the machine has, or what its control group leaves.
 fn memory() -> Option<u64> {
     let meminfo = std::fs::read_to_string("/proc/meminfo").ok()?;
-    let all = total_of(&meminfo)?;
+    let all = size_in(&meminfo, "MemTotal:")?;
     let group = std::fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
     let limit = group
         .lines()
@@ -136,8 +136,62 @@ fn memory() -> Option<u64> {
     Some(limit.map_or(all, |limit| limit.min(all)))
 }
 
-fn total_of(meminfo: &str) -> Option<u64> {
-    let line = meminfo.lines().find_map(|l| l.strip_prefix("MemTotal:"))?;
+/// Measures how loaded the host is.
+#[derive(Debug, Default)]
+pub(crate) struct Meter {
+    /// Ticks of all cores until the last reading: busy ones, and all.
+    ticks: (u64, u64),
+}
+
+impl Meter {
+    /// The load now, that of the cores since the last reading (at first, since the host started).
+    pub(crate) fn read(&mut self, scratch: &std::path::Path) -> Option<HostLoad> {
+        let now = ticks(&std::fs::read_to_string("/proc/stat").ok()?)?;
+        let (busy, all) = (
+            now.0.saturating_sub(self.ticks.0),
+            now.1 - self.ticks.1.min(now.1),
+        );
+        self.ticks = now;
+        let meminfo = std::fs::read_to_string("/proc/meminfo").ok()?;
+        let (total, free) = (
+            size_in(&meminfo, "MemTotal:")?,
+            size_in(&meminfo, "MemAvailable:")?,
+        );
+        let disk = rustix::fs::statvfs(scratch).ok();
+        let disk = disk.map(|of| {
+            (
+                (of.f_blocks - of.f_bfree) * of.f_frsize,
+                of.f_blocks * of.f_frsize,
+            )
+        });
+        Some(HostLoad {
+            cpu: if all == 0 {
+                0.0
+            } else {
+                busy as f64 / all as f64
+            },
+            memory: (total.saturating_sub(free), total),
+            disk: disk.unwrap_or_default(),
+        })
+    }
+}
+
+/// Busy ticks of all cores, and all ticks: the first line of /proc/stat. Those of guests are in the user's already.
+fn ticks(stat: &str) -> Option<(u64, u64)> {
+    let line = stat.lines().next()?.strip_prefix("cpu ")?;
+    let ticks: Vec<u64> = line
+        .split_whitespace()
+        .take(8)
+        .map_while(|word| word.parse().ok())
+        .collect();
+    let idle = ticks.get(3)? + ticks.get(4)?;
+    let all = ticks.iter().sum::<u64>();
+    Some((all - idle, all))
+}
+
+/// A line of /proc/meminfo.
+fn size_in(meminfo: &str, name: &str) -> Option<u64> {
+    let line = meminfo.lines().find_map(|line| line.strip_prefix(name))?;
     size::parse(line)
 }
 
@@ -231,8 +285,13 @@ mod tests {
         assert_eq!(devices("1,1"), ["1"]);
         assert!(devices("").is_empty() && devices("NoDevFiles").is_empty());
         assert_eq!(
-            total_of("MemTotal:       24602156 kB\nMemFree: 1 kB\n"),
+            size_in("MemTotal:       24602156 kB\nMemFree: 1 kB\n", "MemTotal:"),
             Some(24_602_156 << 10)
+        );
+        // User, nice, system, idle, waiting, interrupts, stolen, and a guest that is in the user's.
+        assert_eq!(
+            ticks("cpu  5 1 2 80 8 1 1 2 4 0\ncpu0 1 1\n"),
+            Some((12, 100))
         );
         let given = Pools::from([("lic".to_owned(), Pool::Sum(2.0))]);
         let pools = resources(&given);

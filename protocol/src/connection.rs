@@ -108,7 +108,7 @@ pub enum ConnectionError {
     },
     /// It is not what a controller writes.
     #[error(
-        "connection file {path} is not a controller's: {source}; take ipcontroller-client.json or -engine.json as ipctl wrote it"
+        "connection file {path} is not a controller's, or is the other one of its two: {source}; clients take ipcontroller-client.json, engines ipcontroller-engine.json, as ipctl wrote them"
     )]
     Format {
         /// Which file.

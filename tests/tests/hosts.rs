@@ -632,7 +632,7 @@ fn clients_and_engines_come_through_ssh() {
     }
     lab.on(
         "a",
-        "cd && nohup /opt/ipbroker/ipctl -n 1 > ctl.log 2>&1 < /dev/null & true",
+        "cd && nohup /opt/ipbroker/ipctl -n 1 --web=8787 > ctl.log 2>&1 < /dev/null & true",
     );
     let engines = eventually("the controller behind SSH", LIMIT, || {
         let done = lab.run("ipclient", &["--ssh", "a", "engines", "--json"], "", LIMIT);
@@ -649,6 +649,18 @@ fn clients_and_engines_come_through_ssh() {
             .any(|e| e["tags"] == serde_json::json!(["outside"]))
             .then_some(())
     });
+    // The page comes here, too.
+    let page = lab.spawn("ipclient", &["--ssh", "a", "web"]);
+    let url = eventually("the address of the page", LIMIT, || {
+        Some(page.stdout().lines().next()?.to_owned())
+    });
+    assert!(!url.contains(":8787/"), "{url}");
+    let get = "import sys, urllib.request as r; print(r.urlopen(sys.argv[1], timeout=20).read().decode())";
+    let html = lab.verb("ctl", &["python3", "-c", get, &url]).stdout;
+    let html = String::from_utf8_lossy(&html);
+    assert!(html.contains("<title>ipbroker"), "{html}");
+    page.signal(Signal::INT);
+    page.finish(LIMIT).ok();
     let input: String = (0..20)
         .map(|_| "{\"cmd\": \"true\", \"cd\": \"/tmp\"}\n")
         .collect();

@@ -2,15 +2,22 @@
 
 use std::collections::HashMap;
 use std::process::ExitCode;
+use std::time::{Duration, Instant};
 
 use clap::Args;
 use ipbroker_client::protocol::message::Sample;
+use ipbroker_client::{Client, Notice};
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
 
 use super::Outcome;
 use crate::cli::ClusterArgs;
+use crate::failure::Failure;
 use crate::output;
+
+/// How long a controller that does not answer is waited for, and the pause before it is asked again.
+const PATIENCE: Duration = Duration::from_secs(60);
+const PAUSE: Duration = Duration::from_secs(1);
 
 /// Print what happens in the cluster, as it happens
 #[derive(Debug, Args)]
@@ -34,9 +41,9 @@ pub(crate) fn main(args: EventsArgs, cluster: &ClusterArgs) -> Outcome {
     let client = cluster.connect()?;
     let zone = TimeZone::system();
     let mut news = News::default();
-    let mut after = 0;
+    let mut samples = Samples::new(&client);
     for _ in 0..args.samples.unwrap_or(u64::MAX) {
-        let sample = client.events(after)?;
+        let sample = samples.next()?;
         let mut text = String::new();
         if args.json {
             text = serde_json::to_string(&sample).map_err(std::io::Error::from)? + "\n";
@@ -54,9 +61,50 @@ pub(crate) fn main(args: EventsArgs, cluster: &ClusterArgs) -> Outcome {
         if !output::print(&text)? {
             break;
         }
-        after = sample.seq;
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// One sample after the other, also where a controller is started again.
+pub(super) struct Samples<'a> {
+    client: &'a Client,
+    after: u64,
+    silent: Option<Instant>,
+}
+
+impl<'a> Samples<'a> {
+    pub(super) fn new(client: &'a Client) -> Self {
+        Self {
+            client,
+            after: 0,
+            silent: None,
+        }
+    }
+
+    pub(super) fn next(&mut self) -> Result<Sample, Failure> {
+        loop {
+            let error = match self.client.events(self.after) {
+                Ok(sample) => {
+                    self.after = sample.seq;
+                    self.silent = None;
+                    return Ok(sample);
+                }
+                Err(error) => error,
+            };
+            let mut notices = self.client.take_notices().into_iter();
+            let over = notices.any(|notice| matches!(notice, Notice::ShutDown));
+            let since = self.silent.get_or_insert_with(|| {
+                if !over {
+                    eprintln!("ipclient: {error}: waiting for the controller");
+                }
+                Instant::now()
+            });
+            if over || since.elapsed() > PATIENCE {
+                return Err(error.into());
+            }
+            std::thread::sleep(PAUSE);
+        }
+    }
 }
 
 /// What was told already.

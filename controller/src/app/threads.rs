@@ -8,6 +8,8 @@ use std::{
 };
 
 use crossbeam_channel::Sender;
+#[cfg(feature = "web")]
+use ipbroker_protocol::message::WebReply;
 use ipbroker_protocol::{session::Session, socket::CurveServer, zmq::Context};
 
 use super::{AppError, MainEvent, Settings, bind, bind::Ports, files};
@@ -159,16 +161,17 @@ pub(super) fn start(
     #[cfg(feature = "web")]
     let page = match settings.web {
         Some(port) => {
-            let (place, thread) = page(settings, port, &events)?;
+            let (place, web, thread) = page(settings, port, &events)?;
             others.push(thread);
-            Some(place)
+            (Some(place), Some(web))
         }
-        None => None,
+        None => (None, None),
     };
     #[cfg(not(feature = "web"))]
-    let page = None;
+    let page = (None, None);
     let hub_settings = hub::Settings {
-        page,
+        page: page.0,
+        web: page.1,
         ping: settings.ping,
         misses: settings.misses,
         lease: settings.lease,
@@ -209,7 +212,7 @@ fn page(
     settings: &Settings,
     port: u16,
     events: &Post<hub::Event>,
-) -> Result<(hub::watch::Place, JoinHandle<()>), AppError> {
+) -> Result<(hub::watch::Place, WebReply, JoinHandle<()>), AppError> {
     use crate::web::{self, Web};
 
     let listener = web::listen(port).map_err(|error| AppError::Bind {
@@ -222,7 +225,10 @@ fn page(
         .map_err(system("cannot make the page's socket"))?
         .port();
     let token = files::web_token(settings)?;
-    let url = format!("http://127.0.0.1:{port}/?token={token}");
+    let at = WebReply {
+        port,
+        token: token.clone(),
+    };
     let (place, samples) = tokio::sync::watch::channel(Arc::default());
     let web = Web {
         listener,
@@ -232,20 +238,20 @@ fn page(
         samples,
     };
     let thread = web.spawn().map_err(system("cannot start the page"))?;
-    tell_address(settings, &url, port);
-    Ok((place, thread))
+    tell_address(settings, &at.url(port));
+    Ok((place, at, thread))
 }
 
 /// Prints where the page is.
 #[cfg(feature = "web")]
-fn tell_address(settings: &Settings, url: &str, port: u16) {
+fn tell_address(settings: &Settings, url: &str) {
     use io::Write;
 
     // Whoever closed standard output does not want to know.
     let _ = writeln!(io::stdout(), "{url}").and_then(|()| io::stdout().flush());
     if !super::settings::is_loopback(settings.interface.trim_start_matches("tcp://")) {
         tracing::info!(
-            "the page is on 127.0.0.1 only; from another host: ssh -L {port}:127.0.0.1:{port} {}",
+            "the page is on 127.0.0.1 only; from another host: `ipclient --ssh {} web`",
             settings.location
         );
     }

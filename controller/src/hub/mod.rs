@@ -18,6 +18,7 @@ pub(crate) use run::Hub;
 use std::{io, path::PathBuf, sync::Arc, thread, time::Duration};
 
 use ipbroker_protocol::{
+    message::WebReply,
     session::Session,
     socket,
     value::Map,
@@ -55,6 +56,8 @@ pub struct Settings {
     pub restore: bool,
     /// Where the page's thread finds samples, if there is one.
     pub(crate) page: Option<watch::Place>,
+    /// Where browsers find it.
+    pub(crate) web: Option<WebReply>,
 }
 
 impl Settings {

@@ -41,6 +41,13 @@ impl Hub {
                 let answer = self.then(move |hub, stats: Stats| hub.reply_ok(&to, &stats));
                 self.links.tasks.send(Command::Stats { answer });
             }
+            types::WEB_REQUEST => match self.settings.web.clone() {
+                Some(web) => self.reply_ok(asker, &web),
+                None => {
+                    let what = "this controller has no page: start it with `ipctl --web`";
+                    self.reply_error(asker, &HubError::new("RuntimeError", what.to_owned()));
+                }
+            },
             types::ENGINES_REQUEST => self.engines(asker),
             types::STATUS_REQUEST => self.status(asker),
             types::EVENTS_REQUEST => self.events(asker, content),

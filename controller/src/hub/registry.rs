@@ -12,7 +12,7 @@ use std::{
 use foldhash::{HashMap, HashMapExt};
 use ipbroker_protocol::{
     PROTOCOL,
-    message::{Registration, capability},
+    message::{HostLoad, Registration, capability},
 };
 use serde::{Deserialize, Serialize};
 
@@ -26,6 +26,8 @@ const REMEMBERED: usize = 4096;
 pub(crate) struct Engine {
     pub(crate) profile: Arc<EngineProfile>,
     pub(crate) registered: Instant,
+    /// How loaded its host is, if it speaks for that.
+    pub(crate) load: Option<HostLoad>,
 }
 
 /// A registration that waits for the first heartbeat.
@@ -78,6 +80,14 @@ impl Registry {
             incoming: HashMap::new(),
             expected: HashMap::new(),
             ..Self::default()
+        }
+    }
+
+    /// An engine has told how loaded its host is.
+    pub(crate) fn loaded(&mut self, uuid: &str, load: HostLoad) {
+        let id = self.by_uuid.get(uuid);
+        if let Some(engine) = id.and_then(|id| self.engines.get_mut(id)) {
+            engine.load = Some(load);
         }
     }
 
@@ -155,6 +165,7 @@ impl Registry {
             Engine {
                 profile: profile.clone(),
                 registered: Instant::now(),
+                load: None,
             },
         );
         Some((profile, since.elapsed()))

@@ -8,7 +8,7 @@ use std::{
 };
 
 use ipbroker_protocol::{
-    message::{ClockNotice, HeaderRef, types},
+    message::{ClockNotice, HeaderRef, HostLoad, types},
     session::{Empty, Session},
     socket,
     zmq::{self, Message, Socket},
@@ -375,7 +375,7 @@ impl Hub {
     }
 
     fn pong(&mut self, frames: &[Message]) {
-        let (Some(identity), Some(echo), 2..=3) = (frames.first(), frames.get(1), frames.len())
+        let (Some(identity), Some(echo), 2..=4) = (frames.first(), frames.get(1), frames.len())
         else {
             return self
                 .pong_junk
@@ -390,6 +390,8 @@ impl Hub {
             .get(2)
             .and_then(|frame| std::str::from_utf8(frame).ok()?.parse::<f64>().ok());
         let clock = clock.filter(|clock| clock.is_finite());
+        let load = frames.get(3).filter(|frame| frame.len() <= 1000);
+        let load = load.and_then(|frame| serde_json::from_slice::<HostLoad>(frame).ok());
         let wall = SystemTime::now()
             .duration_since(UNIX_EPOCH)
             .map_or(0.0, |since| since.as_secs_f64());
@@ -402,6 +404,9 @@ impl Hub {
         }
         match meaning {
             Pong::Beat { offset } => {
+                if let Some(load) = load {
+                    self.registry.loaded(uuid, load);
+                }
                 if let Some(offset) = offset {
                     self.tell_engine(uuid, types::CLOCK_NOTICE, &ClockNotice { offset });
                 }

@@ -5,13 +5,14 @@
 //! thread finds the newest sample in a place of its own ([`tokio::sync::watch`]).
 
 use std::{
-    collections::VecDeque,
+    collections::{BTreeMap, VecDeque},
     sync::Arc,
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
 use ipbroker_protocol::message::{
-    EngineSample, EventsRequest, FailureSample, Sample, Slice, SubmissionSample, TaskCounts,
+    EngineSample, EventsRequest, FailureSample, HostSample, Sample, Slice, SubmissionSample,
+    TaskCounts,
 };
 use serde::Deserialize;
 use serde_json::Value;
@@ -233,6 +234,19 @@ impl Hub {
                 since: work.and_then(|work| work.since).map(at),
             }
         });
+        let engines: Vec<EngineSample> = engines.collect();
+        let mut hosts: BTreeMap<&str, HostSample> = BTreeMap::new();
+        for (sample, (_, engine)) in engines.iter().zip(self.registry.iter()) {
+            let host = hosts.entry(&sample.host).or_default();
+            host.engines += 1;
+            host.busy += u64::from(sample.outstanding > 0);
+            host.load = host.load.or(engine.load);
+        }
+        let hosts = hosts.into_iter().map(|(name, host)| HostSample {
+            host: name.to_owned(),
+            ..host
+        });
+        let hosts: Vec<HostSample> = hosts.collect();
         let submissions = tasks.submissions.iter().map(|row| SubmissionSample {
             id: row.id.clone(),
             session: row.session.clone(),
@@ -278,7 +292,8 @@ impl Hub {
                     failed: totals.failed,
                     aborted: totals.aborted,
                 },
-                engines: engines.collect(),
+                engines,
+                hosts,
                 submissions: submissions.collect(),
                 failures: failures.collect(),
                 slices: slices.collect(),

@@ -98,6 +98,7 @@ function show(now) {
   table("submissions", now.submissions.toReversed(), row => row.id, submission);
   table("failures", now.failures.toReversed(), row => row.text, failure);
   table("engines", now.engines, row => String(row.id), engine);
+  table("hosts", now.hosts, row => row.host, host);
   redraw();
 }
 
@@ -187,6 +188,12 @@ function engine(row) {
   return [[row.outstanding, row.completed, what, since, row.task], () => [n(row.id), element("td", {}, row.host),
     element("td", {}, row.kind), n(count(row.outstanding)), n(count(row.completed)),
     element("td", { class: "cmd", title: row.task ?? "" }, what), n(since)]];
+}
+
+function host(row) {
+  const of = pair => pair?.[1] ? `${Math.round(100 * pair[0] / pair[1])} % of ${(pair[1] / 2 ** 30).toFixed(1)} GiB` : "";
+  const load = row.load ? [`${Math.round(100 * row.load.cpu)} %`, of(row.load.memory), of(row.load.disk)] : ["", "", ""];
+  return [[row.engines, row.busy, load], () => [element("td", {}, row.host), n(row.engines), n(row.busy), ...load.map(n)]];
 }
 
 // Requests.

@@ -372,8 +372,10 @@ impl Place {
         let cd = command.cd.as_deref().filter(|cd| !cd.is_empty());
         // Inputs need a place where they harm nobody.
         let scratch = if command.scratch || (cd.is_none() && !command.put.is_empty()) {
-            let made = Scratch::new(&process.scratch);
-            Some(made.map_err(|error| (Verdict::Failed, error.ename(), error.to_string()))?)
+            let made = Scratch::new(&process.scratch)
+                .map_err(|error| (Verdict::Failed, error.ename(), error.to_string()))?;
+            process.tell_reaper(&Line::Directory(made.path().to_owned()));
+            Some(made)
         } else {
             None
         };

@@ -8,7 +8,7 @@ mod stage;
 pub(crate) use cache::Cache;
 pub(crate) use error::FileError;
 pub(crate) use ops::FileHost;
-pub(crate) use stage::{Scratch, collect, place};
+pub(crate) use stage::{Scratch, collect, place, private_dir};
 
 #[cfg(test)]
 mod tests;

@@ -10,7 +10,7 @@ use std::{
 use ipbroker_protocol::message::{FsOp, FsReply, FsRequest, FsStat};
 use rustix::fs::{CWD, FileType, Mode, mknodat};
 
-use super::{Cache, FileError};
+use super::{Cache, FileError, private_dir};
 
 /// More than this is read in several requests: a message is held in memory.
 const LARGEST_READ: u64 = 256 << 20;
@@ -129,9 +129,7 @@ impl FileHost {
                 } else {
                     path.to_owned()
                 };
-                let dir = tempfile::Builder::new()
-                    .prefix("ipbroker-")
-                    .tempdir_in(&parent)
+                let dir = private_dir("ipbroker-", &parent)
                     .map_err(FileError::io("make a directory in", &parent))?
                     .keep();
                 reply.path = Some(dir.to_string_lossy().into_owned());

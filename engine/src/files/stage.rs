@@ -1,7 +1,7 @@
 //! Inputs put into place before a job, outputs fetched after it, and its scratch directory.
 
 use std::{
-    fs,
+    fs::{self, Permissions},
     io::{self, Read},
     os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
@@ -11,6 +11,14 @@ use ipbroker_protocol::{message::Staged, zmq::Message};
 
 use super::{Cache, FileError};
 
+/// A new directory that nobody else on this host can look into.
+pub(crate) fn private_dir(prefix: &str, parent: &Path) -> io::Result<tempfile::TempDir> {
+    tempfile::Builder::new()
+        .prefix(prefix)
+        .permissions(Permissions::from_mode(0o700))
+        .tempdir_in(parent)
+}
+
 /// A directory of a job's own; it goes with the job.
 #[derive(Debug)]
 pub(crate) struct Scratch(tempfile::TempDir);
@@ -18,9 +26,7 @@ pub(crate) struct Scratch(tempfile::TempDir);
 impl Scratch {
     /// Makes one in `parent`.
     pub(crate) fn new(parent: &Path) -> Result<Self, FileError> {
-        tempfile::Builder::new()
-            .prefix("ipbroker-job-")
-            .tempdir_in(parent)
+        private_dir("ipbroker-job-", parent)
             .map(Self)
             .map_err(FileError::io("make a scratch directory in", parent))
     }

@@ -71,6 +71,8 @@ impl Server {
                 .duration_since(UNIX_EPOCH)
                 .unwrap_or_default();
             let clock = format!("{}.{:06}", clock.as_secs(), clock.subsec_micros());
+            // One engine speaks for the host.
+            let mut load = self.meter.read(&self.process.scratch);
             for (wire, link) in self.net.wires.iter().zip(&self.links) {
                 if link.gone {
                     continue;
@@ -79,7 +81,10 @@ impl Server {
                     .pong
                     .send(Message::from(&ping[..]), zmq::SNDMORE | zmq::DONTWAIT);
                 if sent.is_ok() {
-                    let _ = wire.pong.send(clock.as_str(), 0);
+                    let load = load.take().and_then(|load| serde_json::to_vec(&load).ok());
+                    let more = if load.is_some() { zmq::SNDMORE } else { 0 };
+                    let _ = wire.pong.send(clock.as_str(), more);
+                    let _ = load.map(|load| wire.pong.send(load, 0));
                 }
             }
             // After a long silence, ours or the controller's, nobody knows whether we are still counted.

@@ -182,7 +182,10 @@ impl Server {
             if self.links[seat].id.is_some() {
                 self.tell_hub(seat, message);
             }
-            tracing::info!(engine = self.seats[seat].id(), "left");
+            // One that was never registered has no number.
+            if self.links[seat].id.is_some() {
+                tracing::info!(engine = self.seats[seat].id(), "left");
+            }
             self.links[seat].gone = true;
         }
     }

@@ -128,6 +128,7 @@ pub(crate) struct Server {
     signalled: bool,
     at_once: bool,
     pulse: Pulse,
+    meter: host::Meter,
     desk: Desk,
     junk: Junk,
     /// Sockets to be looked at, and which of them are listed.
@@ -166,6 +167,7 @@ impl Server {
             listed: vec![false; 4 + 3 * seats.len()],
             desk: Desk::new(process.clone()),
             pulse: Pulse::new(Instant::now()),
+            meter: host::Meter::default(),
             machine: host::machine(),
             resources: host::resources(&settings.resources),
             cpuset: host::cpuset(),

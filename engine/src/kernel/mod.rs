@@ -33,9 +33,10 @@ use tempfile::TempDir;
 
 use crate::{
     executor::ended,
+    files::private_dir,
     job::{Ask, Interrupt, stat},
     process::Process,
-    reaper::MARK,
+    reaper::{self, MARK},
     seat::Seat,
 };
 use spec::Spec;
@@ -289,10 +290,9 @@ impl Kernels {
         };
         let key = uuid::Uuid::new_v4().to_string();
         let session = Arc::new(Session::new(key.as_bytes(), packer));
-        let dir = tempfile::Builder::new()
-            .prefix("ipbroker-kernel-")
-            .tempdir_in(place())
-            .map_err(system)?;
+        // Its key is in there, and its sockets.
+        let dir = private_dir("ipbroker-kernel-", &place()).map_err(system)?;
+        process.tell_reaper(&reaper::Line::Directory(dir.path().to_owned()));
         let base = dir.path().join("kernel").display().to_string();
         let file = dir.path().join("connection.json");
         let connection = json!({

@@ -11,6 +11,7 @@ mod sweep;
 use std::{
     io::{self, Read, Write},
     os::unix::process::CommandExt,
+    path::PathBuf,
     process::{Child, ChildStdin, Command, Stdio},
     sync::atomic::{AtomicBool, Ordering},
     time::Duration,
@@ -44,6 +45,8 @@ pub(crate) enum Line {
     Connection(serde_json::Value),
     /// A group that outlives its job.
     Left(i32),
+    /// A directory that is to go with the engine process at the latest.
+    Directory(PathBuf),
     /// The engine process leaves on purpose: nothing is to be reported.
     Clean,
 }
@@ -143,6 +146,7 @@ fn serve(report: impl FnOnce(Obituary)) {
     let mut start = None;
     let mut connection = None;
     let mut left = Vec::new();
+    let mut directories: Vec<PathBuf> = Vec::new();
     let mut clean = false;
     let mut text = Vec::new();
     let mut input = io::stdin().lock();
@@ -165,6 +169,10 @@ fn serve(report: impl FnOnce(Obituary)) {
                     left.retain(|group: &i32| stat_group(*group));
                     left.push(group);
                 }
+                Ok(Line::Directory(directory)) => {
+                    directories.retain(|directory| directory.exists());
+                    directories.push(directory);
+                }
                 Ok(Line::Clean) => clean = true,
                 Err(_) => {}
             }
@@ -177,6 +185,9 @@ fn serve(report: impl FnOnce(Obituary)) {
     let mut groups = testament.groups;
     groups.extend(left);
     sweep(&groups, &id, grace);
+    for directory in directories {
+        let _ = std::fs::remove_dir_all(directory);
+    }
     if let (Some(connection), false) = (connection, clean) {
         let mut started = testament.started.into_iter();
         let engines = engines

@@ -32,6 +32,8 @@ pub struct Sample {
     pub tasks: TaskCounts,
     /// Every registered engine.
     pub engines: Vec<EngineSample>,
+    /// Their hosts.
+    pub hosts: Vec<HostSample>,
     /// What clients have submitted, newest last; those that ended long ago are left out.
     pub submissions: Vec<SubmissionSample>,
     /// Failures, grouped by the last line of what they said; most recent last.
@@ -85,6 +87,33 @@ pub struct EngineSample {
     /// Since when it has worked on it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub since: Option<f64>,
+}
+
+/// A host of engines.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct HostSample {
+    /// Its name.
+    pub host: String,
+    /// Engines that it has.
+    pub engines: u64,
+    /// Those of them that have a task.
+    pub busy: u64,
+    /// How loaded it is, if an engine of ours tells.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub load: Option<HostLoad>,
+}
+
+/// How loaded a host is, as an engine process there sees it (PROTOCOL.md, section 3).
+#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct HostLoad {
+    /// The part of the time of all its cores that was used since the heartbeat before, from 0 to 1.
+    pub cpu: f64,
+    /// Bytes of memory in use, and of all memory.
+    pub memory: (u64, u64),
+    /// Bytes in use on the file system of scratch directories, and all of its bytes.
+    pub disk: (u64, u64),
 }
 
 /// What one client has submitted without a pause.

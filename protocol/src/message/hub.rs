@@ -261,6 +261,24 @@ pub struct Stock {
     pub names: Vec<String>,
 }
 
+/// Content of `web_reply`: the page is on the loopback of the controller's host.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct WebReply {
+    /// Its port.
+    pub port: u16,
+    /// What opens it.
+    pub token: String,
+}
+
+impl WebReply {
+    /// Its address, where this port leads to it.
+    #[must_use]
+    pub fn url(&self, port: u16) -> String {
+        format!("http://127.0.0.1:{port}/?token={}", self.token)
+    }
+}
+
 /// Content of `stats_reply`: one row a node, as dispy prints it, and one row a job server, as Parallel Python does.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 #[serde(default)]

@@ -73,6 +73,10 @@ types! {
     STATS_REQUEST = "stats_request";
     /// Statistics of nodes and job servers.
     STATS_REPLY = "stats_reply";
+    /// Where is the page?
+    WEB_REQUEST = "web_request";
+    /// Where it is.
+    WEB_REPLY = "web_reply";
     /// Which engines are there?
     ENGINES_REQUEST = "engines_request";
     /// The engines, one map each.

@@ -156,6 +156,15 @@ impl Gateway {
         Ok(forwards)
     }
 
+    /// Leads a local port, which is returned, to a port of the server's own loopback.
+    ///
+    /// # Errors
+    /// When no local port can be had.
+    pub fn forward(self, port: u16) -> Result<(Forwards, u16), SshError> {
+        let (forwards, local) = Forwards::open(self, &[("127.0.0.1".into(), port)])?;
+        Ok((forwards, local[0]))
+    }
+
     /// Puts local ports in place of the controller's ports on `host`.
     fn rewrite<'a>(
         self,

@@ -150,6 +150,28 @@ fn a_retry_waits_for_its_delay() {
     assert_eq!(result_of(&cluster, &id)["status"], "aborted");
 }
 
+/// A job's own directory is closed to others, and goes with its engine.
+#[test]
+fn a_killed_engine_takes_the_directories_of_its_jobs_with_it() {
+    let mut cluster = Cluster::builder().arg("--nodb").start();
+    cluster.start_engines(1);
+    cluster.wait_engines(1);
+    let jobs = "{\"cmd\": \"pwd > $OUT/where; touch mine; sleep 300\", \"scratch\": true}\n";
+    let jobs = jobs.replace("$OUT", &cluster.dir().display().to_string());
+    cluster.client_with(&["submit", "-"], &jobs, LIMIT).ok();
+    let place = eventually("the job to run", LIMIT, || {
+        let place = std::fs::read_to_string(cluster.path("where")).ok()?;
+        let place = std::path::PathBuf::from(place.trim_end().to_owned());
+        place.join("mine").exists().then_some(place)
+    });
+    let mode = std::os::unix::fs::MetadataExt::mode(&place.metadata().unwrap());
+    assert_eq!(mode & 0o777, 0o700, "{}", place.display());
+    cluster.engines[0].kill();
+    eventually("its directory to be gone", LIMIT, || {
+        (!place.exists()).then_some(())
+    });
+}
+
 #[test]
 fn a_killed_engine_takes_its_jobs_with_it() {
     let mut cluster = Cluster::builder().arg("--nodb").start();

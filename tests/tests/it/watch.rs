@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use ipbroker_tests::{Cluster, LIMIT, Program, eventually, http::Page, program};
+use ipbroker_tests::{Cluster, LIMIT, Program, RawClient, eventually, http::Page, program};
 use serde_json::{Value, json};
 
 /// A cluster with a page.
@@ -515,6 +515,52 @@ fn events_as_they_happen() {
         samples[0]["seq"].as_u64().map(|seq| seq + 1)
     );
     assert_eq!(samples[1]["tasks"]["failed"], json!(3));
+}
+
+/// Engines tell with their heartbeats how loaded their host is.
+#[test]
+fn hosts_are_watched() {
+    let cluster = Cluster::builder()
+        .args(["--nodb", "-n", "2", "--ping", "200"])
+        .start();
+    cluster.wait_engines(2);
+    let client = RawClient::new(&cluster, "task");
+    client.command("while :; do :; done", json!({}));
+    let hosts = || {
+        let sample = cluster.client(&["events", "--json", "--samples", "1"]).ok();
+        sample.json_lines()[0]["hosts"].clone()
+    };
+    let host = eventually("a host with a busy engine and a busy core", LIMIT, || {
+        let host = hosts()[0].clone();
+        let busy = host["busy"] == json!(1) && host["load"]["cpu"].as_f64()? > 0.1;
+        busy.then_some(host)
+    });
+    assert_eq!(host["engines"], json!(2), "{host}");
+    assert!(host["load"]["cpu"].as_f64().unwrap() <= 1.0, "{host}");
+    for what in ["memory", "disk"] {
+        let [used, all] = [0, 1].map(|at| host["load"][what][at].as_u64().unwrap());
+        assert!(0 < used && used < all, "{what}: {host}");
+    }
+    let plain = cluster.start_client(&["top", "--plain", "--interval", "0.3"]);
+    eventually("top to show it", LIMIT, || {
+        let text = plain.stdout();
+        (text.contains(", 1 of 2 engines busy, cpu ") && text.contains(" %, memory ")).then_some(())
+    });
+}
+
+#[test]
+fn the_address_of_the_page_is_told() {
+    let mut cluster = Cluster::builder().args(["--nodb", "--web=0"]).start();
+    let url = cluster.client(&["web"]).ok().stdout;
+    let printed = cluster.controller().stdout();
+    assert!(
+        url.starts_with("http://127.0.0.1:") && printed.contains(&url),
+        "{url} {printed}"
+    );
+    let without = Cluster::builder().arg("--nodb").start();
+    let refused = without.client(&["web"]);
+    assert_eq!(refused.code(), 1);
+    assert!(refused.stderr.contains("ipctl --web"), "{}", refused.stderr);
 }
 
 /// `ipclient top` in a terminal of 80 by 24, and where its keys go.

@@ -8,16 +8,16 @@ use ipbroker_client::Client;
 use super::screen;
 use super::state::State;
 use crate::commands::Outcome;
+use crate::commands::events::Samples;
 use crate::output;
 
 pub(super) fn run(client: &Client, interval: Duration) -> Outcome {
     let mut state = State::default();
     let mut next = Instant::now();
-    let mut after = 0;
+    let mut samples = Samples::new(client);
     loop {
         // A rate wants two samples; every one is heard, though not every one is printed.
-        let sample = client.events(after)?;
-        after = sample.seq;
+        let sample = samples.next()?;
         state.heard(Ok(Box::new(sample)));
         if Instant::now() < next {
             continue;
@@ -61,6 +61,22 @@ fn text(state: &State) -> String {
         text += &format!(
             "engine {} on {}, {} ended: {does}\n",
             engine.id, engine.host, engine.completed
+        );
+    }
+    for host in &sample.hosts {
+        let load = host.load.map_or_else(String::new, |load| {
+            format!(
+                ", cpu {:.0} %, memory {:.0} %, scratch disk {:.0} %",
+                100.0 * load.cpu,
+                screen::percent(load.memory),
+                screen::percent(load.disk)
+            )
+        });
+        text += &format!(
+            "host {}, {} of {} busy{load}\n",
+            host.host,
+            host.busy,
+            output::plural(host.engines, "engine")
         );
     }
     for failure in sample.failures.iter().rev().take(5) {

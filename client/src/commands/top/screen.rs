@@ -1,6 +1,8 @@
 //! What is on the screen, as lines. Nothing is said by colour.
 
-use ipbroker_client::protocol::message::{EngineSample, FailureSample, SubmissionSample};
+use ipbroker_client::protocol::message::{
+    EngineSample, FailureSample, HostSample, SubmissionSample,
+};
 use unicode_width::UnicodeWidthChar;
 
 use super::state::{State, Table};
@@ -13,6 +15,7 @@ const HELP: &str = "q quit  Tab next  arrows choose  Enter explain  a abort  r r
 pub(super) fn draw(state: &State, width: usize, height: usize) -> Vec<Line> {
     let mut lines = vec![(title(state), Look::Bold), (counts(state), Look::Plain)];
     if let Some(sample) = &state.sample {
+        lines.extend(hosts(&sample.hosts).map(|text| (text, Look::Plain)));
         let troubles = sample.troubles.iter().take(3);
         lines.extend(troubles.map(|text| (format!("! {text}"), Look::Bold)));
         // At the bottom a line of help; a table has a heading and at least one row.
@@ -146,6 +149,26 @@ pub(super) fn counts(state: &State) -> String {
         tasks.aborted,
         state.rate(None)
     )
+}
+
+/// How loaded the hosts are, the busiest first, in a line.
+fn hosts(hosts: &[HostSample]) -> Option<String> {
+    let loads = hosts.iter().filter_map(|host| Some((host, host.load?)));
+    let mut loads: Vec<_> = loads.collect();
+    loads.sort_by(|(_, a), (_, b)| b.cpu.total_cmp(&a.cpu));
+    let texts = loads.iter().map(|(host, load)| {
+        let (cpu, memory) = (100.0 * load.cpu, percent(load.memory));
+        format!(
+            "{} {cpu:.0}% {memory:.0}%",
+            fit(&host.host, host.host.len().min(16))
+        )
+    });
+    (!loads.is_empty()).then(|| format!("cpu, memory: {}", texts.collect::<Vec<_>>().join("  ")))
+}
+
+/// How much of something is used.
+pub(super) fn percent((used, all): (u64, u64)) -> f64 {
+    100.0 * used as f64 / all.max(1) as f64
 }
 
 /// Seconds in at most five letters.

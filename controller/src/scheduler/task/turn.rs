@@ -179,6 +179,10 @@ impl Scheduler {
         if let Some(at) = self.core.next_wakeup() {
             wait = wait.min(Duration::from_nanos(at.saturating_sub(self.now())));
         }
+        if self.stuck {
+            // What is due cannot leave before the journal can be written.
+            return RETRY.as_millis() as i64;
+        }
         for due in [
             self.outbox.timeout(),
             self.engine_outbox.timeout(),
@@ -189,9 +193,7 @@ impl Scheduler {
         {
             wait = wait.min(due);
         }
-        if self.stuck {
-            wait = wait.min(RETRY);
-        } else if !intake {
+        if !intake {
             wait = wait.min(Duration::from_millis(2));
         }
         // Rounded up: waking a little late beats spinning until it is time.
