@@ -26,7 +26,7 @@ fn help_has_an_example() {
     let place = Cluster::builder().prepare();
     let subcommands = [
         "run", "map", "submit", "wait", "results", "status", "engines", "abort", "resubmit",
-        "stats", "shutdown", "graph", "explain", "events", "top", "trace", "report",
+        "stats", "shutdown", "graph", "explain", "events", "top", "trace", "report", "web",
     ];
     let mut calls: Vec<(&str, Vec<&str>)> = vec![
         ("ipctl", vec![]),

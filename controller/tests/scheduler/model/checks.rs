@@ -160,6 +160,7 @@ impl World {
         self.check_resources(t, n, &id, grant)?;
         let host = &self.nodes[n].host;
         let orderly = !self.kept.contains_key(host) && !self.keeps(host);
+        let since = self.tasks[t].members[m as usize].since;
         let mine = (
             self.tasks[t].client,
             self.tasks[t].priority,
@@ -176,6 +177,8 @@ impl World {
                     ensure!(
                         member.at != At::Waiting
                             || member.owed.is_some()
+                            // Of delays that end in one tick, any may end first.
+                            || (member.delay > 0 && member.since >= since)
                             || task.runnable.is_none()
                             || !self.may_run(other, o, n),
                         "{id} is given to e{n} before {}:{o}",
