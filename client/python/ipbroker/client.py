@@ -374,7 +374,7 @@ def _ids(ids: Ids) -> List[str]:
     if isinstance(ids, Future):
         return [ids.id]
     try:
-        return [item if isinstance(item, str) else item.id for item in ids]  # type: ignore[union-attr]
+        return [item if isinstance(item, str) else item.id for item in ids]
     except (AttributeError, TypeError):
         raise TypeError(f"a future of ipbroker or an id is needed, or several of them, not {ids!r}") from None
 
