@@ -41,6 +41,12 @@ impl fmt::Display for Failure {
 
 impl From<ipbroker_client::Error> for Failure {
     fn from(error: ipbroker_client::Error) -> Self {
+        // What the peer's protocol calls it.
+        if let ipbroker_client::Error::Refused { message, .. } = &error
+            && let Some(id) = message.strip_prefix("KeyError: No such message: ")
+        {
+            return Self::new(format!("no such task: {id}"));
+        }
         Self::new(error.to_string())
     }
 }

@@ -500,11 +500,9 @@ impl<'a> Runner<'a> {
         let dropped = (self.signal.is_some() || self.halted.is_some())
             && result.status == JobStatus::Aborted
             && result.started.is_none();
-        if !result.success() {
+        if !result.success() && !dropped {
             self.failed += 1;
-            if !dropped {
-                self.note_failure(&slot, result);
-            }
+            self.note_failure(&slot, result);
         }
         let bare;
         let mut result = result;

@@ -4,7 +4,7 @@ use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
 
 use crossbeam_channel::{Receiver, Sender};
-use ipbroker_client::job::{Graph, Job, JobError, parse_line};
+use ipbroker_client::job::{Graph, Job, JobError, LineError, parse_line};
 
 use crate::failure::Failure;
 
@@ -88,8 +88,14 @@ fn parse(name: &str, bytes: &[u8]) -> Result<Vec<Job>, Failure> {
                 1 => " (and 1 more bad line)".to_owned(),
                 n => format!(" (and {n} more bad lines)"),
             };
+            // What a list of commands looks like.
+            let plain = jobs.is_empty() && matches!(error.error, LineError::NotJson(_));
+            let hint = match plain && !bytes.trim_ascii_start().starts_with(b"{") {
+                true => format!(" (plain commands, one a line: `ipclient map :::: {name}`)"),
+                false => String::new(),
+            };
             Err(Failure::usage(format!(
-                "{error}{more}; nothing was submitted"
+                "{error}{more}; nothing was submitted{hint}"
             )))
         }
     }
