@@ -245,10 +245,9 @@ pub(crate) struct EndArgs {
 /// A private cluster for one call.
 #[derive(Debug, Clone, Default, Args)]
 #[command(next_help_heading = "Private cluster")]
-#[group(id = "private")]
 pub(crate) struct LocalArgs {
     /// Start N local engines for this call alone, and stop them after it
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..), group = "private")]
     pub(crate) local: Option<u32>,
     /// Start engines on these hosts over SSH for this call alone: a:4,b:4, or a,b (then one a core)
     #[arg(
@@ -256,7 +255,7 @@ pub(crate) struct LocalArgs {
         long = "hosts",
         value_name = "HOST[:ENGINES]",
         value_delimiter = ',',
-        conflicts_with = "local"
+        group = "private"
     )]
     pub(crate) hosts: Vec<String>,
     /// An option for the private ipctl (may be repeated), e.g. --local-option=--scheme=lru
@@ -394,6 +393,17 @@ mod tests {
         let error = parse_words(&["ipclient", "run", "--local", "0"]).unwrap_err();
         let line = one_line(&error);
         assert!(!line.contains('\n') && line.contains("--local"), "{line}");
+        let option = "--local-option=--scheme=lru";
+        // Without a private cluster nobody would read it.
+        for (others, good) in [
+            (&[][..], false),
+            (&["--local=2"], true),
+            (&["--hosts=a,b"], true),
+            (&["--local=2", "--hosts=a"], false),
+        ] {
+            let words = [&["ipclient", "run", option], others].concat();
+            assert_eq!(parse_words(&words).is_ok(), good, "{others:?}");
+        }
     }
 
     /// A man page for each program and subcommand, with every option. With $IPBROKER_MAN_DIR they are kept there, which is

@@ -1,6 +1,7 @@
 //! The executor of shell jobs.
 
 use std::{
+    borrow::Cow,
     ffi::OsString,
     path::{Path, PathBuf},
     time::Instant,
@@ -214,21 +215,20 @@ impl<'a> Commands<'a> {
             .filter(|_| late.is_some() || cage.is_some());
         result.code = Some(ended.code);
         if command.capture > 0 {
-            let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+            // The bytes themselves go along where they are no text.
+            let captured = |bytes: &[u8]| match String::from_utf8_lossy(bytes) {
+                Cow::Borrowed(text) => (Some(text.to_owned()), None),
+                Cow::Owned(text) => (Some(text), Some(ByteBuf::from(bytes))),
+            };
             result.truncated = [&ended.stdout, &ended.stderr]
                 .iter()
                 .map(|kept| kept.total - kept.bytes.len() as u64)
                 .sum();
-            let raw = |bytes: &[u8]| {
-                (str::from_utf8(bytes).is_err()).then(|| ByteBuf::from(bytes.to_vec()))
-            };
             if command.out.is_none() {
-                result.stdout = Some(text(&ended.stdout.bytes));
-                result.stdout_bytes = raw(&ended.stdout.bytes);
+                (result.stdout, result.stdout_bytes) = captured(&ended.stdout.bytes);
             }
             if command.err.is_none() {
-                result.stderr = Some(text(&ended.stderr.bytes));
-                result.stderr_bytes = raw(&ended.stderr.bytes);
+                (result.stderr, result.stderr_bytes) = captured(&ended.stderr.bytes);
             }
         }
         if let Some(stop) = stop {

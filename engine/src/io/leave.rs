@@ -181,9 +181,6 @@ impl Server {
             );
             if self.links[seat].id.is_some() {
                 self.tell_hub(seat, message);
-            }
-            // One that was never registered has no number.
-            if self.links[seat].id.is_some() {
                 tracing::info!(engine = self.seats[seat].id(), "left");
             }
             self.links[seat].gone = true;
