@@ -166,6 +166,9 @@ pub(crate) struct JobArgs {
     /// An amount that a job needs of what `ipengine --resource` gives (may be repeated)
     #[arg(long = "resource", value_name = "NAME=AMOUNT", value_parser = resources::parse_request)]
     pub(crate) resources: Vec<(String, f64)>,
+    /// An alternative of what a job needs (may be repeated, in order of preference: the first that can be had is taken)
+    #[arg(long = "any", value_name = "NAME=AMOUNT,…", value_parser = alternative)]
+    pub(crate) alternatives: Vec<Request>,
     /// Directory of jobs that name none (`cd`), relative to this one; `...`: a new one for each
     #[arg(long, value_name = "DIR", visible_alias = "workdir")]
     pub(crate) wd: Option<String>,
@@ -208,20 +211,35 @@ impl JobArgs {
         // None of something is what a job has that does not name it.
         resources.retain(|_, units| *units > 0.0);
         placement.resources = resources;
+        if own.alternatives.is_empty() {
+            placement.alternatives.clone_from(&self.alternatives);
+        }
         placement
     }
 
-    /// The limits of a job that has `own` ones, and asks for `asked`.
-    pub(crate) fn limit(&self, own: Limit, asked: &Request) -> Limit {
-        let memory = self
-            .memory
-            .filter(|bytes| *bytes > 0.0 && !asked.contains_key(resources::MEMORY));
+    /// The limits of a job that has `own` ones, and asks for what `placement` says.
+    pub(crate) fn limit(&self, own: Limit, placement: &Placement) -> Limit {
+        let one = placement.alternatives.is_empty() && self.alternatives.is_empty();
+        let says = placement.resources.contains_key(resources::MEMORY);
+        let memory = self.memory.filter(|bytes| *bytes > 0.0 && one && !says);
         let memory = memory.map(|bytes| bytes as u64);
         Limit {
             time: own.time.or(self.time),
             memory: own.memory.into_iter().chain(memory).min(),
         }
     }
+}
+
+/// `gpus=1,cpus=2`
+fn alternative(text: &str) -> Result<Request, String> {
+    let mut request = Request::new();
+    for part in text.split(',') {
+        let (name, units) = resources::parse_request(part)?;
+        if request.insert(name.clone(), units).is_some() {
+            return Err(format!("{name} is there twice"));
+        }
+    }
+    Ok(request)
 }
 
 fn units(name: &str, text: &str) -> Result<f64, String> {

@@ -80,7 +80,7 @@ impl Options {
             }
         }
         command.capture = job.capture.unwrap_or_else(|| self.capture());
-        command.limit = self.jobs.limit(command.limit, &job.placement.resources);
+        command.limit = self.jobs.limit(command.limit, &job.placement);
         command
     }
 

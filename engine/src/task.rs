@@ -59,6 +59,8 @@ pub(crate) struct Wants {
     pub(crate) require: Option<Require>,
     /// What it has of the host's resources.
     pub(crate) granted: Grant,
+    /// Which of its alternatives that is, from 1, if it has several.
+    pub(crate) alternative: Option<u32>,
     /// Keys that a broadcast's reply repeats.
     pub(crate) is_broadcast: Option<bool>,
     pub(crate) is_coalescing: Option<bool>,

@@ -3,10 +3,10 @@
 use ipbroker_client::job::parse_size;
 use ipbroker_client::protocol::dependency::Dependency;
 use ipbroker_client::protocol::message::{Limit, Require, TaskRequest};
-use ipbroker_client::protocol::resources::{self, Request};
+use ipbroker_client::protocol::resources::{self as pools, Request};
 use pyo3::exceptions::{PyTypeError, PyValueError};
 use pyo3::prelude::*;
-use pyo3::types::{PyDict, PyString};
+use pyo3::types::{PyBool, PyDict, PyList, PyString};
 
 /// Reads a view's options. Python's layer has put ids for futures and uuids for engines already.
 pub(crate) fn read(options: &Bound<'_, PyDict>) -> PyResult<(TaskRequest, Limit)> {
@@ -26,7 +26,8 @@ pub(crate) fn read(options: &Bound<'_, PyDict>) -> PyResult<(TaskRequest, Limit)
             "targets" => request.targets = names(&value).map_err(wrong)?,
             "after" => request.after.ids = names(&value).map_err(wrong)?,
             "follow" => request.follow.ids = names(&value).map_err(wrong)?,
-            "any" => any = value.extract().map_err(wrong)?,
+            "any" if value.is_instance_of::<PyBool>() => any = value.extract()?,
+            "any" => request.any = alternatives(&value)?,
             "on" => on = value.extract().map_err(wrong)?,
             "timeout" => request.timeout = Some(value.extract().map_err(wrong)?),
             "retries" => request.retries = value.extract().map_err(wrong)?,
@@ -38,15 +39,8 @@ pub(crate) fn read(options: &Bound<'_, PyDict>) -> PyResult<(TaskRequest, Limit)
             "tags" => request.tags = names(&value).map_err(wrong)?,
             "priority" => request.priority = value.extract().map_err(wrong)?,
             "require" => request.require = require(&value).map_err(wrong)?,
-            "cpus" | "gpus" | "memory" => {
-                let text: String = value.str()?.extract()?;
-                resource(&mut request.resources, &key, &text)?;
-            }
-            "resources" => {
-                for (name, units) in value.cast::<PyDict>().map_err(|e| wrong(e.into()))? {
-                    let (name, text): (String, String) = (name.extract()?, units.str()?.extract()?);
-                    resource(&mut request.resources, &name, &text)?;
-                }
+            "cpus" | "gpus" | "memory" | "resources" => {
+                resources(&mut request.resources, &key, &value)?;
             }
             "limit" => limit = limits(&value).map_err(wrong)?,
             "detach" => request.detach = value.extract().map_err(wrong)?,
@@ -79,10 +73,55 @@ pub(crate) fn read(options: &Bound<'_, PyDict>) -> PyResult<(TaskRequest, Limit)
     Ok((request, limit))
 }
 
+/// Alternatives of what the engine's host must have free.
+fn alternatives(value: &Bound<'_, PyAny>) -> PyResult<Vec<Request>> {
+    let wrong = || {
+        PyTypeError::new_err(
+            "option any: must be True or False (whether one of after is enough), or a list of alternatives like [{\"gpus\": 1}, {\"cpus\": 16}]",
+        )
+    };
+    let mut all = Vec::new();
+    for alternative in value.cast::<PyList>().map_err(|_| wrong())? {
+        let mut request = Request::new();
+        for (key, value) in alternative.cast::<PyDict>().map_err(|_| wrong())? {
+            let key: String = key.extract()?;
+            if !["cpus", "gpus", "memory", "resources"].contains(&&*key) {
+                return Err(PyTypeError::new_err(format!(
+                    "option any: alternative {} has {key:?}: only cpus, gpus, memory and resources can differ",
+                    all.len() + 1
+                )));
+            }
+            resources(&mut request, &key, &value)?;
+        }
+        all.push(request);
+    }
+    if all.is_empty() {
+        return Err(PyValueError::new_err(
+            "option any: is a list without an alternative",
+        ));
+    }
+    Ok(all)
+}
+
+/// What the engine's host must have free: one of the names that are options, or those in `resources`.
+fn resources(request: &mut Request, key: &str, value: &Bound<'_, PyAny>) -> PyResult<()> {
+    if key != "resources" {
+        return resource(request, key, &value.str()?.extract::<String>()?);
+    }
+    let named = value.cast::<PyDict>().map_err(|error| {
+        PyTypeError::new_err(format!("option resources: {}", PyErr::from(error)))
+    })?;
+    for (name, units) in named {
+        let (name, text): (String, String) = (name.extract()?, units.str()?.extract()?);
+        resource(request, &name, &text)?;
+    }
+    Ok(())
+}
+
 /// An amount of what the engine's host must have free.
 fn resource(request: &mut Request, name: &str, text: &str) -> PyResult<()> {
-    let units = resources::parse_units(text).unwrap_or(f64::NAN);
-    resources::check(name, units).map_err(|must| {
+    let units = pools::parse_units(text).unwrap_or(f64::NAN);
+    pools::check(name, units).map_err(|must| {
         PyValueError::new_err(format!("option {name}: must be {must}, not {text}"))
     })?;
     request.insert(name.to_owned(), units);

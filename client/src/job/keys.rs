@@ -257,6 +257,38 @@ impl Keys<'_> {
         Ok(request)
     }
 
+    /// `any`: whether one dependency is enough, or alternatives of what the job needs of its host.
+    pub(super) fn any(&self) -> Result<(bool, Vec<Request>), LineError> {
+        const EXPECTED: &str = "true or false (whether one of \"after\" is enough), or a list of alternatives like [{\"gpus\": 1}, {\"cpus\": 16}]";
+        let key = "any";
+        let items = match self.get(key) {
+            None => return Ok((false, Vec::new())),
+            Some(Value::Bool(any)) => return Ok((*any, Vec::new())),
+            Some(Value::Array(items)) => items,
+            Some(other) => return Err(wrong(key, EXPECTED, other)),
+        };
+        if items.is_empty() {
+            return Err(LineError::value(key, "is a list without an alternative"));
+        }
+        let alternative = |(nth, item): (usize, &Value)| {
+            let problem = |what: String| {
+                LineError::value(key, format!("has an alternative {} {what}", nth + 1))
+            };
+            let Value::Object(object) = item else {
+                return Err(problem(format!("that is {}, not an object", kind(item))));
+            };
+            let differs = [CPUS, GPUS, MEMORY, "resources"];
+            if let Some(other) = object.keys().find(|key| !differs.contains(&key.as_str())) {
+                let only = "only cpus, gpus, memory and resources can differ";
+                return Err(problem(format!("with {other:?}: {only}")));
+            }
+            let request = Keys(object).resources();
+            request.map_err(|error| problem(format!("whose {error}")))
+        };
+        let all: Result<_, _> = items.iter().enumerate().map(alternative).collect();
+        Ok((false, all?))
+    }
+
     /// Seconds, or a duration like `90s`, `15m`, `2h`, `1d`.
     pub(super) fn duration(&self, key: &'static str) -> Result<Option<f64>, LineError> {
         const EXPECTED: &str =

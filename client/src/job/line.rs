@@ -53,6 +53,8 @@ pub struct Placement {
     pub on: Condition,
     /// What it needs of its host, by name: `cpus`, `gpus`, `memory` (bytes) and those of `--resource`.
     pub resources: Request,
+    /// Alternatives of that, in order of preference; what one of them does not name is as in `resources`.
+    pub alternatives: Vec<Request>,
 }
 
 impl Placement {
@@ -72,6 +74,7 @@ impl Placement {
             priority: self.priority.unwrap_or(0),
             require: self.require.clone(),
             resources: self.resources.clone(),
+            any: self.alternatives.clone(),
             ack: true,
             ..TaskRequest::default()
         }
@@ -301,6 +304,7 @@ fn from_object(object: &Map<String, Value>) -> Result<Job, LineError> {
         return Err(LineError::UnknownKey { key, meant });
     }
     let resources = keys.resources()?;
+    let (any, alternatives) = keys.any()?;
     let mut limit = keys.limit()?;
     if let Some(seconds) = keys.duration("time")? {
         if limit.time.is_some() {
@@ -309,8 +313,9 @@ fn from_object(object: &Map<String, Value>) -> Result<Job, LineError> {
         }
         limit.time = Some(seconds);
     }
-    if let Some(&bytes) = resources.get(MEMORY).filter(|bytes| **bytes > 0.0) {
-        // What was promised to others is kept.
+    // What was promised to others is kept; of alternatives the engine knows which it is.
+    let memory = resources.get(MEMORY).filter(|_| alternatives.is_empty());
+    if let Some(&bytes) = memory.filter(|bytes| **bytes > 0.0) {
         let bytes = bytes as u64;
         limit.memory = Some(limit.memory.map_or(bytes, |limit| limit.min(bytes)));
     }
@@ -350,9 +355,10 @@ fn from_object(object: &Map<String, Value>) -> Result<Job, LineError> {
             timeout: keys.seconds("timeout")?,
             after: keys.ids("after")?,
             follow: keys.ids("follow")?,
-            any: keys.boolean("any")?.unwrap_or(false),
+            any,
             on: keys.condition()?,
             resources,
+            alternatives,
         },
         ..Job::default()
     };
@@ -476,6 +482,40 @@ mod tests {
             own(r#"{"cmd": "x", "after": [], "result": {"code": 1}}"#),
             None
         );
+    }
+
+    #[test]
+    fn alternatives_of_a_job() {
+        let line = r#"{"cmd": "x", "memory": "1G", "any": [{"gpus": 1, "cpus": 2}, {"cpus": 16, "memory": "4G"}, {}]}"#;
+        let job = parse(line).unwrap();
+        let placement = &job.placement;
+        assert!(!placement.any);
+        let second = Request::from([
+            ("cpus".to_owned(), 16.0),
+            ("memory".to_owned(), f64::from(1 << 30) * 4.0),
+        ]);
+        assert_eq!(placement.alternatives.len(), 3);
+        assert_eq!(placement.alternatives[1], second);
+        assert_eq!(job.limit.memory, None);
+        for (any, says) in [
+            ("3", "\"any\" must be true or false"),
+            ("[]", "\"any\" is a list without an alternative"),
+            (
+                "[1]",
+                "has an alternative 1 that is a number, not an object",
+            ),
+            (
+                r#"[{}, {"any": []}]"#,
+                "has an alternative 2 with \"any\": only cpus, gpus",
+            ),
+            (
+                r#"[{"cpus": 0}]"#,
+                "has an alternative 1 whose \"cpus\" must be a number of cpus above 0",
+            ),
+        ] {
+            let text = error(&format!(r#"{{"cmd": "x", "any": {any}}}"#));
+            assert!(text.contains(says), "{any}: {text}");
+        }
     }
 
     #[test]

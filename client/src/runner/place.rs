@@ -7,7 +7,7 @@ use crossbeam_channel::Sender;
 use ipbroker_client::Client;
 use ipbroker_client::job::{Job, Placement};
 use ipbroker_client::protocol::message::EngineInfo;
-use ipbroker_client::protocol::resources::{self, Amount};
+use ipbroker_client::protocol::resources::{self, Amount, Request};
 
 use super::Options;
 use super::events::Event;
@@ -17,14 +17,17 @@ use crate::output::jobs_wait;
 /// What a job asks for and whom it concerns.
 type Wishes = BTreeMap<Wish, Vec<u64>>;
 
+/// Amounts by name.
+type Asked = Vec<(String, Amount)>;
+
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 enum Wish {
     /// One of these hosts.
     Hosts(Vec<String>),
     /// All of these tags.
     Tags(Vec<String>),
-    /// A host with all of this.
-    Resources(Vec<(String, Amount)>),
+    /// A host with all of one of these.
+    Resources(Vec<Asked>),
 }
 
 impl Wish {
@@ -39,9 +42,11 @@ impl Wish {
             Wish::Tags(tags) => tags.iter().all(|tag| engine.tags.contains(tag)),
             // On the pure path nobody knows; the controller will say that it has none.
             Wish::Resources(_) if engine.resources.is_empty() => true,
-            Wish::Resources(asked) => asked.iter().all(|(name, amount)| {
-                let total = engine.resources.get(name).map_or(0.0, |stock| stock.total);
-                resources::amount(total).is_some_and(|total| *amount <= total)
+            Wish::Resources(alternatives) => alternatives.iter().any(|asked| {
+                asked.iter().all(|(name, amount)| {
+                    let total = engine.resources.get(name).map_or(0.0, |stock| stock.total);
+                    resources::amount(total).is_some_and(|total| *amount <= total)
+                })
             }),
         }
     }
@@ -50,12 +55,16 @@ impl Wish {
         match self {
             Wish::Hosts(hosts) => format!("host {}", hosts.join(" or ")),
             Wish::Tags(tags) => format!("tag {}", tags.join(" and ")),
-            Wish::Resources(asked) => {
+            Wish::Resources(alternatives) => {
                 let words = |(name, amount): &(String, Amount)| {
                     format!("{} {name}", resources::words(name, *amount))
                 };
-                let parts: Vec<String> = asked.iter().map(words).collect();
-                format!("a host with {}", parts.join(" and "))
+                let all = |asked: &Asked| {
+                    let parts: Vec<String> = asked.iter().map(words).collect();
+                    parts.join(" and ")
+                };
+                let parts: Vec<String> = alternatives.iter().map(all).collect();
+                format!("a host with {}", parts.join(", or "))
             }
         }
     }
@@ -68,12 +77,20 @@ fn wishes(jobs: &[Job], options: &Options) -> Wishes {
             host,
             tags,
             resources,
+            alternatives,
             ..
         } = options.jobs.placement(&job.placement);
-        let asked: Vec<(String, Amount)> = resources
+        let amounts = |request: Request| -> Asked {
+            let amount = |(name, units)| Some((name, resources::amount(units)?));
+            request.into_iter().filter_map(amount).collect()
+        };
+        let mut asked: Vec<Asked> = alternatives
             .into_iter()
-            .filter_map(|(name, units)| Some((name, resources::amount(units)?)))
+            .map(|own| amounts(resources.clone().into_iter().chain(own).collect()))
             .collect();
+        if asked.is_empty() && !resources.is_empty() {
+            asked.push(amounts(resources));
+        }
         let asks = [
             (!host.is_empty()).then_some(Wish::Hosts(host)),
             (!tags.is_empty()).then_some(Wish::Tags(tags)),
@@ -235,9 +252,12 @@ mod tests {
             (Wish::Hosts(vec!["a".into(), "x".into()]), vec![1]),
             (Wish::Hosts(vec!["x".into()]), vec![2, 3, 4, 5, 6, 7]),
             (Wish::Tags(vec!["gpu".into(), "big".into()]), vec![9]),
-            (Wish::Resources(vec![("cpus".into(), 2000)]), vec![10]),
+            (Wish::Resources(vec![vec![("cpus".into(), 2000)]]), vec![10]),
             (
-                Wish::Resources(vec![("cpus".into(), 4000), ("gpus".into(), 1000)]),
+                Wish::Resources(vec![
+                    vec![("cpus".into(), 4000), ("gpus".into(), 1000)],
+                    vec![("cpus".into(), 16_000)],
+                ]),
                 vec![11],
             ),
         ]);
@@ -254,7 +274,7 @@ mod tests {
             [
                 "6 jobs wait for host x (lines 2, 3, 4, 5, 6, …): no engine has it; engines are on a.org, b",
                 "1 job waits for tag gpu and big (line 9): no engine has it; engines are on a.org, b",
-                "1 job waits for a host with 4 cpus and 1 gpus (line 11): no engine has it; engines are on a.org, b"
+                "1 job waits for a host with 4 cpus and 1 gpus, or 16 cpus (line 11): no engine has it; engines are on a.org, b"
             ]
         );
         assert_eq!(messages(&wishes, &[]).len(), 5);

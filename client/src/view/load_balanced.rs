@@ -7,7 +7,7 @@ use ipbroker_protocol::dependency::Dependency;
 use ipbroker_protocol::message::{
     Command, CommandResult, FunctionCall, Require, TaskRequest, types,
 };
-use ipbroker_protocol::resources::{CPUS, GPUS, MEMORY};
+use ipbroker_protocol::resources::{CPUS, GPUS, MEMORY, Request};
 use ipbroker_protocol::zmq::Message;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -165,6 +165,14 @@ impl LoadBalancedView {
     #[must_use]
     pub fn resource(mut self, name: &str, amount: f64) -> Self {
         self.options.resources.insert(name.to_owned(), amount);
+        self
+    }
+
+    /// Alternatives of what each task needs, in order of preference: it has the first that can be had. What one of them does
+    /// not name is as said by [`Self::cpus`] and the others.
+    #[must_use]
+    pub fn any(mut self, alternatives: impl IntoIterator<Item = Request>) -> Self {
+        self.options.any = alternatives.into_iter().collect();
         self
     }
 

@@ -477,13 +477,15 @@ impl Hub {
 }
 
 /// Metadata of a resubmitted task of ours that goes with it; the peer's hub keeps none.
-const KEPT: [&str; 16] = [
+const KEPT: [&str; 18] = [
     "hosts",
     "prefer",
     "prefer_wait",
     "tags",
     "require",
     "resources",
+    "any",
+    "nodes",
     "retries",
     "retry_delay",
     "max_crashes",

@@ -127,6 +127,63 @@ fn walk(graph: Graph, choices: &mut Choices) -> Result<(), String> {
     Err("it does not come to an end".to_owned())
 }
 
+/// What tasks of a small mix ask for: alternatives each.
+const DEMANDS: [&[&[(&str, u64)]]; 5] = [
+    &[],
+    &[&[("cpus", 3000)]],
+    &[&[("gpus", 2000)]],
+    &[&[("gpus", 1000)], &[("cpus", 2000)]],
+    &[&[("lic", 1000)], &[("gpus", 1000), ("lic", 500)], &[("cpus", 4000)]],
+];
+
+/// All ways in which a mix of tasks can go on two hosts.
+fn mix(demands: &[usize], choices: &mut Choices) -> Result<(), String> {
+    let mut world = World::new([0, 1, 0, 0]);
+    for host in ["h0", "h0", "h1"] {
+        world.join_host(host)?;
+    }
+    for &demand in demands {
+        world.submit_simple(None, None, 1, true, DEMANDS[demand])?;
+    }
+    let mut may_leave = true;
+    for _ in 0..40 {
+        let busy = world.busy();
+        if busy.is_empty() {
+            return Ok(());
+        }
+        let leaving = if may_leave { busy.len() } else { 0 };
+        let choice = choices.choose(busy.len() + leaving);
+        match choice.checked_sub(busy.len()) {
+            None => world.reply_first(busy[choice], Outcome::Ok)?,
+            Some(leave) => {
+                may_leave = false;
+                world.leave_simple(busy[leave], true)?;
+            }
+        }
+    }
+    Err("it does not come to an end".to_owned())
+}
+
+#[test]
+fn all_small_mixes() {
+    let count = DEMANDS.len();
+    let mut runs = 0u64;
+    for number in 0..count.pow(4) {
+        let demands: Vec<usize> = (0..4).map(|at| number / count.pow(at) % count).collect();
+        let mut choices = Choices::default();
+        loop {
+            if let Err(text) = mix(&demands, &mut choices) {
+                panic!("{demands:?}, choices {:?}: {text}", choices.taken);
+            }
+            runs += 1;
+            if !choices.next() {
+                break;
+            }
+        }
+    }
+    eprintln!("{runs} runs");
+}
+
 #[test]
 fn all_small_graphs() {
     let everything = std::env::var_os("IPBROKER_SCHEDULER_EXHAUSTIVE").is_some();

@@ -63,8 +63,8 @@ struct Task {
     targets: Vec<String>,
     hosts: Vec<String>,
     tags: Vec<String>,
-    /// What it asks of its host; empty: one cpu.
-    request: Request,
+    /// What it asks of its host: alternatives, in order of preference; none: one cpu.
+    requests: Vec<Request>,
     prefer: bool,
     after: Option<Dependency>,
     follow: Option<Dependency>,

@@ -37,13 +37,26 @@ fn amounts(request: &[(&str, u64)]) -> Request {
     request
 }
 
+/// It asks for one of several.
+fn ask_any(core: &mut Core, id: &str, requests: &[&[(&str, u64)]]) -> GroupKey {
+    let requests: Vec<Request> = requests.iter().map(|request| amounts(request)).collect();
+    let spec = GroupSpec {
+        msg_id: id,
+        client: b"me",
+        needs: core.needs(&["run"]),
+        requests: &requests,
+        ..GroupSpec::default()
+    };
+    core.submit(0, &spec).expect("a new id")
+}
+
 fn ask(core: &mut Core, id: &str, count: u32, request: &[(&str, u64)]) -> GroupKey {
     let spec = GroupSpec {
         msg_id: id,
         client: b"me",
         count,
         needs: core.needs(&["run"]),
-        request: &amounts(request),
+        requests: &[amounts(request)],
         ..GroupSpec::default()
     };
     core.submit(0, &spec).expect("a new id")
@@ -159,6 +172,82 @@ fn members_of_an_array_ask_each_for_itself() {
 }
 
 #[test]
+fn the_first_alternative_that_is_free_is_taken() {
+    let mut core = core();
+    let (rich, wide) = (host("rich", 2, &["a"]), host("wide", 8, &[]));
+    let gpu = join(&mut core, "e0", &rich);
+    join(&mut core, "e1", &rich);
+    let first_wide = join(&mut core, "e2", &wide);
+    join(&mut core, "e3", &wide);
+    let either: &[&[(&str, u64)]] = &[&[("gpus", 1000)], &[("cpus", 8000)]];
+    // The GPU, although the wide host's engines are as good for the scheme.
+    let one = ask_any(&mut core, "one", either);
+    let begun = given(&mut core);
+    assert_eq!((begun[0].0, &begun[0].2[..]), (one, &["a".to_owned()][..]));
+    // The next has to do with cpus, and the third waits for whichever comes first.
+    let two = ask_any(&mut core, "two", either);
+    let next = given(&mut core);
+    assert_eq!((next[0].0, next[0].1.slot() >= first_wide.slot()), (two, true));
+    let three = ask_any(&mut core, "three", either);
+    assert_eq!(given(&mut core), []);
+    let why = core.explain(0, "three").text;
+    assert!(
+        why.contains("1 cpu and 1 gpu, or 8 cpus free"),
+        "{why}"
+    );
+    let has = core.explain(0, "two").text;
+    assert!(has.contains("It has alternative 2: 8 cpus."), "{has}");
+    answer(&mut core, begun[0].1, one, 0);
+    let last = given(&mut core);
+    assert_eq!((last[0].0, &last[0].2[..]), (three, &["a".to_owned()][..]));
+    assert!([gpu, begun[0].1].contains(&last[0].1) || last[0].1.slot() < first_wide.slot());
+    // What none has is said of each.
+    ask_any(&mut core, "never", &[&[("gpus", 2000)], &[("cpus", 64_000)]]);
+    let why = core.explain(0, "never").text;
+    assert!(
+        why.contains("the most gpus that one has is 1; the most cpus that one has is 8"),
+        "{why}"
+    );
+}
+
+#[test]
+fn an_alternative_that_is_kept_is_not_waited_for_when_another_comes_free() {
+    let mut core = core();
+    let spec = host("h", 4, &["a"]);
+    for i in 0..4 {
+        join(&mut core, &format!("e{i}"), &spec);
+    }
+    let holder = ask(&mut core, "holder", 1, &[("gpus", 1000)]);
+    let gpu = given(&mut core)[0].1;
+    let mut busy: Vec<(GroupKey, EngineKey)> = Vec::new();
+    for i in 0..100 {
+        ask(&mut core, &format!("small{i}"), 1, &[]);
+        busy.extend(given(&mut core).into_iter().map(|(g, e, _)| (g, e)));
+    }
+    let spec = GroupSpec {
+        msg_id: "either",
+        client: b"me",
+        priority: 1,
+        needs: core.needs(&["run"]),
+        requests: &[amounts(&[("cpus", 4000)]), amounts(&[("gpus", 1000)])],
+        ..GroupSpec::default()
+    };
+    let either = core.submit(0, &spec).expect("a new id");
+    while core.hosts()[0].kept.is_none() {
+        let (group, engine) = busy.remove(0);
+        answer(&mut core, engine, group, 0);
+        busy.extend(given(&mut core).into_iter().map(|(g, e, _)| (g, e)));
+    }
+    answer(&mut core, gpu, holder, 0);
+    let now = given(&mut core);
+    assert!(
+        now.iter().any(|(group, _, names)| (*group, &names[..]) == (either, &["a".to_owned()][..])),
+        "{now:?}"
+    );
+    assert!(core.hosts()[0].kept.is_none());
+}
+
+#[test]
 fn what_is_held_stays_held_when_a_pool_shrinks() {
     let mut core = core();
     let (small, large) = (host("h", 2, &["a"]), host("h", 4, &["a", "b"]));
@@ -200,12 +289,12 @@ fn holdings_come_back_after_a_restart() {
     core.restore_seat("e0", "h", Some(grant("b")));
     core.restore_seat("e1", "h", None);
     let needs = core.needs(&["run"]);
-    let request = amounts(&[("gpus", 1000)]);
+    let requests = [amounts(&[("gpus", 1000)])];
     let spec = GroupSpec {
         msg_id: "old",
         client: b"me",
         needs,
-        request: &request,
+        requests: &requests,
         ..GroupSpec::default()
     };
     let old = core.restore(0, &spec, 1, &[], &[("e0", 0, 1)]).unwrap();
@@ -250,12 +339,12 @@ fn explanations_say_what_is_lacking() {
         "{text}"
     );
     let needs = core.needs(&["run"]);
-    let request = amounts(&[("gpus", 2000)]);
+    let requests = [amounts(&[("gpus", 2000)])];
     let spec = GroupSpec {
         msg_id: "now",
         client: b"me",
         needs,
-        request: &request,
+        requests: &requests,
         no_wait: true,
         ..GroupSpec::default()
     };
@@ -369,7 +458,7 @@ fn the_makespan_of_a_mix_is_near_the_best_of_many() {
             client: b"me",
             count: 1,
             needs: core.needs(&["run"]),
-            request,
+            requests: std::slice::from_ref(request),
             ..GroupSpec::default()
         };
         keys.insert(core.submit(0, &spec).expect("a new id"), at);

@@ -310,7 +310,8 @@ impl<'a> Commands<'a> {
                 Some(self.seat.id().to_string().into()),
             ),
         ];
-        env.extend(granted::variables(&self.task.wants.granted));
+        let wants = &self.task.wants;
+        env.extend(granted::variables(&wants.granted, wants.alternative));
         if let Some(scratch) = &place.scratch {
             env.push(("IPBROKER_SCRATCH".into(), Some(scratch.path().into())));
         }

@@ -5,10 +5,25 @@ use std::ffi::OsString;
 use ipbroker_protocol::resources::{self, CPUS, GPUS, Grant, Granted, MEMORY};
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 
-/// Variables for a job: `None` removes one.
-pub(super) fn variables(grant: &Grant) -> Vec<(OsString, Option<OsString>)> {
+/// By which programs know their GPUs.
+const VISIBLE: [&str; 2] = ["CUDA_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES"];
+
+/// Variables for a job: `None` removes one. `alternative`: which of several it has, from 1.
+pub(super) fn variables(
+    grant: &Grant,
+    alternative: Option<u32>,
+) -> Vec<(OsString, Option<OsString>)> {
     let mut env: Vec<(OsString, Option<OsString>)> = Vec::new();
     let mut set = |name: String, value: String| env.push((name.into(), Some(value.into())));
+    if let Some(alternative) = alternative {
+        set("IPBROKER_ALTERNATIVE".into(), alternative.to_string());
+        // A program that asks whether there are GPUs is not to find those of others.
+        if !grant.contains_key(GPUS) {
+            for variable in VISIBLE {
+                set(variable.into(), String::new());
+            }
+        }
+    }
     for (name, granted) in grant {
         set(resources::variable(name), value(granted));
         match name.as_str() {
@@ -18,7 +33,7 @@ pub(super) fn variables(grant: &Grant) -> Vec<(OsString, Option<OsString>)> {
                 (granted.amount.floor().max(1.0) as u64).to_string(),
             ),
             GPUS => {
-                for variable in ["CUDA_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES"] {
+                for variable in VISIBLE {
                     set(variable.into(), value(granted));
                 }
             }
@@ -92,18 +107,16 @@ mod tests {
             ("lic-a".to_owned(), granted(0.5, &[])),
             ("memory".to_owned(), granted(1024.0, &[])),
         ]);
-        let variables: Vec<String> = variables(&grant)
-            .into_iter()
-            .map(|(name, value)| {
-                format!(
-                    "{}={}",
-                    name.to_string_lossy(),
-                    value.unwrap_or_default().to_string_lossy()
-                )
-            })
-            .collect();
+        let told = |grant: &Grant, alternative| -> Vec<String> {
+            let text = |(name, value): (OsString, Option<OsString>)| {
+                let value = value.unwrap_or_default();
+                format!("{}={}", name.to_string_lossy(), value.to_string_lossy())
+            };
+            let variables = variables(grant, alternative);
+            variables.into_iter().map(text).collect()
+        };
         assert_eq!(
-            variables,
+            told(&grant, None),
             [
                 "IPBROKER_CPUS=0,3",
                 "OMP_NUM_THREADS=2",
@@ -112,6 +125,17 @@ mod tests {
                 "ROCR_VISIBLE_DEVICES=1",
                 "IPBROKER_RESOURCE_LIC_A=0.5",
                 "IPBROKER_MEMORY=1024",
+            ]
+        );
+        assert!(told(&grant, Some(1)).contains(&"CUDA_VISIBLE_DEVICES=1".to_owned()));
+        // Without a GPU of its own it sees none.
+        let cpus = Grant::from([("cpus".to_owned(), granted(2.0, &[]))]);
+        assert_eq!(
+            told(&cpus, Some(2))[..3],
+            [
+                "IPBROKER_ALTERNATIVE=2",
+                "CUDA_VISIBLE_DEVICES=",
+                "ROCR_VISIBLE_DEVICES="
             ]
         );
     }

@@ -47,6 +47,10 @@ pub struct TaskMetadata {
     pub priority: Option<i32>,
     /// What it needs of its host, by name; one cpu if it says nothing.
     pub resources: Option<Request>,
+    /// Alternatives of that, in order of preference; what one of them does not name is as in `resources`.
+    pub any: Option<Vec<Request>>,
+    /// So many whole hosts, which it holds while it runs.
+    pub nodes: Option<u32>,
     /// It names what its engine must have; the engine checks, and reports an unmet dependency.
     pub require: Option<serde::de::IgnoredAny>,
     /// It outlives its client.
@@ -109,6 +113,12 @@ pub struct TaskRequest {
     /// What it needs of its host, by name.
     #[serde(skip_serializing_if = "Request::is_empty")]
     pub resources: Request,
+    /// Alternatives of that, in order of preference; what one of them does not name is as in `resources`.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub any: Vec<Request>,
+    /// So many whole hosts.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub nodes: u32,
     /// What the engine checks before the start.
     #[serde(skip_serializing_if = "Require::is_empty")]
     pub require: Require,

@@ -485,8 +485,13 @@ impl Core {
     }
 
     /// The task that the engine is given next has these of its host.
-    pub(super) fn take_resources(&mut self, slot: u32, class: u32) -> Option<Box<Grant>> {
-        let request = self.constraints(class).request.clone()?;
+    pub(super) fn take_resources(&mut self, slot: u32, class: u32) -> (Box<Grant>, u32) {
+        let host = self.hosts.of(&self.engines[slot as usize]);
+        let admitted = |request: &Arc<Request>| host.is_some_and(|host| host.admits(request));
+        let found = self.requests(class).position(admitted);
+        debug_assert!(found.is_some(), "it is given out where it fits");
+        let nth = found.unwrap_or(0);
+        let request = self.requests(class).nth(nth).cloned().unwrap_or_default();
         let engine = &mut self.engines[slot as usize];
         debug_assert!(engine.load == 0 && engine.grant.is_none());
         let host = &mut self.hosts.slab[engine.host as usize];
@@ -494,7 +499,7 @@ impl Core {
         host.held += 1;
         engine.newcomer = host.newcomer(&request, true);
         engine.grant = Some(grant.clone());
-        Some(Box::new((*grant).clone()))
+        (Box::new((*grant).clone()), nth as u32)
     }
 
     /// The task that an engine held before a restart has this of its host, which is known by now.
@@ -573,8 +578,7 @@ impl Core {
         }
         let entry = &self.hosts.slab[host as usize];
         if let Some(kept) = &entry.reservation
-            && self.engines[kept.engine as usize].load == 0
-            && entry.fits(&kept.request)
+            && self.is_kept_complete(kept.engine)
         {
             self.hungry.push_back(kept.engine);
         }
@@ -595,9 +599,10 @@ impl Core {
             for slot in engines {
                 self.enter_pool(pool, slot);
             }
-            let classes = &self.pools.pools[pool as usize].classes;
+            let pool = &self.pools.pools[pool as usize];
             let waiting = |c: &&u32| self.pools.classes[**c as usize].queue.len > 0;
-            self.fresh.extend(classes.iter().filter(waiting));
+            let classes = pool.classes.iter().chain(&pool.alternative_of);
+            self.fresh.extend(classes.filter(waiting));
         }
     }
 
@@ -612,6 +617,18 @@ impl Core {
                 }
             }
         }
+    }
+
+    /// Whether the engine's host has one of the alternatives of a class now.
+    pub(super) fn has_any_now(&mut self, class: u32, slot: u32) -> bool {
+        let mut nth = 0;
+        while let Some(pool) = self.alternative(class, nth) {
+            if self.has_now(pool, slot) {
+                return true;
+            }
+            nth += 1;
+        }
+        false
     }
 
     /// Whether the host of an engine that was proposed for a pool has what its tasks ask for. If not, none of the host's
@@ -639,11 +656,13 @@ impl Core {
 
     /// Keeps the engine, and what the class asks for, until it gets it.
     pub(super) fn reserve(&mut self, slot: u32, class: u32) {
-        let request = match &self.constraints(class).request {
+        let host = self.engines[slot as usize].host;
+        let could =
+            |request: &&Arc<Request>| self.hosts.get(host).is_some_and(|h| h.could(request));
+        let request = match self.requests(class).find(could) {
             Some(request) => request.clone(),
             None => Arc::new(plain_request()),
         };
-        let host = self.engines[slot as usize].host;
         self.uses += 1;
         self.hosts.slab[host as usize].reservation = Some(Reservation {
             serial: self.uses,
@@ -699,20 +718,19 @@ impl Core {
                 .hosts
                 .of(engine)
                 .is_some_and(|host| match &host.reservation {
-                    Some(kept) => host.fits(&kept.request),
+                    Some(kept) => {
+                        host.fits(&kept.request)
+                            || self.requests(kept.class).any(|other| host.fits(other))
+                    }
                     None => false,
                 })
     }
 
-    /// The cpus that a task of this class takes.
-    pub(super) fn cpus_of(&self, class: u32) -> Amount {
-        match &self.constraints(class).request {
-            None => PLAIN,
-            Some(request) => request
-                .iter()
-                .find(|(name, _)| **name == *CPUS)
-                .map_or(PLAIN, |(_, amount)| *amount),
-        }
+    /// The cpus that the engine's task takes.
+    pub(super) fn cpus_of(&self, slot: u32) -> Amount {
+        let grant = self.engines[slot as usize].grant.as_deref();
+        let cpus = grant.and_then(|grant| grant.iter().find(|one| *one.name == *CPUS));
+        cpus.map_or(PLAIN, |cpus| cpus.amount)
     }
 
     /// Something that comes first in turn was passed over on this engine. True if the engine is to be kept for it.
@@ -740,8 +758,14 @@ impl Core {
         self.engines[slot as usize].closed = closed;
     }
 
-    /// What the host has, in words, of what a request asks for and there is too little of.
-    pub(super) fn lacks(&self, slot: u32, request: &Request) -> Option<String> {
+    /// What the host has, in words, of what tasks of a class ask for and there is too little of.
+    pub(super) fn lacks(&self, slot: u32, class: u32) -> Option<String> {
+        let requests = self.requests(class);
+        let texts: Option<Vec<String>> = requests.map(|r| self.lacks_of(slot, r)).collect();
+        texts.filter(|t| !t.is_empty()).map(|t| t.join("; "))
+    }
+
+    fn lacks_of(&self, slot: u32, request: &Request) -> Option<String> {
         let host = self.hosts.of(&self.engines[slot as usize])?;
         for (name, amount) in request {
             let (total, used) = (host.total(name), host.used(name));

@@ -82,7 +82,7 @@ pub(super) struct Pick {
 type TurnKey = (u64, u32, Reverse<i32>, u64, u32);
 
 /// Beyond this many classes with waiting tasks for one engine, the order between classes is only a rotation.
-const CLASSES_SEEN: usize = 64;
+pub(super) const CLASSES_SEEN: usize = 64;
 
 impl Core {
     fn lane_of(&mut self, class: u32, client: u32) -> u32 {
@@ -265,9 +265,8 @@ impl Core {
             if entry.queue.len == 0 {
                 continue;
             }
-            let (pool, asks) = (entry.pool, entry.asks);
-            let takes = if asks {
-                idle && self.has_now(pool, slot)
+            let takes = if entry.asks {
+                idle && self.has_any_now(class, slot)
             } else {
                 any || (retry && self.constraints(class).retryable)
             };
@@ -341,9 +340,9 @@ impl Core {
         let Some(host) = self.hosts.of(engine) else {
             return false;
         };
-        match &self.constraints(class).request {
-            Some(request) => host.could(request),
-            None => engine.idle() && !host.open,
+        match self.pools.classes[class as usize].asks {
+            true => self.requests(class).any(|request| host.could(request)),
+            false => engine.idle() && !host.open,
         }
     }
 

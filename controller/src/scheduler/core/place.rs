@@ -6,7 +6,7 @@ use super::clients::Bucket;
 use super::graph::Ended;
 use super::group::{Array, EST_UNIT, FIRST, Flight, Stage};
 use super::id::NONE;
-use super::lanes::Pick;
+use super::lanes::{CLASSES_SEEN, Pick};
 use super::types::{Action, Grant, Nanos};
 
 impl Core {
@@ -62,27 +62,31 @@ impl Core {
 
     /// Dispatches what is next for an engine with room, to the engine that the scheme prefers for it. If that is
     /// another one, what is next for that one goes there.
-    fn dispatch_pick(&mut self, now: Nanos, slot: u32, pick: Pick) {
-        let kept = self.engines[slot as usize].kept_for != NONE;
-        match self.choose(pick.class, None) {
-            Some(target) if target != slot && !kept => {
-                match self.pick(target) {
-                    Some(pick) => self.dispatch_turn(now, target, pick),
-                    // It is kept for something now: the caller looks again.
-                    None if self.engines[target as usize].kept_for != NONE => {}
-                    None => self.dispatch_turn(now, target, pick),
-                }
+    fn dispatch_pick(&mut self, now: Nanos, mut slot: u32, mut pick: Pick) {
+        // What is next elsewhere comes earlier in turn each time, so that this ends; beyond so many classes turns are rough.
+        for _ in 0..CLASSES_SEEN {
+            if self.engines[slot as usize].kept_for != NONE {
+                break;
             }
-            _ => self.dispatch_turn(now, slot, pick),
-        }
-    }
-
-    fn dispatch_turn(&mut self, now: Nanos, slot: u32, pick: Pick) {
-        if pick.overtakes != NONE {
-            let cpus = self.cpus_of(pick.class);
-            self.pools.classes[pick.overtakes as usize].overtaken += cpus;
+            let Some(target) = self.choose(pick.class, None).filter(|&t| t != slot) else {
+                break;
+            };
+            let next = self.pick(target);
+            if next.is_none() && self.engines[target as usize].kept_for != NONE {
+                // It is kept for something now: the caller looks again.
+                return;
+            }
+            let same = next.is_none_or(|next| next.group == pick.group);
+            (slot, pick) = (target, next.unwrap_or(pick));
+            if same {
+                break;
+            }
         }
         self.dispatch(now, pick.group, slot);
+        if pick.overtakes != NONE {
+            let cpus = self.cpus_of(slot);
+            self.pools.classes[pick.overtakes as usize].overtaken += cpus;
+        }
     }
 
     /// A group enters the queue of its class.
@@ -128,7 +132,7 @@ impl Core {
         }
         let class = self.groups[index].class;
         let needs = self.constraints(class).needs;
-        let grant = self.grant(slot, class);
+        let (grant, alternative) = self.grant(slot, class);
         let client = self.groups[index].client;
         let estimate = match self.groups[index].parent() {
             Some(parent) => self.groups[parent].array().and_then(|a| a.estimate.get()),
@@ -161,20 +165,23 @@ impl Core {
             engine: self.engines[slot as usize].key(),
             attempt,
             grant,
+            alternative,
         });
     }
 
-    /// What a task of the class that is given to the engine now has of its host. Nothing is kept for the class any more.
-    fn grant(&mut self, slot: u32, class: u32) -> Option<Box<Grant>> {
+    /// What a task of the class that is given to the engine now has of its host, and which alternative that is. Nothing is
+    /// kept for the class any more.
+    fn grant(&mut self, slot: u32, class: u32) -> (Option<Box<Grant>>, Option<u32>) {
         let entry = &self.pools.classes[class as usize];
         if entry.kept_on != NONE || entry.overtaken > 0 {
             self.unreserve(class);
         }
-        if self.pools.classes[class as usize].asks {
-            self.take_resources(slot, class)
-        } else {
-            None
+        if !self.pools.classes[class as usize].asks {
+            return (None, None);
         }
+        let (grant, nth) = self.take_resources(slot, class);
+        let alternative = self.has_alternatives(class).then_some(nth);
+        (Some(grant), alternative)
     }
 
     fn dispatch_chunk(&mut self, now: Nanos, index: u32, slot: u32) {
@@ -196,7 +203,7 @@ impl Core {
             return;
         };
         let empty = array.waiting.is_empty();
-        let grant = self.grant(slot, class);
+        let (grant, alternative) = self.grant(slot, class);
         let est = to_units(estimate);
         let members = hi - lo;
         let share = bytes / u64::from(count) * u64::from(members);
@@ -234,6 +241,7 @@ impl Core {
             engine: self.engines[slot as usize].key(),
             attempt,
             grant,
+            alternative,
         });
     }
 

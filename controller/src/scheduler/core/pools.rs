@@ -103,11 +103,15 @@ pub(super) struct Pool {
     /// Those with room, as the scheme keeps them; small sets of explicit targets go without.
     index: Option<Box<dyn Index>>,
     pub classes: Vec<u32>,
+    /// Classes of which it is an alternative other than the first.
+    pub alternative_of: Vec<u32>,
 }
 
 /// A pool without the engines that refused.
 pub(super) struct Class {
     pub pool: u32,
+    /// Its alternatives after that, in order of preference: pools that ask something else of the host.
+    others: Box<[u32]>,
     pub refused: Box<[EngineKey]>,
     /// Its tasks ask for resources.
     pub asks: bool,
@@ -124,13 +128,16 @@ pub(super) struct Class {
     pub blocked_tail: u32,
 }
 
+/// What tells classes apart: the pool, its alternatives, who refused.
+type ClassParts = (u32, Box<[u32]>, Box<[EngineKey]>);
+
 /// All pools and classes.
 #[derive(Default)]
 pub(super) struct Pools {
     pub pools: slab::Slab<Pool>,
     pub classes: slab::Slab<Class>,
     by_key: HashMap<TaskId, u32, FixedState>,
-    by_refused: HashMap<(u32, Box<[EngineKey]>), u32, FixedState>,
+    by_parts: HashMap<ClassParts, u32, FixedState>,
     /// Unused classes, oldest first, and how many engine entries they cost.
     unused: VecDeque<u32>,
     unused_weight: usize,
@@ -151,6 +158,27 @@ impl Core {
         &self.pools.pools[self.pools.classes[class as usize].pool as usize].engines
     }
 
+    /// The pool of the n-th alternative of a class, from 0 in order of preference.
+    pub(super) fn alternative(&self, class: u32, nth: usize) -> Option<u32> {
+        let entry = &self.pools.classes[class as usize];
+        match nth.checked_sub(1) {
+            None => Some(entry.pool),
+            Some(nth) => entry.others.get(nth).copied(),
+        }
+    }
+
+    /// What tasks of a class ask of their host: alternatives, in order of preference; none: they are plain.
+    pub(super) fn requests(&self, class: u32) -> impl Iterator<Item = &Arc<Request>> {
+        (0..)
+            .map_while(move |nth| self.alternative(class, nth))
+            .filter_map(|pool| self.pools.pools[pool as usize].constraints.request.as_ref())
+    }
+
+    /// Its tasks may have one of several things.
+    pub(super) fn has_alternatives(&self, class: u32) -> bool {
+        !self.pools.classes[class as usize].others.is_empty()
+    }
+
     /// The class of tasks that need only capabilities.
     pub(super) fn plain_class(&mut self, needs: u64, retryable: bool) -> u32 {
         if let Some((n, r, class)) = self.pools.last_plain
@@ -165,20 +193,32 @@ impl Core {
                 ..Constraints::default()
             },
             &[],
+            &[],
         );
         self.pools.last_plain = Some((needs, retryable, class));
         class
     }
 
-    /// The class of these constraints without these engines.
-    pub(super) fn class(&mut self, constraints: Constraints, refused: &[EngineKey]) -> u32 {
-        let key = constraints.hash(&self.hasher);
-        let pool = match self.pools.by_key.get(&key) {
-            Some(&pool) => pool,
-            None => self.make_pool(key, constraints),
-        };
-        let entry = (pool, Box::<[EngineKey]>::from(refused));
-        if let Some(&class) = self.pools.by_refused.get(&entry) {
+    /// The class of these constraints, or of the same with another request, without these engines.
+    pub(super) fn class(
+        &mut self,
+        constraints: Constraints,
+        others: &[Arc<Request>],
+        refused: &[EngineKey],
+    ) -> u32 {
+        let others: Box<[u32]> = others
+            .iter()
+            .map(|request| {
+                let request = Some(request.clone());
+                self.pool(Constraints {
+                    request,
+                    ..constraints.clone()
+                })
+            })
+            .collect();
+        let pool = self.pool(constraints);
+        let parts = (pool, others, Box::<[EngineKey]>::from(refused));
+        if let Some(&class) = self.pools.by_parts.get(&parts) {
             return class;
         }
         let asks = self.pools.pools[pool as usize]
@@ -187,17 +227,21 @@ impl Core {
             .is_some();
         let class = self.pools.classes.insert(Class {
             pool,
+            others: parts.1.clone(),
             asks,
             kept_on: super::id::NONE,
             overtaken: 0,
-            refused: entry.1.clone(),
+            refused: parts.2.clone(),
             refs: 0,
             cached: false,
             queue: ClassQueue::default(),
             blocked_head: super::id::NONE,
             blocked_tail: super::id::NONE,
         }) as u32;
-        self.pools.by_refused.insert(entry, class);
+        for &other in &parts.1 {
+            self.pools.pools[other as usize].alternative_of.push(class);
+        }
+        self.pools.by_parts.insert(parts, class);
         let pool = &mut self.pools.pools[pool as usize];
         pool.classes.push(class);
         for &slot in &pool.engines {
@@ -208,6 +252,14 @@ impl Core {
         }
         self.cache(class);
         class
+    }
+
+    fn pool(&mut self, constraints: Constraints) -> u32 {
+        let key = constraints.hash(&self.hasher);
+        match self.pools.by_key.get(&key) {
+            Some(&pool) => pool,
+            None => self.make_pool(key, constraints),
+        }
     }
 
     fn make_pool(&mut self, key: TaskId, constraints: Constraints) -> u32 {
@@ -237,6 +289,7 @@ impl Core {
             engines: Vec::new(),
             index: indexed.then(|| self.scheme.index()),
             classes: Vec::new(),
+            alternative_of: Vec::new(),
         }) as u32;
         self.pools.by_key.insert(key, pool);
         for slot in engines {
@@ -349,21 +402,23 @@ impl Core {
         any || retry
     }
 
-    /// The engine that the scheme chooses for a task of this class.
+    /// The engine that the scheme chooses for a task of this class, of those that have the first alternative that any has.
     pub(super) fn choose(&mut self, class: u32, besides: Option<EngineKey>) -> Option<u32> {
-        let entry = &self.pools.classes[class as usize];
-        let (pool, asks) = (entry.pool, entry.asks);
+        let asks = self.pools.classes[class as usize].asks;
+        let mut nth = 0;
         loop {
-            let slot = self.propose(class, besides)?;
-            if !asks || self.has_now(pool, slot) {
-                return Some(slot);
+            let pool = self.alternative(class, nth)?;
+            while let Some(slot) = self.propose(class, pool, besides) {
+                if !asks || self.has_now(pool, slot) {
+                    return Some(slot);
+                }
             }
+            nth += 1;
         }
     }
 
-    fn propose(&mut self, class: u32, besides: Option<EngineKey>) -> Option<u32> {
+    fn propose(&mut self, class: u32, pool_index: u32, besides: Option<EngineKey>) -> Option<u32> {
         let class = &self.pools.classes[class as usize];
-        let pool_index = class.pool;
         let pool = &mut self.pools.pools[pool_index as usize];
         let widened: Vec<EngineKey>;
         let refused = match besides {
@@ -423,7 +478,8 @@ impl Core {
         }
         refused.sort_unstable();
         let constraints = self.constraints(class).clone();
-        self.class(constraints, &refused)
+        let others: Vec<_> = self.requests(class).skip(1).cloned().collect();
+        self.class(constraints, &others, &refused)
     }
 
     /// The class that differs in its constraints only.
@@ -438,7 +494,8 @@ impl Core {
             return class;
         }
         let refused = self.pools.classes[class as usize].refused.clone();
-        self.class(constraints, &refused)
+        let others: Vec<_> = self.requests(class).skip(1).cloned().collect();
+        self.class(constraints, &others, &refused)
     }
 
     pub(super) fn hold_class(&mut self, class: u32) {
@@ -488,28 +545,38 @@ impl Core {
                 self.engines[slot as usize].classes.retain(|&c| c != class);
             }
             pool.classes.retain(|&c| c != class);
-            let unused_pool = pool.classes.is_empty();
             let entry = self.pools.classes.remove(class as usize);
             self.free_lanes_of(&entry);
-            self.pools.by_refused.remove(&(pool_index, entry.refused));
             if self.pools.last_plain.is_some_and(|(_, _, c)| c == class) {
                 self.pools.last_plain = None;
             }
-            if unused_pool {
-                let pool = self.pools.pools.remove(pool_index as usize);
-                self.hosts.forget_pool(pool_index);
-                self.pools.by_key.remove(&pool.key);
-                if pool.index.is_some() {
-                    for slot in pool.engines {
-                        self.engines[slot as usize]
-                            .pools
-                            .retain(|&p| p != pool_index);
-                    }
-                }
+            self.drop_unused_pool(pool_index);
+            for &other in &entry.others {
+                let pool = &mut self.pools.pools[other as usize];
+                pool.alternative_of.retain(|&c| c != class);
+                self.drop_unused_pool(other);
             }
+            let parts = (pool_index, entry.others, entry.refused);
+            self.pools.by_parts.remove(&parts);
         }
         if self.pools.unused.len() <= 1 {
             self.pools.unused_weight = 0;
+        }
+    }
+
+    fn drop_unused_pool(&mut self, index: u32) {
+        let used = |pool: &Pool| !pool.classes.is_empty() || !pool.alternative_of.is_empty();
+        // A class may have the same alternative twice.
+        if self.pools.pools.get(index as usize).is_none_or(used) {
+            return;
+        }
+        let pool = self.pools.pools.remove(index as usize);
+        self.hosts.forget_pool(index);
+        self.pools.by_key.remove(&pool.key);
+        if pool.index.is_some() {
+            for slot in pool.engines {
+                self.engines[slot as usize].pools.retain(|&p| p != index);
+            }
         }
     }
 }

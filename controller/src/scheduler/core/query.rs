@@ -326,8 +326,9 @@ impl Core {
                     {
                         let engine = self.engines[flight.engine as usize].describe();
                         return plain(format!(
-                            "{engine} has had it for {}.",
-                            seconds(now, flight.since)
+                            "{engine} has had it for {}.{}",
+                            seconds(now, flight.since),
+                            self.alternative_words(group.class, flight.engine)
                         ));
                     }
                 }
@@ -344,6 +345,7 @@ impl Core {
                 );
             } else if engine.head == subject || engine.load == 1 {
                 text += &format!("{what} has had it for {}.", seconds(now, group.since));
+                text += &self.alternative_words(group.class, group.engine);
             } else {
                 text += &format!("{what} has it, after other tasks that it was given before.");
             }
@@ -398,9 +400,7 @@ impl Core {
             );
         }
         let entry = &self.pools.classes[class as usize];
-        if let Some(request) = &self.constraints(class).request
-            && let Some(text) = self.nowhere_enough(class, request)
-        {
+        if let Some(text) = self.nowhere_enough(class) {
             return text;
         }
         if let Some(host) = self.hosts.get(entry.kept_on)
@@ -446,10 +446,10 @@ impl Core {
             1 => "; 1 other waits for the same".to_owned(),
             _ => format!("; {ahead} others wait for the same"),
         };
-        if let Some(request) = &self.constraints(class).request {
+        if entry.asks {
             return format!(
                 "It waits for an engine on a host with {} free{others}.",
-                request_words(request)
+                self.asked_words(class)
             );
         }
         match able {
@@ -532,11 +532,7 @@ impl Core {
                 "is not preferred".to_owned()
             } else if engine.leaving {
                 "is leaving".to_owned()
-            } else if let Some(text) = constraints
-                .request
-                .as_ref()
-                .and_then(|r| self.lacks(slot, r))
-            {
+            } else if let Some(text) = self.lacks(slot, class) {
                 text
             } else if constraints.request.is_some() && engine.load > 0 {
                 engine.busy_with()
@@ -571,9 +567,7 @@ impl Core {
     /// That no registered engine has what the class asks.
     pub(super) fn nowhere(&self, class: u32) -> String {
         let constraints = self.constraints(class);
-        if let Some(request) = &constraints.request
-            && let Some(text) = self.nowhere_enough(class, request)
-        {
+        if let Some(text) = self.nowhere_enough(class) {
             return text;
         }
         let mut asks = Vec::new();
@@ -597,8 +591,8 @@ impl Core {
         if !constraints.tags.is_empty() {
             asks.push(format!("has the tags {}", constraints.tags.join(", ")));
         }
-        if let Some(request) = &constraints.request {
-            asks.push(format!("has {}", request_words(request)));
+        if constraints.request.is_some() {
+            asks.push(format!("has {}", self.asked_words(class)));
         }
         match asks.is_empty() {
             true => "No engine is registered that may take it.".to_owned(),
@@ -608,15 +602,29 @@ impl Core {
 
     /// No registered engine could ever take tasks of the class, whatever becomes free.
     pub(super) fn is_nowhere(&self, class: u32) -> bool {
-        let request = self.constraints(class).request.as_ref();
-        self.pool_engines(class).is_empty()
-            || request.is_some_and(|request| self.nowhere_enough(class, request).is_some())
+        self.pool_engines(class).is_empty() || self.nowhere_enough(class).is_some()
     }
 
     /// That the hosts of all engines that may take tasks of the class have less in all than these ask for.
-    pub(super) fn nowhere_enough(&self, class: u32, request: &Request) -> Option<String> {
-        let mut most: Vec<Amount> = vec![0; request.len()];
+    fn nowhere_enough(&self, class: u32) -> Option<String> {
         let slots = self.pool_engines(class);
+        if slots.is_empty() || self.constraints(class).request.is_none() {
+            return None;
+        }
+        let lacking: Option<Vec<String>> = self
+            .requests(class)
+            .map(|request| self.lacking(slots, request))
+            .collect();
+        Some(format!(
+            "It asks for {}, and no host has that: {}. It runs as soon as an engine registers on a host that does.",
+            self.asked_words(class),
+            lacking?.join("; ")
+        ))
+    }
+
+    /// What the hosts of these engines have too little of for the request (`None`: one has enough).
+    fn lacking(&self, slots: &[u32], request: &Request) -> Option<String> {
+        let mut most: Vec<Amount> = vec![0; request.len()];
         for &slot in slots {
             let host = self.hosts.of(&self.engines[slot as usize])?;
             if host.could(request) {
@@ -626,9 +634,6 @@ impl Core {
                 let total = host.stocks.get(name).map_or(0, |stock| stock.total);
                 *most = (*most).max(total);
             }
-        }
-        if slots.is_empty() {
-            return None;
         }
         let lacking = request
             .iter()
@@ -646,11 +651,26 @@ impl Core {
         if parts.is_empty() {
             parts.push("none has all of that together".to_owned());
         }
-        Some(format!(
-            "It asks for {}, and no host has that: {}. It runs as soon as an engine registers on a host that does.",
-            request_words(request),
-            parts.join(", ")
-        ))
+        Some(parts.join(", "))
+    }
+
+    /// What tasks of the class ask for, in words.
+    fn asked_words(&self, class: u32) -> String {
+        let all: Vec<String> = self.requests(class).map(|r| request_words(r)).collect();
+        all.join(", or ")
+    }
+
+    /// Which of several alternatives the task on the engine has, in words.
+    fn alternative_words(&self, class: u32, slot: u32) -> String {
+        let grant = self.engines[slot as usize].grant.as_deref();
+        let (Some(grant), true) = (grant, self.has_alternatives(class)) else {
+            return String::new();
+        };
+        let has: Request = grant.iter().map(|g| (g.name.clone(), g.amount)).collect();
+        let nth = self.requests(class).position(|request| **request == has);
+        nth.map_or_else(String::new, |nth| {
+            format!(" It has alternative {}: {}.", nth + 1, request_words(&has))
+        })
     }
 
     /// What hosts have, and who holds it, in no order.

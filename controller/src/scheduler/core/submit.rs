@@ -14,7 +14,7 @@ use super::place::{from_units, to_units};
 use super::pools::Constraints;
 use super::ranges::RangeSet;
 use super::types::{
-    FailKind, Grant, GroupKey, GroupSpec, Nanos, RETRY_DELAY_MOST, Refusal, TaskState,
+    FailKind, Grant, GroupKey, GroupSpec, Nanos, RETRY_DELAY_MOST, Refusal, Request, TaskState,
 };
 
 impl Core {
@@ -213,16 +213,20 @@ impl Core {
 
     fn class_of(&mut self, spec: &GroupSpec<'_>) -> u32 {
         let retryable = spec.crashes.unwrap_or(spec.retries) > 0;
-        let request = (!spec.request.is_empty()).then(|| {
-            let mut request: Vec<_> = spec.request.to_vec();
-            if !request.iter().any(|(name, _)| **name == *CPUS) {
-                request.push((CPUS.into(), PLAIN));
-            }
-            request.retain(|(_, amount)| *amount > 0);
-            request.sort_unstable();
-            Arc::new(request)
-        });
-        if request.is_none()
+        let requests: Vec<Arc<Request>> = spec
+            .requests
+            .iter()
+            .map(|request| {
+                let mut request = request.clone();
+                if !request.iter().any(|(name, _)| **name == *CPUS) {
+                    request.push((CPUS.into(), PLAIN));
+                }
+                request.retain(|(_, amount)| *amount > 0);
+                request.sort_unstable();
+                Arc::new(request)
+            })
+            .collect();
+        if requests.is_empty()
             && spec.targets.is_empty()
             && spec.hosts.is_empty()
             && spec.tags.is_empty()
@@ -251,8 +255,9 @@ impl Core {
                 hosts,
                 tags,
                 prefer: Box::new([]),
-                request,
+                request: requests.first().cloned(),
             },
+            requests.get(1..).unwrap_or_default(),
             &[],
         )
     }

@@ -171,8 +171,8 @@ pub struct GroupSpec<'a> {
     pub hosts: &'a [String],
     /// Tags, all of which an engine must have.
     pub tags: &'a [String],
-    /// What its host must have free (empty: one cpu, as any task).
-    pub request: &'a [(Box<str>, Amount)],
+    /// What its host must have free: alternatives, in order of preference (none: one cpu, as any task).
+    pub requests: &'a [Request],
     /// Names the engine checks itself and may report unmet; kept for explanations only.
     pub require: &'a [String],
     /// Host names or tags of which one is preferred.
@@ -213,7 +213,7 @@ impl Default for GroupSpec<'_> {
             targets: &[],
             hosts: &[],
             tags: &[],
-            request: &[],
+            requests: &[],
             require: &[],
             prefer: &[],
             prefer_wait: 0,
@@ -377,6 +377,8 @@ pub enum Action {
         attempt: u32,
         /// What it has of its host, if it asked.
         grant: Option<Box<Grant>>,
+        /// Which of its alternatives that is, from 0, if it has several.
+        alternative: Option<u32>,
     },
     /// Answer the client: these members failed for good without (or instead of) a reply of an engine.
     Fail {

@@ -162,8 +162,10 @@ fn lacking(metadata: &TaskMetadata) -> Option<&'static str> {
     [
         (!metadata.after.is_empty(), "`after`"),
         (
-            metadata.resources.as_ref().is_some_and(|r| !r.is_empty()),
-            "resources (cpus, gpus, memory, …)",
+            metadata.resources.as_ref().is_some_and(|r| !r.is_empty())
+                || metadata.any.as_ref().is_some_and(|any| !any.is_empty())
+                || metadata.nodes.is_some_and(|nodes| nodes > 0),
+            "resources (cpus, gpus, memory, any, nodes, …)",
         ),
         (!metadata.follow.is_empty(), "`follow`"),
         (!metadata.targets.is_empty(), "`targets`"),

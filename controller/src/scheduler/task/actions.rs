@@ -11,7 +11,7 @@ use serde_json::json;
 
 use super::{
     Answered, Outgoing, Scheduler,
-    frames::{Packed, at, chunk, with_metadata},
+    frames::{Had, Packed, at, chunk, with_metadata},
     groups::Body,
     resources,
     watch::{Ended, last_line},
@@ -32,7 +32,15 @@ impl Scheduler {
                     engine,
                     attempt,
                     grant,
-                } => self.dispatch(group, range, engine, attempt, grant.as_deref()),
+                    alternative,
+                } => {
+                    let had = grant.as_deref().map(resources::to_wire);
+                    let had = had.map(|granted| Had {
+                        granted,
+                        alternative: alternative.map(|nth| nth + 1),
+                    });
+                    self.dispatch(group, range, engine, attempt, had.as_ref());
+                }
                 Action::Fail {
                     group,
                     range,
@@ -68,16 +76,14 @@ impl Scheduler {
         range: std::ops::Range<u32>,
         engine: EngineKey,
         attempt: u32,
-        grant: Option<&core::Grant>,
+        had: Option<&Had>,
     ) {
-        let granted = grant.map(resources::to_wire);
-        if let Some(granted) = &granted
+        if let Some(had) = had
             && let Some(engine) = self.engines.get(engine)
         {
             let (id, uuid, machine) = (engine.id, engine.uuid.clone(), engine.machine.clone());
-            self.keep_seat(id, &uuid, &machine, granted.clone());
+            self.keep_seat(id, &uuid, &machine, had.granted.clone());
         }
-        let granted = granted.map(|granted| json!(granted));
         let (Some(group), Some(engine)) = (self.groups.get_mut(key), self.engines.get(engine))
         else {
             tracing::error!("the scheduler dispatches what is not there");
@@ -90,15 +96,15 @@ impl Scheduler {
             &engine.uuid,
         );
         let single = |frames: Vec<Message>| {
-            if attempt == 0 && granted.is_none() {
+            if attempt == 0 && had.is_none() {
                 return frames;
             }
             with_metadata(&self.session, frames, |metadata| {
                 if attempt > 0 {
                     metadata.insert("attempt".into(), attempt.into());
                 }
-                if let Some(granted) = &granted {
-                    metadata.insert("granted".into(), granted.clone());
+                if let Some(had) = had {
+                    had.tell(metadata);
                 }
             })
         };
@@ -124,7 +130,7 @@ impl Scheduler {
                     range.start,
                     range.end,
                     attempt,
-                    granted.as_ref(),
+                    had,
                 );
                 group.body = Body::Array(frames, metadata);
                 chunk

@@ -1,7 +1,7 @@
 //! Frames in one allocation, and chunks of arrays.
 
 use ipbroker_protocol::{
-    array::View, envelope::DELIMITER, session::Session, value::Map, zmq::Message,
+    array::View, envelope::DELIMITER, resources::Grant, session::Session, value::Map, zmq::Message,
 };
 
 /// The frames of a message, copied into one piece of memory: for each frame where it ends, then the frames.
@@ -72,6 +72,23 @@ pub(crate) mod at {
     pub(crate) const BUFFERS: usize = 7;
 }
 
+/// What a task has of its host while it runs.
+#[derive(Debug)]
+pub(crate) struct Had {
+    pub(crate) granted: Grant,
+    /// Which of its alternatives that is, from 1.
+    pub(crate) alternative: Option<u32>,
+}
+
+impl Had {
+    pub(super) fn tell(&self, metadata: &mut Map) {
+        metadata.insert("granted".into(), serde_json::json!(self.granted));
+        if let Some(alternative) = self.alternative {
+            metadata.insert("alternative".into(), alternative.into());
+        }
+    }
+}
+
 /// The message with other metadata, signed anew.
 pub(crate) fn with_metadata(
     session: &Session,
@@ -106,7 +123,7 @@ pub(crate) fn chunk(
     lo: u32,
     hi: u32,
     attempt: u32,
-    granted: Option<&serde_json::Value>,
+    had: Option<&Had>,
 ) -> Vec<Message> {
     let copy = |index: usize| Message::from(&frames[index][..]);
     let mut metadata = metadata.clone();
@@ -114,8 +131,8 @@ pub(crate) fn chunk(
     if attempt > 0 {
         metadata.insert("attempt".into(), attempt.into());
     }
-    if let Some(granted) = granted {
-        metadata.insert("granted".into(), granted.clone());
+    if let Some(had) = had {
+        had.tell(&mut metadata);
     }
     let mut chunk = vec![
         copy(0),

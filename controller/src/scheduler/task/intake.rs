@@ -18,7 +18,7 @@ use super::{
     Answered, Scheduler,
     frames::{Packed, at, slices},
     groups::{Body, Group},
-    resources::request,
+    resources::requests,
     watch,
 };
 use crate::{
@@ -211,9 +211,9 @@ impl Scheduler {
         let ours = matches!(msg_type, types::COMMAND_REQUEST | types::FUNCTION_REQUEST);
         let after = dependency(&metadata.after);
         let follow = dependency(&metadata.follow);
-        let request = request(metadata.resources.as_ref()).map_err(Bad::new)?;
+        let requests = requests(metadata).map_err(Bad::new)?;
         let spec = GroupSpec {
-            request: &request,
+            requests: &requests,
             msg_id,
             client: if header.session.is_empty() {
                 frames[0]

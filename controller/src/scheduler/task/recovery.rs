@@ -10,7 +10,7 @@ use super::{
     Answered, Outgoing, Scheduler,
     groups::{Body, Group},
     intake::{dependency, reply_type, wishes},
-    resources::request,
+    resources::requests,
     watch::{self, Ended},
 };
 use crate::{
@@ -71,9 +71,9 @@ impl Scheduler {
             .iter()
             .map(|frame| frame.len() + FRAME_OVERHEAD)
             .sum();
-        let request = request(wire.resources.as_ref())?;
+        let requests = requests(&wire)?;
         let spec = GroupSpec {
-            request: &request,
+            requests: &requests,
             msg_id: &task.msg_id,
             client: if from.is_empty() {
                 &task.client

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, HashMap};
 
 use ipbroker_protocol::{
-    message::Stock,
+    message::{Stock, TaskMetadata},
     resources::{self, Amount, Grant, Granted, Pool, Request},
 };
 use serde::{Deserialize, Serialize};
@@ -16,6 +16,9 @@ use crate::scheduler::{
 
 /// Resources that a request may name.
 const NAMES_MOST: usize = 32;
+
+/// Alternatives that a request may have.
+const ALTERNATIVES_MOST: usize = 16;
 
 /// What is remembered of an engine across a restart: where it is, and what the last task that asked was granted.
 #[derive(Debug, Serialize, Deserialize)]
@@ -33,14 +36,37 @@ fn seat_name(id: u32) -> String {
 
 const SEAT: &str = "seat.";
 
-/// What a submission asks for, as the core has it.
+/// What a submission asks for, as the core has it: alternatives, none if it asks for nothing.
 ///
 /// # Errors
 /// One line for the user.
-pub(super) fn request(wire: Option<&Request>) -> Result<core::Request, String> {
-    let Some(wire) = wire else {
-        return Ok(core::Request::new());
-    };
+pub(super) fn requests(wire: &TaskMetadata) -> Result<Vec<core::Request>, String> {
+    let common = wire.resources.clone().unwrap_or_default();
+    let any = wire.any.as_deref().unwrap_or_default();
+    if any.len() > ALTERNATIVES_MOST {
+        return Err(format!(
+            "it has {} alternatives; {ALTERNATIVES_MOST} are possible",
+            any.len()
+        ));
+    }
+    if any.is_empty() {
+        let request = request(&common)?;
+        return Ok(if request.is_empty() {
+            Vec::new()
+        } else {
+            vec![request]
+        });
+    }
+    any.iter()
+        .map(|own| {
+            let mut all = common.clone();
+            all.extend(own.clone());
+            request(&all)
+        })
+        .collect()
+}
+
+fn request(wire: &Request) -> Result<core::Request, String> {
     if wire.len() > NAMES_MOST {
         return Err(format!(
             "it asks for {} resources; {NAMES_MOST} are possible",
@@ -192,8 +218,7 @@ mod tests {
 
     #[test]
     fn what_makes_no_sense_is_refused_in_words() {
-        let ask =
-            |name: &str, units: f64| request(Some(&Request::from([(name.to_owned(), units)])));
+        let ask = |name: &str, units: f64| request(&Request::from([(name.to_owned(), units)]));
         assert_eq!(ask("cpus", 1.5), Ok(vec![("cpus".into(), 1500)]));
         assert_eq!(ask("gpus", 0.0), Ok(vec![]));
         for (name, units) in [
@@ -208,7 +233,32 @@ mod tests {
             assert!(ask(name, units).is_err(), "{name:?} {units}");
         }
         let many = (0..40).map(|n| (format!("r{n}"), 1.0)).collect();
-        assert!(request(Some(&many)).is_err());
+        assert!(request(&many).is_err());
+    }
+
+    #[test]
+    fn alternatives_stand_on_what_is_common() {
+        let one = |name: &str, units: f64| Request::from([(name.to_owned(), units)]);
+        let wire = |any: Vec<Request>| TaskMetadata {
+            resources: Some(Request::from([("cpus".into(), 2.0), ("lic".into(), 1.0)])),
+            any: Some(any),
+            ..TaskMetadata::default()
+        };
+        let two = requests(&wire(vec![one("gpus", 1.0), one("cpus", 16.0)])).unwrap();
+        let amounts = |cpus: u64, other: (&str, u64)| -> core::Request {
+            let mut all = vec![("cpus".into(), cpus), ("lic".into(), 1000)];
+            all.extend((other.1 > 0).then(|| (other.0.into(), other.1)));
+            all.sort();
+            all
+        };
+        assert_eq!(
+            two,
+            [amounts(2000, ("gpus", 1000)), amounts(16_000, ("", 0))]
+        );
+        assert_eq!(requests(&wire(vec![])).unwrap().len(), 1);
+        assert_eq!(requests(&TaskMetadata::default()), Ok(vec![]));
+        assert!(requests(&wire(vec![one("gpus", 0.5)])).is_err());
+        assert!(requests(&wire(vec![Request::new(); 17])).is_err());
     }
 
     #[test]

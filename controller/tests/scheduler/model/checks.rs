@@ -11,6 +11,7 @@ impl World {
                 engine,
                 attempt,
                 grant,
+                alternative,
             } => {
                 let n = self
                     .nodes
@@ -20,7 +21,8 @@ impl World {
                 let t = self.task(group)?;
                 ensure!(!range.is_empty(), "an empty dispatch");
                 for m in range {
-                    self.check_dispatch(t, m, n, attempt, grant.as_deref())?;
+                    let had = grant.as_deref().map(|grant| (grant, alternative));
+                    self.check_dispatch(t, m, n, attempt, had)?;
                 }
                 Ok(())
             }
@@ -130,7 +132,7 @@ impl World {
         m: u32,
         n: usize,
         attempt: u32,
-        grant: Option<&Grant>,
+        had: Option<(&Grant, Option<u32>)>,
     ) -> Check {
         let id = format!("{}:{m}", self.tasks[t].id);
         let member = &self.tasks[t].members[m as usize];
@@ -157,7 +159,7 @@ impl World {
                 "e{n} is given more than {most}"
             );
         }
-        self.check_resources(t, n, &id, grant)?;
+        self.check_resources(t, m as usize, n, &id, had)?;
         let host = &self.nodes[n].host;
         let orderly = !self.kept.contains_key(host) && !self.keeps(host);
         let since = self.tasks[t].members[m as usize].since;
@@ -199,34 +201,66 @@ impl World {
         if self.nodes[n].holds.is_empty() {
             self.nodes[n].begun = self.event;
         }
-        self.nodes[n].grant = grant.cloned();
+        self.nodes[n].grant = had.map(|(grant, _)| grant.clone());
         self.nodes[n].holds.push((t, m));
         Ok(())
     }
 
     /// Never over a pool, no name twice, and what asks for something alone on its engine.
-    fn check_resources(&self, t: usize, n: usize, id: &str, grant: Option<&Grant>) -> Check {
+    fn check_resources(
+        &self,
+        t: usize,
+        m: usize,
+        n: usize,
+        id: &str,
+        had: Option<(&Grant, Option<u32>)>,
+    ) -> Check {
         let (task, node) = (&self.tasks[t], &self.nodes[n]);
         ensure!(
             node.grant.is_none(),
             "{id} is given to e{n}, whose task asked for resources"
         );
         ensure!(
-            task.request.is_empty() != grant.is_some(),
-            "{id} asks for {:?} and is granted {grant:?}",
-            task.request
+            task.requests.is_empty() != had.is_some(),
+            "{id} asks for {:?} and is granted {had:?}",
+            task.requests
         );
         ensure!(
             self.free_for(t, n),
             "{id} asks for {:?}, which e{n} does not have free",
-            task.request
+            task.requests
         );
-        let Some(grant) = grant else { return Ok(()) };
+        let Some((grant, alternative)) = had else {
+            return Ok(());
+        };
         ensure!(
             node.holds.is_empty(),
             "{id} asks for resources and is put behind another"
         );
-        let asked = self.asks(t);
+        ensure!(
+            alternative.is_some() == (task.requests.len() > 1),
+            "{id} is told of alternative {alternative:?}"
+        );
+        let alternatives = self.asks(t);
+        let nth = alternative.unwrap_or(0) as usize;
+        for (before, better) in alternatives[..nth].iter().enumerate() {
+            let free = (0..self.nodes.len()).find(|&n| {
+                let node = &self.nodes[n];
+                node.alive
+                    && !node.leaving
+                    && node.holds.is_empty()
+                    && !task.prefer
+                    && self.may_run(t, m, n)
+                    && self.fits(&node.host, better)
+                    && !self.kept.contains_key(&node.host)
+                    && !self.keeps(&node.host)
+            });
+            ensure!(
+                free.is_none() || self.kept.contains_key(&node.host) || self.keeps(&node.host),
+                "{id} is granted alternative {nth}, but e{free:?} has alternative {before}"
+            );
+        }
+        let asked = &alternatives[nth];
         for granted in grant {
             let amount = asked.iter().find(|(name, _)| *name == granted.name);
             ensure!(

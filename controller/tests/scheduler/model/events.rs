@@ -38,9 +38,14 @@ impl World {
 
     /// An engine that can run anything plain.
     pub(crate) fn join_simple(&mut self) -> Check {
+        self.join_host("h0")
+    }
+
+    /// The same on this host.
+    pub(crate) fn join_host(&mut self, host: &str) -> Check {
         self.event += 1;
         self.events += 1;
-        self.add_node("h0", &[], &CAPS)?;
+        self.add_node(host, &[], &CAPS)?;
         self.after_event()
     }
 

@@ -174,14 +174,19 @@ impl World {
         self.nodes.iter().filter(move |n| n.alive && n.host == host)
     }
 
-    /// What a task takes of its host.
-    pub(super) fn asks(&self, t: usize) -> Request {
-        let mut request = self.tasks[t].request.clone();
-        if !request.iter().any(|(name, _)| **name == *"cpus") {
-            request.push(("cpus".into(), 1000));
+    /// What a task takes of its host: one of these, in order of preference.
+    pub(super) fn asks(&self, t: usize) -> Vec<Request> {
+        let mut requests = self.tasks[t].requests.clone();
+        if requests.is_empty() {
+            requests.push(Request::new());
         }
-        request.sort();
-        request
+        for request in &mut requests {
+            if !request.iter().any(|(name, _)| **name == *"cpus") {
+                request.push(("cpus".into(), 1000));
+            }
+            request.sort();
+        }
+        requests
     }
 
     pub(super) fn total(&self, host: &str, name: &str) -> u64 {
@@ -225,20 +230,25 @@ impl World {
     /// The host has all that, whoever holds it.
     pub(super) fn could(&self, t: usize, n: usize) -> bool {
         let host = &self.nodes[n].host;
-        self.asks(t)
+        let has = |request: &Request| {
+            let all = |(name, amount): &(Box<str>, u64)| *amount <= self.total(host, name);
+            request.iter().all(all)
+        };
+        self.asks(t).iter().any(has)
+    }
+
+    /// The host has all that free.
+    pub(super) fn fits(&self, host: &str, request: &Request) -> bool {
+        request
             .iter()
-            .all(|(name, amount)| *amount <= self.total(host, name))
+            .all(|(name, amount)| self.used(host, name) + amount <= self.total(host, name))
     }
 
     /// The engine's host has free what the task asks for, and so has the engine.
     pub(super) fn free_for(&self, t: usize, n: usize) -> bool {
         let node = &self.nodes[n];
-        let fits = || {
-            self.asks(t).iter().all(|(name, amount)| {
-                self.used(&node.host, name) + amount <= self.total(&node.host, name)
-            })
-        };
-        match self.tasks[t].request.is_empty() {
+        let fits = || self.asks(t).iter().any(|r| self.fits(&node.host, r));
+        match self.tasks[t].requests.is_empty() {
             _ if node.grant.is_some() => false,
             true if !node.holds.is_empty() => true,
             true => fits(),
@@ -268,7 +278,10 @@ impl World {
         };
         kept.engine == node.key
             || (!node.holds.is_empty() && node.begun <= *event)
-            || !self.asks(t).iter().all(beside)
+            || !self
+                .asks(t)
+                .iter()
+                .any(|r| self.fits(&node.host, r) && r.iter().all(beside))
     }
 
     pub(super) fn has_room(&self, n: usize) -> bool {

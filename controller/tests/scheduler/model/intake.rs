@@ -14,6 +14,10 @@ const REQUESTS: [&[(&str, u64)]; 8] = [
     &[("cpus", 64000)],
 ];
 
+fn request_of(amounts: &[(&str, u64)]) -> Request {
+    amounts.iter().map(|(n, x)| ((*n).into(), *x)).collect()
+}
+
 impl World {
     pub(super) fn submit(&mut self, [a, b, c, d]: [u16; 4]) -> Check {
         let number = self.tasks.len();
@@ -65,7 +69,13 @@ impl World {
         } else {
             &[]
         };
-        let request: Request = request.iter().map(|(n, x)| ((*n).into(), *x)).collect();
+        let mut requests: Vec<Request> = Vec::new();
+        if !request.is_empty() {
+            requests.push(request_of(request));
+            if bits(d, 8, 3) == 0 {
+                requests.push(request_of(REQUESTS[usize::from(bits(a, 3, 8))]));
+            }
+        }
         let priority = i32::from(bits(a, 2, 3)) - 1;
         let may_return = bits(a, 5, 2) == 1;
         let client = bits(a, 7, 3) as usize;
@@ -79,7 +89,7 @@ impl World {
                 targets,
                 hosts,
                 tags,
-                request,
+                requests,
                 prefer: !prefer.is_empty(),
                 after,
                 follow,
@@ -121,7 +131,7 @@ impl World {
         follow: Option<Dependency>,
         retries: u32,
         may_return: bool,
-        request: &[(&str, u64)],
+        requests: &[&[(&str, u64)]],
     ) -> Check {
         self.event += 1;
         self.events += 1;
@@ -148,7 +158,7 @@ impl World {
             targets: vec![],
             hosts: vec![],
             tags: vec![],
-            request: request.iter().map(|(n, x)| ((*n).into(), *x)).collect(),
+            requests: requests.iter().map(|r| request_of(r)).collect(),
             prefer: false,
             after,
             follow,
@@ -198,7 +208,7 @@ impl World {
             targets: &task.targets.clone(),
             hosts: &task.hosts.clone(),
             tags: &task.tags.clone(),
-            request: &task.request.clone(),
+            requests: &task.requests.clone(),
             prefer,
             prefer_wait: 5 * MS,
             priority: task.priority,
