@@ -133,7 +133,11 @@ const DEMANDS: [&[&[(&str, u64)]]; 5] = [
     &[&[("cpus", 3000)]],
     &[&[("gpus", 2000)]],
     &[&[("gpus", 1000)], &[("cpus", 2000)]],
-    &[&[("lic", 1000)], &[("gpus", 1000), ("lic", 500)], &[("cpus", 4000)]],
+    &[
+        &[("lic", 1000)],
+        &[("gpus", 1000), ("lic", 500)],
+        &[("cpus", 4000)],
+    ],
 ];
 
 /// All ways in which a mix of tasks can go on two hosts.

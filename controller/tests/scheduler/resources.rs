@@ -187,14 +187,14 @@ fn the_first_alternative_that_is_free_is_taken() {
     // The next has to do with cpus, and the third waits for whichever comes first.
     let two = ask_any(&mut core, "two", either);
     let next = given(&mut core);
-    assert_eq!((next[0].0, next[0].1.slot() >= first_wide.slot()), (two, true));
+    assert_eq!(
+        (next[0].0, next[0].1.slot() >= first_wide.slot()),
+        (two, true)
+    );
     let three = ask_any(&mut core, "three", either);
     assert_eq!(given(&mut core), []);
     let why = core.explain(0, "three").text;
-    assert!(
-        why.contains("1 cpu and 1 gpu, or 8 cpus free"),
-        "{why}"
-    );
+    assert!(why.contains("1 cpu and 1 gpu, or 8 cpus free"), "{why}");
     let has = core.explain(0, "two").text;
     assert!(has.contains("It has alternative 2: 8 cpus."), "{has}");
     answer(&mut core, begun[0].1, one, 0);
@@ -202,7 +202,11 @@ fn the_first_alternative_that_is_free_is_taken() {
     assert_eq!((last[0].0, &last[0].2[..]), (three, &["a".to_owned()][..]));
     assert!([gpu, begun[0].1].contains(&last[0].1) || last[0].1.slot() < first_wide.slot());
     // What none has is said of each.
-    ask_any(&mut core, "never", &[&[("gpus", 2000)], &[("cpus", 64_000)]]);
+    ask_any(
+        &mut core,
+        "never",
+        &[&[("gpus", 2000)], &[("cpus", 64_000)]],
+    );
     let why = core.explain(0, "never").text;
     assert!(
         why.contains("the most gpus that one has is 1; the most cpus that one has is 8"),
@@ -241,7 +245,8 @@ fn an_alternative_that_is_kept_is_not_waited_for_when_another_comes_free() {
     answer(&mut core, gpu, holder, 0);
     let now = given(&mut core);
     assert!(
-        now.iter().any(|(group, _, names)| (*group, &names[..]) == (either, &["a".to_owned()][..])),
+        now.iter()
+            .any(|(group, _, names)| (*group, &names[..]) == (either, &["a".to_owned()][..])),
         "{now:?}"
     );
     assert!(core.hosts()[0].kept.is_none());

@@ -326,3 +326,170 @@ fn plain_jobs_do_not_wait_for_cpus() {
     let jobs: Vec<Value> = (0..12).map(|_| json!({"cmd": all})).collect();
     all_well(&run(&cluster, &[], &jobs));
 }
+
+/// Starts an engine process that counts as a host of that name.
+fn start_host(cluster: &mut Cluster, name: &str, engines: u32, gpus: &str, args: &[&str]) {
+    let inner = cluster.command("ipengine");
+    let mut command = Command::new("unshare");
+    if !rustix::process::geteuid().is_root() {
+        command.arg("--map-root-user");
+    }
+    command
+        .args(["--uts", "sh", "-c", "hostname $0 && exec \"$@\"", name])
+        .arg(inner.get_program())
+        .args(inner.get_args())
+        .args(["-n", &engines.to_string()])
+        .args(args)
+        .current_dir(cluster.dir());
+    for (name, value) in inner.get_envs() {
+        match value {
+            Some(value) => command.env(name, value),
+            None => command.env_remove(name),
+        };
+    }
+    command.env("CUDA_VISIBLE_DEVICES", gpus);
+    let engine = programs::Program::spawn(command, cluster.dir());
+    cluster.engines.push(engine);
+}
+
+#[test]
+fn the_first_alternative_that_can_be_had_is_taken() {
+    let mut cluster = Cluster::builder().args(["--nodb"]).start();
+    start_host(&mut cluster, "rich", 2, "7", &[]);
+    start_host(&mut cluster, "poor", 2, "", &["--resource=seat=[s]"]);
+    cluster.wait_engines(4);
+    // A job with nothing to lose waits until it may end; the file says what it had.
+    let job = |name: &str, any: Value| {
+        let cmd = format!(
+            "echo $IPBROKER_ALTERNATIVE $(hostname) gpu=$CUDA_VISIBLE_DEVICES seat=$IPBROKER_RESOURCE_SEAT > {name}.new; mv {name}.new {name}; while [ ! -e go.{name} ]; do sleep 0.02; done"
+        );
+        json!({"cmd": cmd, "any": any})
+    };
+    let submit = |cluster: &Cluster, job: Value| {
+        let submitted = cluster.client_with(&["submit", "-"], &lines(&[job]), LIMIT);
+        assert_eq!(submitted.code(), 0, "{}", submitted.stderr);
+        submitted.stdout.trim().to_owned()
+    };
+    let had = |cluster: &Cluster, name: &str| {
+        eventually(name, LIMIT, || cluster.path(name).exists().then_some(()));
+        cluster.read(name).trim().to_owned()
+    };
+    let either = json!([{"gpus": 1, "cpus": 0.5}, {"resources": {"seat": 1}, "memory": "64M"}]);
+    let explain = |cluster: &Cluster, id: &str| cluster.client(&["explain", id]).stdout;
+    let first = submit(&cluster, job("first", either.clone()));
+    assert_eq!(had(&cluster, "first"), "1 rich gpu=7 seat=");
+    assert!(
+        explain(&cluster, &first).contains("It has alternative 1: 0.5 cpus and 1 gpu."),
+        "{}",
+        explain(&cluster, &first)
+    );
+    let second = submit(&cluster, job("second", either.clone()));
+    assert_eq!(had(&cluster, "second"), "2 poor gpu= seat=s");
+    // Both are gone: the third has whichever comes first.
+    let third = submit(&cluster, job("third", either.clone()));
+    let why = explain(&cluster, &third);
+    assert!(
+        why.contains("0.5 cpus and 1 gpu, or 1 cpu, 64.0 MiB memory and 1 seat free"),
+        "{why}"
+    );
+    assert!(!cluster.path("third").exists());
+    cluster.write("go.second", "");
+    assert_eq!(had(&cluster, "third"), "2 poor gpu= seat=s");
+    for name in ["first", "third"] {
+        cluster.write(&format!("go.{name}"), "");
+    }
+    let waited = cluster.client(&["wait", &first, &second, &third]);
+    assert_eq!(waited.code(), 0, "{}", waited.stderr);
+    // Run again it asks anew.
+    let again = cluster.client(&["resubmit", &third]);
+    assert_eq!(again.code(), 0, "{}", again.stderr);
+    let waited = cluster.client(&["wait", again.stdout.trim()]);
+    assert_eq!(waited.code(), 0, "{}", waited.stderr);
+    assert_eq!(had(&cluster, "third"), "1 rich gpu=7 seat=");
+    // Members of an array have each their own, and options say the same.
+    let gpus = cluster.client(&[
+        "map",
+        "--any=gpus=1,cpus=0.5",
+        "--any=cpus=1",
+        "echo $IPBROKER_ALTERNATIVE$CUDA_VISIBLE_DEVICES; sleep 0.05 #",
+        ":::",
+        "a",
+        "b",
+        "c",
+        "d",
+        "e",
+        "f",
+    ]);
+    let seen: std::collections::BTreeSet<&str> = gpus.stdout.lines().collect();
+    assert_eq!(seen, ["17", "2"].into(), "{}", gpus.stdout);
+}
+
+#[test]
+fn alternatives_survive_a_restart_and_bad_ones_are_said() {
+    let mut cluster = Cluster::builder().env("CUDA_VISIBLE_DEVICES", "0").start();
+    cluster.start_engines(4);
+    cluster.wait_engines(4);
+    for (any, says) in [
+        (json!([]), "is a list without an alternative"),
+        (json!(3), "must be true or false"),
+        (json!([{"any": [{}]}]), "has an alternative 1 with \"any\""),
+        (
+            json!([{}, {"cpus": -1}]),
+            "has an alternative 2 whose \"cpus\" must be",
+        ),
+    ] {
+        cluster.write("jobs.jsonl", &lines(&[json!({"cmd": "true", "any": any})]));
+        let run = cluster.client(&["run", "jobs.jsonl"]);
+        assert_ne!(run.code(), 0);
+        assert_eq!(run.stderr.lines().count(), 1, "{}", run.stderr);
+        assert!(run.stderr.contains(says), "{any}: {}", run.stderr);
+    }
+    for option in [
+        "--any=gpus",
+        "--any=cpus=1,cpus=2",
+        "--any=gpus=0.5",
+        "--any=",
+    ] {
+        let run = cluster.client(&["map", option, "true", ":::", "x"]);
+        assert_ne!(run.code(), 0, "{option}");
+        assert_eq!(run.stderr.lines().count(), 1, "{}", run.stderr);
+    }
+    cluster.write(
+        "jobs.jsonl",
+        &lines(&[json!({"cmd": "true", "any": [{"gpus": 2}, {"cpus": 900}]})]),
+    );
+    let refused = cluster.client(&["run", "--no-wait", "jobs.jsonl"]);
+    assert_ne!(refused.code(), 0);
+    assert!(
+        refused
+            .stderr
+            .contains("no engine has a host with 2 gpus, or 900 cpus"),
+        "{}",
+        refused.stderr
+    );
+    // What waits when the controller is killed still has its alternatives in the next one.
+    let hold = json!({"cmd": "touch held; while [ ! -e go ]; do sleep 0.02; done", "gpus": 1});
+    let waits =
+        json!({"cmd": "echo $IPBROKER_ALTERNATIVE > had", "any": [{"gpus": 1}, {"cpus": 900}]});
+    let hold = cluster
+        .client_with(&["submit", "-"], &lines(&[hold]), LIMIT)
+        .stdout;
+    eventually("the first job", LIMIT, || {
+        cluster.path("held").exists().then_some(())
+    });
+    let waits = cluster
+        .client_with(&["submit", "-"], &lines(&[waits]), LIMIT)
+        .stdout;
+    cluster.controller().signal(Signal::KILL);
+    cluster.controller = None;
+    cluster.start_controller_with(&["--restore"]);
+    let why = eventually("the task", LIMIT, || {
+        let why = cluster.client(&["explain", waits.trim()]).stdout;
+        why.contains("1 gpu, or 900 cpus").then_some(why)
+    });
+    assert!(!cluster.path("had").exists(), "{why}");
+    cluster.write("go", "");
+    let waited = cluster.client(&["wait", hold.trim(), waits.trim()]);
+    assert_eq!(waited.code(), 0, "{}", waited.stderr);
+    assert_eq!(cluster.read("had").trim(), "1");
+}

@@ -30,7 +30,10 @@
 //!     the cpus of a host where it could run, an engine there is kept for its class, and no more is started beside than
 //!     leaves room for it, until it runs, or none of its class waits. So it waits no longer than for what was
 //!     running then.
-//! 12. A task that failed and has retries is not given out before its delay has passed, which doubles with each failure; while it
+//! 12. A task with alternatives holds exactly one of them, entirely: of those that an engine which may take it has free beside
+//!     what is kept for others (11), the first. While none has, it waits for all of them; what is kept for it is the first that
+//!     the host could ever have, and it runs there as soon as that has any of them free.
+//! 13. A task that failed and has retries is not given out before its delay has passed, which doubles with each failure; while it
 //!     is delayed it counts as blocked, and its timeout does not run. The loss of an engine uses up a retry and is not
 //!     delayed, unless these are counted on their own: then it uses up one of those.
 //!
