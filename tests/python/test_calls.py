@@ -215,6 +215,10 @@ def test_views_have_options(client):
     assert client.view(cpus=1, memory="1M").submit(calls.square, 4).result(30) == 16
     with pytest.raises(ValueError, match="cpus: must be"):
         client.view(cpus="some")
+    assert client.view(any=[{"gpus": 64}, {"cpus": 0.5, "resources": {"none": 0}}]).submit(calls.square, 3).result(30) == 9
+    for bad, error, what in [([], ValueError, "without an alternative"), (3, TypeError, "True or False"), ([{"any": True}], TypeError, "alternative 1 has \"any\""), ([{"cpus": 0}], ValueError, "cpus: must be")]:
+        with pytest.raises(error, match=what):
+            client.view(any=bad)
     first = view.submit(calls.nap, 0.3, 1)
     second = client.view(after=[first]).submit(calls.square, 5)
     assert second.result(60) == 25

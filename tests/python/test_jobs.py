@@ -62,6 +62,11 @@ def test_paths_and_numbers_of_numpy_are_taken(client, tmp_path):
     assert jobs.wait(60) and job["result"]["stdout"] == f"{tmp_path}\n"
 
 
+def test_jobs_have_alternatives(client):
+    (job,) = jobs = client.run(["echo $IPBROKER_ALTERNATIVE"], any=[{"gpus": 64}, {"cpus": 1}], capture=True)
+    assert jobs.wait(60) and job["result"]["stdout"] == "2\n"
+
+
 def test_jobs_are_aborted(client):
     jobs = client.run([{"cmd": "sleep 600"}] * 6)
     jobs.abort()

@@ -354,7 +354,7 @@ fn start_host(cluster: &mut Cluster, name: &str, engines: u32, gpus: &str, args:
 
 #[test]
 fn the_first_alternative_that_can_be_had_is_taken() {
-    let mut cluster = Cluster::builder().args(["--nodb"]).start();
+    let mut cluster = Cluster::builder().start();
     start_host(&mut cluster, "rich", 2, "7", &[]);
     start_host(&mut cluster, "poor", 2, "", &["--resource=seat=[s]"]);
     cluster.wait_engines(4);
