@@ -109,6 +109,7 @@ impl ClusterArgs {
 pub(crate) enum Command {
     Run(commands::run::RunArgs),
     Map(Box<commands::map::MapArgs>),
+    Mapreduce(Box<commands::mapreduce::MapReduceArgs>),
     Submit(commands::submit::SubmitArgs),
     Wait(commands::wait::WaitArgs),
     Results(commands::results::ResultsArgs),

@@ -8,6 +8,7 @@ pub(crate) mod explain;
 pub(crate) mod fs;
 pub(crate) mod graph;
 pub(crate) mod map;
+pub(crate) mod mapreduce;
 mod past;
 pub(crate) mod report;
 pub(crate) mod resubmit;
@@ -40,6 +41,7 @@ pub(crate) fn dispatch(
     match command {
         Command::Run(args) => run::main(args, cluster),
         Command::Map(args) => map::main(*args, cluster, data),
+        Command::Mapreduce(args) => mapreduce::main(*args, cluster),
         Command::Submit(args) => submit::main(args, cluster),
         Command::Wait(args) => wait::main(args, cluster),
         Command::Results(args) => results::main(args, cluster),

@@ -63,6 +63,8 @@ pub(crate) struct Options {
     pub(crate) window: Option<u64>,
     /// How many jobs a stream will have, where that is known.
     pub(crate) expected: Option<u64>,
+    /// Inputs that are sent before go to the hosts that a job prefers, not to all: elsewhere it gets them with its message.
+    pub(crate) near: bool,
     /// Look at the output of jobs that do not want it returned, for the last words of those that fail.
     pub(crate) peek: bool,
 }

@@ -21,6 +21,7 @@ use crate::failure::Failure;
 use crate::inputs::{InputArgs, Record, Records};
 use crate::joblog::{Joblog, Skip};
 use crate::local::{self, LocalCluster};
+use crate::locate::{Locate, LocateArgs};
 use crate::output::jobs::{Directory, Logged, Ordered, Outputs};
 use crate::output::progress::{Detail, Progress};
 use crate::runner::{Options, Printer, Runner, halt};
@@ -106,6 +107,8 @@ pub(crate) struct MapArgs {
     local: LocalArgs,
     #[command(flatten)]
     jobs: JobArgs,
+    #[command(flatten)]
+    locate: LocateArgs,
 }
 
 /// How the jobs are run.
@@ -209,6 +212,7 @@ struct Templates {
     put: Vec<Template>,
     get: Vec<Template>,
     env: Vec<(String, String)>,
+    locate: Locate,
 }
 
 pub(crate) fn main(args: MapArgs, cluster: &ClusterArgs, data: Option<Vec<OsString>>) -> Outcome {
@@ -353,6 +357,12 @@ impl MapArgs {
             put: all(put),
             get: all(get),
             env: environment(&running.env)?,
+            locate: if self.dry_run {
+                LocateArgs::default()
+            } else {
+                self.locate.clone()
+            }
+            .locate(),
         })
     }
 
@@ -360,7 +370,7 @@ impl MapArgs {
     fn jobs(
         &self,
         records: Option<Records>,
-        templates: Templates,
+        mut templates: Templates,
         slots: usize,
     ) -> Result<Jobs, Failure> {
         let input = &self.input;
@@ -497,7 +507,7 @@ fn environment(names: &[String]) -> Result<Vec<(String, String)>, Failure> {
 }
 
 impl Templates {
-    fn job(&self, number: u64, arguments: &[String], total: Option<u64>) -> Job {
+    fn job(&mut self, number: u64, arguments: &[String], total: Option<u64>) -> Job {
         let values = Values {
             arguments,
             number,
@@ -527,7 +537,7 @@ impl Templates {
         if cmd.contains("PARALLEL_SEQ") {
             env.insert("PARALLEL_SEQ".into(), number.to_string());
         }
-        Job {
+        let mut job = Job {
             line: number,
             text: text.to_string().into(),
             cmd,
@@ -535,12 +545,15 @@ impl Templates {
             put: files(&self.put, true),
             get: files(&self.get, false),
             ..Job::default()
-        }
+        };
+        let inputs = arguments.iter().map(String::as_str);
+        self.locate.prefer(&mut job, inputs);
+        job
     }
 }
 
 /// Hands jobs over as they come, or, one by one, as they are asked for; with a pause between them.
-fn feed(
+pub(crate) fn feed(
     jobs: impl Iterator<Item = Result<Job, Failure>> + Send + 'static,
     one_by_one: bool,
     pause: Duration,

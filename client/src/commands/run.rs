@@ -15,6 +15,7 @@ use super::{Outcome, stats};
 use crate::cli::{ClusterArgs, EndArgs, JobArgs, LocalArgs, size};
 use crate::failure::Failure;
 use crate::local::{self, LocalCluster};
+use crate::locate::{Locate, LocateArgs};
 use crate::output::progress::{Detail, Progress};
 use crate::resume::{Jobs, Next, Rerun, Resume};
 use crate::runner::halt::Halt;
@@ -66,6 +67,8 @@ pub(crate) struct RunArgs {
     #[command(flatten)]
     jobs: JobArgs,
     #[command(flatten)]
+    locate: LocateArgs,
+    #[command(flatten)]
     local: LocalArgs,
 }
 
@@ -113,6 +116,13 @@ pub(crate) fn main(args: RunArgs, cluster: &ClusterArgs) -> Outcome {
             return Ok(ExitCode::from(code));
         }
     }
+    let mut locate = args.locate.locate();
+    let jobs = jobs.map(|mut jobs| {
+        for job in &mut jobs.jobs {
+            locate.prefer_inputs(job);
+        }
+        jobs
+    });
     let (client, private) = local::connect(&args.local, cluster)?;
     if let (Some(resume), None) = (&resume, &private) {
         resume.stop_earlier(&client);
@@ -146,7 +156,7 @@ pub(crate) fn main(args: RunArgs, cluster: &ClusterArgs) -> Outcome {
     let resume = Arc::new(Mutex::new(resume));
     let mut summary = match jobs {
         Some(jobs) => runner.run_all(jobs)?,
-        None => runner.run_stream(changed(source::stream(), outdir, resume.clone()))?,
+        None => runner.run_stream(changed(source::stream(), outdir, resume.clone(), locate))?,
     };
     if let Some(resume) = &*resume.lock().unwrap_or_else(PoisonError::into_inner) {
         summary.failed += resume.failed;
@@ -267,14 +277,15 @@ fn open_results(args: &RunArgs, jobs: Option<&[Job]>) -> Result<Option<Resume>, 
     Resume::open(results, args.rerun.unwrap_or_default(), jobs).map(Some)
 }
 
-/// The lines of a stream with the files of `--outdir`, without what has its result already.
+/// The lines of a stream with the files of `--outdir` and the hosts of `--locate`, without what has its result already.
 fn changed(
     lines: Receiver<Vec<Line>>,
     outdir: Option<OutDir>,
     resume: Arc<Mutex<Option<Resume>>>,
+    mut locate: Locate,
 ) -> Receiver<Vec<Line>> {
     let (sender, receiver) = crossbeam_channel::bounded(1);
-    let change = move |line| {
+    let mut change = move |line| {
         let Line::Job(mut job) = line else {
             return Some(line);
         };
@@ -286,7 +297,10 @@ fn changed(
             .as_mut()
             .map_or(Next::Run, |resume| resume.next(&mut job))
         {
-            Next::Run => Some(Line::Job(job)),
+            Next::Run => {
+                locate.prefer_inputs(&mut job);
+                Some(Line::Job(job))
+            }
             Next::Impossible(why) => Some(Line::Refused(job, why)),
             Next::Done => None,
         }
@@ -295,7 +309,7 @@ fn changed(
         .name("lines".into())
         .spawn(move || {
             for batch in lines {
-                let batch: Vec<Line> = batch.into_iter().filter_map(&change).collect();
+                let batch: Vec<Line> = batch.into_iter().filter_map(&mut change).collect();
                 if !batch.is_empty() && sender.send(batch).is_err() {
                     return;
                 }

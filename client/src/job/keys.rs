@@ -115,7 +115,11 @@ impl Keys<'_> {
                 }
                 let (from, to) = (no_nul(key, &from)?, no_nul(key, &to)?);
                 let (local, remote) = if out { (from, to) } else { (to, from) };
-                Ok(Transfer { local, remote })
+                Ok(Transfer {
+                    local,
+                    remote,
+                    part: None,
+                })
             })
             .collect()
     }

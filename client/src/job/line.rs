@@ -7,6 +7,7 @@ use ipbroker_protocol::message::{Command, Limit, Require, TaskRequest};
 use ipbroker_protocol::resources::{MEMORY, Request};
 use serde_json::{Map, Value};
 use std::collections::{BTreeMap, HashMap};
+use std::ops::Range;
 
 /// When a dependency counts as met.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
@@ -146,6 +147,8 @@ pub struct Transfer {
     pub local: String,
     /// Its path there, relative to the job's directory.
     pub remote: String,
+    /// Only these of its bytes; they go along with the job.
+    pub part: Option<Range<u64>>,
 }
 
 impl Transfer {
@@ -156,7 +159,11 @@ impl Transfer {
             (here, there) if out => (here, there),
             (there, here) => (here, there),
         };
-        Self { local, remote }
+        Self {
+            local,
+            remote,
+            part: None,
+        }
     }
 }
 

@@ -3,7 +3,8 @@
 use std::collections::{HashMap, HashSet};
 use std::fs::{self, File};
 use std::io::{self, Read};
-use std::os::unix::fs::PermissionsExt;
+use std::ops::Range;
+use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
@@ -53,9 +54,19 @@ fn local(cwd: &str, path: &str) -> PathBuf {
     Path::new(cwd).join(path)
 }
 
-/// Where a job's inputs go: none while no engine is there that may run it.
-fn hosts_of(client: &Client, job: &Job) -> Vec<Host> {
-    match &job.placement.host[..] {
+fn read_part(path: &Path, part: &Range<u64>) -> io::Result<Vec<u8>> {
+    let mut bytes = vec![0; (part.end - part.start) as usize];
+    File::open(path)?.read_exact_at(&mut bytes, part.start)?;
+    Ok(bytes)
+}
+
+/// Where a job's inputs go: none while no engine is there that may run it. `near`: to where it prefers to run.
+fn hosts_of(client: &Client, job: &Job, near: bool) -> Vec<Host> {
+    let places = match near {
+        true => &job.placement.prefer,
+        false => &job.placement.host,
+    };
+    match &places[..] {
         [] => client.hosts(&["all"]).unwrap_or_default(),
         // A host that is not there yet does not keep the others from theirs.
         hosts => hosts
@@ -76,7 +87,7 @@ pub(crate) fn look(cwd: &str, job: &Job) -> Result<u64, String> {
         if !meta.is_file() {
             return Err(problem(io::Error::other("not a file")));
         }
-        size += meta.len();
+        size += (input.part.as_ref()).map_or(meta.len(), |part| part.end - part.start);
     }
     Ok(size)
 }
@@ -95,7 +106,7 @@ impl Files {
         let hosts = if small {
             Vec::new()
         } else {
-            hosts_of(client, job)
+            hosts_of(client, job, false)
         };
         self.stage(cwd, job, &hosts)
     }
@@ -119,6 +130,7 @@ impl Files {
             .put
             .iter()
             .zip(&inputs.0)
+            .filter(|(_, staged)| staged.buffer.is_none())
             .map(|(input, staged)| (local(cwd, &input.local), staged.sha256.clone()))
             .collect();
         for host in hosts {
@@ -135,22 +147,28 @@ impl Files {
         }
     }
 
-    /// A job's inputs by their hashes; `inline`: and their bytes.
+    /// A job's inputs by their hashes; `inline`: and their bytes. A part of a file goes with its job, and is of no use to another.
     fn describe(&mut self, cwd: &str, job: &Job, inline: bool) -> Result<Inputs, String> {
         let (mut staged, mut buffers) = (Vec::new(), Vec::new());
         for input in &job.put {
             let path = local(cwd, &input.local);
             let problem = |e: io::Error| format!("put: {}: {e}", path.display());
-            let (sha256, mode) = self.hash(&path).map_err(problem)?;
-            if inline {
-                buffers.push(Message::from(fs::read(&path).map_err(problem)?));
-            }
-            staged.push(Staged {
+            let mut staged_as = Staged {
                 path: input.remote.clone(),
-                sha256,
-                mode,
-                buffer: inline.then(|| buffers.len() - 1),
-            });
+                ..Staged::default()
+            };
+            if let Some(part) = &input.part {
+                buffers.push(Message::from(read_part(&path, part).map_err(problem)?));
+            } else {
+                (staged_as.sha256, staged_as.mode) = self.hash(&path).map_err(problem)?;
+                if inline {
+                    buffers.push(Message::from(fs::read(&path).map_err(problem)?));
+                }
+            }
+            if inline || input.part.is_some() {
+                staged_as.buffer = Some(buffers.len() - 1);
+            }
+            staged.push(staged_as);
         }
         Ok((staged, buffers))
     }
@@ -223,14 +241,15 @@ impl Runner<'_> {
             self.files.describe(cwd, job, inline)
         } else {
             self.files.await_private(&self.client, self.options.coming);
-            self.files.stage(cwd, job, &hosts_of(&self.client, job))
+            let hosts = hosts_of(&self.client, job, self.options.near);
+            self.files.stage(cwd, job, &hosts)
         };
         let (put, buffers) = match inputs {
             Ok(inputs) => inputs,
             Err(reason) => return Ok(Some(reason)),
         };
         // Without hosts they go with the message after all.
-        let inline = !buffers.is_empty();
+        let inline = put.iter().all(|input| input.buffer.is_some());
         let request = self.options.request(&job.placement, self.batch.ids());
         let mut command = self.options.command(job);
         command.put = put;
