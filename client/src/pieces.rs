@@ -123,7 +123,10 @@ mod tests {
         assert_eq!(cut(&["a\nbb\nccc\n"], 3), [["a\nbb\n"], ["ccc\n"]]);
         assert_eq!(cut(&["a\nbb\nccc"], 2), [["a\n"], ["bb\n"], ["ccc"]]);
         assert_eq!(cut(&["a long line\nb\n"], 1), [["a long line\n"], ["b\n"]]);
-        assert_eq!(cut(&["a\n", "", "b", "cc\n"], 4), [vec!["a\n", "b"], vec!["cc\n"]]);
+        assert_eq!(
+            cut(&["a\n", "", "b", "cc\n"], 4),
+            [vec!["a\n", "b"], vec!["cc\n"]]
+        );
         assert!(cut(&["", ""], 4).is_empty());
         assert_eq!(cut(&["x\n"; 101], 1000).len(), 2);
     }

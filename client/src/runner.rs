@@ -255,7 +255,7 @@ impl<'a> Runner<'a> {
             text: job.text.clone(),
             has_result: job.has_result,
             copy: job.copy,
-            cmd: job.cmd.as_str().into(),
+            cmd: job.title.as_deref().unwrap_or(&job.cmd).into(),
             err,
             captures: job.capture.is_some(),
         }

@@ -107,7 +107,9 @@ fn chunk(text: &str) -> Result<u64, String> {
 pub(crate) fn main(mut args: MapReduceArgs, cluster: &ClusterArgs) -> Outcome {
     for (name, command) in [("MAPPER", &args.mapper), ("REDUCER", &args.reducer)] {
         if command.trim().is_empty() {
-            return Err(Failure::usage(format!("{name} is empty: a command is needed")));
+            return Err(Failure::usage(format!(
+                "{name} is empty: a command is needed"
+            )));
         }
     }
     let cwd = run::cwd()?;
@@ -252,7 +254,7 @@ fn enter(cwd: &str, wd: Option<String>, own: bool) -> String {
         None => quote(&dir, &mut word),
     }
     format!(
-        "cd {word} || {{ echo 'name a directory that all hosts have with --wd, or send what is needed with --transferfile' >&2; return 1; }}"
+        "cd {word} || {{ echo 'name a directory that all hosts have with --wd, or send what is needed with --transferfile' >&2; exit 1; }}"
     )
 }
 
@@ -287,16 +289,12 @@ impl Plan<'_> {
         self.work.join(format!("map-{map:06}.{part}"))
     }
 
-    /// A command between shell functions, so that it is what people see of the job.
-    fn job(&self, line: usize, cmd: String, functions: [(&str, String); 2]) -> Job {
-        let functions = functions.into_iter().filter(|(_, body)| !body.is_empty());
+    fn job(&self, line: usize, title: String, cmd: String) -> Job {
         let sent = self.args.transferfile.iter();
         Job {
             line: line as u64,
             cmd,
-            env: functions
-                .map(|(name, body)| (format!("BASH_FUNC_{name}%%"), format!("() {{ {body}\n}}")))
-                .collect(),
+            title: Some(title.into()),
             put: sent.map(|path| Transfer::of(path, true)).collect(),
             ..Job::default()
         }
@@ -317,7 +315,7 @@ impl Plan<'_> {
                 };
                 files.push(input.path.clone());
             } else {
-                read += &format!("cat \"$dir/in.{at}\"; ");
+                read += &format!("cat \"$IPBROKER_SCRATCH/in.{at}\"; ");
                 put.push(Transfer {
                     local: input.path.clone(),
                     remote: format!("in.{at}"),
@@ -328,25 +326,21 @@ impl Plan<'_> {
                 read += "echo; ";
             }
         }
-        let enter = &self.enter;
-        let input = format!(
-            r#"local dir=$IPBROKER_SCRATCH
-            {{ {read}}} > "$dir/.in"
-            [ "$(wc -c < "$dir/.in")" -eq {size} ] || {{ echo 'the files are not here as they are at the client' >&2; return 1; }}
-            {enter}
-            exec < "$dir/.in""#
-        );
-        let parts = self.parts;
+        let (enter, parts, mapper) = (&self.enter, self.parts, &self.args.mapper);
         let combine = self.args.combiner.as_ref();
         let combine = combine.map(|command| format!("{{ {command}\n}} | {SORT} | "));
-        let partition = format!(
-            r#"for ((part = 0; part < {parts}; part++)); do : > "$IPBROKER_SCRATCH/part.$part" || return; done
-            {SORT} | {}{PARTITION}{parts}"#,
-            combine.unwrap_or_default()
+        let combine = combine.unwrap_or_default();
+        let cmd = format!(
+            r#"{{ {read}}} > "$IPBROKER_SCRATCH/.in"
+[ "$(wc -c < "$IPBROKER_SCRATCH/.in")" -eq {size} ] || {{ echo 'the files are not here as they are at the client' >&2; exit 1; }}
+(for ((part = 0; part < {parts}; part++)); do : > "$IPBROKER_SCRATCH/part.$part" || exit; done) || exit
+{enter}
+{{ {mapper}
+}} < "$IPBROKER_SCRATCH/.in" | {SORT} | {combine}{PARTITION}{parts}"#
         );
-        let cmd = format!("ipbroker_input && {{ {}\n}} | ipbroker_partition", self.args.mapper);
-        let functions = [("ipbroker_input", input), ("ipbroker_partition", partition)];
-        let mut job = self.job(number, cmd, functions);
+        let first = &self.inputs[chunk[0].input].name;
+        let more = if chunk.len() > 1 { " …" } else { "" };
+        let mut job = self.job(number, format!("{mapper} < {first}{more}"), cmd);
         job.put.append(&mut put);
         job.placement.require.files = files;
         job.get = (0..self.parts)
@@ -369,7 +363,12 @@ impl Plan<'_> {
     ) -> Result<Vec<Job>, Failure> {
         let JobArgs { hosts, tags, .. } = &self.args.jobs;
         let allowed = |engine: &&EngineInfo| {
-            let named = |host: &String| engine.host.iter().any(|name| name.eq_ignore_ascii_case(host));
+            let named = |host: &String| {
+                engine
+                    .host
+                    .iter()
+                    .any(|name| name.eq_ignore_ascii_case(host))
+            };
             (hosts.is_empty() || hosts.iter().any(named))
                 && tags.iter().all(|tag| engine.tags.contains(tag))
         };
@@ -393,17 +392,19 @@ impl Plan<'_> {
                     });
                 }
             }
-            let files = if put.is_empty() { "" } else { r#""$IPBROKER_SCRATCH"/map.*"# };
-            let merge = format!(
-                r#"local dir=$IPBROKER_SCRATCH
-                {SORT} -m -o "$dir/.in" /dev/null {files} || return
-                {}
-                exec < "$dir/.in" > "$dir/out""#,
-                self.enter
+            let files = if put.is_empty() {
+                ""
+            } else {
+                r#""$IPBROKER_SCRATCH"/map.*"#
+            };
+            let (enter, reducer) = (&self.enter, &self.args.reducer);
+            let cmd = format!(
+                r#"{SORT} -m -o "$IPBROKER_SCRATCH/.in" /dev/null {files} || exit
+{enter}
+{{ {reducer}
+}} < "$IPBROKER_SCRATCH/.in" > "$IPBROKER_SCRATCH/out""#
             );
-            let cmd = format!("ipbroker_merge && {{ {}\n}}", self.args.reducer);
-            let functions = [("ipbroker_merge", merge), ("", String::new())];
-            let mut job = self.job(part as usize + 1, cmd, functions);
+            let mut job = self.job(part as usize + 1, reducer.clone(), cmd);
             job.put.append(&mut put);
             if places.iter().any(|place| *place != places[0]) {
                 let place = places[part as usize % places.len()];

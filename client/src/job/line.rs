@@ -112,6 +112,8 @@ pub struct Job {
     pub id: Option<String>,
     /// The command.
     pub cmd: String,
+    /// What people see instead of the command.
+    pub title: Option<Box<str>>,
     /// Working directory.
     pub cd: Option<String>,
     /// File for the standard output.

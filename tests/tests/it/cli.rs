@@ -25,8 +25,25 @@ fn fails_with(run: &Finished, words: &[&str]) {
 fn help_has_an_example() {
     let place = Cluster::builder().prepare();
     let subcommands = [
-        "run", "map", "submit", "wait", "results", "status", "engines", "abort", "resubmit",
-        "stats", "shutdown", "graph", "explain", "events", "top", "trace", "report", "web",
+        "run",
+        "map",
+        "submit",
+        "wait",
+        "results",
+        "status",
+        "engines",
+        "abort",
+        "resubmit",
+        "stats",
+        "shutdown",
+        "graph",
+        "explain",
+        "events",
+        "top",
+        "trace",
+        "report",
+        "web",
+        "mapreduce",
     ];
     let mut calls: Vec<(&str, Vec<&str>)> = vec![
         ("ipctl", vec![]),

@@ -8,6 +8,7 @@ mod graph;
 mod hostile;
 mod library;
 mod lifecycle;
+mod mapreduce;
 mod parallel;
 mod peer;
 mod resources;
