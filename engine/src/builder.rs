@@ -68,6 +68,9 @@ pub enum EngineError {
     /// There is no such Jupyter kernel.
     #[error("--kernel: {0}")]
     Kernel(String),
+    /// The Jupyter kernel cannot be run here.
+    #[error("{0}")]
+    NoKernel(String),
     /// Too few descriptors for so many engines.
     #[error("{0}")]
     Descriptors(String),
@@ -81,7 +84,10 @@ pub enum EngineError {
 
 impl From<ServeError> for EngineError {
     fn from(error: ServeError) -> Self {
-        Self::Serve(error.to_string())
+        match error {
+            ServeError::NoKernel(why) => Self::NoKernel(why),
+            other => Self::Serve(other.to_string()),
+        }
     }
 }
 

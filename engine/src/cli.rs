@@ -156,9 +156,12 @@ pub(crate) fn main() -> ExitCode {
         Err(error) => {
             let _ = writeln!(std::io::stderr(), "ipengine: {error}");
             match error {
-                RunError::Engine(EngineError::Descriptors(_) | EngineError::Lacking(_)) => {
-                    ExitCode::from(usage::HOPELESS)
-                }
+                RunError::Engine(
+                    EngineError::Descriptors(_)
+                    | EngineError::Lacking(_)
+                    | EngineError::Kernel(_)
+                    | EngineError::NoKernel(_),
+                ) => ExitCode::from(usage::HOPELESS),
                 _ => ExitCode::FAILURE,
             }
         }

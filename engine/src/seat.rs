@@ -56,7 +56,7 @@ pub(crate) struct Seat {
     /// How many tasks it has taken.
     taken: AtomicU64,
     /// Why it cannot go on, once that is so.
-    given_up: OnceLock<String>,
+    given_up: OnceLock<(String, bool)>,
     session: RwLock<Arc<Session>>,
     /// Ranges are given back with their request.
     whole: AtomicBool,
@@ -221,13 +221,13 @@ impl Seat {
         *self.kernel.lock().unwrap_or_else(PoisonError::into_inner) = Slot::Empty;
     }
 
-    /// It cannot go on, and is to leave.
-    pub(crate) fn give_up(&self, why: String) {
-        let _ = self.given_up.set(why);
+    /// It cannot go on, and is to leave; `for_good`: nor could one that came in its place.
+    pub(crate) fn give_up(&self, why: String, for_good: bool) {
+        let _ = self.given_up.set((why, for_good));
     }
 
-    /// Why it is to leave, if it has given up.
-    pub(crate) fn given_up(&self) -> Option<&String> {
+    /// Why it is to leave, if it has given up, and whether that is for good.
+    pub(crate) fn given_up(&self) -> Option<&(String, bool)> {
         self.given_up.get()
     }
 

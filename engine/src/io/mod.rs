@@ -64,6 +64,9 @@ pub(crate) enum ServeError {
     /// An engine has no kernel any more.
     #[error("{0}")]
     Kernel(String),
+    /// None can be had here.
+    #[error("{0}")]
+    NoKernel(String),
     /// No controller, for the whole grace period.
     #[error("{0}")]
     Controller(String),
@@ -470,9 +473,12 @@ impl Server {
 
     fn tick(&mut self, now: Instant) -> Result<(), ServeError> {
         for seat in 0..self.seats.len() {
-            if let Some(why) = self.seats[seat].given_up().cloned() {
-                self.failed
-                    .get_or_insert_with(|| ServeError::Kernel(why.clone()));
+            if let Some((why, for_good)) = self.seats[seat].given_up().cloned() {
+                let failed = match for_good {
+                    true => ServeError::NoKernel,
+                    false => ServeError::Kernel,
+                };
+                self.failed.get_or_insert_with(|| failed(why.clone()));
                 self.leave_one(seat, &why);
             }
         }

@@ -7,6 +7,7 @@ parallel's engine, as far as they are about the kernel: `ipengine_config.py`, `-
 `--IPKernelApp.exec_lines`, `--InteractiveShell.…`, and so on.
 """
 
+import importlib.util
 import os
 import select
 import signal
@@ -19,12 +20,26 @@ os.environ["JPY_PARENT_PID"] = str(os.getppid())
 # As IPython parallel's engine sets it: no warnings of a debugger that nobody uses.
 os.environ.setdefault("PYDEVD_DISABLE_FILE_VALIDATION", "1")
 
-import ipyparallel
-from ipykernel.iostream import OutStream
-from ipykernel.kernelapp import IPKernelApp, kernel_aliases
-from ipyparallel.engine.kernel import IPythonParallelKernel
-from jupyter_client import session
-from traitlets import Unicode
+
+def lack(module):
+    """Tells the engine, in a file, which module there is not: it says so, once for all of its kernels."""
+    directory = os.path.dirname(sys.argv[sys.argv.index("-f") + 1])
+    with open(os.path.join(directory, "lacking"), "w") as file:
+        file.write(module)
+    sys.exit(1)
+
+
+try:
+    import ipyparallel
+    from ipykernel.iostream import OutStream
+    from ipykernel.kernelapp import IPKernelApp, kernel_aliases
+    from ipyparallel.engine.kernel import IPythonParallelKernel
+    from jupyter_client import session
+    from traitlets import Unicode
+except ModuleNotFoundError as error:
+    lack(error.name)
+if "--Session.packer=msgpack" in sys.argv and importlib.util.find_spec("msgpack") is None:
+    lack("msgpack")
 
 ID = int(os.environ["IPBROKER_ENGINE_ID"])
 UUID = os.environ["IPBROKER_ENGINE_UUID"]

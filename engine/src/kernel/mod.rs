@@ -50,6 +50,12 @@ const END: Duration = Duration::from_secs(1);
 /// How long after its end a request's reply may come.
 const SILENCE: Duration = Duration::from_secs(1);
 
+/// A kernel that ends sooner than this, and was asked for nothing, has ended at its start.
+const STEADY: Duration = Duration::from_secs(30);
+
+/// How many in a row may do so, and how long the third waits for its start; each further one waits twice as long.
+const STILLBORN: (u32, Duration) = (6, Duration::from_millis(250));
+
 /// How often a wait looks whether the engine leaves.
 const LOOK: Duration = Duration::from_millis(100);
 
@@ -124,15 +130,19 @@ pub(crate) struct Kernel {
     pidfd: OwnedFd,
     shell: Socket,
     session: Arc<Session>,
-    /// How many its engine has had, with this one.
+    /// How many its engine has had, with this one, and how many before it, without a gap, have ended at their start.
     count: u32,
+    stillborn: u32,
+    born: Instant,
+    /// It was asked for something.
+    asked: bool,
     /// What it said that it has done with.
     ended: Arc<Ended>,
     parallel: bool,
     by_message: bool,
     line: Line,
     side: Option<JoinHandle<()>>,
-    _dir: TempDir,
+    dir: TempDir,
 }
 
 impl fmt::Debug for Kernel {
@@ -185,6 +195,22 @@ impl Line {
     }
 }
 
+/// Why there is no kernel.
+struct Failed {
+    why: String,
+    /// The next one would fail like this one.
+    for_good: bool,
+}
+
+impl From<String> for Failed {
+    fn from(why: String) -> Self {
+        Self {
+            why,
+            for_good: false,
+        }
+    }
+}
+
 /// How a request ended.
 #[derive(Debug)]
 pub(crate) enum Answer {
@@ -221,7 +247,7 @@ impl Kernels {
         if seat.closing() || seat.given_up().is_some() {
             return;
         }
-        let mut count = 1;
+        let (mut count, mut stillborn) = (1, 0);
         if let Slot::Lives(kernel) = &mut *slot {
             // One whose first thread has ended is not to be waited for yet, and yet will never answer.
             let dying = stat(kernel.pid.as_raw_nonzero().get()).is_none_or(|stat| stat.zombie);
@@ -230,37 +256,42 @@ impl Kernels {
             }
             let cause = kernel.end();
             *seat.line.lock().unwrap_or_else(PoisonError::into_inner) = None;
-            let died = kernel.count;
-            if died > self.restarts {
-                *slot = Slot::Broken(format!(
-                    "{}: its kernel was ended by {cause}",
-                    process.files.host
-                ));
-                return seat.give_up(format!(
-                    "engine {}: its kernel was ended by {cause}",
-                    seat.id()
-                ));
+            let at_start = !kernel.asked && kernel.born.elapsed() < STEADY;
+            stillborn = if at_start { kernel.stillborn + 1 } else { 0 };
+            let hopeless = stillborn == STILLBORN.0;
+            let what = match hopeless {
+                true => format!("its kernel was ended {stillborn} times just after its start, at last"),
+                false => "its kernel was ended".to_owned(),
+            };
+            if kernel.count > self.restarts || hopeless {
+                *slot = Slot::Broken(format!("{}: {what} by {cause}", process.files.host));
+                let why = format!("engine {}: {what} by {cause}", seat.id());
+                return seat.give_up(why, hopeless);
             }
             tracing::warn!(
                 engine = seat.id(),
                 "its kernel was ended by {cause}: starting another"
             );
-            count = died + 1;
+            count = kernel.count + 1;
         }
         // The old one's directory and thread go first.
         *slot = Slot::Empty;
-        *slot = match self.start(process, seat, count) {
+        let until = Instant::now() + pause(stillborn);
+        while !seat.closing() && Instant::now() < until {
+            std::thread::sleep(LOOK);
+        }
+        *slot = match self.start(process, seat, (count, stillborn)) {
             Ok(kernel) => Slot::Lives(kernel),
-            Err(error) => {
+            Err(Failed { why, for_good }) => {
                 let why = format!(
-                    "{}: cannot start the kernel {}: {error}",
+                    "{}: cannot start the kernel {}: {why}",
                     process.files.host, self.spec.name
                 );
-                if !seat.closing() {
-                    tracing::error!(engine = seat.id(), "{why}");
-                }
                 if count == 1 {
-                    seat.give_up(why.clone());
+                    // It is said when the engine has left.
+                    seat.give_up(why.clone(), for_good);
+                } else if !seat.closing() {
+                    tracing::error!(engine = seat.id(), "{why}");
                 }
                 Slot::Broken(why)
             }
@@ -272,8 +303,8 @@ impl Kernels {
         &self,
         process: &Arc<Process>,
         seat: &Arc<Seat>,
-        count: u32,
-    ) -> Result<Kernel, String> {
+        (count, stillborn): (u32, u32),
+    ) -> Result<Kernel, Failed> {
         let Spec {
             argv,
             env,
@@ -351,7 +382,10 @@ impl Kernels {
             // What is said to people at a terminal; errors and logs go to ours.
             .stdout(Stdio::null())
             .spawn()
-            .map_err(|error| format!("{program}: {error}"))?;
+            .map_err(|error| Failed {
+                why: format!("{program}: {error}"),
+                for_good: error.kind() == io::ErrorKind::NotFound,
+            })?;
         let pid = Pid::from_child(&child);
         let started = pidfd_open(pid, PidfdFlags::empty())
             .map_err(io::Error::from)
@@ -364,7 +398,7 @@ impl Kernels {
             Err(error) => {
                 let _ = child.kill();
                 let _ = child.wait();
-                return Err(error.to_string());
+                return Err(error.to_string().into());
             }
         };
         let mut kernel = Kernel {
@@ -374,16 +408,27 @@ impl Kernels {
             shell,
             session,
             count,
+            stillborn,
+            born: Instant::now(),
+            asked: false,
             ended,
             parallel: *parallel,
             by_message: *by_message,
             line: line.clone(),
             side: Some(thread),
-            _dir: dir,
+            dir,
         };
-        kernel.get_ready(seat)?;
+        kernel.get_ready(seat, &program)?;
         *seat.line.lock().unwrap_or_else(PoisonError::into_inner) = Some(line);
         Ok(kernel)
+    }
+}
+
+/// How long the next kernel waits for its start when so many have ended at theirs.
+fn pause(stillborn: u32) -> Duration {
+    match stillborn {
+        0 | 1 => Duration::ZERO,
+        more => STILLBORN.1 * (1 << (more - 2)),
     }
 }
 
@@ -398,7 +443,7 @@ fn place() -> std::path::PathBuf {
 
 impl Kernel {
     /// Waits for the answer to a first question.
-    fn get_ready(&mut self, seat: &Seat) -> Result<(), String> {
+    fn get_ready(&mut self, seat: &Seat, program: &str) -> Result<(), Failed> {
         let begun = Instant::now();
         let question = self.session.request("kernel_info_request", &json!({}));
         socket::send(&self.shell, question.into_frames()).map_err(|error| error.to_string())?;
@@ -409,14 +454,33 @@ impl Kernel {
                 return Ok(());
             }
             if ended {
-                return Err(format!("it ended with {} before it answered", self.end()));
+                return Err(self.never_was(program));
             }
             if seat.closing() {
-                return Err("the engine leaves".to_owned());
+                return Err("the engine leaves".to_owned().into());
             }
             if begun.elapsed() > START {
-                return Err(format!("it has not answered for {} s", START.as_secs()));
+                return Err(format!("it has not answered for {} s", START.as_secs()).into());
             }
+        }
+    }
+
+    /// Why it ended before it answered.
+    fn never_was(&mut self, program: &str) -> Failed {
+        let cause = self.end();
+        let why = match std::fs::read_to_string(self.dir.path().join("lacking")) {
+            Ok(module) if module == "msgpack" => format!(
+                "{program} has no module msgpack, by which this cluster packs its messages: `{program} -m pip install msgpack`, or start ipctl with --packer=json"
+            ),
+            Ok(module) => {
+                format!("{program} has no module {module}: `{program} -m pip install {module}`")
+            }
+            Err(_) => format!("it ended with {cause} before it answered"),
+        };
+        Failed {
+            why,
+            // Who is killed may have been in somebody's way.
+            for_good: cause.starts_with("exit code"),
         }
     }
 
@@ -442,6 +506,7 @@ impl Kernel {
 
     /// Hands a request over and waits for its reply.
     pub(crate) fn ask(&mut self, request: &Envelope, msg_id: &str, cluster: &Session) -> Answer {
+        self.asked = true;
         let sent = wire::to_kernel(request, cluster, &self.session, Vec::new())
             .map_err(|error| error.to_string())
             .and_then(|request| {
