@@ -54,6 +54,12 @@ pub(crate) struct Process {
 }
 
 impl Process {
+    /// Python calls run in the engines' kernels: one interpreter for both.
+    pub(crate) fn kernels_run_calls(&self) -> bool {
+        let (python, kernels) = (self.python.as_ref(), self.kernels.as_ref());
+        python.is_some_and(|python| kernels.is_some_and(|kernels| kernels.run_in(&python.program)))
+    }
+
     /// Puts the parts together.
     #[expect(clippy::too_many_arguments, reason = "called once, by the builder")]
     pub(crate) fn new(

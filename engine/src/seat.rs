@@ -325,8 +325,8 @@ impl Seat {
 
     /// The next task, if there is one, for an engine whose call waits: it becomes the one at work until it is
     /// [`done`](Self::done). Only one that is deeper than that call, by its priority: what is not may itself come to wait for
-    /// something that waits below.
-    pub(crate) fn next_meanwhile(&self) -> Option<Task> {
+    /// something that waits below. `kernels`: what its kernel is asked for, too.
+    pub(crate) fn next_meanwhile(&self, kernels: bool) -> Option<Task> {
         let floor = self.floors().last().copied()?;
         let mut queue = self.queue();
         if queue.closed.is_some() {
@@ -334,7 +334,10 @@ impl Seat {
         }
         // On the pure path tasks come to whoever has the turn.
         let pure = self.whole.load(Ordering::Relaxed);
-        let deeper = |task: &Task| pure || task.wants.priority.unwrap_or_default() > floor;
+        let deeper = |task: &Task| {
+            (kernels || !task.kind.is_for_kernel())
+                && (pure || task.wants.priority.unwrap_or_default() > floor)
+        };
         let at = queue.waiting.iter().position(deeper)?;
         let task = queue.waiting.remove(at)?;
         let current = self.current(&task);

@@ -23,6 +23,11 @@ pub(crate) enum Kind {
 }
 
 impl Kind {
+    /// A Jupyter kernel is asked for it.
+    pub(crate) fn is_for_kernel(self) -> bool {
+        matches!(self, Self::Apply | Self::Execute)
+    }
+
     /// What it is called in the types of request and reply.
     pub(crate) fn name(self) -> &'static str {
         match self {

@@ -18,6 +18,22 @@ from ipbroker.cluster import program
 
 ipp = pytest.importorskip("ipyparallel")
 
+# Answers the first question, and ends.
+MAYFLY = """
+import json, sys, zmq
+from jupyter_client.session import Session
+info = json.load(open(sys.argv[1]))
+context = zmq.Context()
+socket = context.socket(zmq.ROUTER)
+socket.bind("ipc://%s-1" % info["ip"])
+session = Session(key=info["key"].encode())
+ident, frames = session.feed_identities(socket.recv_multipart())
+session.send(socket, "kernel_info_reply", {"status": "ok"}, parent=session.deserialize(frames), ident=ident)
+socket.close(1000)
+context.term()
+sys.exit(7)
+"""
+
 R = ["R", "--slave", "-e", "IRkernel::main()", "--args", "{connection_file}"]
 
 
@@ -41,6 +57,7 @@ class Place:
             ("bash", [sys.executable, "-m", "bash_kernel", "-f", "{connection_file}"]),
             ("ir", R),
             ("stillborn", ["false"]),
+            ("mayfly", [sys.executable, "-c", MAYFLY, "{connection_file}"]),
             ("nowhere", ["/no/such/program"]),
         ]:
             (self.specs / "kernels" / name).mkdir(parents=True)
@@ -343,6 +360,41 @@ def test_a_kernel_that_cannot_start(place, name, word):
     assert name in line and word in line
 
 
+def test_a_kernel_that_ends_at_its_start_each_time(place):
+    """It answered, so the next one may live; but not for ever."""
+    line = place.fails("--kernel=mayfly")
+    assert "6 times just after its start" in line and "exit code 7" in line
+
+
+def test_a_module_that_the_interpreter_lacks(tmp_path):
+    """One line says which, and the controller starts no other."""
+    venv = tmp_path / "venv"
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", venv], check=True)
+    python = venv / "bin/python"
+    command = [program("ipctl"), f"--profile-dir={tmp_path / 'profile'}", "-n=3", f"--python={python}", "--kernel=ipyparallel", "--packer=msgpack"]
+
+    def said(words):
+        log = tmp_path / "log"
+        with open(log, "w") as file, subprocess.Popen(command, stderr=file) as ipctl:
+            try:
+                # Three engines in as many processes as there are cores.
+                wait_for(lambda: log.read_text().count("cannot run here") == min(3, os.cpu_count()), "it is given up")
+            finally:
+                ipctl.terminate()
+        lines = log.read_text().splitlines()
+        told = [line for line in lines if line.startswith("ipengine: ")]
+        assert len(told) == min(3, os.cpu_count()) and all(words in line for line in told), lines
+        assert not any("Traceback" in line or "starting it again" in line for line in lines), lines
+
+    said(f"{python} has no module ipyparallel: `{python} -m pip install ipyparallel`")
+    # All but msgpack, wherever this test has that.
+    packages = venv / "lib" / f"python{sys.version_info[0]}.{sys.version_info[1]}" / "site-packages"
+    hide = "import sys; sys.modules['msgpack'] = None\n"
+    places = [path for path in sys.path if "site-packages" in path]
+    (packages / "all.pth").write_text("\n".join(places) + "\n" + hide)
+    said(f"{python} has no module msgpack, by which this cluster packs its messages")
+
+
 # Other languages.
 
 
@@ -540,11 +592,78 @@ def test_configuration(place, tmp_path):
         os.remove(config)
 
 
-def test_both_kinds_of_client(place):
-    """One engine takes calls of this package and of ipyparallel's, in turn."""
+@pytest.fixture(scope="module")
+def shared(place):
+    """An engine that takes calls of this package and of ipyparallel's, and a view of ours on it."""
     with place.engines("--kernel=ipyparallel", f"--python={sys.executable}") as engines, ipbroker.Client(profile="default") as client:
-        view = client.view(tags=["ipyparallel"])
-        for at in range(3):
-            engines.one.push({"at": at}, block=True)
-            assert view.submit(pow, 2, at).result(60) == 2**at
-            assert engines.one["at"] == at
+        engines.ours = client.view(tags=["ipyparallel"])
+        yield engines
+
+
+def test_both_kinds_of_client_have_one_interpreter(shared):
+    view = shared.ours
+    for at in range(3):
+        shared.one.push({"at": at}, block=True)
+        assert view.submit(pow, 2, at).result(60) == 2**at
+        assert shared.one["at"] == at
+        # Globals, modules, the process itself.
+        assert view.submit(eval, "__import__('__main__').at").result(60) == at
+        view.submit(exec, f"import math; math.shared = {at}").result(60)
+        assert shared.one.apply_sync(eval, "__import__('math').shared") == at
+        assert shared.one.apply_sync(os.getpid) == view.submit(os.getpid).result(60)
+    # A large argument, and a large result.
+    data = os.urandom(5_000_000)
+    assert view.submit(bytes.swapcase, data).result(60) == data.swapcase()
+    with pytest.raises(ZeroDivisionError):
+        view.submit(divmod, 1, 0).result(60)
+    # Many of both at a time.
+    theirs = shared.rc.load_balanced_view(targets=shared.ids).map_async(abs, range(-200, 0))
+    assert list(view.map(abs, range(-200, 0))) == theirs.get(60) == list(range(200, 0, -1))
+
+
+def test_what_calls_and_cells_print_is_kept_apart(shared):
+    said = shared.run("print('of a cell')")
+    jobs = ipbroker.Client(profile="default")
+    with jobs:
+        call = jobs.view(tags=["ipyparallel"]).submit(print, "of a call")
+        call.result(60)
+        assert call.stdout == "of a call\n"
+    assert said.stdout == "of a cell\n"
+    assert shared.run("print('once more')").stdout == "once more\n"
+
+
+def test_a_call_in_a_kernel_is_aborted(shared):
+    view, pid = shared.ours, shared.one.apply_sync(os.getpid)
+    future = view.submit(time.sleep, 600)
+    wait_for(future.running, "the call runs")
+    future.cancel()
+    # The interpreter stays, and an interrupt is for nobody else.
+    assert view.submit(os.getpid).result(60) == pid == shared.one.apply_sync(os.getpid)
+    cell = shared.begun(SLEEP)
+    shared.abort(cell)
+    shared.fails(cell, "KeyboardInterrupt", "TaskAborted")
+    assert view.submit(os.getpid).result(60) == pid
+
+
+def test_a_call_that_ends_a_kernel(shared):
+    view, pid = shared.ours, shared.one.apply_sync(os.getpid)
+    with pytest.raises(ipbroker.EngineError, match="SIGKILL"):
+        view.submit(os.kill, pid, signal.SIGKILL).result(60)
+    assert view.submit(os.getpid).result(60) == shared.one.apply_sync(os.getpid) != pid
+    # The other way round.
+    shared.fails(shared.one.apply_async(os.kill, view.submit(os.getpid).result(60), signal.SIGKILL), "EngineError")
+    assert view.submit(os.getpid).result(60) == shared.one.apply_sync(os.getpid)
+
+
+def test_a_call_in_a_kernel_that_waits_for_another(shared):
+    """Calls below it are worked on meanwhile; what ipyparallel's clients ask for comes after it."""
+
+    def outer(n):
+        import ipbroker
+
+        view = ipbroker.current_client().view(tags=["ipyparallel"])
+        return n if n == 0 else 1 + view.submit(outer, n - 1).result(60)
+
+    future = shared.ours.submit(outer, 5)
+    theirs = shared.one.apply_async(abs, -3)
+    assert future.result(60) == 5 and theirs.get(60) == 3

@@ -17,7 +17,7 @@ use ipbroker_protocol::{
     zmq::Message,
 };
 
-pub(crate) use python::{Interpreter, Python, ended};
+pub(crate) use python::{Interpreter, Python, Status, ended};
 pub(crate) use worker::{execute, refuse_aborted, start_worker};
 
 use crate::{

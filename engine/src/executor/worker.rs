@@ -44,7 +44,8 @@ pub(crate) fn start_worker(process: Arc<Process>, seat: Arc<Seat>) -> std::io::R
             };
             kernel();
             while let Some(task) = seat.next() {
-                if matches!(task.kind, Kind::Apply | Kind::Execute) {
+                let calls = task.kind == Kind::Function && process.kernels_run_calls();
+                if task.kind.is_for_kernel() || calls {
                     kernel();
                 }
                 execute(&process, &seat, task, &mut |message| {

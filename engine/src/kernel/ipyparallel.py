@@ -2,7 +2,8 @@
 
     IPBROKER_ENGINE_ID=0 IPBROKER_ENGINE_UUID=… python -c "this text" -f CONNECTION_FILE [OPTIONS]
 
-It is ipykernel's application with IPython parallel's kernel in it. Options and configuration files are those of IPython
+It is ipykernel's application with IPython parallel's kernel in it. Where IPBROKER_CALLS is set,
+it also runs the calls that come over its standard input (worker.py). Options and configuration files are those of IPython
 parallel's engine, as far as they are about the kernel: `ipengine_config.py`, `-c`, `-s`, `--profile-dir`,
 `--IPKernelApp.exec_lines`, `--InteractiveShell.…`, and so on.
 """
@@ -12,6 +13,7 @@ import os
 import select
 import signal
 import sys
+import types
 
 # A signal is for the request that runs: until there is one, it must not end the process.
 signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -35,6 +37,7 @@ try:
     from ipykernel.kernelapp import IPKernelApp, kernel_aliases
     from ipyparallel.engine.kernel import IPythonParallelKernel
     from jupyter_client import session
+    from tornado.ioloop import IOLoop
     from traitlets import Unicode
 except ModuleNotFoundError as error:
     lack(error.name)
@@ -96,7 +99,17 @@ class IPEngine(IPKernelApp):
         super().init_code()
 
 
+def worker():
+    """What runs the engine's Python calls: it comes over the standard input, as they do."""
+    module = sys.modules["_ipbroker_worker"] = types.ModuleType("_ipbroker_worker")
+    with open(0, "rb", closefd=False) as file:
+        source = file.read(int.from_bytes(file.read(4), "little"))
+    exec(compile(source, "<worker of ipengine>", "exec"), module.__dict__)
+    return module
+
+
 def main():
+    calls = worker() if "IPBROKER_CALLS" in os.environ else None
     # Times in messages are for others: reading them takes longer than the rest of a message.
     session.extract_dates = lambda message: message
     # A kernel of its own has its sockets open.
@@ -108,6 +121,8 @@ def main():
     engine.initialize()
     # Five records a request, of which the handler throws away all, are not made.
     engine.log.setLevel(engine.log_level)
+    if calls is not None:
+        calls.attach(IOLoop.current())
     engine.start()
 
 

@@ -11,9 +11,12 @@ mod wire;
 
 use std::{
     fmt, io,
-    os::{fd::OwnedFd, unix::process::CommandExt},
+    os::{
+        fd::OwnedFd,
+        unix::{net::UnixStream, process::CommandExt},
+    },
     path::{Path, PathBuf},
-    process::{Child, Command, ExitStatus, Stdio},
+    process::{Child, Command, Stdio},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     thread::JoinHandle,
     time::{Duration, Instant},
@@ -32,7 +35,7 @@ use serde_json::json;
 use tempfile::TempDir;
 
 use crate::{
-    executor::ended,
+    executor::{Interpreter, Status, ended},
     files::private_dir,
     job::{Ask, Interrupt, stat},
     process::Process,
@@ -68,6 +71,8 @@ pub(crate) struct Kernels {
     /// Further arguments of theirs.
     pub(crate) options: Vec<String>,
     spec: Spec,
+    /// The interpreter that was named for them.
+    python: PathBuf,
     context: Context,
 }
 
@@ -123,6 +128,20 @@ pub(crate) enum Slot {
     Broken(String),
 }
 
+impl Slot {
+    /// The way to the Python calls of the kernel, for whoever asks first; why there is none, if that is known.
+    pub(crate) fn interpreter(&mut self) -> Result<Interpreter, Option<String>> {
+        match self {
+            Self::Lives(kernel) => {
+                kernel.asked = true;
+                kernel.calls.take().ok_or(None)
+            }
+            Self::Broken(why) => Err(Some(why.clone())),
+            Self::Empty => Err(None),
+        }
+    }
+}
+
 /// A running kernel, as its engine's worker has it.
 pub(crate) struct Kernel {
     child: Child,
@@ -136,6 +155,10 @@ pub(crate) struct Kernel {
     born: Instant,
     /// It was asked for something.
     asked: bool,
+    /// How it ended, for its calls.
+    status: Status,
+    /// Where it runs Python calls too: the way to them, until somebody takes it.
+    calls: Option<Interpreter>,
     /// What it said that it has done with.
     ended: Arc<Ended>,
     parallel: bool,
@@ -231,8 +254,14 @@ impl Kernels {
             profile: None,
             options: Vec::new(),
             spec: Spec::find(name, python)?,
+            python: python.to_owned(),
             context: Context::new(),
         })
+    }
+
+    /// Whether they are ipyparallel's own, in this interpreter.
+    pub(crate) fn run_in(&self, python: &Path) -> bool {
+        self.spec.parallel && self.python == python
     }
 
     /// The kind.
@@ -251,7 +280,7 @@ impl Kernels {
         if let Slot::Lives(kernel) = &mut *slot {
             // One whose first thread has ended is not to be waited for yet, and yet will never answer.
             let dying = stat(kernel.pid.as_raw_nonzero().get()).is_none_or(|stat| stat.zombie);
-            if !dying && matches!(kernel.child.try_wait(), Ok(None)) {
+            if !dying && !kernel.wait(Duration::ZERO) {
                 return;
             }
             let cause = kernel.end();
@@ -260,7 +289,9 @@ impl Kernels {
             stillborn = if at_start { kernel.stillborn + 1 } else { 0 };
             let hopeless = stillborn == STILLBORN.0;
             let what = match hopeless {
-                true => format!("its kernel was ended {stillborn} times just after its start, at last"),
+                true => {
+                    format!("its kernel was ended {stillborn} times just after its start, at last")
+                }
                 false => "its kernel was ended".to_owned(),
             };
             if kernel.count > self.restarts || hopeless {
@@ -287,7 +318,7 @@ impl Kernels {
                     "{}: cannot start the kernel {}: {why}",
                     process.files.host, self.spec.name
                 );
-                if count == 1 {
+                if count == 1 || stillborn > 0 {
                     // It is said when the engine has left.
                     seat.give_up(why.clone(), for_good);
                 } else if !seat.closing() {
@@ -371,6 +402,23 @@ impl Kernels {
             }
         }
         command.args(&self.options);
+        let mut calls = None;
+        if let Some(python) = process
+            .python
+            .as_ref()
+            .filter(|_| process.kernels_run_calls())
+        {
+            let (ours, theirs) = UnixStream::pair().map_err(system)?;
+            command
+                .stdin(OwnedFd::from(theirs))
+                .env("IPBROKER_CALLS", "");
+            if let Some(file) = &python.client {
+                command.env("IPBROKER_CONNECTION", file);
+            }
+            calls = Some(ours);
+        } else {
+            command.stdin(Stdio::null());
+        }
         let mut child = command
             .envs(env)
             .env(MARK, &process.mark)
@@ -378,7 +426,6 @@ impl Kernels {
             .env("IPBROKER_ENGINE_UUID", &seat.uuid)
             .current_dir(&process.files.work_dir)
             .process_group(0)
-            .stdin(Stdio::null())
             // What is said to people at a terminal; errors and logs go to ours.
             .stdout(Stdio::null())
             .spawn()
@@ -387,13 +434,17 @@ impl Kernels {
                 for_good: error.kind() == io::ErrorKind::NotFound,
             })?;
         let pid = Pid::from_child(&child);
+        let status = Status::default();
         let started = pidfd_open(pid, PidfdFlags::empty())
             .map_err(io::Error::from)
             .and_then(|pidfd| {
-                let life = (pid, pidfd.try_clone()?);
-                Ok((pidfd, side.start(process.clone(), seat.clone(), life)?))
+                let life = || Ok::<_, io::Error>((pid, pidfd.try_clone()?));
+                let calls =
+                    calls.map(|calls| Interpreter::of_kernel(status.clone(), life()?, calls));
+                let side = side.start(process.clone(), seat.clone(), life()?)?;
+                Ok((pidfd, calls.transpose()?, side))
             });
-        let (pidfd, (line, thread)) = match started {
+        let (pidfd, calls, (line, thread)) = match started {
             Ok(started) => started,
             Err(error) => {
                 let _ = child.kill();
@@ -411,6 +462,8 @@ impl Kernels {
             stillborn,
             born: Instant::now(),
             asked: false,
+            status,
+            calls,
             ended,
             parallel: *parallel,
             by_message: *by_message,
@@ -552,10 +605,11 @@ impl Kernel {
     /// What ended it; ends what is left of it.
     fn end(&mut self) -> String {
         let _ = kill_process_group(self.pid, Signal::KILL);
-        self.child.wait().map_or_else(
-            |error| error.to_string(),
-            |status: ExitStatus| ended(status),
-        )
+        let mut known = self.status.lock().unwrap_or_else(PoisonError::into_inner);
+        match self.child.wait() {
+            Ok(status) => ended(*known.insert(status)),
+            Err(error) => error.to_string(),
+        }
     }
 }
 

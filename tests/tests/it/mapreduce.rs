@@ -29,7 +29,8 @@ fn mapreduce(place: &Cluster, args: &[&str]) -> Finished {
 #[track_caller]
 fn shell(place: &Cluster, command: &str) -> String {
     let mut bash = Command::new("/bin/bash");
-    bash.args(["-o", "pipefail", "-c", command])
+    bash.current_dir(place.dir())
+        .args(["-o", "pipefail", "-c", command])
         .env("LC_ALL", "C");
     programs::run(bash, place.dir(), "", LIMIT).ok().stdout
 }
@@ -77,7 +78,7 @@ fn words_are_counted_as_a_shell_counts_them() {
         &place,
         &format!("cat {} | {WORDS} | sort | uniq -c", files.join(" ")),
     );
-    let small = ["--map-chunksize", "20K", "--reducers", "3"];
+    let small = ["--map-chunksize", "10K", "--reducers", "3"];
     let run = |more: &[&str], reducer: &str| {
         let args = [&small[..], more, &[WORDS, reducer], &files].concat();
         mapreduce(&place, &args).ok()

@@ -7,7 +7,7 @@
 use std::{
     collections::HashMap,
     ffi::OsStr,
-    io::{self, IoSlice, Read, Write},
+    io::{self, IoSlice, PipeReader, Read, Write},
     os::{
         fd::{AsFd, OwnedFd},
         unix::{
@@ -16,16 +16,18 @@ use std::{
         },
     },
     path::{Path, PathBuf},
-    process::{Child, ChildStderr, ChildStdout, Command, ExitStatus, Stdio},
-    sync::Arc,
+    process::{Child, Command, ExitStatus, Stdio},
+    sync::{Arc, Mutex, PoisonError},
 };
 
 use ipbroker_protocol::wake::Wake;
 use rustix::{
-    event::{PollFd, PollFlags, poll},
+    event::{PollFd, PollFlags, Timespec, poll},
     fs::{MemfdFlags, memfd_create},
     net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg},
-    process::{Pid, PidfdFlags, Signal, kill_process_group, pidfd_open},
+    process::{
+        Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, kill_process_group, pidfd_open, waitid,
+    },
 };
 
 use crate::job::{Captured, Observer, Stream};
@@ -194,15 +196,29 @@ impl<'a> Output<'a> {
     }
 }
 
+/// Whose the process is.
+#[derive(Debug)]
+enum Owner {
+    /// The interpreter's own.
+    Own(Child),
+    /// A Jupyter kernel's, which runs calls beside what it is asked for, one of either at a time.
+    Kernel(Status),
+}
+
+/// How a kernel has ended, once that is known: it is waited for by its owner, and asked for by its calls.
+pub(crate) type Status = Arc<Mutex<Option<ExitStatus>>>;
+
 /// The interpreter of a logical engine.
 #[derive(Debug)]
 pub(crate) struct Interpreter {
-    child: Child,
+    owner: Owner,
     pub(super) pid: Pid,
     pidfd: OwnedFd,
     socket: UnixStream,
-    stdout: ChildStdout,
-    stderr: ChildStderr,
+    stdout: PipeReader,
+    stderr: PipeReader,
+    /// The other ends of these, as far as they are not there yet.
+    outputs: Vec<OwnedFd>,
     /// Where it looks which call an interrupt means.
     pub(super) interrupts: Arc<OwnedFd>,
     /// Whether it has said that it is ready.
@@ -228,32 +244,67 @@ impl Interpreter {
         dir: &Path,
         environment: impl IntoIterator<Item = (&'a str, &'a OsStr)>,
     ) -> io::Result<Self> {
-        let (mut socket, theirs) = UnixStream::pair()?;
-        let memory = memfd_create("ipbroker-interrupts", MemfdFlags::CLOEXEC)?;
-        rustix::fs::ftruncate(&memory, 8)?;
-        let mut child = Command::new(program)
+        let (socket, stdin) = UnixStream::pair()?;
+        let ((stdout, their_stdout), (stderr, their_stderr)) = (io::pipe()?, io::pipe()?);
+        let child = Command::new(program)
             .args(["-X", "faulthandler", "-c", BOOTSTRAP])
             .envs(environment)
             .current_dir(dir)
             .process_group(0)
-            .stdin(OwnedFd::from(theirs))
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
+            .stdin(OwnedFd::from(stdin))
+            .stdout(their_stdout)
+            .stderr(their_stderr)
             .spawn()?;
         let pid = Pid::from_child(&child);
-        let (Some(stdout), Some(stderr)) = (child.stdout.take(), child.stderr.take()) else {
-            return Err(io::Error::other("no pipes"));
-        };
         let pidfd = pidfd_open(pid, PidfdFlags::empty())?;
+        Self::new(
+            Owner::Own(child),
+            (pid, pidfd),
+            socket,
+            [stdout, stderr],
+            Vec::new(),
+        )
+    }
+
+    /// That of a Jupyter kernel, which has the other end of the socket as its standard input.
+    ///
+    /// # Errors
+    /// The system's.
+    pub(crate) fn of_kernel(
+        status: Status,
+        life: (Pid, OwnedFd),
+        socket: UnixStream,
+    ) -> io::Result<Self> {
+        let ((stdout, their_stdout), (stderr, their_stderr)) = (io::pipe()?, io::pipe()?);
+        let outputs = vec![their_stdout.into(), their_stderr.into()];
+        Self::new(
+            Owner::Kernel(status),
+            life,
+            socket,
+            [stdout, stderr],
+            outputs,
+        )
+    }
+
+    fn new(
+        owner: Owner,
+        (pid, pidfd): (Pid, OwnedFd),
+        mut socket: UnixStream,
+        [stdout, stderr]: [PipeReader; 2],
+        outputs: Vec<OwnedFd>,
+    ) -> io::Result<Self> {
+        let memory = memfd_create("ipbroker-interrupts", MemfdFlags::CLOEXEC)?;
+        rustix::fs::ftruncate(&memory, 8)?;
         socket.write_all(&(WORKER.len() as u32).to_le_bytes())?;
         socket.write_all(WORKER.as_bytes())?;
         Ok(Self {
-            child,
+            owner,
             pid,
             pidfd,
             socket,
             stdout,
             stderr,
+            outputs,
             interrupts: Arc::new(memory),
             ready: false,
             number: 0,
@@ -267,15 +318,35 @@ impl Interpreter {
 
     /// Whether it still runs.
     pub(super) fn lives(&mut self) -> bool {
-        matches!(self.child.try_wait(), Ok(None))
+        match &mut self.owner {
+            Owner::Own(child) => matches!(child.try_wait(), Ok(None)),
+            Owner::Kernel(_) => {
+                let mut ended = [PollFd::new(&self.pidfd, PollFlags::IN)];
+                matches!(poll(&mut ended, Some(&Timespec::default())), Ok(0))
+            }
+        }
     }
 
     /// How it ended; waits for that, and ends it if it only hung up.
     pub(super) fn end(&mut self) -> ExitStatus {
-        let _ = kill_process_group(self.pid, Signal::KILL);
-        self.child
-            .wait()
-            .unwrap_or_else(|_| ExitStatus::from_raw(0xff00))
+        if self.lives() {
+            let _ = kill_process_group(self.pid, Signal::KILL);
+        }
+        let status = match &mut self.owner {
+            Owner::Own(child) => child.wait().ok(),
+            Owner::Kernel(status) => {
+                let known = status.lock().unwrap_or_else(PoisonError::into_inner);
+                // Its owner waits for it, too.
+                let look = WaitIdOptions::EXITED | WaitIdOptions::NOWAIT;
+                known.or_else(|| {
+                    let ended = waitid(WaitId::PidFd(self.pidfd.as_fd()), look).ok()??;
+                    let code = ended.exit_status().map(|code| code << 8);
+                    code.or(ended.terminating_signal())
+                        .map(ExitStatus::from_raw)
+                })
+            }
+        };
+        status.unwrap_or_else(|| ExitStatus::from_raw(0xff00))
     }
 
     /// Sends a call; it gets the next number, which was told to whoever may interrupt it.
@@ -372,8 +443,9 @@ impl Interpreter {
         if kind != from::READY {
             return Err(io::Error::other("it did not say that it is ready"));
         }
-        let fds = [self.interrupts.as_fd()];
-        let mut space = [std::mem::MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+        let mut fds = vec![self.interrupts.as_fd()];
+        fds.extend(self.outputs.iter().map(AsFd::as_fd));
+        let mut space = [std::mem::MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(3))];
         let mut control = SendAncillaryBuffer::new(&mut space);
         control.push(SendAncillaryMessage::ScmRights(&fds));
         sendmsg(
@@ -382,6 +454,7 @@ impl Interpreter {
             &mut control,
             SendFlags::NOSIGNAL,
         )?;
+        self.outputs.clear();
         let found = parts.get(1).is_some_and(|found| found == &[1]);
         let source = if found { "" } else { CLOUDPICKLE };
         self.send(to::FUNCTION, 0, &[source.as_bytes()])?;
@@ -528,7 +601,9 @@ impl Interpreter {
 
 impl Drop for Interpreter {
     fn drop(&mut self) {
-        self.end();
+        if matches!(self.owner, Owner::Own(_)) {
+            self.end();
+        }
     }
 }
 

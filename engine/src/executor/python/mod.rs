@@ -16,7 +16,7 @@ use serde_bytes::ByteBuf;
 use serde_json::{Map, json};
 
 use interpreter::{Answer, Event, Output, Request};
-pub(crate) use interpreter::{Interpreter, Python, ended};
+pub(crate) use interpreter::{Interpreter, Python, Status, ended};
 
 use super::{Executor, Verdict, array::Arguments, execute, require, stopped, watch::Watch};
 use crate::{
@@ -97,6 +97,22 @@ impl<'a> Calls<'a> {
             let Some(python) = &self.process.python else {
                 return Err(self.unmet.clone().unwrap_or_default().into());
             };
+            if self.process.kernels_run_calls() {
+                let mut kernel = self
+                    .seat
+                    .kernel
+                    .lock()
+                    .unwrap_or_else(PoisonError::into_inner);
+                let host = &self.process.files.host;
+                return match kernel.interpreter() {
+                    Ok(interpreter) => Ok(slot.insert(interpreter)),
+                    Err(why) => {
+                        let text =
+                            why.unwrap_or_else(|| format!("{host}: the engine has no kernel"));
+                        Err(Box::new(ErrorContent::new("UnmetDependency", text)))
+                    }
+                };
+            }
             let id = self.seat.id().to_string();
             let mut environment = vec![
                 (MARK, self.process.mark.as_ref()),
@@ -131,7 +147,8 @@ impl<'a> Calls<'a> {
         let mut waits = false;
         let answer = loop {
             if waits {
-                while let Some(task) = self.seat.next_meanwhile() {
+                let kernels = !self.process.kernels_run_calls();
+                while let Some(task) = self.seat.next_meanwhile(kernels) {
                     execute(self.process, self.seat, task, &mut |message| {
                         self.process.outbox.push(message)
                     });

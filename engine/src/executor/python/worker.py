@@ -158,11 +158,17 @@ waiting = {}  # what calls wait for, by their numbers
 nested = 0  # how many calls wait below the one that runs
 functions = {}
 link = bell = ring = None
+outputs = []  # of a kernel's calls: what they print is not the kernel's
+
+
+def asked():
+    """The number of the call that was last asked to stop."""
+    return int.from_bytes(os.pread(interrupts, 8, 0), "little")
 
 
 def interrupted(signum, frame):
     """SIGINT: the engine has written which call it means, so that it never hits the next one."""
-    number = int.from_bytes(os.pread(interrupts, 8, 0), "little")
+    number = asked()
     stopped.add(number)
     if number in waiting:
         # It goes on when what it waits for has ended, which may be what its own engine works on: nobody wants that any more.
@@ -301,7 +307,7 @@ def serve_call(number, parts):
         try:
             call = Call(parts[1].decode(), index, priority)
             current = number
-            if number in stopped:
+            if number in stopped or number == asked():
                 raise KeyboardInterrupt("the task was aborted")
             kind = UNMET
             function = load(which)
@@ -331,27 +337,38 @@ def serve_call(number, parts):
     link.send(kind, number, answer)
 
 
-def main():
-    global interrupts, link, bell, ring
-    # Nothing that a call starts shall read our socket.
+def connect():
+    """Says on the standard input that we are ready. Nothing that a call starts shall read from there."""
+    global link
     sock = socket.socket(fileno=os.dup(0))
     null = os.open(os.devnull, os.O_RDONLY)
     os.dup2(null, 0)
     os.close(null)
-    for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(line_buffering=True, errors="backslashreplace")
     link = Link(sock)
     found = importlib.util.find_spec("cloudpickle") is not None
     link.send(READY, 0, [b"%d.%d" % sys.version_info[:2], b"\1" if found else b"\0"])
-    source, fds, _, _ = socket.recv_fds(sock, 1, 1)
+
+
+def begin():
+    """Takes what the engine sends before its first call."""
+    global interrupts, outputs, bell, ring
+    _, fds, _, _ = socket.recv_fds(link.sock, 1, 3)
     interrupts = fds[0]
+    outputs = [open(fd, "w", 1, "utf-8", "backslashreplace") for fd in fds[1:]]
     _, _, (source,) = link.receive()
     if source:
         sys.meta_path.append(Supplied(source))
     bell, ring = socket.socketpair()
     ring.setblocking(True)
-    signal.signal(signal.SIGINT, interrupted)
+
+
+def main():
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(line_buffering=True, errors="backslashreplace")
     try:
+        connect()
+        begin()
+        signal.signal(signal.SIGINT, interrupted)
         while True:
             serve(*link.receive())
     except EOFError:
@@ -359,3 +376,28 @@ def main():
     # The engine is gone or has no more use for us; threads of calls do not hold us up.
     flush()
     os._exit(0)
+
+
+def attach(loop):
+    """Runs calls in a Jupyter kernel, whose loop waits meanwhile: the engine sends one thing at a time."""
+
+    def heard(fd, _):
+        usual = sys.stdout, sys.stderr, signal.getsignal(signal.SIGINT)
+        try:
+            if ring is None:
+                begin()
+            sys.stdout, sys.stderr = outputs
+            signal.signal(signal.SIGINT, interrupted)
+            while True:
+                serve(*link.receive())
+                if link.start == link.end:
+                    break
+        except (EOFError, OSError):
+            # Who has started us is gone; the kernel notices it by itself.
+            loop.remove_handler(fd)
+        finally:
+            signal.signal(signal.SIGINT, usual[2])
+            sys.stdout, sys.stderr = usual[:2]
+
+    connect()
+    loop.add_handler(link.sock.fileno(), heard, loop.READ)
