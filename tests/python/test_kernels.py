@@ -595,8 +595,9 @@ def test_configuration(place, tmp_path):
 @pytest.fixture(scope="module")
 def shared(place):
     """An engine that takes calls of this package and of ipyparallel's, and a view of ours on it."""
-    with place.engines("--kernel=ipyparallel", f"--python={sys.executable}") as engines, ipbroker.Client(profile="default") as client:
-        engines.ours = client.view(tags=["ipyparallel"])
+    options = ["--kernel=ipyparallel", f"--python={sys.executable}", "--tag=shared"]
+    with place.engines(*options) as engines, ipbroker.Client(profile="default") as client:
+        engines.ours = client.view(tags=["shared"])
         yield engines
 
 
@@ -621,22 +622,20 @@ def test_both_kinds_of_client_have_one_interpreter(shared):
     assert list(view.map(abs, range(-200, 0))) == theirs.get(60) == list(range(200, 0, -1))
 
 
-def test_what_calls_and_cells_print_is_kept_apart(shared):
+def test_what_calls_and_cells_print_is_kept_apart(shared, capfd):
     said = shared.run("print('of a cell')")
-    jobs = ipbroker.Client(profile="default")
-    with jobs:
-        call = jobs.view(tags=["ipyparallel"]).submit(print, "of a call")
-        call.result(60)
-        assert call.stdout == "of a call\n"
+    shared.ours.submit(print, "of a call").result(60)
+    assert capfd.readouterr().out == "of a call\n"
     assert said.stdout == "of a cell\n"
     assert shared.run("print('once more')").stdout == "once more\n"
 
 
-def test_a_call_in_a_kernel_is_aborted(shared):
+def test_a_call_in_a_kernel_is_aborted(shared, tmp_path):
     view, pid = shared.ours, shared.one.apply_sync(os.getpid)
-    future = view.submit(time.sleep, 600)
-    wait_for(future.running, "the call runs")
-    future.cancel()
+    begun = tmp_path / "begun"
+    future = view.submit(exec, f"import pathlib, time; pathlib.Path({str(begun)!r}).touch(); time.sleep(600)")
+    wait_for(begun.exists, "the call has begun")
+    assert future.cancel()
     # The interpreter stays, and an interrupt is for nobody else.
     assert view.submit(os.getpid).result(60) == pid == shared.one.apply_sync(os.getpid)
     cell = shared.begun(SLEEP)
@@ -661,7 +660,7 @@ def test_a_call_in_a_kernel_that_waits_for_another(shared):
     def outer(n):
         import ipbroker
 
-        view = ipbroker.current_client().view(tags=["ipyparallel"])
+        view = ipbroker.current_client().view(tags=["shared"])
         return n if n == 0 else 1 + view.submit(outer, n - 1).result(60)
 
     future = shared.ours.submit(outer, 5)

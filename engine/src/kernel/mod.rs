@@ -123,7 +123,7 @@ pub(crate) enum Slot {
     #[default]
     Empty,
     /// It has.
-    Lives(Kernel),
+    Lives(Box<Kernel>),
     /// None could be started, for this reason.
     Broken(String),
 }
@@ -312,7 +312,7 @@ impl Kernels {
             std::thread::sleep(LOOK);
         }
         *slot = match self.start(process, seat, (count, stillborn)) {
-            Ok(kernel) => Slot::Lives(kernel),
+            Ok(kernel) => Slot::Lives(Box::new(kernel)),
             Err(Failed { why, for_good }) => {
                 let why = format!(
                     "{}: cannot start the kernel {}: {why}",
