@@ -595,7 +595,7 @@ def test_configuration(place, tmp_path):
 @pytest.fixture(scope="module")
 def shared(place):
     """An engine that takes calls of this package and of ipyparallel's, and a view of ours on it."""
-    options = ["--kernel=ipyparallel", f"--python={sys.executable}", "--tag=shared"]
+    options = ["--kernel=ipyparallel", f"--python={sys.executable}", "--tags=shared"]
     with place.engines(*options) as engines, ipbroker.Client(profile="default") as client:
         engines.ours = client.view(tags=["shared"])
         yield engines
