@@ -24,7 +24,7 @@ impl LocateArgs {
         let command = self.locate.as_ref();
         Locate {
             command: command
-                .map(|text| Template::command(&[text.clone()], &Style::default(), true)),
+                .map(|text| Template::command(std::slice::from_ref(text), &Style::default(), true)),
             known: HashMap::new(),
             told: false,
         }
