@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, RecvTimeoutError};
 use ipbroker_protocol::connection::ClientConnection;
 use ipbroker_protocol::envelope::Envelope;
+use ipbroker_protocol::frames::Frames;
 use ipbroker_protocol::message::{TaskRequest, types};
 use ipbroker_protocol::session::{Empty, Session};
 use ipbroker_protocol::zmq::Message;
@@ -98,12 +99,12 @@ struct Awaited {
 
 impl Awaited {
     /// The submission that waits for this.
-    fn of(self, channel: Channel, number: u64, envelope: Envelope) -> Submission {
+    fn of(self, channel: Channel, number: u64, frames: Frames) -> Submission {
         let replies = self.engines.len().max(1) as u64;
         Submission {
             number,
             channel,
-            envelope,
+            frames,
             members: self.members.unwrap_or(replies),
             array: self.members.is_some(),
             ack: self.ack,
@@ -370,13 +371,13 @@ impl Client {
             sink,
             tag,
         };
-        awaited.of(Channel::Task, built.number, built.envelope)
+        awaited.of(Channel::Task, built.number, built.frames)
     }
 
     /// Submits what was prepared.
     pub(crate) fn submit_all(&self, submissions: Vec<Submission>) -> Result<()> {
         for submission in &submissions {
-            self.fits(&submission.envelope)?;
+            self.fits(&submission.frames)?;
         }
         self.inner.handle.send(Request::SubmitAll(submissions))
     }
@@ -432,8 +433,8 @@ impl Client {
 
     /// Gives a request to the I/O thread; the request's id.
     fn hand_over(&self, channel: Channel, built: Built, awaited: Awaited) -> Result<String> {
-        self.fits(&built.envelope)?;
-        let submission = awaited.of(channel, built.number, built.envelope);
+        self.fits(&built.frames)?;
+        let submission = awaited.of(channel, built.number, built.frames);
         let request = Request::Submit(Box::new(submission));
         self.inner.handle.send(request)?;
         Ok(built.msg_id)
@@ -478,24 +479,23 @@ impl Client {
         buffers: Vec<Message>,
     ) -> Result<(u64, Receiver<Envelope>)> {
         let session = &self.inner.session;
-        let Built {
-            number, envelope, ..
-        } = wire::build(session, engine, msg_type, &Empty {}, content, buffers);
-        self.fits(&envelope)?;
+        let Built { number, frames, .. } =
+            wire::build(session, engine, msg_type, &Empty {}, content, buffers);
+        self.fits(&frames)?;
         let (answer, receive) = crossbeam_channel::bounded(1);
         self.inner.handle.send(Request::Query {
             number,
             channel,
-            envelope,
+            frames,
             answer,
         })?;
         Ok((number, receive))
     }
 
     /// Whether the controller takes a message of this size.
-    fn fits(&self, envelope: &Envelope) -> Result<()> {
+    fn fits(&self, frames: &Frames) -> Result<()> {
         let (bytes, most) = (
-            envelope.bytes() as u64,
+            frames.bytes() as u64,
             self.inner.connection.common.max_message,
         );
         if most != 0 && bytes > most {

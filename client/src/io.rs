@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use crossbeam_channel::Sender;
 use ipbroker_protocol::envelope::Envelope;
+use ipbroker_protocol::frames::Frames;
 use ipbroker_protocol::wake::Waker;
 
 use crate::error::{Error, Result, TaskError};
@@ -58,7 +59,7 @@ pub(crate) enum Channel {
 pub(crate) struct Submission {
     pub(crate) number: u64,
     pub(crate) channel: Channel,
-    pub(crate) envelope: Envelope,
+    pub(crate) frames: Frames,
     pub(crate) members: u64,
     pub(crate) array: bool,
     pub(crate) ack: bool,
@@ -76,7 +77,7 @@ pub(crate) enum Request {
     Query {
         number: u64,
         channel: Channel,
-        envelope: Envelope,
+        frames: Frames,
         answer: Sender<Envelope>,
     },
     Forget(u64),

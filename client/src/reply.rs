@@ -3,8 +3,8 @@
 use std::sync::{Arc, OnceLock};
 
 use ipbroker_protocol::array::{View, member_id};
-use ipbroker_protocol::envelope::Envelope;
-use ipbroker_protocol::message::{CommandResult, ErrorContent, ParentRef};
+use ipbroker_protocol::frames::Frames;
+use ipbroker_protocol::message::{CommandResult, ErrorContent, ParentRef, ReplyMetadata};
 use ipbroker_protocol::session::Packer;
 use jiff::Timestamp;
 use serde::Deserialize;
@@ -43,7 +43,9 @@ pub struct ReplyInfo {
 /// One reply: of a task, or of a range of an array.
 #[derive(Debug)]
 pub struct Reply {
-    envelope: Envelope,
+    frames: Frames,
+    /// Where its header is.
+    header: usize,
     packer: Packer,
     array: bool,
     /// When it arrived here.
@@ -53,10 +55,13 @@ pub struct Reply {
 }
 
 impl Reply {
-    pub(crate) fn new(envelope: Envelope, packer: Packer, array: bool) -> Self {
+    pub(crate) fn new(frames: Frames, packer: Packer, array: bool) -> Self {
         let (info, checked) = (OnceLock::new(), OnceLock::new());
+        // Identities, delimiter, signature.
+        let header = frames.parts().map_or(0, |(identities, _)| identities + 2);
         Self {
-            envelope,
+            frames,
+            header,
             packer,
             array,
             received: Timestamp::now(),
@@ -68,10 +73,7 @@ impl Reply {
     /// Its metadata.
     pub fn info(&self) -> &ReplyInfo {
         self.info.get_or_init(|| {
-            let mut info: ReplyInfo = self
-                .packer
-                .unpack(self.envelope.metadata())
-                .unwrap_or_default();
+            let mut info: ReplyInfo = self.packer.unpack(self.metadata()).unwrap_or_default();
             info.failed.sort_unstable();
             info
         })
@@ -79,14 +81,36 @@ impl Reply {
 
     /// Id of the request.
     pub fn parent_id(&self) -> String {
-        ParentRef::read(self.packer, self.envelope.parent_header())
+        ParentRef::read(self.packer, &self.frames[self.header + 1])
             .map(|parent| parent.msg_id.into_owned())
             .unwrap_or_default()
     }
 
-    /// The frames.
-    pub fn envelope(&self) -> &Envelope {
-        &self.envelope
+    /// Its metadata, packed.
+    pub fn metadata(&self) -> &[u8] {
+        &self.frames[self.header + 2]
+    }
+
+    /// Its content, packed.
+    pub fn packed_content(&self) -> &[u8] {
+        &self.frames[self.header + 3]
+    }
+
+    /// The buffers after the content.
+    pub fn buffers(&self) -> impl ExactSizeIterator<Item = &[u8]> {
+        (self.header + 4..self.frames.len()).map(|at| &self.frames[at])
+    }
+
+    /// How many of the members `lo..hi` did not end well.
+    pub(crate) fn failures(&self, lo: u64, hi: u64) -> u64 {
+        let Ok(metadata) = ReplyMetadata::read(self.packer, self.metadata()) else {
+            return 0;
+        };
+        if metadata.status != "ok" && metadata.failed.is_empty() {
+            return hi - lo;
+        }
+        let failed = metadata.failed.iter();
+        failed.filter(|(index, _)| (lo..hi).contains(index)).count() as u64
     }
 
     /// Id of member `index`.
@@ -104,7 +128,7 @@ impl Reply {
     /// [`Error::Decode`] when it is something else.
     pub fn content<T: DeserializeOwned>(&self) -> Result<T> {
         self.packer
-            .unpack(self.envelope.content())
+            .unpack(self.packed_content())
             .map(|value: Owned<T>| value.0)
             .map_err(|error| Error::Decode {
                 msg_id: self.parent_id(),
@@ -114,7 +138,7 @@ impl Reply {
 
     /// Whether it is the reply of an array, with the values of some of its members.
     pub fn has_members(&self) -> bool {
-        self.array && !self.envelope.buffers().is_empty()
+        self.array && self.buffers().len() > 0
     }
 
     /// Whether member `index` of an array, whose values are here, ended well: the others' ends are no matter.
@@ -146,7 +170,9 @@ impl Reply {
         if index < lo || index >= hi {
             return Err(bad(format!("the reply is about members {lo} to {hi}")));
         }
-        let [offsets, blob] = self.envelope.buffers() else {
+        let mut buffers = self.buffers();
+        let (Some(offsets), Some(blob), None) = (buffers.next(), buffers.next(), buffers.next())
+        else {
             return Err(bad("the reply of an array has two buffers".into()));
         };
         // Offsets are checked once a reply, not once a member.
@@ -169,7 +195,7 @@ impl Reply {
         }
         let content: ErrorContent = self
             .packer
-            .unpack(self.envelope.content())
+            .unpack(self.packed_content())
             .unwrap_or_default();
         let status = if content.status.is_empty() {
             info.status.clone()
@@ -203,8 +229,7 @@ impl Reply {
 
     fn is_command(&self) -> bool {
         // The header's type decides; "command_reply" cannot be part of another key or value of a header of ours.
-        self.envelope
-            .header()
+        self.frames[self.header]
             .windows(13)
             .any(|window| window == b"command_reply")
     }
@@ -239,7 +264,7 @@ impl Reply {
         if self.is_command() {
             return self.content();
         }
-        match self.envelope.buffers().first() {
+        match self.buffers().next() {
             Some(buffer) => decode(buffer),
             None => decode(&[0xc0]),
         }
@@ -262,7 +287,7 @@ impl Reply {
                     .and_then(member_map)
             } else {
                 self.packer
-                    .unpack::<CommandResult>(self.envelope.content())
+                    .unpack::<CommandResult>(self.packed_content())
                     .map_err(|error| error.to_string())
             };
             unpacked.unwrap_or_else(|error| CommandResult {

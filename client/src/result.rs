@@ -29,8 +29,8 @@ struct State {
     total: u64,
     done: u64,
     failed: u64,
-    /// Parts in order of arrival, for results as they come.
-    arrivals: Vec<(u64, Part)>,
+    /// Parts in order of arrival, for results as they come: submission and first member.
+    arrivals: Vec<(u64, u64)>,
     wakers: Vec<Waker>,
     finished: Option<Instant>,
 }
@@ -42,7 +42,39 @@ struct Group {
     first: u64,
     members: u64,
     array: bool,
-    parts: BTreeMap<u64, Part>,
+    parts: Parts,
+}
+
+/// What has come, by first member.
+enum Parts {
+    /// Of one task: one part at most, and no tree for it.
+    One(Option<Part>),
+    Many(BTreeMap<u64, Part>),
+}
+
+impl Parts {
+    fn insert(&mut self, part: Part) {
+        match self {
+            Self::One(place) => *place = Some(part),
+            Self::Many(parts) => drop(parts.insert(part.lo, part)),
+        }
+    }
+
+    /// The part that begins with this member, or the last one before it.
+    fn up_to(&self, member: u64) -> Option<&Part> {
+        match self {
+            Self::One(part) => part.as_ref(),
+            Self::Many(parts) => Some(parts.range(..=member).next_back()?.1),
+        }
+    }
+
+    fn iter(&self) -> impl Iterator<Item = &Part> {
+        let (one, array) = match self {
+            Self::One(part) => (part.as_ref(), None),
+            Self::Many(parts) => (None, Some(parts.values())),
+        };
+        one.into_iter().chain(array.into_iter().flatten())
+    }
 }
 
 impl State {
@@ -53,7 +85,7 @@ impl State {
             .checked_sub(1)?;
         let group = &self.groups[at];
         let member = index - group.first;
-        let (_, part) = group.parts.range(..=member).next_back()?;
+        let part = group.parts.up_to(member)?;
         (member < part.hi).then_some((part, member))
     }
 }
@@ -65,26 +97,18 @@ impl Sink for TaskSet {
             return;
         };
         let count = part.hi - part.lo;
-        group.parts.insert(part.lo, part.clone());
-        state.failed += match &part.outcome {
+        let lo = part.lo;
+        let failed = match &part.outcome {
             Err(_) => count,
-            Ok(reply) => {
-                let info = reply.info();
-                if info.status != "ok" && info.failed.is_empty() {
-                    count
-                } else {
-                    info.failed
-                        .iter()
-                        .filter(|(index, _)| (part.lo..part.hi).contains(index))
-                        .count() as u64
-                }
-            }
+            Ok(reply) => reply.failures(lo, part.hi),
         };
+        group.parts.insert(part);
+        state.failed += failed;
         state.done += count;
         if state.done == state.total {
             state.finished = Some(Instant::now());
         }
-        state.arrivals.push((tag, part));
+        state.arrivals.push((tag, lo));
     }
 
     fn flush(&self) {
@@ -108,12 +132,20 @@ impl TaskSet {
     pub(crate) fn expect(&self, members: u64, array: bool) -> u64 {
         let mut state = self.lock();
         let first = state.total;
+        if state.groups.is_empty() {
+            // Most sets are of one submission.
+            state.groups.reserve_exact(1);
+            state.arrivals.reserve_exact(1);
+        }
         state.groups.push(Group {
             msg_id: String::new(),
             first,
             members,
             array,
-            parts: BTreeMap::new(),
+            parts: match members {
+                1 => Parts::One(None),
+                _ => Parts::Many(BTreeMap::new()),
+            },
         });
         state.total += members;
         state.finished = None;
@@ -194,7 +226,7 @@ impl Shape for Many {
             state
                 .groups
                 .iter()
-                .flat_map(|group| group.parts.values().cloned())
+                .flat_map(|group| group.parts.iter().cloned())
                 .collect()
         };
         let mut values =
@@ -296,9 +328,10 @@ impl<R, S: Shape> AsyncResult<R, S> {
     pub fn serial_time(&self) -> Duration {
         let state = self.set.lock();
         let seconds: f64 = state
-            .arrivals
+            .groups
             .iter()
-            .filter_map(|(_, part)| part.outcome.as_ref().ok()?.info().duration)
+            .flat_map(|group| group.parts.iter())
+            .filter_map(|part| part.outcome.as_ref().ok()?.info().duration)
             .filter(|seconds| seconds.is_finite() && *seconds > 0.0)
             .sum();
         Duration::from_secs_f64(seconds)
@@ -331,7 +364,7 @@ impl<R, S: Shape> AsyncResult<R, S> {
     /// When the hub cannot be asked.
     pub fn abort(&self) -> Result<()> {
         let unfinished = |group: &&Group| {
-            let done: u64 = group.parts.values().map(|part| part.hi - part.lo).sum();
+            let done: u64 = group.parts.iter().map(|part| part.hi - part.lo).sum();
             done < group.members
         };
         // An array's own id stands for all of its members.
@@ -483,9 +516,9 @@ impl<R: DeserializeOwned> Iterator for Unordered<'_, R> {
             let state = self.set.wait_while(|state| {
                 state.arrivals.len() <= self.arrival && state.done < state.total
             });
-            let (tag, part) = state.arrivals.get(self.arrival)?;
-            let first = state.groups[*tag as usize].first;
-            self.part = Some((first, part.lo, part.clone()));
+            let (tag, lo) = state.arrivals.get(self.arrival)?;
+            let group = &state.groups[*tag as usize];
+            self.part = Some((group.first, *lo, group.parts.up_to(*lo)?.clone()));
             self.arrival += 1;
         }
     }

@@ -1,29 +1,19 @@
-//! Building requests quickly: one header, four packed maps, one signature.
+//! Building requests quickly: one header, four packed maps, one piece of memory.
 
-use ipbroker_protocol::envelope::Envelope;
+use ipbroker_protocol::bundle;
+use ipbroker_protocol::envelope::DELIMITER;
+use ipbroker_protocol::frames::{Frames, Packed};
 use ipbroker_protocol::session::Session;
-use ipbroker_protocol::time;
 use ipbroker_protocol::zmq::Message;
 use serde::Serialize;
 
 use crate::io::number_of;
 
-/// A header as it is packed; `ipbroker_protocol::message::Header` owns its strings, which costs more than packing them.
-#[derive(Serialize)]
-struct HeaderOut<'a> {
-    msg_id: &'a str,
-    msg_type: &'a str,
-    username: &'a str,
-    session: &'a str,
-    date: &'a str,
-    version: &'a str,
-}
-
-/// A request that is ready to be sent.
+/// A request that lacks only its signature: in a bundle it needs none.
 pub(crate) struct Built {
     pub(crate) number: u64,
     pub(crate) msg_id: String,
-    pub(crate) envelope: Envelope,
+    pub(crate) frames: Frames,
 }
 
 /// Builds a request from its maps.
@@ -54,28 +44,23 @@ pub(crate) fn build_packed(
     content: &[u8],
     buffers: Vec<Message>,
 ) -> Built {
-    let msg_id = session.next_id();
-    let header = session.pack(&HeaderOut {
-        msg_id: &msg_id,
-        msg_type,
-        username: &session.username,
-        session: &session.id,
-        date: &time::now_utc(),
-        version: "5.3",
-    });
-    let identities = identity
-        .map(|identity| Message::from(identity.as_bytes()))
-        .into_iter()
-        .collect();
-    let envelope = session.packed(
-        identities,
-        [&header, session.empty_map(), metadata, content],
-        buffers,
-    );
+    let (msg_id, header) = session.packed_header(msg_type);
+    let identity = identity.map(str::as_bytes);
+    let maps = [&header, session.empty_map(), metadata, content];
+    let bytes: usize = buffers.iter().map(|buffer| buffer.len()).sum();
+    let frames = if bytes + content.len() <= bundle::LARGE {
+        let frames = identity.into_iter().chain([DELIMITER, &[]]).chain(maps);
+        Packed::new(frames.chain(buffers.iter().map(|buffer| &buffer[..]))).into()
+    } else {
+        let identities = identity.map(Message::from).into_iter().collect();
+        Session::unsigned(identities, maps, buffers)
+            .into_frames()
+            .into()
+    };
     let number = number_of(&msg_id, &session.id).map_or(0, |(number, _)| number);
     Built {
         number,
         msg_id,
-        envelope,
+        frames,
     }
 }

@@ -2,7 +2,7 @@
 
 use ipbroker_protocol::{
     envelope::Envelope,
-    message::{Held, Require},
+    message::{Held, Require, types},
     resources::Grant,
     session::{Session, UnpackError},
     socket::routing,
@@ -26,6 +26,16 @@ impl Kind {
     /// A Jupyter kernel is asked for it.
     pub(crate) fn is_for_kernel(self) -> bool {
         matches!(self, Self::Apply | Self::Execute)
+    }
+
+    /// The type of its reply.
+    pub(crate) fn reply(self) -> &'static str {
+        match self {
+            Self::Command => types::COMMAND_REPLY,
+            Self::Function => types::FUNCTION_REPLY,
+            Self::Apply => types::APPLY_REPLY,
+            Self::Execute => types::EXECUTE_REPLY,
+        }
     }
 
     /// What it is called in the types of request and reply.

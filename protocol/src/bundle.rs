@@ -10,8 +10,9 @@ use zmq::Message;
 
 use crate::{
     envelope::DELIMITER,
+    frames::{Frames, slices},
     message::types,
-    session::{Empty, Session},
+    session::Session,
 };
 
 /// Messages in a bundle at most.
@@ -21,7 +22,7 @@ const MOST: usize = 256;
 const BYTES: usize = 48 << 10;
 
 /// A message larger than this travels alone: copying it costs more than sending it.
-const LARGE: usize = 4 << 10;
+pub const LARGE: usize = 4 << 10;
 
 /// Frames that a message in a bundle has at most.
 const FRAMES: u32 = 16;
@@ -31,106 +32,114 @@ const FRAMES: u32 = 16;
 #[error("not a bundle: {0}")]
 pub struct BundleError(&'static str);
 
-/// Sends messages for one peer in their order, together where that is cheaper. Each begins with `routing` frames that lead
-/// to the peer; what has no signature yet is signed.
+/// Sends messages for one peer in their order, together where that is cheaper. What has no signature yet is signed.
+///
+/// Each begins with `routing` frames (none or one) that lead to the peer; or `peer` does, which is none of them.
 pub fn send(
     session: &Session,
-    routing: usize,
-    messages: impl IntoIterator<Item = Vec<Message>>,
+    (routing, peer): (usize, Option<&[u8]>),
+    messages: impl IntoIterator<Item = Frames>,
     mut send: impl FnMut(Vec<Message>),
 ) {
-    let mut waiting: Vec<Vec<Message>> = Vec::new();
-    let mut bytes = 0;
-    for mut message in messages {
-        let size = message[routing..]
-            .iter()
-            .map(|frame| frame.len() + 3)
-            .sum::<usize>();
-        let large = size > LARGE || message.len() - routing > FRAMES as usize;
-        if large || waiting.len() == MOST || bytes + size > BYTES {
-            leave(session, routing, &mut waiting, &mut send);
-            bytes = 0;
-        }
-        if large {
-            session.seal(&mut message);
-            send(message);
-        } else {
-            bytes += size;
-            waiting.push(message);
-        }
-    }
-    leave(session, routing, &mut waiting, &mut send);
-}
-
-fn leave(
-    session: &Session,
-    routing: usize,
-    waiting: &mut Vec<Vec<Message>>,
-    send: &mut impl FnMut(Vec<Message>),
-) {
-    match &mut waiting[..] {
-        [] => {}
-        [_] => {
-            let mut message = waiting.remove(0);
-            session.seal(&mut message);
-            send(message);
-        }
-        [first, ..] => {
-            let identities = first.drain(..routing).collect();
-            first.splice(..0, std::iter::repeat_with(Message::new).take(routing));
+    let alone = |message: Frames| {
+        let mut message = message.into_messages();
+        session.seal(&mut message);
+        message.splice(..0, peer.map(Message::from));
+        message
+    };
+    let mut leave = |waiting: &mut Vec<Frames>| match waiting.len() {
+        0 => {}
+        1 => waiting.drain(..).map(alone).for_each(&mut send),
+        _ => {
+            let way = (0..routing).map(|at| &waiting[0][at]).chain(peer);
+            let identities = way.map(Message::from).collect();
             let content = pack(waiting, routing);
             waiting.clear();
-            let header = session.pack(&session.header(types::BUNDLE));
-            let metadata = session.pack(&Empty {});
-            let maps = [&header[..], session.empty_map(), &metadata, &content];
+            let (_, header) = session.packed_header(types::BUNDLE);
+            let maps = [
+                &header[..],
+                session.empty_map(),
+                session.empty_map(),
+                &content,
+            ];
             send(session.packed(identities, maps, Vec::new()).into_frames());
         }
+    };
+    let mut waiting: Vec<Frames> = Vec::new();
+    let mut bytes = 0;
+    for message in messages {
+        let count = message.len() - routing;
+        let size = message.bytes() + 3 * count;
+        let large = size > LARGE || count > FRAMES as usize;
+        if large || waiting.len() == MOST || bytes + size > BYTES {
+            leave(&mut waiting);
+            bytes = 0;
+        }
+        waiting.push(message);
+        if large {
+            leave(&mut waiting);
+        } else {
+            bytes += size;
+        }
     }
+    leave(&mut waiting);
 }
 
-fn pack(messages: &[Vec<Message>], routing: usize) -> Vec<u8> {
+fn pack(messages: &[Frames], routing: usize) -> Vec<u8> {
     const WRITES: &str = "a vector takes what is written";
-    let mut content = Vec::with_capacity(BYTES / 8);
+    let size: usize = messages
+        .iter()
+        .map(|message| message.bytes() + 3 * message.len())
+        .sum();
+    let mut content = Vec::with_capacity(size + 3);
     encode::write_array_len(&mut content, messages.len() as u32).expect(WRITES);
     for message in messages {
-        let frames = &message[routing..];
-        encode::write_array_len(&mut content, frames.len() as u32 - 1).expect(WRITES);
-        let signature = frames
-            .iter()
-            .position(|frame| &frame[..] == DELIMITER)
-            .map_or(usize::MAX, |at| at + 1);
-        for (at, frame) in frames.iter().enumerate() {
+        let count = message.len();
+        encode::write_array_len(&mut content, (count - routing - 1) as u32).expect(WRITES);
+        let mut signature = usize::MAX;
+        for at in routing..count {
+            let frame = &message[at];
             if at != signature {
                 encode::write_bin(&mut content, frame).expect(WRITES);
+                if signature == usize::MAX && frame == DELIMITER {
+                    signature = at + 1;
+                }
             }
         }
     }
     content
 }
 
-/// The messages in a bundle's content, each after copies of `routing`, with an empty signature.
+/// The messages in a bundle's content, as `make` makes them of their frames, which begin with `before`; signatures are empty.
 ///
 /// # Errors
 /// When it is not the content of a bundle; no message of it is to be looked at then.
-pub fn unpack(content: &[u8], routing: &[Message]) -> Result<Vec<Vec<Message>>, BundleError> {
+pub fn unpack<'a, T>(
+    content: &'a [u8],
+    before: &[&'a [u8]],
+    mut make: impl FnMut(&[&'a [u8]]) -> T,
+) -> Result<Vec<T>, BundleError> {
     let mut rest = content;
     let count = array(&mut rest)?;
     let mut messages = Vec::with_capacity((count as usize).min(MOST));
+    let mut message: Vec<&[u8]> = Vec::with_capacity(before.len() + FRAMES as usize + 1);
     for _ in 0..count {
         let frames = array(&mut rest)?;
         if frames > FRAMES {
             return Err(BundleError("a message in it has too many frames"));
         }
-        let mut message = Vec::with_capacity(routing.len() + frames as usize + 1);
-        message.extend(routing.iter().map(|frame| Message::from(&frame[..])));
+        message.clear();
+        message.extend(before);
+        let mut found = false;
         for _ in 0..frames {
             let frame = bytes(&mut rest)?;
-            message.push(Message::from(frame));
-            if frame == DELIMITER && !message[..message.len() - 1].iter().any(is_delimiter) {
-                message.push(Message::new());
+            message.push(frame);
+            if frame == DELIMITER && !found {
+                found = true;
+                message.push(&[]);
             }
         }
-        messages.push(message);
+        messages.push(make(&message));
     }
     match rest {
         [] => Ok(messages),
@@ -138,8 +147,15 @@ pub fn unpack(content: &[u8], routing: &[Message]) -> Result<Vec<Vec<Message>>, 
     }
 }
 
-fn is_delimiter(frame: &Message) -> bool {
-    &frame[..] == DELIMITER
+/// As [`unpack`], with the frames as libzmq has them.
+///
+/// # Errors
+/// As [`unpack`].
+pub fn unpack_loose(content: &[u8], before: &[Message]) -> Result<Vec<Vec<Message>>, BundleError> {
+    let before = slices(before);
+    unpack(content, &before, |frames| {
+        frames.iter().map(|frame| Message::from(*frame)).collect()
+    })
 }
 
 fn array(rest: &mut &[u8]) -> Result<u32, BundleError> {
@@ -177,16 +193,20 @@ mod tests {
             parts in prop::collection::vec(prop::collection::vec(prop::collection::vec(any::<u8>(), 0..6000), 4..8), 0..40)
         ) {
             let session = Session::new(b"key", Packer::Msgpack);
-            let sent: Vec<_> = parts.iter().map(|parts| message("peer", parts)).collect();
+            // Some as they are, some in one piece, which makes no difference.
+            let sent = parts.iter().enumerate().map(|(at, parts)| {
+                let message = Frames::from(message("peer", parts));
+                if at % 2 == 0 { message } else { message.packed().into() }
+            });
             let mut arrived = Vec::new();
             let mut bundles = 0;
-            send(&session, 1, sent, |frames| {
+            send(&session, (1, None), sent, |frames| {
                 assert_eq!(&frames[0][..], b"peer");
                 let envelope = Envelope::parse(frames).unwrap();
                 session.verify(&envelope).unwrap();
                 if envelope.identities().len() == 1 {
                     bundles += 1;
-                    arrived.extend(unpack(envelope.content(), envelope.identities()).unwrap());
+                    arrived.extend(unpack_loose(envelope.content(), envelope.identities()).unwrap());
                 } else {
                     arrived.push(envelope.into_frames());
                 }
@@ -202,7 +222,7 @@ mod tests {
 
         #[test]
         fn whatever_comes_is_no_reason_to_panic(content in prop::collection::vec(any::<u8>(), 0..200)) {
-            let _ = unpack(&content, &[]);
+            let _ = unpack_loose(&content, &[]);
         }
     }
 }

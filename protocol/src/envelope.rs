@@ -216,8 +216,15 @@ impl<'a> Parts<'a> {
     /// # Errors
     /// [`EnvelopeError`] when the frames are no message.
     pub fn of(frames: &[&'a [u8]]) -> Result<(usize, Self), EnvelopeError> {
-        let delimiter = delimiter(frames.iter().copied())?;
-        Ok((delimiter, Self::new(|index| frames[delimiter + 1 + index])))
+        Self::find(frames.len(), |index| frames[index])
+    }
+
+    pub(crate) fn find(
+        count: usize,
+        frame: impl Fn(usize) -> &'a [u8],
+    ) -> Result<(usize, Self), EnvelopeError> {
+        let delimiter = delimiter((0..count).map(&frame))?;
+        Ok((delimiter, Self::new(|index| frame(delimiter + 1 + index))))
     }
 
     fn new(frame: impl Fn(usize) -> &'a [u8]) -> Self {

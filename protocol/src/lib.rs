@@ -15,6 +15,7 @@ pub mod connection;
 pub mod dependency;
 pub mod envelope;
 mod fields;
+pub mod frames;
 pub mod message;
 pub mod profile;
 pub mod resources;

@@ -42,7 +42,12 @@ impl Packer {
     /// Never for this crate's types: they have string keys and no failing `Serialize`.
     pub fn pack<T: Serialize + ?Sized>(self, value: &T) -> Vec<u8> {
         match self {
-            Self::Msgpack => rmp_serde::to_vec_named(value).expect("string-keyed maps pack"),
+            Self::Msgpack => {
+                // Room for a header.
+                let mut packed = Vec::with_capacity(256);
+                rmp_serde::encode::write_named(&mut packed, value).expect("string-keyed maps pack");
+                packed
+            }
             Self::Json => serde_json::to_vec(value).expect("string-keyed maps pack"),
         }
     }
@@ -64,6 +69,9 @@ impl Packer {
         }
     }
 }
+
+/// The version of Jupyter's messaging protocol that headers name.
+const VERSION: &str = "5.3";
 
 /// Maps nested deeper than this are refused: no message needs it, and a stack has an end.
 const MAX_DEPTH: usize = 100;
@@ -221,9 +229,33 @@ impl Session {
             username: self.username.clone(),
             session: self.id.clone(),
             date: time::now_utc(),
-            version: "5.3".to_owned(),
+            version: VERSION.to_owned(),
             extra: serde_json::Map::new(),
         }
+    }
+
+    /// A packed header for a new message of this type, and its id: what [`Session::header`] gives, several times faster.
+    #[must_use]
+    pub fn packed_header(&self, msg_type: &str) -> (String, Vec<u8>) {
+        #[derive(Serialize)]
+        struct Header<'a> {
+            msg_id: &'a str,
+            msg_type: &'a str,
+            username: &'a str,
+            session: &'a str,
+            date: &'a str,
+            version: &'a str,
+        }
+        let msg_id = self.next_id();
+        let header = self.pack(&Header {
+            msg_id: &msg_id,
+            msg_type,
+            username: &self.username,
+            session: &self.id,
+            date: &time::now_utc(),
+            version: VERSION,
+        });
+        (msg_id, header)
     }
 
     /// Packs a map with this session's packer.
@@ -266,6 +298,12 @@ impl Session {
             ],
             buffers,
         )
+    }
+
+    /// A message without a signature: it gets one when it leaves ([`Session::seal`]), unless it travels in a bundle.
+    #[must_use]
+    pub fn unsigned(identities: Vec<Message>, maps: [&[u8]; 4], buffers: Vec<Message>) -> Envelope {
+        Envelope::new(identities, Message::new(), maps.map(Message::from), buffers)
     }
 
     /// Signs maps that are packed already.

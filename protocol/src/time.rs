@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use jiff::{Timestamp, Unit, tz::TimeZone};
+use jiff::{Timestamp, tz::TimeZone};
 
 /// Now, as headers carry it: ISO 8601, UTC, microseconds, `Z`.
 #[must_use]
@@ -32,7 +32,7 @@ pub fn utc(moment: Timestamp) -> String {
     put(14, 2, t.minute().unsigned_abs().into());
     put(17, 2, t.second().unsigned_abs().into());
     put(20, 6, t.subsec_nanosecond().unsigned_abs() / 1000);
-    text.iter().map(|byte| char::from(*byte)).collect()
+    String::from_utf8_lossy(&text).into_owned()
 }
 
 /// Reads an ISO 8601 date; without an offset it is taken as UTC.
@@ -124,10 +124,8 @@ fn micros(text: &str) -> Option<u32> {
 /// `moment` moved by `seconds`, for clocks that are known to be off.
 #[must_use]
 pub fn shifted(moment: Timestamp, seconds: f64) -> Timestamp {
-    let nanos = moment.as_nanosecond() + (seconds * 1e9) as i128;
-    Timestamp::from_nanosecond(nanos).map_or(moment, |moved| {
-        moved.round(Unit::Microsecond).unwrap_or(moved)
-    })
+    let micros = (seconds * 1e6).round() as i64;
+    Timestamp::from_microsecond(moment.as_microsecond().saturating_add(micros)).unwrap_or(moment)
 }
 
 #[cfg(test)]

@@ -89,7 +89,7 @@ pub(crate) fn delivery<'py>(
             return (MEMBERS_ERROR, tag, lo, hi, py.None(), failure, py.None()).into_pyobject(py);
         }
     };
-    let metadata = PyBytes::new(py, reply.envelope().metadata());
+    let metadata = PyBytes::new(py, reply.metadata());
     if reply.has_members() {
         return members(py, tag, (lo, hi), reply, metadata);
     }
@@ -100,14 +100,14 @@ pub(crate) fn delivery<'py>(
         let failure = failure.tuple(py)?;
         return (kind, tag, lo, hi, metadata, failure, py.None()).into_pyobject(py);
     }
-    let mut buffers = reply.envelope().buffers().iter();
+    let mut buffers = reply.buffers();
     let value = match buffers.next() {
         Some(pickled) => PyBytes::new(py, pickled),
         None => PyBytes::new(py, b""),
     };
     // Bytes that what is unpickled may write to, as if it were its own.
     let outside = PyList::new(py, buffers.map(|buffer| PyByteArray::new(py, buffer)))?;
-    let content = reply.envelope().content();
+    let content = reply.packed_content();
     // A plain {"status": "ok"} is ten and a few bytes; what was printed makes it longer.
     let printed = (content.len() > 16).then(|| (PyBytes::new(py, content), reply.parent_id()));
     (OK, tag, lo, hi, metadata, value, (outside, printed)).into_pyobject(py)

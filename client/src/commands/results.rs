@@ -111,7 +111,7 @@ fn fetch(client: &Client, id: &str, record: &Record, all: bool) -> Result<(), St
     if buffers.len() < job.get.len() && all {
         return Err("get: the controller does not have the files".into());
     }
-    files::fetch(dir, &job, &buffers, all)
+    files::fetch(dir, &job, buffers.iter().map(|buffer| &buffer[..]), all)
 }
 
 type Tell<'a> = dyn FnMut(&str, Option<&Record>) -> Result<(), Failure> + 'a;

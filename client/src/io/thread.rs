@@ -8,11 +8,12 @@ use crossbeam_channel::{Receiver, Sender, TryRecvError};
 use ipbroker_protocol::bundle;
 use ipbroker_protocol::connection::ClientConnection;
 use ipbroker_protocol::envelope::Envelope;
+use ipbroker_protocol::frames::{Frames, Packed};
 use ipbroker_protocol::message::{
     Acked, HeaderRef, LeaseReply, ParentRef, ReplyMetadata, ResumeReply, ResumeRequest, SubmitAck,
     types,
 };
-use ipbroker_protocol::session::{Empty, Session};
+use ipbroker_protocol::session::{Empty, Packer, Session};
 use ipbroker_protocol::socket;
 use ipbroker_protocol::wake::Wake;
 use ipbroker_protocol::zmq::{self, Context, Message, PollItem, Socket};
@@ -38,6 +39,24 @@ const GATHER: usize = 200;
 const GATHER_TIME: Duration = Duration::from_millis(1);
 /// Submissions leave at once while fewer than this are under way.
 const MANY: usize = 32;
+
+/// The members that a reply is about.
+fn range(packer: Packer, pending: &Pending, engine: Option<&str>, metadata: &[u8]) -> (u64, u64) {
+    if pending.array {
+        let range = ReplyMetadata::read(packer, metadata)
+            .ok()
+            .and_then(|metadata| metadata.range);
+        return match range {
+            Some((lo, hi)) if lo < hi && hi <= pending.members => (lo, hi),
+            // The whole array ends at once, in an error.
+            _ => (0, pending.members),
+        };
+    }
+    let at = engine
+        .and_then(|engine| pending.engines.iter().position(|e| e == engine))
+        .unwrap_or(0) as u64;
+    (at, at + 1)
+}
 
 /// What the thread needs to know.
 pub(crate) struct Settings {
@@ -70,7 +89,7 @@ struct Io {
     listener: Option<Arc<dyn Listener>>,
     table: Table,
     /// What is about to leave for the scheduler.
-    outgoing: Vec<Vec<Message>>,
+    outgoing: Vec<Frames>,
     /// Since when that waits for more.
     gathering: Option<Instant>,
     /// The scheduler takes bundles.
@@ -289,11 +308,11 @@ impl Io {
                 Ok(Request::Query {
                     number,
                     channel,
-                    envelope,
+                    frames,
                     answer,
                 }) => {
                     self.queries.insert(number, answer);
-                    self.send(channel, envelope);
+                    self.send(channel, frames);
                 }
                 Ok(Request::Forget(number)) => {
                     self.queries.remove(&number);
@@ -325,7 +344,7 @@ impl Io {
         let Submission {
             number,
             channel,
-            envelope,
+            frames,
             members,
             array,
             ack,
@@ -333,7 +352,7 @@ impl Io {
             sink,
             tag,
         } = submission;
-        let kept = (ack && channel == Channel::Task).then(|| envelope.duplicate());
+        let kept = (ack && channel == Channel::Task).then(|| frames.duplicate());
         self.table.insert(
             number,
             Pending {
@@ -349,11 +368,11 @@ impl Io {
                 left: members,
             },
         );
-        self.send(channel, envelope);
+        self.send(channel, frames);
     }
 
-    fn send(&mut self, channel: Channel, envelope: Envelope) {
-        if let Err(error) = self.try_send(channel, envelope) {
+    fn send(&mut self, channel: Channel, frames: Frames) {
+        if let Err(error) = self.try_send(channel, frames) {
             match channel {
                 // Who asks the hub waits for an answer, and says himself that there is none.
                 Channel::Hub => tracing::debug!(%error, "a request could not be sent"),
@@ -362,18 +381,18 @@ impl Io {
         }
     }
 
-    fn try_send(&mut self, channel: Channel, envelope: Envelope) -> Result<()> {
-        if channel != Channel::Task {
-            // It may be about what was submitted before.
-            self.leave();
+    fn try_send(&mut self, channel: Channel, frames: Frames) -> Result<()> {
+        if channel == Channel::Task {
+            self.outgoing.push(frames);
+            return Ok(());
         }
+        // It may be about what was submitted before.
+        self.leave();
+        let mut frames = frames.into_messages();
+        self.settings.session.seal(&mut frames);
         let connection = &self.settings.connection;
         let (slot, port) = match channel {
-            Channel::Hub => return Ok(socket::send(&self.sockets.hub, envelope.into_frames())?),
-            Channel::Task => {
-                self.outgoing.push(envelope.into_frames());
-                return Ok(());
-            }
+            Channel::Hub | Channel::Task => return Ok(socket::send(&self.sockets.hub, frames)?),
             Channel::Mux => (&mut self.sockets.mux, connection.mux),
             Channel::Control => (&mut self.sockets.control, connection.control),
             Channel::Broadcast => (&mut self.sockets.broadcast, connection.broadcast),
@@ -383,7 +402,7 @@ impl Io {
             Some(socket) => socket,
             None => slot.insert(connect(&self.context, &self.settings, zmq::DEALER, port)?),
         };
-        Ok(socket::send(socket, envelope.into_frames())?)
+        Ok(socket::send(socket, frames)?)
     }
 
     /// Sends what is for the scheduler, together what is small.
@@ -394,10 +413,15 @@ impl Io {
                 tracing::warn!(%error, "a message could not be sent to the scheduler");
             }
         };
+        let session = &self.settings.session;
         if self.bundles {
-            bundle::send(&self.settings.session, 0, self.outgoing.drain(..), send);
+            bundle::send(session, (0, None), self.outgoing.drain(..), send);
         } else {
-            self.outgoing.drain(..).for_each(send);
+            for frames in self.outgoing.drain(..) {
+                let mut frames = frames.into_messages();
+                session.seal(&mut frames);
+                send(frames);
+            }
         }
     }
 
@@ -501,32 +525,34 @@ impl Io {
             && HeaderRef::read(self.settings.session.packer, envelope.header())
                 .is_ok_and(|header| header.msg_type == types::BUNDLE);
         if !is_bundle {
-            return self.handle(channel, envelope);
+            return self.handle(channel, envelope.into_frames().into());
         }
-        match bundle::unpack(envelope.content(), &[]) {
+        let unpacked = bundle::unpack(envelope.content(), &[], |frames| {
+            Frames::from(Packed::new(frames.iter().copied()))
+        });
+        match unpacked {
             Ok(messages) => messages
                 .into_iter()
-                .filter_map(|frames| Envelope::parse(frames).ok())
-                .for_each(|envelope| self.handle(channel, envelope)),
+                .for_each(|frames| self.handle(channel, frames)),
             Err(error) => tracing::debug!(%error, "a message was dropped"),
         }
     }
 
-    fn handle(&mut self, channel: Channel, envelope: Envelope) {
+    fn handle(&mut self, channel: Channel, frames: Frames) {
         let packer = self.settings.session.packer;
-        // The common case first: a reply whose parent we await.
-        let number = match ParentRef::read(packer, envelope.parent_header()) {
-            Ok(parent) => number_of(&parent.msg_id, &self.settings.session.id)
-                .map(|(number, engine)| (number, engine.map(str::to_owned))),
-            Err(_) => None,
+        let Ok((_, parts)) = frames.parts() else {
+            return;
         };
+        // The common case first: a reply whose parent we await.
+        let parent = ParentRef::id(packer, parts.parent_header).unwrap_or_default();
+        let number = number_of(&parent, &self.settings.session.id);
         if channel == Channel::Task {
-            let Ok(header) = HeaderRef::read(packer, envelope.header()) else {
+            let Ok(header) = HeaderRef::read(packer, parts.header) else {
                 return;
             };
             match &*header.msg_type {
-                types::SUBMIT_ACK => return self.submitted(&envelope),
-                types::RESUME_REPLY => return self.resumed(&envelope),
+                types::SUBMIT_ACK => return self.submitted(parts.content),
+                types::RESUME_REPLY => return self.resumed(parts.content),
                 _ => {}
             }
         }
@@ -534,39 +560,27 @@ impl Io {
             return;
         };
         if self.lease_number == Some(number) {
-            self.leased(&envelope);
+            self.leased(parts.content);
         } else if self.engines_number == Some(number) {
-            if let Ok(reply) = packer.unpack::<ConnectionReply>(envelope.content()) {
+            if let Ok(reply) = packer.unpack::<ConnectionReply>(parts.content) {
                 self.engines_number = None;
                 self.settings.engines.answered(reply);
             }
         } else if let Some(answer) = self.queries.remove(&number) {
-            let _ = answer.send(envelope);
-        } else {
-            self.deliver(number, engine.as_deref(), envelope);
+            if let Ok(envelope) = frames.into_envelope() {
+                let _ = answer.send(envelope);
+            }
+        } else if let Some(pending) = self.table.get_mut(number) {
+            let range = range(packer, pending, engine, parts.metadata);
+            drop(parent);
+            self.deliver(number, range, frames);
         }
+        // Else it is a reply that came twice.
     }
 
-    fn deliver(&mut self, number: u64, engine: Option<&str>, envelope: Envelope) {
-        let packer = self.settings.session.packer;
-        // An unknown number is a reply that came twice.
+    fn deliver(&mut self, number: u64, (lo, hi): (u64, u64), frames: Frames) {
         let Some(pending) = self.table.get_mut(number) else {
             return;
-        };
-        let (lo, hi) = if pending.array {
-            let range = ReplyMetadata::read(packer, envelope.metadata())
-                .ok()
-                .and_then(|metadata| metadata.range);
-            match range {
-                Some((lo, hi)) if lo < hi && hi <= pending.members => (lo, hi),
-                // The whole array ends at once, in an error.
-                _ => (0, pending.members),
-            }
-        } else {
-            let at = engine
-                .and_then(|engine| pending.engines.iter().position(|e| e == engine))
-                .unwrap_or(0) as u64;
-            (at, at + 1)
         };
         self.delivered += 1;
         if pending.ack {
@@ -578,8 +592,8 @@ impl Io {
             }
             self.ack_due.get_or_insert_with(|| Instant::now() + ACK);
         }
-        let reply = Arc::new(Reply::new(envelope, packer, pending.array));
-        pending.deliver(lo, hi, &Ok(reply));
+        let reply = Reply::new(frames, self.settings.session.packer, pending.array);
+        pending.deliver(lo, hi, &Ok(Arc::new(reply)));
         if !self
             .touched
             .last()
@@ -634,13 +648,8 @@ impl Io {
         }
     }
 
-    fn submitted(&mut self, envelope: &Envelope) {
-        let Ok(ack) = self
-            .settings
-            .session
-            .packer
-            .unpack::<SubmitAck>(envelope.content())
-        else {
+    fn submitted(&mut self, content: &[u8]) {
+        let Ok(ack) = self.settings.session.packer.unpack::<SubmitAck>(content) else {
             return;
         };
         for id in ack.msg_ids.iter().chain(&ack.duplicate) {
@@ -663,14 +672,9 @@ impl Io {
         }
     }
 
-    fn leased(&mut self, envelope: &Envelope) {
+    fn leased(&mut self, content: &[u8]) {
         self.lease_number = None;
-        let Ok(reply) = self
-            .settings
-            .session
-            .packer
-            .unpack::<LeaseReply>(envelope.content())
-        else {
+        let Ok(reply) = self.settings.session.packer.unpack::<LeaseReply>(content) else {
             return;
         };
         self.last_seen = Instant::now();
@@ -707,18 +711,13 @@ impl Io {
             request.pending.push(id);
         }
         if !request.pending.is_empty() {
-            let envelope = session.request(types::RESUME_REQUEST, &request);
-            self.send(Channel::Task, envelope);
+            let request = session.request(types::RESUME_REQUEST, &request);
+            self.send(Channel::Task, request.into_frames().into());
         }
     }
 
-    fn resumed(&mut self, envelope: &Envelope) {
-        let Ok(reply) = self
-            .settings
-            .session
-            .packer
-            .unpack::<ResumeReply>(envelope.content())
-        else {
+    fn resumed(&mut self, content: &[u8]) {
+        let Ok(reply) = self.settings.session.packer.unpack::<ResumeReply>(content) else {
             return;
         };
         let mut lost = Vec::new();
@@ -729,7 +728,7 @@ impl Io {
             match self
                 .table
                 .get(number)
-                .map(|pending| pending.kept.as_ref().map(Envelope::duplicate))
+                .map(|pending| pending.kept.as_ref().map(Frames::duplicate))
             {
                 // Never acknowledged: the controller has not had it.
                 Some(Some(again)) => self.send(Channel::Task, again),
@@ -797,7 +796,7 @@ impl Io {
     fn ask_hub(&mut self, msg_type: &str) -> u64 {
         let session = &self.settings.session;
         let built = build(session, None, msg_type, &Empty {}, &Empty {}, Vec::new());
-        self.send(Channel::Hub, built.envelope);
+        self.send(Channel::Hub, built.frames);
         built.number
     }
 
@@ -805,8 +804,8 @@ impl Io {
         self.ack_due = None;
         let acked = std::mem::take(&mut self.acked);
         if !acked.msg_ids.is_empty() || !acked.ranges.is_empty() {
-            let envelope = self.settings.session.request(types::RESULT_ACK, &acked);
-            self.send(Channel::Task, envelope);
+            let acked = self.settings.session.request(types::RESULT_ACK, &acked);
+            self.send(Channel::Task, acked.into_frames().into());
         }
     }
 }

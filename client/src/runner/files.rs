@@ -286,7 +286,7 @@ impl Runner<'_> {
             && let Err(reason) = fetch(
                 &self.options.cwd,
                 &job,
-                reply.envelope().buffers(),
+                reply.buffers(),
                 result.code == Some(0),
             )
         {
@@ -298,7 +298,12 @@ impl Runner<'_> {
 }
 
 /// Writes a job's outputs; those of a failed job only where there are any.
-pub(crate) fn fetch(cwd: &str, job: &Job, buffers: &[Message], all: bool) -> Result<(), String> {
+pub(crate) fn fetch<'a>(
+    cwd: &str,
+    job: &Job,
+    buffers: impl Iterator<Item = &'a [u8]>,
+    all: bool,
+) -> Result<(), String> {
     for (output, bytes) in job.get.iter().zip(buffers) {
         if bytes.is_empty() && !all {
             continue;

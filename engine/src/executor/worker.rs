@@ -11,7 +11,6 @@ use ipbroker_protocol::{
 };
 use jiff::Timestamp;
 use serde::Serialize;
-use serde_json::json;
 
 use super::{Executor, Verdict, array::Outcomes, executor, stopped};
 use crate::{
@@ -89,7 +88,7 @@ pub(crate) fn execute(process: &Process, seat: &Seat, task: Task, send: &mut dyn
             } else {
                 (
                     verdict,
-                    session.pack(&json!({"status": "ok"})),
+                    session.pack(&Status { status: "ok" }),
                     vec![Message::from(out)],
                 )
             }
@@ -298,6 +297,12 @@ struct Metadata<'a> {
     label: Option<&'a str>,
 }
 
+/// The content of a reply that has its value elsewhere.
+#[derive(Serialize)]
+struct Status {
+    status: &'static str,
+}
+
 /// Puts replies to one task together.
 struct Reply<'a> {
     process: &'a Process,
@@ -339,7 +344,9 @@ impl Reply<'_> {
             Verdict::Failed
         };
         let (buffers, same) = outcomes.into_buffers();
-        let content = self.session.pack(&json!({"status": verdict.status()}));
+        let content = self.session.pack(&Status {
+            status: verdict.status(),
+        });
         let elapsed = clock.from.elapsed();
         self.message(
             &Outcome {
@@ -381,9 +388,9 @@ impl Reply<'_> {
             original_msg_id: task.wants.original_msg_id.as_deref(),
             label: task.wants.label.as_deref(),
         };
-        let header = session.pack(&session.header(&format!("{}_reply", task.kind.name())));
+        let (_, header) = session.packed_header(task.kind.reply());
         let metadata = session.pack(&metadata);
-        let message = session.packed(
+        let message = Session::unsigned(
             copies(task.envelope.identities()),
             [&header, task.envelope.header(), &metadata, content],
             buffers,

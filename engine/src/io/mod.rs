@@ -367,15 +367,18 @@ impl Server {
         for (seat, messages) in together {
             let session = self.seats[seat].session();
             let answers = messages.iter().find_map(|message| message.answers.clone());
-            let keep = |message: Outgoing| {
+            let mut keep = |message: Outgoing| {
                 let link = &mut self.links[seat];
                 if let (true, Some(task)) = (link.durable, &message.answers) {
                     link.kept.keep(task, &message.frames);
                 }
                 message.frames
             };
-            let messages: Vec<_> = messages.into_iter().map(keep).collect();
-            bundle::send(&session, 1, messages, |frames| {
+            let messages: Vec<_> = messages
+                .into_iter()
+                .map(|message| keep(message).into())
+                .collect();
+            bundle::send(&session, (1, None), messages, |frames| {
                 self.pass(Outgoing {
                     seat,
                     channel: Channel::Shell,
@@ -407,7 +410,10 @@ impl Server {
         }
     }
 
-    fn try_send(&mut self, seat: usize, message: Outgoing) -> Result<(), Outgoing> {
+    fn try_send(&mut self, seat: usize, mut message: Outgoing) -> Result<(), Outgoing> {
+        if message.channel == Channel::Shell {
+            self.seats[seat].session().seal(&mut message.frames);
+        }
         let wire = &self.net.wires[seat];
         let (socket, token) = match message.channel {
             Channel::Shell => (&wire.shell, Some(Token::Shell(seat))),

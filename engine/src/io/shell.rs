@@ -33,7 +33,7 @@ impl Server {
         };
         let mut replies = Vec::new();
         if msg_type == types::BUNDLE {
-            let messages = match bundle::unpack(envelope.content(), envelope.identities()) {
+            let messages = match bundle::unpack_loose(envelope.content(), envelope.identities()) {
                 Ok(messages) => messages,
                 Err(error) => return self.junk.refuse("bundle", &error),
             };

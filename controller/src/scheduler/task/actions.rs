@@ -3,6 +3,7 @@
 use ipbroker_protocol::{
     array::member_id,
     envelope::Envelope,
+    frames::Frames,
     message::{AbortRequest, ErrorContent, GiveBackRequest, types},
     value::Map,
     zmq::Message,
@@ -11,7 +12,7 @@ use serde_json::json;
 
 use super::{
     Answered, Outgoing, Scheduler,
-    frames::{Had, Packed, at, chunk, with_metadata},
+    frames::{Had, at, chunk, with_metadata},
     groups::Body,
     resources,
     watch::{Ended, last_line},
@@ -95,31 +96,28 @@ impl Scheduler {
             attempt + 1,
             &engine.uuid,
         );
-        let single = |frames: Vec<Message>| {
+        let single = |frames: Frames| {
             if attempt == 0 && had.is_none() {
                 return frames;
             }
-            with_metadata(&self.session, frames, |metadata| {
+            let frames = frames.into_messages();
+            let with = with_metadata(&self.session, frames, |metadata| {
                 if attempt > 0 {
                     metadata.insert("attempt".into(), attempt.into());
                 }
                 if let Some(had) = had {
                     had.tell(metadata);
                 }
-            })
+            });
+            with.into()
         };
         let frames = match std::mem::replace(&mut group.body, Body::Gone(Box::default())) {
             Body::Whole(frames) => {
                 group.body = if group.copy {
-                    Body::Copy(Packed::new(&frames))
+                    Body::Whole(frames.packed().into())
                 } else {
-                    Body::Gone(frames[at::HEADER][..].into())
+                    Body::Gone(frames[at::HEADER].into())
                 };
-                single(frames)
-            }
-            Body::Copy(packed) => {
-                let frames = packed.frames();
-                group.body = Body::Copy(packed);
                 single(frames)
             }
             Body::Array(frames, metadata) => {
@@ -133,7 +131,7 @@ impl Scheduler {
                     had,
                 );
                 group.body = Body::Array(frames, metadata);
-                chunk
+                chunk.into()
             }
             Body::Gone(header) => {
                 group.body = Body::Gone(header);
@@ -144,8 +142,7 @@ impl Scheduler {
                 return;
             }
         };
-        self.out
-            .push(Outgoing::Engine(Message::from(&*engine.uuid), frames));
+        self.out.push(Outgoing::Engine(engine.uuid.clone(), frames));
     }
 
     fn fail(
@@ -215,7 +212,7 @@ impl Scheduler {
             return;
         }
         reply.set_identities([Message::from(&*client)]);
-        let frames = reply.into_frames();
+        let frames = reply.into_frames().into();
         if ack && !self.durable {
             self.kept
                 .keep(&client, &msg_id, (range.start, range.end), &frames);

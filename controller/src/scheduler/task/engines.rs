@@ -1,12 +1,11 @@
 //! The engines as the task thread knows them.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use foldhash::HashMap;
 use ipbroker_protocol::{
     message::{Acked, NodeStats, types},
     session::Session,
-    zmq::Message,
 };
 
 use super::Outgoing;
@@ -31,7 +30,7 @@ pub(super) struct Engine {
     pub(super) key: EngineKey,
     /// Its number.
     pub(super) id: u32,
-    pub(super) uuid: Box<str>,
+    pub(super) uuid: Arc<str>,
     /// It is one of ours: it understands what only our programs say.
     pub(super) ours: bool,
     /// It has said that it leaves, and will say when it has.
@@ -172,14 +171,14 @@ impl Engines {
         msg_id: &str,
         now: Nanos,
         since: Duration,
-    ) -> Option<Message> {
+    ) -> Option<Arc<str>> {
         let engine = self.slots.get_mut(key.slot())?.as_mut()?;
         if engine.key != key {
             return None;
         }
         engine.question = Some((msg_id.into(), now));
         engine.asked = since;
-        Some(Message::from(&*engine.uuid))
+        Some(engine.uuid.clone())
     }
 
     /// Whether a question to it is open.
@@ -279,8 +278,11 @@ impl Engines {
             let acked = std::mem::take(&mut engine.safe);
             engine.safe_since = None;
             out.push(Outgoing::Engine(
-                Message::from(&*engine.uuid),
-                session.request(types::REPLY_ACK, &acked).into_frames(),
+                engine.uuid.clone(),
+                session
+                    .request(types::REPLY_ACK, &acked)
+                    .into_frames()
+                    .into(),
             ));
             false
         });

@@ -1,66 +1,8 @@
-//! Frames in one allocation, and chunks of arrays.
+//! Where the parts of a request are, and chunks of arrays.
 
 use ipbroker_protocol::{
     array::View, envelope::DELIMITER, resources::Grant, session::Session, value::Map, zmq::Message,
 };
-
-/// The frames of a message, copied into one piece of memory: for each frame where it ends, then the frames.
-pub(super) struct Packed {
-    count: u32,
-    bytes: Box<[u8]>,
-}
-
-/// Bytes of the place where a frame ends.
-const END: usize = size_of::<u64>();
-
-impl Packed {
-    pub(super) fn new(frames: &[Message]) -> Self {
-        // Each look into a frame is a call of libzmq.
-        let frames = slices(frames);
-        let size: usize = frames.iter().map(|frame| END + frame.len()).sum();
-        let mut bytes = Vec::with_capacity(size);
-        let mut end = END * frames.len();
-        for frame in &frames {
-            end += frame.len();
-            bytes.extend_from_slice(&(end as u64).to_ne_bytes());
-        }
-        for frame in &frames {
-            bytes.extend_from_slice(frame);
-        }
-        Self {
-            count: frames.len() as u32,
-            bytes: bytes.into_boxed_slice(),
-        }
-    }
-
-    fn end(&self, index: usize) -> usize {
-        let place = self.bytes[index * END..][..END].try_into();
-        u64::from_ne_bytes(place.expect("eight bytes")) as usize
-    }
-
-    pub(super) fn frame(&self, index: usize) -> &[u8] {
-        let begin = match index {
-            0 => END * self.count as usize,
-            _ => self.end(index - 1),
-        };
-        &self.bytes[begin..self.end(index)]
-    }
-
-    pub(super) fn frames(&self) -> Vec<Message> {
-        (0..self.count as usize)
-            .map(|index| Message::from(self.frame(index)))
-            .collect()
-    }
-
-    pub(super) fn bytes(&self) -> usize {
-        self.bytes.len()
-    }
-}
-
-/// What is in the frames.
-pub(super) fn slices(frames: &[Message]) -> Vec<&[u8]> {
-    frames.iter().map(|frame| &frame[..]).collect()
-}
 
 /// Positions in a request as the task thread keeps it: the client's identity, then the message.
 pub(crate) mod at {

@@ -2,9 +2,9 @@
 
 use std::sync::Arc;
 
-use ipbroker_protocol::{value::Map, zmq::Message};
+use ipbroker_protocol::{frames::Frames, value::Map, zmq::Message};
 
-use super::frames::{Packed, at};
+use super::frames::at;
 use crate::scheduler::core::GroupKey;
 
 /// One submission.
@@ -48,8 +48,8 @@ impl Group {
     /// The packed header, for replies of the controller's own.
     pub(super) fn header(&self) -> &[u8] {
         match &self.body {
-            Body::Whole(frames) | Body::Array(frames, _) => &frames[at::HEADER],
-            Body::Copy(packed) => packed.frame(at::HEADER),
+            Body::Whole(frames) => &frames[at::HEADER],
+            Body::Array(frames, _) => &frames[at::HEADER],
             Body::Gone(header) => header,
         }
     }
@@ -57,10 +57,8 @@ impl Group {
 
 /// Where the message is.
 pub(super) enum Body {
-    /// As it came, from the client's identity on.
-    Whole(Vec<Message>),
-    /// A copy of what an engine has.
-    Copy(Packed),
+    /// From the client's identity on; perhaps a copy of what an engine has.
+    Whole(Frames),
     /// An array: the message, and its metadata unpacked.
     Array(Vec<Message>, Map),
     /// On an engine, without a copy: only the header is left.

@@ -8,6 +8,7 @@ use ipbroker_protocol::{
     bundle,
     dependency::Dependency,
     envelope::{FRAME_OVERHEAD, Parts},
+    frames::{Frames, Packed, slices},
     message::{Acked, ErrorContent, HeaderRef, ResumeRequest, TaskMetadata, types},
     session::{Session, UnpackError},
     value::AnyMap,
@@ -16,7 +17,7 @@ use ipbroker_protocol::{
 
 use super::{
     Answered, Scheduler,
-    frames::{Packed, at, slices},
+    frames::at,
     groups::{Body, Group},
     resources::requests,
     watch,
@@ -70,11 +71,12 @@ impl Scheduler {
     pub(super) fn client_message(&mut self, frames: Vec<Message>) -> usize {
         let mut within = Vec::new();
         if let Some((key, group)) = self.client_frames(&slices(&frames), Some(&mut within)) {
-            self.place(key, group, frames);
+            self.place(key, group, frames.into());
         }
         let count = within.len().max(1);
         for frames in within {
-            if let Some((key, mut group)) = self.client_frames(&slices(&frames), None) {
+            let frames = Frames::from(frames);
+            if let Some((key, mut group)) = self.client_frames(&frames.slices(), None) {
                 group.bundled = true;
                 self.place(key, group, frames);
             }
@@ -87,7 +89,7 @@ impl Scheduler {
     fn client_frames(
         &mut self,
         frames: &[&[u8]],
-        within: Option<&mut Vec<Vec<Message>>>,
+        within: Option<&mut Vec<Packed>>,
     ) -> Option<(GroupKey, Group)> {
         let (client, parts) = match Parts::of(frames) {
             Ok((1, parts)) => (frames[0], parts),
@@ -116,7 +118,8 @@ impl Scheduler {
         };
         match (&*header.msg_type, within) {
             (types::BUNDLE, Some(within)) => {
-                match bundle::unpack(parts.content, &[Message::from(client)]) {
+                let make = |frames: &[&[u8]]| Packed::new(frames.iter().copied());
+                match bundle::unpack(parts.content, &[client], make) {
                     Ok(messages) => *within = messages,
                     Err(error) => self.junk_clients.refuse("bundle", &error),
                 }
@@ -154,7 +157,7 @@ impl Scheduler {
     ) -> Result<(), String> {
         let taken = self.accept(&slices(&frames), header);
         if let Some((key, group)) = taken.map_err(|bad| bad.evalue)? {
-            self.place(key, group, frames);
+            self.place(key, group, frames.into());
         }
         Ok(())
     }
@@ -279,8 +282,9 @@ impl Scheduler {
     }
 
     /// Keeps the frames of a group that the core has taken.
-    pub(super) fn place(&mut self, key: GroupKey, mut group: Group, frames: Vec<Message>) {
+    pub(super) fn place(&mut self, key: GroupKey, mut group: Group, frames: Frames) {
         group.body = if group.is_array {
+            let frames = frames.into_messages();
             let metadata = self
                 .session
                 .unpack::<AnyMap>(&frames[at::METADATA])
@@ -288,7 +292,7 @@ impl Scheduler {
                 .0;
             Body::Array(frames, metadata)
         } else if self.groups.len() > MANY && group.copy {
-            Body::Copy(Packed::new(&frames))
+            Body::Whole(frames.packed().into())
         } else {
             Body::Whole(frames)
         };
@@ -350,7 +354,7 @@ impl Scheduler {
             for frames in again {
                 let mut frames = frames;
                 frames[0] = Message::from(client);
-                self.out.push(super::Outgoing::Client(frames, false));
+                self.out.push(super::Outgoing::Client(frames.into(), false));
             }
             if live {
                 pending.push(msg_id.clone());

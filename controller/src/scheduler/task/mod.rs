@@ -30,6 +30,7 @@ use foldhash::{HashMap, HashMapExt};
 use ipbroker_protocol::{
     bundle,
     envelope::Envelope,
+    frames::Frames,
     session::Session,
     zmq::{Message, Socket},
 };
@@ -142,10 +143,10 @@ struct Scheduler {
 }
 
 enum Outgoing {
-    /// To an engine: its routing id, then the frames from the client's identity on.
-    Engine(Message, Vec<Message>),
+    /// To an engine: its uuid, and the frames from the client's identity on.
+    Engine(Arc<str>, Frames),
     /// To a client: frames with its identity first, and whether they may go in a bundle.
-    Client(Vec<Message>, bool),
+    Client(Frames, bool),
     /// To an engine that has left and waits for nothing but this: frames with its routing id first.
     Farewell(Vec<Message>),
 }
@@ -211,17 +212,15 @@ impl Scheduler {
         if !client.is_empty() {
             envelope.set_identities([Message::from(client)]);
             self.out
-                .push(Outgoing::Client(envelope.into_frames(), false));
+                .push(Outgoing::Client(envelope.into_frames().into(), false));
         }
     }
 
     /// A message of the controller's own to an engine of ours.
     fn tell_engine(&mut self, uuid: &str, msg_type: &str, content: &impl serde::Serialize) {
         let envelope = self.session.request(msg_type, content);
-        self.out.push(Outgoing::Engine(
-            Message::from(uuid),
-            envelope.into_frames(),
-        ));
+        self.out
+            .push(Outgoing::Engine(uuid.into(), envelope.into_frames().into()));
     }
 
     /// Sends what the batch caused, to engines first: messages of one direction together wake libzmq's threads less often.
@@ -232,21 +231,22 @@ impl Scheduler {
         let mut replies = std::mem::take(&mut self.replies);
         for outgoing in self.out.drain(..) {
             match outgoing {
-                Outgoing::Engine(uuid, mut frames) => {
+                Outgoing::Engine(uuid, frames) => {
                     // What was for an engine that is gone by now has been decided on.
-                    let Some(engine) = self.engines.find(&uuid) else {
+                    let Some(engine) = self.engines.find(uuid.as_bytes()) else {
                         continue;
                     };
-                    frames.insert(0, uuid);
                     if engine.bundles {
-                        to_engines.add(frames);
+                        to_engines.add(Some(uuid.as_bytes()), frames);
                     } else {
+                        let mut frames = frames.into_messages();
+                        frames.insert(0, Message::from(&*uuid));
                         session.seal(&mut frames);
                         to_engine(&mut self.engine_outbox, &self.engine_socket, frames);
                     }
                 }
-                Outgoing::Client(frames, true) => to_clients.add(frames),
-                Outgoing::Client(frames, false) => replies.push(frames),
+                Outgoing::Client(frames, true) => to_clients.add(None, frames),
+                Outgoing::Client(frames, false) => replies.push(frames.into_messages()),
                 Outgoing::Farewell(mut frames) => {
                     if let Err(error) = try_send(&self.engine_socket, &mut frames) {
                         tracing::debug!(%error, "an engine is gone before its last word was answered");
@@ -286,25 +286,28 @@ fn to_client(outbox: &mut Outbox, socket: &Socket, frames: Vec<Message>) {
 #[derive(Default)]
 struct Together {
     peers: HashMap<Box<[u8]>, usize>,
-    messages: Vec<Vec<Vec<Message>>>,
+    /// With the peer's identity where it is not their first frame.
+    messages: Vec<(Option<Box<[u8]>>, Vec<Frames>)>,
 }
 
 impl Together {
-    fn add(&mut self, frames: Vec<Message>) {
-        let at = match self.peers.get(&frames[0][..]) {
+    fn add(&mut self, peer: Option<&[u8]>, frames: Frames) {
+        let identity = peer.unwrap_or_else(|| &frames[0]);
+        let at = match self.peers.get(identity) {
             Some(at) => *at,
             None => {
-                self.peers.insert(frames[0][..].into(), self.messages.len());
-                self.messages.push(Vec::new());
+                self.peers.insert(identity.into(), self.messages.len());
+                self.messages.push((peer.map(Box::from), Vec::new()));
                 self.messages.len() - 1
             }
         };
-        self.messages[at].push(frames);
+        self.messages[at].1.push(frames);
     }
 
     fn send(self, session: &Session, mut send: impl FnMut(Vec<Message>)) {
-        for messages in self.messages {
-            bundle::send(session, 1, messages, &mut send);
+        for (peer, messages) in self.messages {
+            let routing = usize::from(peer.is_none());
+            bundle::send(session, (routing, peer.as_deref()), messages, &mut send);
         }
     }
 }

@@ -138,7 +138,7 @@ impl Scheduler {
             self.session
                 .message(Vec::new(), &header, None, &Empty {}, &Empty {}, Vec::new());
         self.out
-            .push(Outgoing::Engine(uuid, question.into_frames()));
+            .push(Outgoing::Engine(uuid, question.into_frames().into()));
     }
 
     /// Asks again who has not answered, and who has had a task for long: should only its connection to this socket have

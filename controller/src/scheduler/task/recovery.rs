@@ -117,7 +117,7 @@ impl Scheduler {
         let row = self
             .watch
             .submitted(now, spec.client, count, &task.msg_id, || {
-                let frames = super::frames::slices(&frames);
+                let frames = ipbroker_protocol::frames::slices(&frames);
                 let index = is_array.then_some(0);
                 watch::describe(session.packer, reply_type(&msg_type), &frames, index)
             });
@@ -149,7 +149,7 @@ impl Scheduler {
             prefer: wire.prefer.clone().into(),
             body: Body::Gone(Box::default()),
         };
-        self.place(key, group, frames);
+        self.place(key, group, frames.into());
         Ok(())
     }
 
@@ -193,6 +193,6 @@ impl Scheduler {
             buffers.iter().map(Message::from).collect(),
         );
         self.out
-            .push(Outgoing::Client(envelope.into_frames(), false));
+            .push(Outgoing::Client(envelope.into_frames().into(), false));
     }
 }

@@ -5,7 +5,8 @@ use std::time::Duration;
 use ipbroker_protocol::{
     array::member_id,
     bundle,
-    envelope::Envelope,
+    envelope::{DELIMITER, Envelope},
+    frames::{Frames, Packed, slices},
     message::{ErrorContent, HeaderRef, LeaveReply, ParentRef, ReplyMetadata, Waiting, types},
     session::Packer,
     time,
@@ -61,14 +62,25 @@ impl Scheduler {
             self.verified_reply(envelope);
             return 1;
         }
-        match bundle::unpack(envelope.content(), envelope.identities()) {
+        let uuid = &envelope.identities()[0][..];
+        // Of a reply the client comes first, as it is sent to it.
+        let make = |frames: &[&[u8]]| {
+            let client = usize::from(frames.first().is_some_and(|first| *first != DELIMITER));
+            let (client, rest) = frames.split_at(client);
+            Frames::from(Packed::new(
+                client.iter().chain([&uuid]).chain(rest).copied(),
+            ))
+        };
+        match bundle::unpack(envelope.content(), &[], make) {
             Ok(messages) => {
                 let count = messages.len();
                 for frames in messages {
-                    match Envelope::parse(frames) {
-                        Ok(envelope) if envelope.identities().len() <= 2 => {
-                            self.verified_reply(envelope);
-                        }
+                    match frames.parts().map(|(identities, _)| identities) {
+                        Ok(2) => match self.engines.find(uuid).map(|engine| engine.key) {
+                            Some(engine) => self.reply(engine, frames),
+                            None => self.loose_reply(frames),
+                        },
+                        Ok(1) => self.loose_reply(frames),
                         Ok(_) => self
                             .junk_engines
                             .refuse("bundle", &"a message in it has too many identities"),
@@ -81,6 +93,16 @@ impl Scheduler {
                 self.junk_engines.refuse("bundle", &error);
                 1
             }
+        }
+    }
+
+    /// Reads a message that came in a bundle as one that came alone: its engine's identity first.
+    fn loose_reply(&mut self, frames: Frames) {
+        if let Ok(mut envelope) = frames.into_envelope() {
+            if envelope.identities().len() == 2 {
+                envelope.swap_identities(0, 1);
+            }
+            self.verified_reply(envelope);
         }
     }
 
@@ -99,7 +121,7 @@ impl Scheduler {
     fn known_engine(&mut self, engine: EngineKey, mut envelope: Envelope) {
         if envelope.identities().len() == 2 {
             envelope.swap_identities(0, 1);
-            return self.reply(engine, envelope);
+            return self.reply(engine, envelope.into_frames().into());
         }
         let session = self.session.clone();
         let header = match HeaderRef::read(session.packer, envelope.header()) {
@@ -147,9 +169,12 @@ impl Scheduler {
         }
     }
 
-    fn reply(&mut self, engine: EngineKey, envelope: Envelope) {
+    /// Reads a reply: the client's identity, the engine's, then the message.
+    fn reply(&mut self, engine: EngineKey, frames: Frames) {
         let packer = self.session.packer;
-        let parts = envelope.parts();
+        let Ok((_, parts)) = frames.parts() else {
+            return;
+        };
         let msg_id = match ParentRef::id(packer, parts.parent_header) {
             Ok(msg_id) => msg_id,
             Err(error) => return self.junk_engines.refuse("parent header", &error),
@@ -158,21 +183,11 @@ impl Scheduler {
             Ok(metadata) => metadata,
             Err(error) => return self.junk_engines.refuse("reply metadata", &error),
         };
-        let Some(key) = self.core.find(&msg_id) else {
-            return self.late(
-                &envelope.identities()[1],
-                &msg_id,
-                metadata.range,
-                &envelope,
-            );
-        };
-        let Some(count) = self.groups.get(key).map(|group| group.count) else {
-            return self.late(
-                &envelope.identities()[1],
-                &msg_id,
-                metadata.range,
-                &envelope,
-            );
+        let key = self.core.find(&msg_id);
+        let group = key.and_then(|key| Some((key, self.groups.get(key)?.count)));
+        let Some((key, count)) = group else {
+            let said = &frames.slices()[REPLY_HEADER..];
+            return self.late(&frames[1], &msg_id, metadata.range, said);
         };
         let (lo, hi) = metadata.range.unwrap_or((0, 1));
         let (Ok(lo), Ok(hi)) = (u32::try_from(lo), u32::try_from(hi)) else {
@@ -260,9 +275,12 @@ impl Scheduler {
         match deliver {
             Deliver::All => {
                 self.engines.count(engine, u64::from(hi - lo), seconds);
-                self.deliver(&result, lo, hi, envelope.into_frames());
+                self.deliver(&result, lo, hi, frames);
             }
-            Deliver::Nothing => self.late(&envelope.identities()[1], &msg_id, range, &envelope),
+            Deliver::Nothing => {
+                let said = &frames.slices()[REPLY_HEADER..];
+                self.late(&frames[1], &msg_id, range, said);
+            }
             Deliver::Some(ranges) => {
                 let members: u32 = ranges.iter().map(|range| range.end - range.start).sum();
                 self.engines.count(
@@ -270,25 +288,21 @@ impl Scheduler {
                     u64::from(members),
                     seconds * f64::from(members) / f64::from(hi - lo),
                 );
-                let frames = envelope.into_frames();
                 // `part` wants one identity before the delimiter.
-                let mut bare: Vec<Message> = frames
-                    .iter()
-                    .map(|frame| Message::from(&frame[..]))
-                    .collect();
+                let mut bare = frames.into_messages();
                 let uuid = bare.remove(1);
                 let session = self.session.clone();
                 for range in ranges {
                     let mut frames = part(&session, &bare, (lo, hi), range.start, range.end);
                     frames.insert(1, Message::from(&uuid[..]));
-                    self.deliver(&result, range.start, range.end, frames);
+                    self.deliver(&result, range.start, range.end, frames.into());
                 }
             }
         }
     }
 
     /// Members have ended: into the journal, and to the client.
-    fn deliver(&mut self, result: &EngineResult<'_>, lo: u32, hi: u32, mut frames: Vec<Message>) {
+    fn deliver(&mut self, result: &EngineResult<'_>, lo: u32, hi: u32, mut frames: Frames) {
         let Some(group) = self.groups.get_mut(result.key) else {
             return;
         };
@@ -303,7 +317,7 @@ impl Scheduler {
                 let outcome = own.map_or(result.default, |at| result.exceptions[at].1);
                 matches!(outcome, Outcome::Error | Outcome::Unmet)
             });
-            let said = (lo, &frames[REPLY_CONTENT..]);
+            let said = (lo, &frames.slices()[REPLY_CONTENT..]);
             self.look_at_failures(now, (&id, is_array), failed, ended.failed, said);
         }
         let Some(group) = self.groups.get_mut(result.key) else {
@@ -324,10 +338,6 @@ impl Scheduler {
                 .filter(|(index, _)| (lo..hi).contains(index))
                 .map(|(index, outcome)| (u64::from(*index), Exception::Ended(stored(*outcome))))
                 .collect();
-            let slices: Vec<&[u8]> = frames[REPLY_HEADER..]
-                .iter()
-                .map(|frame| &frame[..])
-                .collect();
             self.journal.finished(&Finish {
                 task: TaskRef::Key(group.key),
                 range: u64::from(lo)..u64::from(hi),
@@ -339,15 +349,17 @@ impl Scheduler {
                     .map_or("", |engine| &engine.uuid),
                 done: group.remaining == 0,
                 late: false,
-                frames: &slices,
+                frames: &frames.slices()[REPLY_HEADER..],
             });
         }
         if group.client.is_empty() {
             return;
         }
-        if frames[0][..] != *group.client {
+        if frames[0] != *group.client {
             // The client came back under another identity.
-            frames[0] = Message::from(&*group.client);
+            let mut loose = frames.into_messages();
+            loose[0] = Message::from(&*group.client);
+            frames = loose.into();
         }
         if group.ack && !self.durable {
             self.kept.keep(
@@ -361,25 +373,17 @@ impl Scheduler {
         self.out.push(Outgoing::Client(frames, bundled));
     }
 
-    /// A reply to something that was answered before, or of an engine that was given up: recorded, not delivered.
-    fn late(
-        &mut self,
-        engine: &[u8],
-        msg_id: &str,
-        range: Option<(u64, u64)>,
-        envelope: &Envelope,
-    ) {
+    /// A reply to something that was answered before, or of an engine that was given up, from its header on: recorded, not
+    /// delivered.
+    fn late(&mut self, engine: &[u8], msg_id: &str, range: Option<(u64, u64)>, said: &[&[u8]]) {
         tracing::debug!(msg_id, "a late reply is not delivered");
         if !self.journal.keeps() || msg_id.is_empty() {
             return;
         }
         let (lo, hi) = range.unwrap_or((0, 1));
         let uuid = String::from_utf8_lossy(engine);
-        let frames = envelope.frames();
-        let begin = envelope.identities().len() + 2;
-        let slices: Vec<&[u8]> = frames[begin..].iter().map(|frame| &frame[..]).collect();
-        let metadata =
-            ReplyMetadata::read(self.session.packer, envelope.metadata()).unwrap_or_default();
+        let metadata = said.get(2).copied().unwrap_or_default();
+        let metadata = ReplyMetadata::read(self.session.packer, metadata).unwrap_or_default();
         self.journal.finished(&Finish {
             task: TaskRef::Id(msg_id),
             range: lo..hi,
@@ -388,7 +392,7 @@ impl Scheduler {
             engine: &uuid,
             done: false,
             late: true,
-            frames: &slices,
+            frames: said,
         });
         if self.durable
             && let Some(key) = self.engines.find(engine).map(|engine| engine.key)
@@ -458,7 +462,8 @@ impl Scheduler {
                 let range = ReplyMetadata::read(session.packer, envelope.metadata())
                     .ok()
                     .and_then(|metadata| metadata.range);
-                self.late(&envelope.identities()[0], &parent.msg_id, range, envelope);
+                let said = &slices(envelope.frames())[REPLY_HEADER..];
+                self.late(&envelope.identities()[0], &parent.msg_id, range, said);
             }
             // It was never known, or the hub was quicker.
             _ if self.is_about_leaving(envelope) => {}
@@ -501,7 +506,7 @@ impl Scheduler {
         if matches!(group.body, Body::Gone(_)) {
             let frames = envelope.take_buffers();
             match returned(group, &frames) {
-                true => group.body = Body::Whole(frames),
+                true => group.body = Body::Whole(frames.into()),
                 // Without its frames it cannot run again: that it was given back cannot be honoured.
                 false => {
                     return self

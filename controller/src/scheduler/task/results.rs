@@ -4,11 +4,12 @@ use std::collections::VecDeque;
 
 use foldhash::{HashMap, HashMapExt};
 use ipbroker_protocol::{
+    frames::Frames,
     message::{Acked, SubmitAck, types},
     zmq::Message,
 };
 
-use super::{Scheduler, frames::Packed};
+use super::Scheduler;
 use crate::store::Position;
 
 /// Acknowledgements that wait for the journal.
@@ -96,24 +97,18 @@ type Replies = HashMap<Box<str>, Vec<Reply>>;
 
 struct Reply {
     range: (u64, u64),
-    frames: Packed,
+    frames: Frames,
 }
 
 /// Bytes of replies that are kept for all clients.
 const BOUND: usize = 1 << 30;
 
 impl Kept {
-    pub(super) fn keep(
-        &mut self,
-        client: &[u8],
-        msg_id: &str,
-        range: (u64, u64),
-        frames: &[Message],
-    ) {
+    pub(super) fn keep(&mut self, client: &[u8], msg_id: &str, range: (u64, u64), frames: &Frames) {
         if client.is_empty() {
             return;
         }
-        let frames = Packed::new(frames);
+        let frames = Frames::from(frames.packed());
         if self.bytes + frames.bytes() > BOUND {
             if !std::mem::replace(&mut self.told, true) {
                 tracing::warn!(
@@ -199,7 +194,7 @@ impl Kept {
         replies
             .iter()
             .filter(|reply| !has(reply.range))
-            .map(|reply| reply.frames.frames())
+            .map(|reply| reply.frames.duplicate().into_messages())
             .collect()
     }
 }

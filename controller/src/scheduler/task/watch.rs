@@ -7,7 +7,7 @@
 use std::collections::VecDeque;
 
 use foldhash::HashMap;
-use ipbroker_protocol::{session::Packer, value::AnyMap, zmq::Message};
+use ipbroker_protocol::{frames::slices, session::Packer, value::AnyMap};
 use serde_json::Value;
 use slab::Slab;
 
@@ -367,15 +367,18 @@ impl Scheduler {
     fn describe_group(&self, group: &Group, index: u32) -> String {
         let index = group.is_array.then_some(index);
         match &group.body {
-            Body::Whole(frames) | Body::Array(frames, _) => {
-                let frames: Vec<&[u8]> = super::frames::slices(frames);
-                describe(self.session.packer, group.reply_type, &frames, index)
-            }
-            Body::Copy(packed) => {
-                let content = packed.frame(at::CONTENT);
-                let frames: [&[u8]; at::BUFFERS] = [b"", b"", b"", b"", b"", b"", content];
-                describe(self.session.packer, group.reply_type, &frames, None)
-            }
+            Body::Whole(frames) => describe(
+                self.session.packer,
+                group.reply_type,
+                &frames.slices(),
+                None,
+            ),
+            Body::Array(frames, _) => describe(
+                self.session.packer,
+                group.reply_type,
+                &slices(frames),
+                index,
+            ),
             Body::Gone(_) => kind(group.reply_type).to_owned(),
         }
     }
@@ -387,7 +390,7 @@ impl Scheduler {
         group: (&str, bool),
         failed: impl Iterator<Item = u32>,
         count: u64,
-        (lo, frames): (u32, &[Message]),
+        (lo, frames): (u32, &[&[u8]]),
     ) {
         let looks = self.watch.looks(now, count);
         let (id, is_array) = group;
