@@ -416,6 +416,9 @@ fn a_full_disk_is_told_and_loses_nothing() {
     disk.fill();
     // What waits for room is not acknowledged, and the client waits with it.
     let second = cluster.start_client(&["submit", "--capture", "second.jsonl"]);
+    eventually("the waiting client to hear why", LIMIT, || {
+        second.stderr().contains("No space left").then_some(())
+    });
     let troubles = eventually("the controller to say it", LIMIT, || {
         let status = cluster.client(&["status", "--json"]).ok().json_lines();
         let troubles = status[0]["troubles"].to_string();
