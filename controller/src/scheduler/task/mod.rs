@@ -286,8 +286,14 @@ fn to_client(outbox: &mut Outbox, socket: &Socket, frames: Vec<Message>) {
 #[derive(Default)]
 struct Together {
     peers: HashMap<Box<[u8]>, usize>,
-    /// With the peer's identity where it is not their first frame.
-    messages: Vec<(Option<Box<[u8]>>, Vec<Frames>)>,
+    ways: Vec<Way>,
+}
+
+/// What goes to one peer.
+struct Way {
+    /// The peer's identity, where it is not the messages' first frame.
+    identity: Option<Box<[u8]>>,
+    messages: Vec<Frames>,
 }
 
 impl Together {
@@ -296,18 +302,21 @@ impl Together {
         let at = match self.peers.get(identity) {
             Some(at) => *at,
             None => {
-                self.peers.insert(identity.into(), self.messages.len());
-                self.messages.push((peer.map(Box::from), Vec::new()));
-                self.messages.len() - 1
+                self.peers.insert(identity.into(), self.ways.len());
+                self.ways.push(Way {
+                    identity: peer.map(Box::from),
+                    messages: Vec::new(),
+                });
+                self.ways.len() - 1
             }
         };
-        self.messages[at].1.push(frames);
+        self.ways[at].messages.push(frames);
     }
 
     fn send(self, session: &Session, mut send: impl FnMut(Vec<Message>)) {
-        for (peer, messages) in self.messages {
-            let routing = usize::from(peer.is_none());
-            bundle::send(session, (routing, peer.as_deref()), messages, &mut send);
+        for Way { identity, messages } in self.ways {
+            let routing = usize::from(identity.is_none());
+            bundle::send(session, (routing, identity.as_deref()), messages, &mut send);
         }
     }
 }
