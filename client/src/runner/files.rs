@@ -313,7 +313,7 @@ pub(crate) fn fetch<'a>(
             if let Some(dir) = path.parent() {
                 fs::create_dir_all(dir)?;
             }
-            fs::write(&path, &bytes[..])
+            fs::write(&path, bytes)
         };
         write().map_err(|e| format!("get: {}: {e}", path.display()))?;
     }
