@@ -170,6 +170,10 @@ pub(crate) struct JobArgs {
     /// An alternative of what a job needs (may be repeated, in order of preference: the first that can be had is taken)
     #[arg(long = "any", value_name = "NAME=AMOUNT,…", value_parser = alternative)]
     pub(crate) alternatives: Vec<Request>,
+    /// Whole hosts that a job holds: it runs on one of them, with the names of all in the file $IPBROKER_NODEFILE
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=i64::from(resources::NODES_MOST)),
+        conflicts_with_all = ["cpus", "gpus", "memory", "resources", "alternatives", "hosts"])]
+    pub(crate) nodes: Option<u32>,
     /// Directory of jobs that name none (`cd`), relative to this one; `...`: a new one for each
     #[arg(long, value_name = "DIR", visible_alias = "workdir")]
     pub(crate) wd: Option<String>,
@@ -195,6 +199,10 @@ impl JobArgs {
     /// Where and when a job runs: what it says, and these for what it does not.
     pub(crate) fn placement(&self, own: &Placement) -> Placement {
         let mut placement = own.clone();
+        let asks = !own.resources.is_empty() || !own.alternatives.is_empty();
+        if own.nodes == 0 && !asks && own.host.is_empty() {
+            placement.nodes = self.nodes.unwrap_or(0);
+        }
         if own.host.is_empty() {
             placement.host.clone_from(&self.hosts);
         }
@@ -207,6 +215,10 @@ impl JobArgs {
         placement.retry_delay = own.retry_delay.or(self.retry_delay);
         placement.max_crashes = own.max_crashes.or(self.max_crashes);
         placement.priority = own.priority.or(self.priority);
+        if placement.nodes > 0 {
+            // It has all of its hosts.
+            return placement;
+        }
         let mut resources = self.request();
         resources.extend(own.resources.clone());
         // None of something is what a job has that does not name it.
@@ -220,7 +232,9 @@ impl JobArgs {
 
     /// The limits of a job that has `own` ones, and asks for what `placement` says.
     pub(crate) fn limit(&self, own: Limit, placement: &Placement) -> Limit {
-        let one = placement.alternatives.is_empty() && self.alternatives.is_empty();
+        let one = placement.nodes == 0
+            && placement.alternatives.is_empty()
+            && self.alternatives.is_empty();
         let says = placement.resources.contains_key(resources::MEMORY);
         let memory = self.memory.filter(|bytes| *bytes > 0.0 && one && !says);
         let memory = memory.map(|bytes| bytes as u64);

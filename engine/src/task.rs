@@ -76,6 +76,8 @@ pub(crate) struct Wants {
     pub(crate) granted: Grant,
     /// Which of its alternatives that is, from 1, if it has several.
     pub(crate) alternative: Option<u32>,
+    /// Names of the hosts that it holds as wholes, this one first.
+    pub(crate) nodelist: Vec<String>,
     /// Keys that a broadcast's reply repeats.
     pub(crate) is_broadcast: Option<bool>,
     pub(crate) is_coalescing: Option<bool>,

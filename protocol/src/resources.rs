@@ -27,6 +27,9 @@ const MOST: f64 = 1e6;
 /// The same for sizes: 4 PiB, so that thousandths of sums never overflow.
 const MOST_BYTES: f64 = (1u64 << 52) as f64;
 
+/// The most whole hosts that a task may ask for.
+pub const NODES_MOST: u32 = 1_000_000;
+
 /// What a host has of one resource, as an engine registers it and as `--resource` gives it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(untagged)]

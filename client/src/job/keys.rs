@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use ipbroker_protocol::message::{Limit, Require};
-use ipbroker_protocol::resources::{self, CPUS, GPUS, MEMORY, Request};
+use ipbroker_protocol::resources::{self, CPUS, GPUS, MEMORY, NODES_MOST, Request};
 use ipbroker_protocol::size;
 use ipbroker_protocol::time::parse_duration;
 use serde_json::{Map, Value};
@@ -291,6 +291,28 @@ impl Keys<'_> {
         };
         let all: Result<_, _> = items.iter().enumerate().map(alternative).collect();
         Ok((false, all?))
+    }
+
+    /// `nodes`: how many whole hosts it holds; 0: none is asked for.
+    pub(super) fn nodes(&self) -> Result<u32, LineError> {
+        const EXPECTED: &str = "a whole number of hosts from 1, at most 1000000";
+        const ALONE: [&str; 7] = [CPUS, GPUS, MEMORY, "resources", "host", "prefer", "follow"];
+        let take = |value: &Value| {
+            let nodes = value.as_u64()?.try_into().ok()?;
+            (1..=NODES_MOST).contains(&nodes).then_some(nodes)
+        };
+        let Some(nodes) = self.read("nodes", EXPECTED, take)? else {
+            return Ok(0);
+        };
+        let list = self.get("any").filter(|any| any.is_array()).map(|_| "any");
+        let other = ALONE.into_iter().find(|key| self.get(key).is_some());
+        match other.or(list) {
+            None => Ok(nodes),
+            Some(other) => Err(LineError::value(
+                "nodes",
+                format!("cannot stand beside {other:?}: hosts are its own with all they have"),
+            )),
+        }
     }
 
     /// Seconds, or a duration like `90s`, `15m`, `2h`, `1d`.

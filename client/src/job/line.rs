@@ -56,6 +56,8 @@ pub struct Placement {
     pub resources: Request,
     /// Alternatives of that, in order of preference; what one of them does not name is as in `resources`.
     pub alternatives: Vec<Request>,
+    /// So many whole hosts, and none of these; 0: none.
+    pub nodes: u32,
 }
 
 impl Placement {
@@ -76,6 +78,7 @@ impl Placement {
             require: self.require.clone(),
             resources: self.resources.clone(),
             any: self.alternatives.clone(),
+            nodes: self.nodes,
             ack: true,
             ..TaskRequest::default()
         }
@@ -237,7 +240,7 @@ pub fn parse_line(line: u64, bytes: &[u8]) -> Result<Job, LineError> {
 }
 
 /// All keys that mean something.
-const KEYS: [&str; 34] = [
+const KEYS: [&str; 35] = [
     "after",
     "any",
     "capture",
@@ -256,6 +259,7 @@ const KEYS: [&str; 34] = [
     "max_crashes",
     "memory",
     "needs",
+    "nodes",
     "on",
     "out",
     "prefer",
@@ -368,6 +372,7 @@ fn from_object(object: &Map<String, Value>) -> Result<Job, LineError> {
             on: keys.condition()?,
             resources,
             alternatives,
+            nodes: keys.nodes()?,
         },
         ..Job::default()
     };
@@ -524,6 +529,30 @@ mod tests {
         ] {
             let text = error(&format!(r#"{{"cmd": "x", "any": {any}}}"#));
             assert!(text.contains(says), "{any}: {text}");
+        }
+    }
+
+    #[test]
+    fn whole_hosts_of_a_job() {
+        let nodes = |line: &str| parse(line).unwrap().placement.nodes;
+        assert_eq!(nodes(r#"{"cmd": "x", "nodes": 4, "tags": ["mpi"]}"#), 4);
+        assert_eq!(nodes(r#"{"cmd": "x"}"#), 0);
+        for bad in ["0", "-1", "1.5", "1000000000", "\"four\"", "[2]"] {
+            let text = error(&format!(r#"{{"cmd": "x", "nodes": {bad}}}"#));
+            let says = "\"nodes\" must be a whole number of hosts from 1, at most 1000000";
+            assert!(text.contains(says), "{bad}: {text}");
+        }
+        for other in [
+            r#""cpus": 1"#,
+            r#""host": ["a"]"#,
+            r#""follow": ["a"]"#,
+            r#""any": [{}]"#,
+        ] {
+            let text = error(&format!(r#"{{"cmd": "x", "nodes": 2, {other}}}"#));
+            assert!(
+                text.contains("\"nodes\" cannot stand beside"),
+                "{other}: {text}"
+            );
         }
     }
 

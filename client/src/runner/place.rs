@@ -26,6 +26,8 @@ enum Wish {
     Hosts(Vec<String>),
     /// All of these tags.
     Tags(Vec<String>),
+    /// So many hosts, of engines with all of these tags.
+    Nodes(u32, Vec<String>),
     /// A host with all of one of these.
     Resources(Vec<Asked>),
 }
@@ -39,7 +41,9 @@ impl Wish {
                     .iter()
                     .any(|name| name.eq_ignore_ascii_case(host))
             }),
-            Wish::Tags(tags) => tags.iter().all(|tag| engine.tags.contains(tag)),
+            Wish::Tags(tags) | Wish::Nodes(_, tags) => {
+                tags.iter().all(|tag| engine.tags.contains(tag))
+            }
             // On the pure path nobody knows; the controller will say that it has none.
             Wish::Resources(_) if engine.resources.is_empty() => true,
             Wish::Resources(alternatives) => alternatives.iter().any(|asked| {
@@ -51,10 +55,24 @@ impl Wish {
         }
     }
 
+    fn met_by(&self, engines: &[EngineInfo]) -> bool {
+        let mut able = engines.iter().filter(|engine| self.met(engine));
+        match self {
+            // On the pure path nobody knows; the controller will say that it has none.
+            Wish::Nodes(nodes, _) if engines.iter().any(|engine| !engine.resources.is_empty()) => {
+                let hosts: BTreeSet<_> = able.map(|engine| engine.host.first()).collect();
+                hosts.len() >= *nodes as usize
+            }
+            _ => able.next().is_some(),
+        }
+    }
+
     fn words(&self) -> String {
         match self {
             Wish::Hosts(hosts) => format!("host {}", hosts.join(" or ")),
             Wish::Tags(tags) => format!("tag {}", tags.join(" and ")),
+            Wish::Nodes(1, _) => "a whole host".to_owned(),
+            Wish::Nodes(nodes, _) => format!("{nodes} whole hosts"),
             Wish::Resources(alternatives) => {
                 let words = |(name, amount): &(String, Amount)| {
                     format!("{} {name}", resources::words(name, *amount))
@@ -78,6 +96,7 @@ fn wishes(jobs: &[Job], options: &Options) -> Wishes {
             tags,
             resources,
             alternatives,
+            nodes,
             ..
         } = options.jobs.placement(&job.placement);
         let amounts = |request: Request| -> Asked {
@@ -93,6 +112,7 @@ fn wishes(jobs: &[Job], options: &Options) -> Wishes {
         }
         let asks = [
             (!host.is_empty()).then_some(Wish::Hosts(host)),
+            (nodes > 0).then(|| Wish::Nodes(nodes, tags.clone())),
             (!tags.is_empty()).then_some(Wish::Tags(tags)),
             (!asked.is_empty()).then_some(Wish::Resources(asked)),
         ];
@@ -107,7 +127,7 @@ fn wishes(jobs: &[Job], options: &Options) -> Wishes {
 fn unmet(wishes: &Wishes, engines: &[EngineInfo]) -> Vec<(String, Vec<u64>)> {
     wishes
         .iter()
-        .filter(|(wish, _)| !engines.iter().any(|engine| wish.met(engine)))
+        .filter(|(wish, _)| !wish.met_by(engines))
         .map(|(wish, lines)| (wish.words(), lines.clone()))
         .collect()
 }

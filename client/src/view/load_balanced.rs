@@ -176,6 +176,14 @@ impl LoadBalancedView {
         self
     }
 
+    /// Whole hosts that each command holds while it runs; the names of all are in the file that `IPBROKER_NODEFILE` names. It asks for no
+    /// resources then, and no host by name.
+    #[must_use]
+    pub fn nodes(mut self, nodes: u32) -> Self {
+        self.options.nodes = nodes;
+        self
+    }
+
     /// What the engine's host must have.
     #[must_use]
     pub fn require(mut self, require: Require) -> Self {

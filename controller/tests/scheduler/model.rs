@@ -43,6 +43,8 @@ struct Member {
     delay: Nanos,
     aborted: bool,
     killed: bool,
+    /// A host that it held is gone, and whether its engine was told to stop it.
+    host_lost: Option<bool>,
     /// The core owes a failure of this kind.
     owed: Option<FailKind>,
     /// What is owed failed without having run.
@@ -65,6 +67,8 @@ struct Task {
     tags: Vec<String>,
     /// What it asks of its host: alternatives, in order of preference; none: one cpu.
     requests: Vec<Request>,
+    /// How many whole hosts it holds; 0: none.
+    nodes: usize,
     prefer: bool,
     after: Option<Dependency>,
     follow: Option<Dependency>,
@@ -96,6 +100,8 @@ struct Node {
     holds: Vec<(usize, u32)>,
     /// What its task was granted.
     grant: Option<Grant>,
+    /// Hosts that its task holds as wholes.
+    whole: BTreeSet<String>,
     /// The event in which it was given something when it had nothing.
     begun: usize,
 }
@@ -259,8 +265,8 @@ impl World {
             for (m, member) in task.members.iter().enumerate() {
                 if !matches!(member.at, At::Done(..)) {
                     waiting += 1;
-                    let able =
-                        (0..self.nodes.len()).find(|&n| self.may_run(t, m, n) && self.could(t, n));
+                    let able = (0..self.nodes.len())
+                        .find(|&n| self.may_run(t, m, n) && self.could(t, m, n));
                     ensure!(
                         able.is_none(),
                         "{}:{m} never ends, although e{able:?} may run it",

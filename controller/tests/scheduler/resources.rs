@@ -252,6 +252,175 @@ fn an_alternative_that_is_kept_is_not_waited_for_when_another_comes_free() {
     assert!(core.hosts()[0].kept.is_none());
 }
 
+/// It asks for so many whole hosts.
+fn ask_nodes(core: &mut Core, id: &str, nodes: u32, retries: u32) -> GroupKey {
+    let spec = GroupSpec {
+        msg_id: id,
+        client: b"me",
+        needs: core.needs(&["run"]),
+        nodes,
+        retries,
+        may_return: true,
+        ..GroupSpec::default()
+    };
+    core.submit(0, &spec).expect("a new id")
+}
+
+/// Three hosts of two engines each.
+fn three_hosts(core: &mut Core) -> Vec<EngineKey> {
+    let mut engines = Vec::new();
+    for name in ["a", "b", "c"] {
+        let spec = host(name, 2, &[]);
+        for nth in 0..2 {
+            engines.push(join(core, &format!("{name}{nth}"), &spec));
+        }
+    }
+    engines
+}
+
+fn held(core: &Core) -> usize {
+    core.hosts().iter().filter(|h| h.held_by.is_some()).count()
+}
+
+#[test]
+fn whole_hosts_are_held_and_come_free_once() {
+    let mut core = core();
+    three_hosts(&mut core);
+    let wide = ask_nodes(&mut core, "wide", 2, 0);
+    let begun = given(&mut core);
+    assert_eq!((begun.len(), begun[0].0, held(&core)), (1, wide, 2));
+    let other = ask_nodes(&mut core, "other", 2, 0);
+    // One host is left for what is small, two engines of it.
+    for i in 0..5 {
+        ask(&mut core, &format!("small{i}"), 1, &[]);
+    }
+    let small = given(&mut core);
+    assert_eq!(small.len(), 2);
+    let why = core.explain(0, "other").text;
+    assert!(
+        why.contains("until 2 whole hosts are free at once"),
+        "{why}"
+    );
+    answer(&mut core, begun[0].1, wide, 0);
+    let next = given(&mut core);
+    assert_eq!((next[0].0, held(&core)), (other, 2));
+    assert_eq!(next.len(), 1);
+    answer(&mut core, next[0].1, other, 0);
+    assert_eq!((given(&mut core).len(), held(&core)), (3, 0));
+    // What there are too few hosts for is said at once.
+    ask_nodes(&mut core, "four", 4, 0);
+    let why = core.explain(0, "four").text;
+    assert!(
+        why.contains("asks for 4 whole hosts, and there are 3"),
+        "{why}"
+    );
+}
+
+#[test]
+fn hosts_are_kept_for_a_task_that_waits_for_whole_ones() {
+    let mut core = core();
+    three_hosts(&mut core);
+    let mut busy: std::collections::VecDeque<(GroupKey, EngineKey)> = Default::default();
+    for i in 0..6 {
+        ask(&mut core, &format!("first{i}"), 1, &[]);
+    }
+    let wide = ask_nodes(&mut core, "wide", 3, 0);
+    for i in 0..200 {
+        ask(&mut core, &format!("small{i}"), 1, &[]);
+    }
+    busy.extend(given(&mut core).into_iter().map(|(g, e, _)| (g, e)));
+    let mut overtook = 0;
+    while held(&core) == 0 {
+        let (group, engine) = busy.pop_front().expect("somebody is busy");
+        answer(&mut core, engine, group, 0);
+        let new = given(&mut core);
+        overtook += new.iter().filter(|(group, ..)| *group != wide).count();
+        busy.extend(new.into_iter().map(|(g, e, _)| (g, e)));
+        assert!(overtook <= 13, "{overtook} went before it");
+    }
+    assert!(overtook >= 6, "small ones fill what would idle: {overtook}");
+    assert_eq!(busy.len(), 1, "it has all hosts for itself");
+    answer(&mut core, busy[0].1, wide, 0);
+    assert_eq!(given(&mut core).len(), 6);
+}
+
+#[test]
+fn who_loses_a_host_is_stopped_and_tried_again() {
+    let mut core = core();
+    let engines = three_hosts(&mut core);
+    let wide = ask_nodes(&mut core, "wide", 2, 1);
+    let first = given(&mut core)[0].1;
+    let kin = |key: EngineKey| engines.iter().position(|e| *e == key).expect("known") / 2;
+    let states = core.hosts();
+    let other = states
+        .iter()
+        .find(|h| h.held_by == Some(first) && !h.engines.contains(&first))
+        .expect("it holds two");
+    let lost = other.engines.clone();
+    assert_ne!(kin(lost[0]), kin(first));
+    core.engine_left(0, lost[0], None, "");
+    assert!(
+        std::iter::from_fn(|| core.poll()).next().is_none(),
+        "one engine is left there"
+    );
+    core.engine_left(0, lost[1], None, "");
+    let stopped = std::iter::from_fn(|| core.poll()).any(
+        |action| matches!(action, Action::Stop { engine, group, .. } if (engine, group) == (first, wide)),
+    );
+    assert!(stopped);
+    core.replied(
+        0,
+        first,
+        wide,
+        &Report::all(0..1, Outcome::Aborted, MILLISECOND),
+    );
+    // Two hosts are left.
+    let again = given(&mut core);
+    assert_eq!((again[0].0, held(&core)), (wide, 2));
+    // The second loss is its end: no retry is left.
+    let rest = core.hosts();
+    let other = rest
+        .iter()
+        .find(|h| !h.engines.contains(&again[0].1))
+        .expect("two hosts");
+    for key in other.engines.clone() {
+        core.engine_left(0, key, None, "");
+    }
+    core.replied(
+        0,
+        again[0].1,
+        wide,
+        &Report::all(0..1, Outcome::Error, MILLISECOND),
+    );
+    let failed = std::iter::from_fn(|| core.poll()).any(|action| {
+        matches!(action, Action::Fail { kind: FailKind::EngineError, text, .. } if text.contains("a host that the task held was lost"))
+    });
+    assert!(failed);
+    assert_eq!(held(&core), 0);
+}
+
+#[test]
+fn whole_hosts_are_held_again_after_a_restart() {
+    let mut core = core();
+    core.restore_seat("a0", "a", None, &["a".to_owned(), "b".to_owned()]);
+    let spec = GroupSpec {
+        msg_id: "old",
+        client: b"me",
+        needs: core.needs(&["run"]),
+        nodes: 2,
+        ..GroupSpec::default()
+    };
+    let old = core.restore(0, &spec, 1, &[], &[("a0", 0, 1)]).unwrap();
+    for i in 0..6 {
+        ask(&mut core, &format!("small{i}"), 1, &[]);
+    }
+    let engines = three_hosts(&mut core);
+    assert_eq!(given(&mut core).len(), 2, "the third host is free");
+    assert_eq!(held(&core), 2);
+    answer(&mut core, engines[0], old, 0);
+    assert_eq!((given(&mut core).len(), held(&core)), (4, 0));
+}
+
 #[test]
 fn what_is_held_stays_held_when_a_pool_shrinks() {
     let mut core = core();
@@ -291,8 +460,8 @@ fn holdings_come_back_after_a_restart() {
             },
         ]
     };
-    core.restore_seat("e0", "h", Some(grant("b")));
-    core.restore_seat("e1", "h", None);
+    core.restore_seat("e0", "h", Some(grant("b")), &[]);
+    core.restore_seat("e1", "h", None, &[]);
     let needs = core.needs(&["run"]);
     let requests = [amounts(&[("gpus", 1000)])];
     let spec = GroupSpec {

@@ -365,11 +365,6 @@ fn the_first_alternative_that_can_be_had_is_taken() {
         );
         json!({"cmd": cmd, "any": any})
     };
-    let submit = |cluster: &Cluster, job: Value| {
-        let submitted = cluster.client_with(&["submit", "-"], &lines(&[job]), LIMIT);
-        assert_eq!(submitted.code(), 0, "{}", submitted.stderr);
-        submitted.stdout.trim().to_owned()
-    };
     let had = |cluster: &Cluster, name: &str| {
         eventually(name, LIMIT, || cluster.path(name).exists().then_some(()));
         cluster.read(name).trim().to_owned()
@@ -492,4 +487,218 @@ fn alternatives_survive_a_restart_and_bad_ones_are_said() {
     let waited = cluster.client(&["wait", hold.trim(), waits.trim()]);
     assert_eq!(waited.code(), 0, "{}", waited.stderr);
     assert_eq!(cluster.read("had").trim(), "1");
+}
+
+/// Three hosts of two engines each.
+fn three_hosts(cluster: &mut Cluster) {
+    for name in ["a", "b", "c"] {
+        start_host(cluster, name, 2, "", &[]);
+    }
+    cluster.wait_engines(6);
+}
+
+/// A command that says which hosts it has, and goes on until it may end.
+fn holds_hosts(name: &str) -> String {
+    format!(
+        "(uname -n; echo $IPBROKER_NODES; cat $IPBROKER_NODEFILE; echo $IPBROKER_NODEFILE) > {name}.new; mv {name}.new {name}; while [ ! -e go.{name} ]; do sleep 0.02; done"
+    )
+}
+
+/// What it has said: its hosts, and the file that names them.
+fn hosts_had(cluster: &Cluster, name: &str, nodes: usize) -> (Vec<String>, String) {
+    eventually(name, LIMIT, || cluster.path(name).exists().then_some(()));
+    let text = cluster.read(name);
+    let lines: Vec<&str> = text.lines().collect();
+    assert_eq!(lines.len(), nodes + 3, "{text}");
+    assert_eq!(lines[0], lines[2], "it runs on the first: {text}");
+    assert_eq!(lines[1], nodes.to_string());
+    let hosts = lines[2..nodes + 2].iter().map(|host| (*host).to_owned());
+    let distinct: std::collections::BTreeSet<String> = hosts.clone().collect();
+    assert_eq!(distinct.len(), nodes, "{text}");
+    (hosts.collect(), lines[nodes + 2].to_owned())
+}
+
+fn submit(cluster: &Cluster, job: Value) -> String {
+    let submitted = cluster.client_with(&["submit", "-"], &lines(&[job]), LIMIT);
+    assert_eq!(submitted.code(), 0, "{}", submitted.stderr);
+    submitted.stdout.trim().to_owned()
+}
+
+#[test]
+fn a_job_holds_whole_hosts() {
+    let mut cluster = Cluster::builder().start();
+    three_hosts(&mut cluster);
+    let wide = submit(&cluster, json!({"cmd": holds_hosts("wide"), "nodes": 2}));
+    let (hosts, file) = hosts_had(&cluster, "wide", 2);
+    assert!(std::path::Path::new(&file).exists());
+    // All else runs on the third host, and who asks for more waits.
+    let other = submit(&cluster, json!({"cmd": holds_hosts("other"), "nodes": 2}));
+    // Fewer than may overtake it.
+    let small: Vec<Value> = (0..4).map(|_| json!({"cmd": "uname -n"})).collect();
+    for line in run(&cluster, &["--capture"], &small) {
+        let host = line["result"]["stdout"].as_str().unwrap_or_default().trim();
+        assert!(
+            !host.is_empty() && !hosts.iter().any(|h| h == host),
+            "{line}"
+        );
+    }
+    let why = cluster.client(&["explain", &other]).stdout;
+    assert!(why.contains("2 whole hosts are free at once"), "{why}");
+    for engine in engines(&cluster) {
+        let held = hosts.iter().any(|host| engine["host"][0] == host.as_str());
+        assert_eq!(engine["resources"]["cpus"]["free"] == 0.0, held, "{engine}");
+    }
+    cluster.write("go.wide", "");
+    hosts_had(&cluster, "other", 2);
+    cluster.write("go.other", "");
+    let waited = cluster.client(&["wait", &wide, &other]);
+    assert_eq!(waited.code(), 0, "{}", waited.stderr);
+    assert!(
+        !std::path::Path::new(&file).exists(),
+        "the file goes with the job"
+    );
+    for engine in engines(&cluster) {
+        let cpus = &engine["resources"]["cpus"];
+        assert_eq!(cpus["free"], cpus["total"], "{engine}");
+    }
+    // Each member of an array has its own, and so have jobs run again.
+    let array = cluster.client(&[
+        "map",
+        "--nodes=3",
+        "wc -l < $IPBROKER_NODEFILE #",
+        ":::",
+        "x",
+        "y",
+    ]);
+    assert_eq!(array.stdout, "3\n3\n", "{}", array.stderr);
+    std::fs::remove_file(cluster.path("wide")).unwrap();
+    let again = cluster.client(&["resubmit", &wide]).stdout;
+    assert_eq!(cluster.client(&["wait", again.trim()]).code(), 0);
+    hosts_had(&cluster, "wide", 2);
+}
+
+#[test]
+fn a_job_that_loses_a_host_is_stopped() {
+    let mut cluster = Cluster::builder().start();
+    three_hosts(&mut cluster);
+    cluster.write(
+        "wide.jsonl",
+        &lines(&[json!({"cmd": holds_hosts("wide"), "nodes": 2, "max_crashes": 1})]),
+    );
+    let running = cluster.start_client(&["run", "wide.jsonl"]);
+    let process = |host: &str| ["a", "b", "c"].iter().position(|h| *h == host).unwrap();
+    let (hosts, _) = hosts_had(&cluster, "wide", 2);
+    std::fs::remove_file(cluster.path("wide")).unwrap();
+    cluster.engines[process(&hosts[1])].signal(Signal::KILL);
+    // It begins again, on the two that are left.
+    let (hosts, _) = hosts_had(&cluster, "wide", 2);
+    cluster.engines[process(&hosts[1])].signal(Signal::KILL);
+    let ended = running.finish(LIMIT);
+    assert_ne!(ended.code(), 0, "{}", ended.stdout);
+    let result: Value = serde_json::from_str(ended.stdout.trim()).expect("a result");
+    let error = result["result"]["error"].as_str().unwrap_or_default();
+    assert!(
+        error.starts_with("EngineError") && error.contains("a host that the task held was lost"),
+        "{result}"
+    );
+    // The host that is left is free again.
+    let small = run(&cluster, &["--capture"], &[json!({"cmd": "uname -n"})]);
+    assert_eq!(small[0]["result"]["stdout"], format!("{}\n", hosts[0]));
+    let refused = cluster.client(&["run", "--no-wait", "wide.jsonl"]);
+    assert_ne!(refused.code(), 0, "{} {}", refused.stdout, refused.stderr);
+    assert!(
+        refused.stderr.contains("2 whole hosts"),
+        "{}",
+        refused.stderr
+    );
+    let never = submit(&cluster, json!({"cmd": "true", "nodes": 2}));
+    let why = cluster.client(&["explain", &never]).stdout;
+    assert!(
+        why.contains("asks for 2 whole hosts, and there is 1"),
+        "{why}"
+    );
+}
+
+#[test]
+fn whole_hosts_stay_held_when_the_controller_is_killed() {
+    let mut cluster = Cluster::builder().start();
+    three_hosts(&mut cluster);
+    let wide = submit(&cluster, json!({"cmd": holds_hosts("wide"), "nodes": 2}));
+    let (hosts, _) = hosts_had(&cluster, "wide", 2);
+    cluster.controller().signal(Signal::KILL);
+    cluster.controller = None;
+    cluster.start_controller_with(&["--restore"]);
+    cluster.wait_engines(6);
+    let small: Vec<Value> = (0..6).map(|_| json!({"cmd": "uname -n"})).collect();
+    for line in run(&cluster, &["--capture"], &small) {
+        let host = line["result"]["stdout"].as_str().unwrap_or_default().trim();
+        assert!(
+            !host.is_empty() && !hosts.iter().any(|h| h == host),
+            "{line}"
+        );
+    }
+    let other = submit(&cluster, json!({"cmd": "true", "nodes": 3}));
+    cluster.write("go.wide", "");
+    let waited = cluster.client(&["wait", &wide, &other]);
+    assert_eq!(waited.code(), 0, "{}", waited.stderr);
+}
+
+#[test]
+fn whole_hosts_that_make_no_sense_are_refused_in_a_line() {
+    let cluster = Cluster::with_engines(1);
+    for (job, says) in [
+        (
+            json!({"nodes": 0}),
+            "must be a whole number of hosts from 1",
+        ),
+        (
+            json!({"nodes": -1}),
+            "must be a whole number of hosts from 1",
+        ),
+        (
+            json!({"nodes": 1.5}),
+            "must be a whole number of hosts from 1",
+        ),
+        (
+            json!({"nodes": 1e9}),
+            "must be a whole number of hosts from 1",
+        ),
+        (
+            json!({"nodes": 2, "cpus": 4}),
+            "cannot stand beside \"cpus\"",
+        ),
+        (
+            json!({"nodes": 2, "host": ["a"]}),
+            "cannot stand beside \"host\"",
+        ),
+    ] {
+        let mut job = job;
+        job["cmd"] = "true".into();
+        cluster.write("jobs.jsonl", &lines(std::slice::from_ref(&job)));
+        let run = cluster.client(&["run", "jobs.jsonl"]);
+        assert_ne!(run.code(), 0);
+        assert_eq!(run.stderr.lines().count(), 1, "{}", run.stderr);
+        assert!(run.stderr.contains(says), "{job}: {}", run.stderr);
+    }
+    let clash = cluster.client(&["map", "--nodes=2", "--cpus=2", "true", ":::", "x"]);
+    assert_ne!(clash.code(), 0);
+    assert!(clash.stderr.contains("--cpus"), "{}", clash.stderr);
+    let wire = cluster.wire();
+    let context = zmq::Context::new();
+    let socket = wire.connect(&context, zmq::DEALER, None, "task");
+    for metadata in [
+        json!({"nodes": 2, "hosts": ["a"]}),
+        json!({"nodes": 2, "resources": {"cpus": 1}}),
+        json!({"nodes": 1_000_000_000}),
+    ] {
+        wire.send(
+            &socket,
+            "command_request",
+            metadata.clone(),
+            json!({"cmd": "true"}),
+            &[],
+        );
+        let reply = wire.receive(&socket, 10_000).expect("a reply");
+        assert_eq!(reply.content["ename"], "ValueError", "{metadata}");
+    }
 }

@@ -63,6 +63,8 @@ pub(super) struct Engine {
     pub machine: Arc<HostSpec>,
     /// What its task was granted of it, if that asked.
     pub grant: Option<Arc<Grant>>,
+    /// Hosts that its task holds as a whole.
+    pub whole: Vec<u32>,
     /// What it holds was started while something is kept on its host.
     pub newcomer: bool,
     /// The class that it is kept for.
@@ -117,6 +119,7 @@ impl Engine {
             host: NONE,
             machine: Arc::default(),
             grant: None,
+            whole: Vec::new(),
             newcomer: false,
             kept_for: NONE,
             closed: false,

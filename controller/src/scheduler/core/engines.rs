@@ -68,6 +68,7 @@ impl Core {
         let key = engine.key();
         self.unreserve_engine(slot);
         self.settle_on_host(slot, spec.host);
+        self.whole_joined(slot);
         self.close(slot);
         self.live.push(slot);
         let in_vain = self.attach(slot);
@@ -197,6 +198,7 @@ impl Core {
     pub fn engine_leaving(&mut self, now: Nanos, engine: EngineKey) {
         if self.is_registered(engine) {
             self.engines[engine.slot as usize].leaving = true;
+            self.recount_hosts();
             self.unreserve_engine(engine.slot);
             self.refresh(engine.slot);
             self.settle(now);
@@ -245,6 +247,7 @@ impl Core {
         let (uuid, key) = (engine.uuid, engine.key());
         self.unreserve_engine(slot);
         let classes = self.detach(slot);
+        self.recount_hosts();
         self.live.retain(|&s| s != slot);
         self.waiting.retain(|&s| s != slot);
         self.by_uuid.remove(&uuid);
@@ -522,7 +525,14 @@ impl Core {
     }
 
     /// Members that were running went with their engine: a failure each.
-    fn lose(&mut self, now: Nanos, index: u32, range: Range<u32>, engine: EngineKey, text: &str) {
+    pub(super) fn lose(
+        &mut self,
+        now: Nanos,
+        index: u32,
+        range: Range<u32>,
+        engine: EngineKey,
+        text: &str,
+    ) {
         if self.groups[index].array().is_none() {
             let group = &mut self.groups[index];
             if group.is(KILLED) {
@@ -618,8 +628,8 @@ impl Core {
         let at = now + self.config.restore_limit;
         self.engines[slot as usize].absent_at = at;
         self.timers.insert((at, Timer::Absent(slot)));
-        if let Some((host, _)) = self.seats.get(&uuid) {
-            let host = host.clone();
+        if let Some(seat) = self.seats.get(&uuid) {
+            let host = seat.host.clone();
             self.await_on_host(slot, &host);
         }
         slot

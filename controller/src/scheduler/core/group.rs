@@ -37,6 +37,9 @@ pub(super) const FIRST: u8 = 16;
 /// In the lane's set of returned entries rather than in its list.
 pub(super) const RETURNED: u8 = 32;
 
+/// A host that it held is gone: it is stopped, and counts as lost unless it ends well.
+pub(super) const HOST_LOST: u8 = 64;
+
 /// A group, or a member split from an array.
 #[derive(Debug)]
 pub(super) struct Group {
@@ -147,6 +150,8 @@ pub(super) struct Array {
     pub aborted: RangeSet,
     /// Those of them that engines were told to stop.
     pub killed: RangeSet,
+    /// Those of which a host that they held is gone.
+    pub host_lost: RangeSet,
     /// On engines, by first member.
     pub flights: BTreeMap<u32, Flight>,
     /// Members that became groups of their own, by index.

@@ -17,11 +17,11 @@ use std::sync::Arc;
 
 use ipbroker_protocol::resources::{self, Amount, CPUS, ONE};
 
-use super::Core;
 use super::engine::Engine;
 use super::id::NONE;
 use super::pools::Constraints;
 use super::types::{Grant, Granted, HostSpec, Request};
+use super::{Core, Seat};
 
 /// How often all cpus of a host may go to tasks that overtake one that waits for more than is free.
 pub(super) const ROUNDS: u64 = 2;
@@ -67,6 +67,10 @@ pub(super) struct Host {
     /// Engines that hold a task with resources.
     pub held: u32,
     pub reservation: Option<Reservation>,
+    /// The engine whose task holds all of it.
+    pub held_by: u32,
+    /// The number of times that something was kept when it came to be kept as a whole; 0: it is not.
+    pub kept_whole: u64,
     /// Pools that it has no room for now.
     blocked: Vec<u32>,
     /// There is a cpu for another plain task.
@@ -84,6 +88,8 @@ impl Host {
             plain: 0,
             held: 0,
             reservation: None,
+            held_by: NONE,
+            kept_whole: 0,
             blocked: Vec::new(),
             open: true,
         }
@@ -94,13 +100,21 @@ impl Host {
         self.held == 0 && self.reservation.is_none() && self.blocked.is_empty() && self.open
     }
 
-    fn total(&self, name: &str) -> Amount {
+    /// Nothing runs here, and nothing is kept here for less than all of it.
+    pub(super) fn is_free(&self) -> bool {
+        self.plain == 0 && self.held == 0 && self.held_by == NONE && self.reservation.is_none()
+    }
+
+    pub(super) fn total(&self, name: &str) -> Amount {
         self.stocks.get(name).map_or(0, |stock| stock.total)
     }
 
     /// In use; of cpus, those of plain tasks too.
     pub(super) fn used(&self, name: &str) -> Amount {
         let held = self.stocks.get(name).map_or(0, |stock| stock.used);
+        if self.held_by != NONE {
+            return held.max(self.total(name));
+        }
         if name == CPUS {
             held + Amount::from(self.plain) * PLAIN
         } else {
@@ -123,6 +137,9 @@ impl Host {
     }
 
     fn beside(&self, name: &str, amount: Amount) -> bool {
+        if self.kept_whole > 0 {
+            return false;
+        }
         let Some(kept) = &self.reservation else {
             return true;
         };
@@ -286,7 +303,7 @@ pub(super) fn open_to(
 /// All hosts.
 #[derive(Default)]
 pub(super) struct Hosts {
-    slab: slab::Slab<Host>,
+    pub slab: slab::Slab<Host>,
     by_key: BTreeMap<Box<str>, u32>,
 }
 
@@ -305,28 +322,41 @@ impl Hosts {
 
     /// The host of that name, counted once more.
     fn hold(&mut self, key: &str) -> u32 {
-        let host = match self.by_key.get(key) {
-            Some(&host) => host,
-            None => {
-                let host = self.slab.insert(Host::new(key)) as u32;
-                self.by_key.insert(key.into(), host);
-                host
-            }
-        };
+        let host = self.named(key);
         self.slab[host as usize].refs += 1;
         host
     }
 
-    /// Counted once less; true if it is still there.
-    fn release(&mut self, host: u32) -> bool {
-        let entry = &mut self.slab[host as usize];
-        entry.refs -= 1;
-        if entry.refs == 0 {
+    /// The host of that name, new if there is none.
+    pub(super) fn named(&mut self, key: &str) -> u32 {
+        if let Some(&host) = self.by_key.get(key) {
+            return host;
+        }
+        let host = self.slab.insert(Host::new(key)) as u32;
+        self.by_key.insert(key.into(), host);
+        host
+    }
+
+    /// Nobody holds it as a whole any more; true if it is still there.
+    pub(super) fn let_go(&mut self, host: u32) -> bool {
+        self.slab[host as usize].held_by = NONE;
+        self.slab[host as usize].refs > 0 || !self.drop_unused(host)
+    }
+
+    fn drop_unused(&mut self, host: u32) -> bool {
+        let entry = &self.slab[host as usize];
+        let unused = entry.refs == 0 && entry.held_by == NONE;
+        if unused {
             let gone = self.slab.remove(host as usize);
             self.by_key.remove(&gone.key);
-            return false;
         }
-        true
+        unused
+    }
+
+    /// Counted once less; true if it is still there.
+    fn release(&mut self, host: u32) -> bool {
+        self.slab[host as usize].refs -= 1;
+        !self.drop_unused(host)
     }
 
     /// A pool is no more.
@@ -412,6 +442,7 @@ impl Core {
             .retain(|&s| s != slot);
         if self.hosts.release(host) {
             self.count_stocks(host);
+            self.host_lost(host);
         }
     }
 
@@ -503,7 +534,10 @@ impl Core {
     }
 
     /// The task that an engine held before a restart has this of its host, which is known by now.
-    pub(super) fn take_restored(&mut self, slot: u32, class: u32, grant: Option<Grant>) {
+    pub(super) fn take_restored(&mut self, slot: u32, class: u32, seat: Seat) {
+        if self.pools.classes[class as usize].nodes > 0 {
+            return self.hold_again(slot, seat.nodes);
+        }
         let Some(request) = self.constraints(class).request.clone() else {
             return;
         };
@@ -517,7 +551,7 @@ impl Core {
         }
         let engine = &mut self.engines[slot as usize];
         let host = &mut self.hosts.slab[engine.host as usize];
-        let grant = grant.unwrap_or_else(|| {
+        let grant = seat.grant.unwrap_or_else(|| {
             let plain = |(name, amount): &(Box<str>, Amount)| Granted {
                 name: name.clone(),
                 amount: *amount,
@@ -562,14 +596,20 @@ impl Core {
                 }
             }
         }
-        if !host.is_quiet() {
-            let host = engine.host;
+        let (host, loud) = (engine.host, !host.is_quiet());
+        if !busy && !self.engines[slot as usize].whole.is_empty() {
+            self.let_hosts_go(slot);
+        }
+        if loud {
             self.host_changed(host);
+        }
+        if !busy {
+            self.host_freed(host);
         }
     }
 
     /// Something was taken or released on a host, or what it has has changed.
-    fn host_changed(&mut self, host: u32) {
+    pub(super) fn host_changed(&mut self, host: u32) {
         let entry = &mut self.hosts.slab[host as usize];
         let open = entry.admits_plain();
         if open != entry.open {
@@ -607,7 +647,7 @@ impl Core {
     }
 
     /// Tells the indexes how the engines of a host stand, and looks for tasks for them.
-    fn refresh_host(&mut self, host: u32, hungry: bool) {
+    pub(super) fn refresh_host(&mut self, host: u32, hungry: bool) {
         let engines = self.hosts.slab[host as usize].engines.clone();
         for slot in engines {
             if self.engines[slot as usize].live {
@@ -621,6 +661,9 @@ impl Core {
 
     /// Whether the engine's host has one of the alternatives of a class now.
     pub(super) fn has_any_now(&mut self, class: u32, slot: u32) -> bool {
+        if self.pools.classes[class as usize].nodes > 0 {
+            return self.whole_hosts(class, Some(slot)).is_some();
+        }
         let mut nth = 0;
         while let Some(pool) = self.alternative(class, nth) {
             if self.has_now(pool, slot) {
@@ -656,6 +699,10 @@ impl Core {
 
     /// Keeps the engine, and what the class asks for, until it gets it.
     pub(super) fn reserve(&mut self, slot: u32, class: u32) {
+        if self.pools.classes[class as usize].nodes > 0 {
+            self.whole.kept_for = class;
+            return self.keep_hosts();
+        }
         let host = self.engines[slot as usize].host;
         let could =
             |request: &&Arc<Request>| self.hosts.get(host).is_some_and(|h| h.could(request));
@@ -680,6 +727,9 @@ impl Core {
 
     /// Nothing is kept for the class any more.
     pub(super) fn unreserve(&mut self, class: u32) {
+        if self.whole.kept_for == class {
+            self.stop_keeping_hosts();
+        }
         let entry = &mut self.pools.classes[class as usize];
         entry.overtaken = 0;
         let host = std::mem::replace(&mut entry.kept_on, NONE);
@@ -698,13 +748,18 @@ impl Core {
         entry.open = entry.admits_plain();
         self.refresh_host(host, true);
         self.host_changed(host);
+        self.host_freed(host);
     }
 
     /// What is kept on an engine that cannot run it any more.
     pub(super) fn unreserve_engine(&mut self, slot: u32) {
         let class = self.engines[slot as usize].kept_for;
-        if class != NONE {
-            self.unreserve(class);
+        if class == NONE {
+            return;
+        }
+        match self.pools.classes[class as usize].nodes {
+            0 => self.unreserve(class),
+            _ => self.stop_keeping_engine(slot),
         }
     }
 
@@ -739,8 +794,15 @@ impl Core {
         let Some(host) = self.hosts.of(&self.engines[slot as usize]) else {
             return false;
         };
+        // Hosts are kept as wholes for one class at a time, and what it still lacks is kept for nobody else.
+        let keeping = self.whole.kept_for != NONE;
+        if entry.nodes > 0 {
+            let cpus = u64::from(entry.nodes).saturating_mul(host.total(CPUS));
+            return !keeping && entry.overtaken >= ROUNDS.saturating_mul(cpus);
+        }
         entry.kept_on == NONE
             && host.reservation.is_none()
+            && !(keeping && self.lacks_hosts(self.whole.kept_for))
             && entry.overtaken >= ROUNDS * host.total(CPUS)
     }
 
@@ -749,7 +811,8 @@ impl Core {
         let engine = &self.engines[slot as usize];
         // What it waits for may have nowhere else to run.
         let waits = engine.waits > 0;
-        let closed = (engine.grant.is_some() && engine.active() > 0)
+        let alone = engine.grant.is_some() || !engine.whole.is_empty();
+        let closed = (alone && engine.active() > 0)
             || (engine.kept_for != NONE && !waits)
             || self.hosts.of(engine).is_some_and(|host| match engine.load {
                 0 => !host.open,
@@ -760,6 +823,13 @@ impl Core {
 
     /// What the host has, in words, of what tasks of a class ask for and there is too little of.
     pub(super) fn lacks(&self, slot: u32, class: u32) -> Option<String> {
+        let host = self.hosts.of(&self.engines[slot as usize])?;
+        if host.held_by != NONE {
+            return Some("is on a host that a task holds as a whole".to_owned());
+        }
+        if self.pools.classes[class as usize].nodes > 0 && !host.is_free() {
+            return Some("is on a host that is in use".to_owned());
+        }
         let requests = self.requests(class);
         let texts: Option<Vec<String>> = requests.map(|r| self.lacks_of(slot, r)).collect();
         texts.filter(|t| !t.is_empty()).map(|t| t.join("; "))

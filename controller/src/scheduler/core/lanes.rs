@@ -312,7 +312,10 @@ impl Core {
         let overtakes = first.filter(|(k, _)| *k < key).map_or(NONE, |(_, c)| c);
         if overtakes != NONE && self.overtaken(slot, overtakes) {
             self.reserve(slot, overtakes);
-            return self.pick_kept(slot, overtakes);
+            // Of whole hosts others may be kept.
+            if self.engines[slot as usize].kept_for == overtakes {
+                return self.pick_kept(slot, overtakes);
+            }
         }
         Some(Pick {
             class,
@@ -323,7 +326,11 @@ impl Core {
 
     /// The first of the class that the engine is kept for, if all is there that it asks for.
     fn pick_kept(&mut self, slot: u32, class: u32) -> Option<Pick> {
-        if !self.is_kept_complete(slot) {
+        let complete = match self.pools.classes[class as usize].nodes {
+            0 => self.is_kept_complete(slot),
+            _ => self.whole_hosts(class, Some(slot)).is_some(),
+        };
+        if !complete {
             return None;
         }
         let lane = self.turn(class)?;
@@ -340,7 +347,11 @@ impl Core {
         let Some(host) = self.hosts.of(engine) else {
             return false;
         };
-        match self.pools.classes[class as usize].asks {
+        let entry = &self.pools.classes[class as usize];
+        if entry.nodes > 0 {
+            return self.has_enough_hosts(class);
+        }
+        match entry.asks {
             true => self.requests(class).any(|request| host.could(request)),
             false => engine.idle() && !host.open,
         }

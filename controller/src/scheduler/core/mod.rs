@@ -33,7 +33,13 @@
 //! 12. A task with alternatives holds exactly one of them, entirely: of those that an engine which may take it has free beside
 //!     what is kept for others (11), the first. While none has, it waits for all of them; what is kept for it is the first that
 //!     the host could ever have, and it runs there as soon as that has any of them free.
-//! 13. A task that failed and has retries is not given out before its delay has passed, which doubles with each failure; while it
+//! 13. A task that asks for whole hosts is started when as many are free at once: with an engine that may take it, nothing on
+//!     any engine, and nothing kept there for others. It holds them, and nothing else runs there, until its engine has answered
+//!     for it, has given it back, or is gone; then each comes free, once. It is not overtaken for ever either: in the sense of
+//!     11, with the cpus of as many hosts, hosts are kept for one class of such tasks at a time, as they are or come free of what is kept
+//!     for others, until it runs. If a host that it holds loses its last engine, the task is stopped, and counts as one
+//!     whose engine was lost, unless it ended well before that.
+//! 14. A task that failed and has retries is not given out before its delay has passed, which doubles with each failure; while it
 //!     is delayed it counts as blocked, and its timeout does not run. The loss of an engine uses up a retry and is not
 //!     delayed, unless these are counted on their own: then it uses up one of those.
 //!
@@ -64,6 +70,7 @@ mod scheme;
 mod schemes;
 mod submit;
 mod types;
+mod whole;
 
 use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
 
@@ -85,6 +92,7 @@ use id::{IdHasher, TaskId};
 use lanes::Lane;
 use past::Ids;
 use pools::Pools;
+use whole::Whole;
 
 /// Settings of a [`Core`].
 #[derive(Clone, Debug)]
@@ -139,9 +147,10 @@ pub struct Core {
     by_uuid: HashMap<TaskId, u32, FixedState>,
     departed: HashSet<TaskId, FixedState>,
     /// Where engines were before a restart, and what their task had there.
-    seats: HashMap<TaskId, (Box<str>, Option<Grant>), FixedState>,
+    seats: HashMap<TaskId, Seat, FixedState>,
 
     hosts: Hosts,
+    whole: Whole,
     pools: Pools,
     lanes: Slab<Lane>,
     /// Engines of which a call waits.
@@ -179,6 +188,15 @@ pub struct Core {
     last_recall: Nanos,
 }
 
+/// Where an engine was before a restart, and what its task had.
+#[derive(Clone, Default)]
+struct Seat {
+    host: Box<str>,
+    grant: Option<Grant>,
+    /// Keys of the hosts that it held.
+    nodes: Vec<Box<str>>,
+}
+
 /// Capabilities that can be told apart.
 const CAPABILITIES_MOST: usize = 63;
 
@@ -202,6 +220,7 @@ impl Core {
             departed: HashSet::default(),
             seats: HashMap::default(),
             hosts: Hosts::default(),
+            whole: Whole::default(),
             pools: Pools::default(),
             lanes: Slab::new(),
             waiting: Vec::new(),

@@ -4,7 +4,7 @@ use super::Core;
 use super::auto::UNKNOWN;
 use super::clients::Bucket;
 use super::graph::Ended;
-use super::group::{Array, EST_UNIT, FIRST, Flight, Stage};
+use super::group::{Array, EST_UNIT, FIRST, Flight, HOST_LOST, Stage};
 use super::id::NONE;
 use super::lanes::{CLASSES_SEEN, Pick};
 use super::types::{Action, Grant, Nanos};
@@ -12,6 +12,7 @@ use super::types::{Action, Grant, Nanos};
 impl Core {
     /// Follows up an event: outcomes reach those that depend on them, then whatever can be placed is placed.
     pub(super) fn settle(&mut self, now: Nanos) {
+        self.keep_hosts();
         loop {
             while let Some(ended) = self.ended.pop_front() {
                 let ended: Ended = ended;
@@ -133,6 +134,7 @@ impl Core {
         let class = self.groups[index].class;
         let needs = self.constraints(class).needs;
         let (grant, alternative) = self.grant(slot, class);
+        let nodes = self.take_hosts(slot, class);
         let client = self.groups[index].client;
         let estimate = match self.groups[index].parent() {
             Some(parent) => self.groups[parent].array().and_then(|a| a.estimate.get()),
@@ -151,6 +153,7 @@ impl Core {
         group.since = now;
         group.est = est;
         group.set(FIRST, first);
+        group.set(HOST_LOST, false);
         let attempt = group.attempt;
         let (key, member) = match group.parent() {
             Some(parent) => (parent, self.groups[index].index()),
@@ -166,6 +169,7 @@ impl Core {
             attempt,
             grant,
             alternative,
+            nodes,
         });
     }
 
@@ -176,7 +180,8 @@ impl Core {
         if entry.kept_on != NONE || entry.overtaken > 0 {
             self.unreserve(class);
         }
-        if !self.pools.classes[class as usize].asks {
+        let entry = &self.pools.classes[class as usize];
+        if !entry.asks || entry.nodes > 0 {
             return (None, None);
         }
         let (grant, nth) = self.take_resources(slot, class);
@@ -204,6 +209,7 @@ impl Core {
         };
         let empty = array.waiting.is_empty();
         let (grant, alternative) = self.grant(slot, class);
+        let nodes = self.take_hosts(slot, class);
         let est = to_units(estimate);
         let members = hi - lo;
         let share = bytes / u64::from(count) * u64::from(members);
@@ -222,11 +228,9 @@ impl Core {
         };
         let group = &mut self.groups[index];
         let attempt = group.attempt;
-        group
-            .array_mut()
-            .expect("checked")
-            .flights
-            .insert(lo, flight);
+        let array = group.array_mut().expect("checked");
+        array.flights.insert(lo, flight);
+        array.host_lost.remove(lo, hi);
         *self.engines[slot as usize].chunks.entry(index).or_default() += 1;
         if empty {
             self.unlink(index);
@@ -242,6 +246,7 @@ impl Core {
             attempt,
             grant,
             alternative,
+            nodes,
         });
     }
 

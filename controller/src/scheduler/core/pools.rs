@@ -4,6 +4,7 @@
 //! without the engines that a task was refused by; tasks of one class are alike for placement. Both live
 //! while groups use them, and some longer.
 
+use std::cell::Cell;
 use std::collections::VecDeque;
 use std::sync::Arc;
 
@@ -37,23 +38,16 @@ pub(super) struct Constraints {
     pub prefer: Box<[Box<str>]>,
     /// What its host must have free.
     pub request: Option<Arc<Request>>,
+    /// So many hosts it must have for itself.
+    pub nodes: u32,
 }
 
 impl Constraints {
     fn hash(&self, hasher: &IdHasher) -> TaskId {
-        let head = [
-            self.needs.to_le_bytes(),
-            [
-                u8::from(self.retryable),
-                u8::from(self.targets.is_some()),
-                0,
-                0,
-                0,
-                0,
-                0,
-                0,
-            ],
-        ];
+        let [a, b, c, d] = self.nodes.to_le_bytes();
+        let flags = [self.retryable, self.targets.is_some(), false, false].map(u8::from);
+        let [e, f, g, h] = flags;
+        let head = [self.needs.to_le_bytes(), [a, b, c, d, e, f, g, h]];
         let section: &[u8] = &[0xff];
         let amounts: Vec<(&str, [u8; 8])> = (self.request.iter().flat_map(|r| r.iter()))
             .map(|(name, amount)| (&**name, amount.to_le_bytes()))
@@ -115,6 +109,12 @@ pub(super) struct Class {
     pub refused: Box<[EngineKey]>,
     /// Its tasks ask for resources.
     pub asks: bool,
+    /// Its tasks hold so many whole hosts.
+    pub nodes: u32,
+    /// For these: too few were free when last looked at.
+    pub too_few: bool,
+    /// How many there are, whoever has them, as long as no engine has come or gone since that was counted.
+    pub hosts: Cell<Option<usize>>,
     /// The host on which something is kept for it.
     pub kept_on: u32,
     /// Cpus that went to tasks that came after its first one, on hosts where that waited for more than was free.
@@ -221,14 +221,16 @@ impl Core {
         if let Some(&class) = self.pools.by_parts.get(&parts) {
             return class;
         }
-        let asks = self.pools.pools[pool as usize]
-            .constraints
-            .request
-            .is_some();
+        let constraints = &self.pools.pools[pool as usize].constraints;
+        let nodes = constraints.nodes;
+        let asks = constraints.request.is_some() || nodes > 0;
         let class = self.pools.classes.insert(Class {
             pool,
             others: parts.1.clone(),
             asks,
+            nodes,
+            too_few: false,
+            hosts: Cell::new(None),
             kept_on: super::id::NONE,
             overtaken: 0,
             refused: parts.2.clone(),
@@ -242,6 +244,9 @@ impl Core {
             self.pools.pools[other as usize].alternative_of.push(class);
         }
         self.pools.by_parts.insert(parts, class);
+        if nodes > 0 {
+            self.whole.classes.push(class);
+        }
         let pool = &mut self.pools.pools[pool as usize];
         pool.classes.push(class);
         for &slot in &pool.engines {
@@ -404,6 +409,9 @@ impl Core {
 
     /// The engine that the scheme chooses for a task of this class, of those that have the first alternative that any has.
     pub(super) fn choose(&mut self, class: u32, besides: Option<EngineKey>) -> Option<u32> {
+        if self.pools.classes[class as usize].nodes > 0 {
+            return self.whole_hosts(class, None)?.first().copied();
+        }
         let asks = self.pools.classes[class as usize].asks;
         let mut nth = 0;
         loop {
@@ -556,6 +564,7 @@ impl Core {
                 pool.alternative_of.retain(|&c| c != class);
                 self.drop_unused_pool(other);
             }
+            self.whole.classes.retain(|&c| c != class);
             let parts = (pool_index, entry.others, entry.refused);
             self.pools.by_parts.remove(&parts);
         }

@@ -446,6 +446,24 @@ impl Core {
             1 => "; 1 other waits for the same".to_owned(),
             _ => format!("; {ahead} others wait for the same"),
         };
+        if entry.nodes > 0 {
+            let kept: Vec<String> = (self.whole.kept.iter())
+                .filter(|_| self.whole.kept_for == class)
+                .filter_map(|&host| self.hosts.get(host)?.engines.first().copied())
+                .map(|slot| self.engines[slot as usize].describe())
+                .collect();
+            let hosts = match entry.nodes {
+                1 => "a whole host is free".to_owned(),
+                nodes => format!("{nodes} whole hosts are free at once"),
+            };
+            return match kept.is_empty() {
+                true => format!("It waits until {hosts}{others}."),
+                false => format!(
+                    "It waits until {hosts}{others}; the hosts of {} are kept for it, or for one like it.",
+                    kept.join(", ")
+                ),
+            };
+        }
         if entry.asks {
             return format!(
                 "It waits for an engine on a host with {} free{others}.",
@@ -534,8 +552,10 @@ impl Core {
                 "is leaving".to_owned()
             } else if let Some(text) = self.lacks(slot, class) {
                 text
-            } else if constraints.request.is_some() && engine.load > 0 {
+            } else if (constraints.request.is_some() || constraints.nodes > 0) && engine.load > 0 {
                 engine.busy_with()
+            } else if !engine.whole.is_empty() {
+                "is busy with a task that holds whole hosts".to_owned()
             } else if constraints.request.is_none() && engine.grant.is_some() {
                 "is busy with a task that asked for resources".to_owned()
             } else if engine.kept_for != NONE {
@@ -591,6 +611,9 @@ impl Core {
         if !constraints.tags.is_empty() {
             asks.push(format!("has the tags {}", constraints.tags.join(", ")));
         }
+        if constraints.nodes > 0 {
+            asks.push(format!("is on one of {} whole hosts", constraints.nodes));
+        }
         if constraints.request.is_some() {
             asks.push(format!("has {}", self.asked_words(class)));
         }
@@ -608,6 +631,16 @@ impl Core {
     /// That the hosts of all engines that may take tasks of the class have less in all than these ask for.
     fn nowhere_enough(&self, class: u32) -> Option<String> {
         let slots = self.pool_engines(class);
+        let nodes = self.pools.classes[class as usize].nodes;
+        if nodes > 0 && !slots.is_empty() && !self.has_enough_hosts(class) {
+            let hosts = match self.count_hosts(class) {
+                1 => "there is 1 whose engines may take it".to_owned(),
+                hosts => format!("there are {hosts} whose engines may take it"),
+            };
+            return Some(format!(
+                "It asks for {nodes} whole hosts, and {hosts}. It runs as soon as there are enough."
+            ));
+        }
         if slots.is_empty() || self.constraints(class).request.is_none() {
             return None;
         }
@@ -676,6 +709,7 @@ impl Core {
     /// What hosts have, and who holds it, in no order.
     pub fn hosts(&self) -> Vec<HostState> {
         let key = |slot: u32| self.engines[slot as usize].key();
+        let stays = |slot: &&u32| !self.engines[**slot as usize].leaving;
         self.hosts
             .iter()
             .map(|host| HostState {
@@ -685,7 +719,8 @@ impl Core {
                     .stocks
                     .iter()
                     .map(|(name, stock)| {
-                        let free = stock.names.iter().filter(|(_, taken)| !taken);
+                        let whole = host.held_by != NONE;
+                        let free = stock.names.iter().filter(|(_, taken)| !taken && !whole);
                         let names = free.map(|(name, _)| name.clone()).collect();
                         (name.clone(), stock.total, host.used(name), names)
                     })
@@ -698,19 +733,38 @@ impl Core {
                         Some((key(slot), grant))
                     })
                     .collect(),
-                kept: host.reservation.as_ref().and_then(|kept| {
-                    let waiting = self.members_of_class(kept.class);
-                    let group = *waiting.first()?;
-                    let group = self.groups[group].parent().unwrap_or(group);
-                    Some(Kept {
-                        engine: key(kept.engine),
-                        group: self.groups.key(group),
-                        request: (*kept.request).clone(),
-                        serial: kept.serial,
-                    })
-                }),
+                kept: match &host.reservation {
+                    Some(kept) => self.kept(
+                        kept.class,
+                        kept.engine,
+                        (*kept.request).clone(),
+                        kept.serial,
+                    ),
+                    None if host.kept_whole > 0 => {
+                        host.engines.iter().find(stays).and_then(|&slot| {
+                            let stocks = host.stocks.iter();
+                            let all = stocks.map(|(name, stock)| (name.clone(), stock.total));
+                            let all = all.collect();
+                            self.kept(self.whole.kept_for, slot, all, host.kept_whole)
+                        })
+                    }
+                    None => None,
+                },
+                held_by: (host.held_by != NONE).then(|| key(host.held_by)),
             })
             .collect()
+    }
+
+    fn kept(&self, class: u32, slot: u32, request: Request, serial: u64) -> Option<Kept> {
+        let waiting = self.members_of_class(class);
+        let group = *waiting.first()?;
+        let group = self.groups[group].parent().unwrap_or(group);
+        Some(Kept {
+            engine: self.engines[slot as usize].key(),
+            group: self.groups.key(group),
+            request,
+            serial,
+        })
     }
 
     /// Why nothing can ever run tasks of the class.

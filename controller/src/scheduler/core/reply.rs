@@ -6,11 +6,12 @@ use super::Core;
 use super::auto::UNKNOWN;
 use super::clients::{Bucket, End};
 use super::graph::Ended;
-use super::group::{ABORTED, FIRST, KILLED, MAY_RETURN, Stage};
+use super::group::{ABORTED, FIRST, HOST_LOST, KILLED, MAY_RETURN, Stage};
 use super::id::NONE;
 use super::past::{Members, Past, Places};
 use super::place::from_units;
 use super::types::{Action, Deliver, EngineKey, FailKind, GroupKey, Nanos, Outcome, Report};
+use super::whole::HOST_LOST_TEXT;
 
 impl Core {
     /// An engine has answered. What this returns says what of the answer goes to the client.
@@ -150,6 +151,11 @@ impl Core {
             self.groups[index].is(KILLED),
         );
         let engine = self.engines[slot as usize].key();
+        if outcome != Outcome::Ok && self.groups[index].is(HOST_LOST) {
+            self.groups[index].set(HOST_LOST, false);
+            self.lose(now, index, 0..1, engine, HOST_LOST_TEXT);
+            return false;
+        }
         match outcome {
             Outcome::Ok => self.end_for_good(now, index, End::Ok, engine),
             Outcome::Aborted => self.end_for_good(now, index, End::Aborted, engine),
@@ -207,6 +213,11 @@ impl Core {
         }
         let engine = self.engines[slot as usize].key();
         let client = self.groups[index].client;
+        let array = self.groups[index].array_mut().expect("checked");
+        if outcome != Outcome::Ok && array.host_lost.contains(lo) {
+            array.host_lost.remove(lo, hi);
+            return self.lose(now, index, range, engine, HOST_LOST_TEXT);
+        }
         let end = match outcome {
             Outcome::Ok => Some(End::Ok),
             Outcome::Aborted => Some(End::Aborted),

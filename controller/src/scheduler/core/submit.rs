@@ -4,7 +4,6 @@ use std::sync::Arc;
 
 use ipbroker_protocol::resources::CPUS;
 
-use super::Core;
 use super::auto::Estimate;
 use super::clients::{Bucket, End};
 use super::group::{Array, DETACHED, Extra, Flight, Group, MAY_RETURN, Stage};
@@ -16,6 +15,7 @@ use super::ranges::RangeSet;
 use super::types::{
     FailKind, Grant, GroupKey, GroupSpec, Nanos, RETRY_DELAY_MOST, Refusal, Request, TaskState,
 };
+use super::{Core, Seat};
 
 impl Core {
     /// A new group. Its actions (a failure too) follow by [`Core::poll`].
@@ -84,10 +84,15 @@ impl Core {
     }
 
     /// Before a controller restart the engine of that uuid was on this host, and the last task with resources that it was
-    /// given had these. To be called before [`Core::restore`].
-    pub fn restore_seat(&mut self, uuid: &str, host: &str, grant: Option<Grant>) {
+    /// given had these, or these whole hosts. To be called before [`Core::restore`].
+    pub fn restore_seat(&mut self, uuid: &str, host: &str, grant: Option<Grant>, nodes: &[String]) {
         let uuid = self.hasher.id(uuid.as_bytes());
-        self.seats.insert(uuid, (host.into(), grant));
+        let seat = Seat {
+            host: host.into(),
+            grant,
+            nodes: nodes.iter().map(|key| key.as_str().into()).collect(),
+        };
+        self.seats.insert(uuid, seat);
     }
 
     /// Members are with an engine already.
@@ -96,9 +101,8 @@ impl Core {
         let est = to_units(None);
         let class = self.groups[group].class;
         if self.pools.classes[class as usize].asks {
-            let seat = self.seats.get(&self.engines[slot as usize].uuid);
-            let grant = seat.and_then(|(_, grant)| grant.clone());
-            self.take_restored(slot, class, grant);
+            let seat = self.seats.get(&self.engines[slot as usize].uuid).cloned();
+            self.take_restored(slot, class, seat.unwrap_or_default());
         }
         let entry = &mut self.groups[group];
         let (client, count, bytes) = (entry.client, entry.count, entry.bytes);
@@ -227,6 +231,7 @@ impl Core {
             })
             .collect();
         if requests.is_empty()
+            && spec.nodes == 0
             && spec.targets.is_empty()
             && spec.hosts.is_empty()
             && spec.tags.is_empty()
@@ -256,6 +261,7 @@ impl Core {
                 tags,
                 prefer: Box::new([]),
                 request: requests.first().cloned(),
+                nodes: spec.nodes,
             },
             requests.get(1..).unwrap_or_default(),
             &[],

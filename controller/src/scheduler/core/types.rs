@@ -133,6 +133,8 @@ pub struct HostState {
     pub holders: Vec<(EngineKey, Arc<Grant>)>,
     /// What is kept for a task that waits for more than is free.
     pub kept: Option<Kept>,
+    /// The engine whose task holds all of it.
+    pub held_by: Option<EngineKey>,
 }
 
 /// A resource of a host: its name, all of it, what is in use, and the names of the free ones.
@@ -173,6 +175,8 @@ pub struct GroupSpec<'a> {
     pub tags: &'a [String],
     /// What its host must have free: alternatives, in order of preference (none: one cpu, as any task).
     pub requests: &'a [Request],
+    /// So many whole hosts, which it holds while it runs (0: none). It has no `requests` then.
+    pub nodes: u32,
     /// Names the engine checks itself and may report unmet; kept for explanations only.
     pub require: &'a [String],
     /// Host names or tags of which one is preferred.
@@ -214,6 +218,7 @@ impl Default for GroupSpec<'_> {
             hosts: &[],
             tags: &[],
             requests: &[],
+            nodes: 0,
             require: &[],
             prefer: &[],
             prefer_wait: 0,
@@ -379,6 +384,8 @@ pub enum Action {
         grant: Option<Box<Grant>>,
         /// Which of its alternatives that is, from 0, if it has several.
         alternative: Option<u32>,
+        /// If it holds whole hosts: an engine of each, the one that runs it first.
+        nodes: Vec<EngineKey>,
     },
     /// Answer the client: these members failed for good without (or instead of) a reply of an engine.
     Fail {

@@ -34,12 +34,19 @@ impl Scheduler {
                     attempt,
                     grant,
                     alternative,
+                    nodes,
                 } => {
-                    let had = grant.as_deref().map(resources::to_wire);
-                    let had = had.map(|granted| Had {
-                        granted,
+                    let had = (grant.is_some() || !nodes.is_empty()).then(|| Had {
+                        granted: grant.as_deref().map(resources::to_wire).unwrap_or_default(),
                         alternative: alternative.map(|nth| nth + 1),
+                        nodes: nodes
+                            .iter()
+                            .map(|&key| self.engines.host_name(key).to_owned())
+                            .collect(),
                     });
+                    if let Some(had) = &had {
+                        self.keep_holdings(engine, had, &nodes);
+                    }
                     self.dispatch(group, range, engine, attempt, had.as_ref());
                 }
                 Action::Fail {
@@ -79,12 +86,6 @@ impl Scheduler {
         attempt: u32,
         had: Option<&Had>,
     ) {
-        if let Some(had) = had
-            && let Some(engine) = self.engines.get(engine)
-        {
-            let (id, uuid, machine) = (engine.id, engine.uuid.clone(), engine.machine.clone());
-            self.keep_seat(id, &uuid, &machine, had.granted.clone());
-        }
         let (Some(group), Some(engine)) = (self.groups.get_mut(key), self.engines.get(engine))
         else {
             tracing::error!("the scheduler dispatches what is not there");

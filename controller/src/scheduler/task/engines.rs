@@ -78,6 +78,12 @@ pub(super) struct Engines {
 }
 
 impl Engines {
+    /// What the engine's host calls itself.
+    pub(super) fn host_name(&self, key: EngineKey) -> &str {
+        let engine = self.get(key);
+        engine.map_or("unknown", |engine| &self.hosts[engine.host].node)
+    }
+
     pub(super) fn join(&mut self, key: EngineKey, newcomer: Newcomer<'_>, now: Duration) {
         let Newcomer {
             id,

@@ -20,11 +20,18 @@ pub(crate) struct Had {
     pub(crate) granted: Grant,
     /// Which of its alternatives that is, from 1.
     pub(crate) alternative: Option<u32>,
+    /// The hosts that it holds as wholes, its own first.
+    pub(crate) nodes: Vec<String>,
 }
 
 impl Had {
     pub(super) fn tell(&self, metadata: &mut Map) {
-        metadata.insert("granted".into(), serde_json::json!(self.granted));
+        if !self.granted.is_empty() {
+            metadata.insert("granted".into(), serde_json::json!(self.granted));
+        }
+        if !self.nodes.is_empty() {
+            metadata.insert("nodelist".into(), serde_json::json!(self.nodes));
+        }
         if let Some(alternative) = self.alternative {
             metadata.insert("alternative".into(), alternative.into());
         }

@@ -461,6 +461,7 @@ pub(super) fn wishes<'a>(
         follow,
         timeout: seconds(metadata.timeout),
         retries: metadata.retries.unwrap_or(0),
+        nodes: metadata.nodes.unwrap_or(0),
         retry_delay: seconds(metadata.retry_delay),
         crashes: metadata.max_crashes,
         may_return: ours,

@@ -15,7 +15,11 @@ use ipbroker_protocol::{
     zmq::Message,
 };
 
-use super::{Outgoing, Scheduler, engines, groups::Group, resources};
+use super::{
+    Outgoing, Scheduler, engines,
+    groups::Group,
+    resources::{self, Seat},
+};
 use crate::scheduler::{
     command::{
         Aborted, Command, Departure, EngineProfile, EngineTasks, Explanation, Selection,
@@ -117,7 +121,10 @@ impl Scheduler {
             self.begun.elapsed(),
         );
         if !machine.is_empty() && !profile.returns {
-            self.keep_seat(profile.id, &profile.uuid, &machine, Grant::new());
+            self.keep_seat(
+                profile.id,
+                Seat::new(&profile.uuid, &machine, Grant::new(), Vec::new()),
+            );
         }
         self.heed_early(&profile.uuid, key);
         // The question comes after all that was given to the engine so far.

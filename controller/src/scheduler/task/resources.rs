@@ -4,11 +4,11 @@ use std::collections::{BTreeMap, HashMap};
 
 use ipbroker_protocol::{
     message::{Stock, TaskMetadata},
-    resources::{self, Amount, Grant, Granted, Pool, Request},
+    resources::{self, Amount, Grant, Granted, NODES_MOST, Pool, Request},
 };
 use serde::{Deserialize, Serialize};
 
-use super::Scheduler;
+use super::{Scheduler, frames::Had};
 use crate::scheduler::{
     command::{EngineProfile, EngineTasks},
     core::{self, EngineKey, HostSpec},
@@ -22,11 +22,25 @@ const ALTERNATIVES_MOST: usize = 16;
 
 /// What is remembered of an engine across a restart: where it is, and what the last task that asked was granted.
 #[derive(Debug, Serialize, Deserialize)]
-struct Seat {
+pub(super) struct Seat {
     uuid: String,
     host: String,
     #[serde(default)]
     grant: Grant,
+    /// Hosts that the task holds as wholes.
+    #[serde(default)]
+    nodes: Vec<String>,
+}
+
+impl Seat {
+    pub(super) fn new(uuid: &str, host: &str, grant: Grant, nodes: Vec<String>) -> Self {
+        Self {
+            uuid: uuid.to_owned(),
+            host: host.to_owned(),
+            grant,
+            nodes,
+        }
+    }
 }
 
 /// The name under which that is kept; numbers of engines are used again, so that it does not grow.
@@ -41,6 +55,28 @@ const SEAT: &str = "seat.";
 /// # Errors
 /// One line for the user.
 pub(super) fn requests(wire: &TaskMetadata) -> Result<Vec<core::Request>, String> {
+    if let Some(nodes) = wire.nodes.filter(|nodes| *nodes > 0) {
+        let others = [
+            (!wire.hosts.is_empty(), "host"),
+            (!wire.targets.is_empty(), "targets"),
+            (!wire.prefer.is_empty(), "prefer"),
+            (!wire.follow.is_empty(), "follow"),
+            (
+                wire.resources.as_ref().is_some_and(|r| !r.is_empty()),
+                "resources",
+            ),
+            (wire.any.as_ref().is_some_and(|any| !any.is_empty()), "any"),
+        ];
+        if nodes > NODES_MOST {
+            return Err(format!(
+                "it asks for {nodes} whole hosts; {NODES_MOST} are possible"
+            ));
+        }
+        return match others.iter().find(|(there, _)| *there) {
+            Some((_, other)) => Err(format!("nodes cannot stand beside {other}")),
+            None => Ok(Vec::new()),
+        };
+    }
     let common = wire.resources.clone().unwrap_or_default();
     let any = wire.any.as_deref().unwrap_or_default();
     if any.len() > ALTERNATIVES_MOST {
@@ -148,7 +184,8 @@ impl Scheduler {
             match serde_json::from_str::<Seat>(text) {
                 Ok(seat) => {
                     let grant = (!seat.grant.is_empty()).then(|| from_wire(&seat.grant));
-                    self.core.restore_seat(&seat.uuid, &seat.host, grant);
+                    self.core
+                        .restore_seat(&seat.uuid, &seat.host, grant, &seat.nodes);
                 }
                 Err(error) => tracing::warn!(name, %error, "a stored seat cannot be read"),
             }
@@ -156,18 +193,24 @@ impl Scheduler {
     }
 
     /// Keeps where an engine is, and what its task has.
-    pub(super) fn keep_seat(&mut self, id: u32, uuid: &str, host: &str, grant: Grant) {
+    pub(super) fn keep_seat(&mut self, id: u32, seat: Seat) {
         if !self.journal.keeps() {
             return;
         }
-        let seat = Seat {
-            uuid: uuid.to_owned(),
-            host: host.to_owned(),
-            grant,
-        };
         if let Ok(text) = serde_json::to_string(&seat) {
             self.journal.set_meta(&seat_name(id), &text);
         }
+    }
+
+    /// Keeps what the engine's next task has: of its host, or whole hosts, each with an engine.
+    pub(super) fn keep_holdings(&mut self, engine: EngineKey, had: &Had, nodes: &[EngineKey]) {
+        let Some(entry) = self.engines.get(engine) else {
+            return;
+        };
+        let machines = nodes.iter().filter_map(|&key| self.engines.get(key));
+        let machines = machines.map(|engine| engine.machine.to_string()).collect();
+        let seat = Seat::new(&entry.uuid, &entry.machine, had.granted.clone(), machines);
+        self.keep_seat(entry.id, seat);
     }
 
     /// What the hosts have, by engine.
@@ -195,7 +238,8 @@ impl Scheduler {
                     (name.to_string(), stock)
                 })
                 .collect();
-            for at in host.engines.into_iter().filter_map(place) {
+            let keys = host.engines;
+            for at in keys.iter().copied().filter_map(place) {
                 rows[at].resources.clone_from(&stocks);
             }
             for (key, grant) in &host.holders {
@@ -207,6 +251,19 @@ impl Scheduler {
                 && let (Some(at), Some(group)) = (place(kept.engine), self.groups.get(kept.group))
             {
                 rows[at].kept_for = Some(group.msg_id.to_string());
+            }
+            // Nobody else runs there before the task ends that holds the host.
+            if let Some(holder) = host.held_by
+                && let Some(span) = self.core.outstanding(holder).first()
+                && let Some(group) = self.groups.get(span.group)
+            {
+                for at in keys
+                    .into_iter()
+                    .filter(|key| *key != holder)
+                    .filter_map(place)
+                {
+                    rows[at].kept_for = Some(group.msg_id.to_string());
+                }
             }
         }
     }
@@ -259,6 +316,13 @@ mod tests {
         assert_eq!(requests(&TaskMetadata::default()), Ok(vec![]));
         assert!(requests(&wire(vec![one("gpus", 0.5)])).is_err());
         assert!(requests(&wire(vec![Request::new(); 17])).is_err());
+        let mut whole = TaskMetadata {
+            nodes: Some(2),
+            ..TaskMetadata::default()
+        };
+        assert_eq!(requests(&whole), Ok(vec![]));
+        whole.hosts = vec!["a".into()];
+        assert!(requests(&whole).is_err());
     }
 
     #[test]
@@ -279,6 +343,7 @@ mod tests {
             uuid: "u".into(),
             host: "h".into(),
             grant: to_wire(&grant),
+            nodes: vec!["h".into(), "i".into()],
         };
         let text = serde_json::to_string(&seat).unwrap();
         let seat: Seat = serde_json::from_str(&text).unwrap();

@@ -12,6 +12,7 @@ impl World {
                 attempt,
                 grant,
                 alternative,
+                nodes,
             } => {
                 let n = self
                     .nodes
@@ -22,7 +23,7 @@ impl World {
                 ensure!(!range.is_empty(), "an empty dispatch");
                 for m in range {
                     let had = grant.as_deref().map(|grant| (grant, alternative));
-                    self.check_dispatch(t, m, n, attempt, had)?;
+                    self.check_dispatch(t, m, n, attempt, had, &nodes)?;
                 }
                 Ok(())
             }
@@ -91,9 +92,10 @@ impl World {
                     .ok_or("a stop at nobody")?;
                 let t = self.task(group)?;
                 for m in range {
-                    let member = &self.tasks[t].members[m as usize];
+                    let member = &mut self.tasks[t].members[m as usize];
+                    let lost = member.host_lost.as_mut().map(|told| *told = true);
                     ensure!(
-                        member.at == At::On(n) && member.killed,
+                        member.at == At::On(n) && (member.killed || lost.is_some()),
                         "{}:{m} is stopped",
                         self.tasks[t].id
                     );
@@ -133,6 +135,7 @@ impl World {
         n: usize,
         attempt: u32,
         had: Option<(&Grant, Option<u32>)>,
+        nodes: &[EngineKey],
     ) -> Check {
         let id = format!("{}:{m}", self.tasks[t].id);
         let member = &self.tasks[t].members[m as usize];
@@ -160,8 +163,10 @@ impl World {
             );
         }
         self.check_resources(t, m as usize, n, &id, had)?;
+        let whole = self.check_nodes(t, m as usize, n, nodes)?;
         let host = &self.nodes[n].host;
-        let orderly = !self.kept.contains_key(host) && !self.keeps(host);
+        // A host may have been kept for whom it is given to within this event.
+        let orderly = !self.kept.contains_key(host) && !self.keeps(host) && nodes.is_empty();
         let since = self.tasks[t].members[m as usize].since;
         let mine = (
             self.tasks[t].client,
@@ -174,7 +179,7 @@ impl World {
             }
             let earlier = task.priority > mine.1
                 || (task.priority == mine.1 && task.runnable.is_some_and(|event| event < mine.2));
-            if earlier && self.hwm != Hwm::Auto && orderly && self.free_for(other, n) {
+            if earlier && self.hwm != Hwm::Auto && orderly {
                 for (o, member) in task.members.iter().enumerate() {
                     ensure!(
                         member.at != At::Waiting
@@ -182,7 +187,8 @@ impl World {
                             // Of delays that end in one tick, any may end first.
                             || (member.delay > 0 && member.since >= since)
                             || task.runnable.is_none()
-                            || !self.may_run(other, o, n),
+                            || !self.may_run(other, o, n)
+                            || !self.free_for(other, o, n),
                         "{id} is given to e{n} before {}:{o}",
                         task.id
                     );
@@ -198,12 +204,54 @@ impl World {
             "{id} is given to e{n} again as attempt {attempt}"
         );
         member.at = At::On(n);
+        member.host_lost = None;
         if self.nodes[n].holds.is_empty() {
             self.nodes[n].begun = self.event;
         }
         self.nodes[n].grant = had.map(|(grant, _)| grant.clone());
+        self.nodes[n].whole = whole;
         self.nodes[n].holds.push((t, m));
         Ok(())
+    }
+
+    /// Whole hosts are free, as many as were asked for, each with an engine that may take the task.
+    fn check_nodes(
+        &self,
+        t: usize,
+        m: usize,
+        n: usize,
+        nodes: &[EngineKey],
+    ) -> Result<BTreeSet<String>, String> {
+        let (task, mut hosts) = (&self.tasks[t], BTreeSet::new());
+        ensure!(
+            self.nodes[n].whole.is_empty(),
+            "{} is put behind one that holds hosts",
+            task.id
+        );
+        ensure!(
+            nodes.len() == task.nodes && (nodes.is_empty() || nodes[0] == self.nodes[n].key),
+            "{} asks for {} hosts and has {nodes:?}",
+            task.id,
+            task.nodes
+        );
+        for key in nodes {
+            let at = self.nodes.iter().position(|n| n.key == *key);
+            let at = at.ok_or("it holds the host of nobody")?;
+            let node = &self.nodes[at];
+            ensure!(
+                self.suits(t, m, at) && !node.leaving && self.host_free(&node.host),
+                "{} holds {}, which is not free",
+                task.id,
+                node.host
+            );
+            ensure!(
+                hosts.insert(node.host.clone()),
+                "{} holds {} twice",
+                task.id,
+                node.host
+            );
+        }
+        Ok(hosts)
     }
 
     /// Never over a pool, no name twice, and what asks for something alone on its engine.
@@ -226,7 +274,7 @@ impl World {
             task.requests
         );
         ensure!(
-            self.free_for(t, n),
+            task.nodes > 0 || self.free_for(t, m, n),
             "{id} asks for {:?}, which e{n} does not have free",
             task.requests
         );
@@ -296,6 +344,14 @@ impl World {
     /// What the core says of hosts is what follows from what engines hold; what it keeps is not given away.
     fn check_hosts(&mut self) -> Check {
         let hosts = self.core.hosts();
+        for state in &hosts {
+            ensure!(
+                state.held_by.is_some() == self.held(&state.key),
+                "{} is held by {:?}",
+                state.key,
+                state.held_by
+            );
+        }
         let mut kept = BTreeMap::new();
         for state in &hosts {
             let host = &*state.key;
@@ -318,7 +374,11 @@ impl World {
                 .map(|(name, _)| self.total(host, name))
                 .collect();
             let keeping = match self.kept.remove(host) {
-                Some(before) if before.kept.serial == now.serial => before,
+                // Of a host that is kept as a whole what it has grows with its engines.
+                Some(before) if before.kept.serial == now.serial => Keeping {
+                    kept: now.clone(),
+                    ..before
+                },
                 _ => {
                     self.keepings += 1;
                     Keeping {
@@ -432,6 +492,11 @@ impl World {
             let mut seen = HashSet::new();
             for (m, member) in task.members.iter().enumerate() {
                 ensure!(
+                    member.host_lost != Some(false),
+                    "{}:{m} has lost a host and is not stopped",
+                    task.id
+                );
+                ensure!(
                     member.owed.is_none(),
                     "{}:{m} ought to have failed with {:?}",
                     task.id,
@@ -470,7 +535,7 @@ impl World {
                         !(self.nodes[n].alive
                             && self.has_room(n)
                             && self.may_run(t, m, n)
-                            && self.free_for(t, n)
+                            && self.free_for(t, m, n)
                             && !self.kept_from(t, n)),
                         "{}:{m} waits although e{n} has room",
                         task.id

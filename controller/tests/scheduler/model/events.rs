@@ -77,6 +77,7 @@ impl World {
             tags: tags.to_vec(),
             holds: Vec::new(),
             grant: None,
+            whole: BTreeSet::new(),
             begun: 0,
         });
         Ok(())
@@ -174,6 +175,10 @@ impl World {
             let array = self.tasks[task].members.len() > 1;
             let now = self.now;
             let member = &mut self.tasks[task].members[m as usize];
+            if member.host_lost.take().is_some() && outcome != Outcome::Ok {
+                self.crashed(task, m);
+                continue;
+            }
             let done = match outcome {
                 Outcome::Ok => Some(true),
                 Outcome::Aborted => Some(false),
@@ -251,6 +256,7 @@ impl World {
     fn rest(&mut self, node: usize) {
         if self.nodes[node].holds.is_empty() {
             self.nodes[node].grant = None;
+            self.nodes[node].whole.clear();
         }
     }
 
@@ -329,7 +335,6 @@ impl World {
         self.core
             .engine_left(self.now, self.nodes[node].key, ids.as_deref(), "it crashed");
         self.nodes[node].alive = false;
-        let now = self.now;
         let holds = std::mem::take(&mut self.nodes[node].holds);
         self.rest(node);
         for &(t, m) in &holds {
@@ -338,26 +343,47 @@ impl World {
             }
         }
         for (t, m) in holds {
-            let array = self.tasks[t].members.len() > 1;
             let member = &mut self.tasks[t].members[m as usize];
-            if member.at != At::On(node) || member.owed.is_some() {
-                continue;
+            member.host_lost = None;
+            if member.at == At::On(node) && member.owed.is_none() {
+                self.crashed(t, m);
             }
-            if member.killed {
-                member.owed = Some(FailKind::TaskAborted);
-            } else if member.aborted || member.crashes.unwrap_or(member.retries) == 0 {
-                member.owed = Some(FailKind::EngineError);
-            } else {
-                match &mut member.crashes {
-                    Some(crashes) => *crashes -= 1,
-                    None => member.retries -= 1,
+        }
+        // Who holds a host without engines is stopped.
+        let host = self.nodes[node].host.clone();
+        if self.on_host(&host).next().is_none() {
+            let holder = self
+                .nodes
+                .iter()
+                .find(|n| n.alive && n.whole.contains(&host));
+            for (t, m) in holder.map_or(Vec::new(), |n| n.holds.clone()) {
+                let member = &mut self.tasks[t].members[m as usize];
+                if matches!(member.at, At::On(_)) {
+                    member.host_lost = Some(false);
                 }
-                member.at = At::Waiting;
-                member.apart = array;
-                member.since = now;
             }
         }
         Ok(())
+    }
+
+    /// Its engine is gone, or a host that it held.
+    fn crashed(&mut self, t: usize, m: u32) {
+        let array = self.tasks[t].members.len() > 1;
+        let now = self.now;
+        let member = &mut self.tasks[t].members[m as usize];
+        if member.killed {
+            member.owed = Some(FailKind::TaskAborted);
+        } else if member.aborted || member.crashes.unwrap_or(member.retries) == 0 {
+            member.owed = Some(FailKind::EngineError);
+        } else {
+            match &mut member.crashes {
+                Some(crashes) => *crashes -= 1,
+                None => member.retries -= 1,
+            }
+            member.at = At::Waiting;
+            member.apart = array;
+            member.since = now;
+        }
     }
 
     pub(super) fn abort(&mut self, [a, b, c, _]: [u16; 4]) -> Check {

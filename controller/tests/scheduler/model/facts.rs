@@ -189,7 +189,36 @@ impl World {
         requests
     }
 
+    /// Nothing runs there, and nobody holds it.
+    pub(super) fn host_free(&self, host: &str) -> bool {
+        self.on_host(host).all(|n| n.holds.is_empty()) && !self.held(host)
+    }
+
+    /// A task holds it as a whole.
+    pub(super) fn held(&self, host: &str) -> bool {
+        self.nodes.iter().any(|n| n.alive && n.whole.contains(host))
+    }
+
+    /// Hosts with an engine that may take the member.
+    pub(super) fn hosts_for(&self, t: usize, m: usize) -> BTreeSet<&str> {
+        let may = |n: &usize| !self.nodes[*n].leaving && self.suits(t, m, *n);
+        let engines = (0..self.nodes.len()).filter(may);
+        engines.map(|n| &*self.nodes[n].host).collect()
+    }
+
+    /// There are as many free hosts as the member asks for, the engine's among them, and nothing is kept there.
+    fn free_hosts(&self, t: usize, m: usize, n: usize) -> bool {
+        let free =
+            |host: &str| self.host_free(host) && !self.kept.contains_key(host) && !self.keeps(host);
+        let hosts = self.hosts_for(t, m);
+        free(&self.nodes[n].host)
+            && hosts.iter().filter(|host| free(host)).count() >= self.tasks[t].nodes
+    }
+
     pub(super) fn total(&self, host: &str, name: &str) -> u64 {
+        if self.on_host(host).next().is_none() {
+            return 0;
+        }
         let engines = self.on_host(host).count() as u64;
         match (host, name) {
             ("h0", "cpus") => 4000.max(1000 * engines),
@@ -216,6 +245,9 @@ impl World {
     }
 
     pub(super) fn used(&self, host: &str, name: &str) -> u64 {
+        if self.held(host) {
+            return self.total(host, name);
+        }
         self.on_host(host).map(|n| self.takes(n, name)).sum()
     }
 
@@ -228,7 +260,10 @@ impl World {
     }
 
     /// The host has all that, whoever holds it.
-    pub(super) fn could(&self, t: usize, n: usize) -> bool {
+    pub(super) fn could(&self, t: usize, m: usize, n: usize) -> bool {
+        if self.tasks[t].nodes > 0 {
+            return self.hosts_for(t, m).len() >= self.tasks[t].nodes;
+        }
         let host = &self.nodes[n].host;
         let has = |request: &Request| {
             let all = |(name, amount): &(Box<str>, u64)| *amount <= self.total(host, name);
@@ -245,8 +280,11 @@ impl World {
     }
 
     /// The engine's host has free what the task asks for, and so has the engine.
-    pub(super) fn free_for(&self, t: usize, n: usize) -> bool {
+    pub(super) fn free_for(&self, t: usize, m: usize, n: usize) -> bool {
         let node = &self.nodes[n];
+        if self.tasks[t].nodes > 0 {
+            return self.free_hosts(t, m, n);
+        }
         let fits = || self.asks(t).iter().any(|r| self.fits(&node.host, r));
         match self.tasks[t].requests.is_empty() {
             _ if node.grant.is_some() => false,
@@ -265,6 +303,9 @@ impl World {
     /// Because of what is kept for another the engine may not take the task.
     pub(super) fn kept_from(&self, t: usize, n: usize) -> bool {
         let node = &self.nodes[n];
+        if self.tasks[t].nodes > 0 {
+            return false;
+        }
         let Some(Keeping { kept, event, .. }) = self.kept.get(&node.host) else {
             return false;
         };
@@ -286,7 +327,8 @@ impl World {
 
     pub(super) fn has_room(&self, n: usize) -> bool {
         let held = self.nodes[n].holds.len();
-        if self.nodes[n].leaving || self.nodes[n].grant.is_some() {
+        if self.nodes[n].leaving || self.nodes[n].grant.is_some() || !self.nodes[n].whole.is_empty()
+        {
             return false;
         }
         match self.hwm {

@@ -76,6 +76,11 @@ impl World {
                 requests.push(request_of(REQUESTS[usize::from(bits(a, 3, 8))]));
             }
         }
+        let anywhere = targets.is_empty() && hosts.is_empty() && prefer.is_empty();
+        let nodes = match bits(d, 9, 5) {
+            0 if requests.is_empty() && anywhere && follow.is_none() => 1 + bits(c, 7, 3),
+            _ => 0,
+        };
         let priority = i32::from(bits(a, 2, 3)) - 1;
         let may_return = bits(a, 5, 2) == 1;
         let client = bits(a, 7, 3) as usize;
@@ -90,6 +95,7 @@ impl World {
                 hosts,
                 tags,
                 requests,
+                nodes: nodes.into(),
                 prefer: !prefer.is_empty(),
                 after,
                 follow,
@@ -105,6 +111,7 @@ impl World {
                         delay,
                         aborted: false,
                         killed: false,
+                        host_lost: None,
                         owed: None,
                         unstarted: false,
                         apart: false,
@@ -132,6 +139,7 @@ impl World {
         retries: u32,
         may_return: bool,
         requests: &[&[(&str, u64)]],
+        nodes: usize,
     ) -> Check {
         self.event += 1;
         self.events += 1;
@@ -143,6 +151,7 @@ impl World {
             delay: 0,
             aborted: false,
             killed: false,
+            host_lost: None,
             owed: None,
             unstarted: false,
             apart: false,
@@ -159,6 +168,7 @@ impl World {
             hosts: vec![],
             tags: vec![],
             requests: requests.iter().map(|r| request_of(r)).collect(),
+            nodes,
             prefer: false,
             after,
             follow,
@@ -209,6 +219,7 @@ impl World {
             hosts: &task.hosts.clone(),
             tags: &task.tags.clone(),
             requests: &task.requests.clone(),
+            nodes: task.nodes as u32,
             prefer,
             prefer_wait: 5 * MS,
             priority: task.priority,
