@@ -13,7 +13,7 @@ use jiff::Timestamp;
 
 use crate::{
     executor::Python,
-    files::FileHost,
+    files::{FileError, FileHost, Scratch},
     function::Registry,
     job::{Limits, Warden},
     kernel::Kernels,
@@ -106,6 +106,13 @@ impl Process {
             Timestamp::now(),
             -(self.offset.load(Ordering::Relaxed) as f64) / 1e6,
         )
+    }
+
+    /// A new directory for a job, which goes with this process whatever ends it.
+    pub(crate) fn scratch(&self) -> Result<Scratch, FileError> {
+        let made = Scratch::new(&self.scratch)?;
+        self.tell_reaper(&Line::Directory(made.path().to_owned()));
+        Ok(made)
     }
 
     /// Tells the reaper something.

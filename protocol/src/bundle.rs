@@ -42,8 +42,7 @@ pub fn send(
     mut send: impl FnMut(Vec<Message>),
 ) {
     let alone = |message: Frames| {
-        let mut message = message.into_messages();
-        session.seal(&mut message);
+        let mut message = session.sealed(message);
         message.splice(..0, peer.map(Message::from));
         message
     };

@@ -54,6 +54,22 @@ impl Packed {
         };
         &self.bytes[begin..self.end(index)]
     }
+
+    fn iter(&self) -> impl Iterator<Item = &[u8]> {
+        (0..self.count).map(|index| self.get(index))
+    }
+
+    /// Bytes in all of them.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        self.bytes.len() - END * self.count
+    }
+
+    /// Copies, as libzmq takes them.
+    #[must_use]
+    pub fn messages(&self) -> Vec<Message> {
+        self.iter().map(Message::from).collect()
+    }
 }
 
 /// What is in the frames.
@@ -119,14 +135,8 @@ impl Frames {
     pub fn bytes(&self) -> usize {
         match self {
             Self::Loose(frames) => frames.iter().map(|frame| frame.len()).sum(),
-            Self::Packed(frames) => frames.bytes.len() - END * frames.count,
+            Self::Packed(frames) => frames.bytes(),
         }
-    }
-
-    /// A frame, if there are so many.
-    #[must_use]
-    pub fn get(&self, index: usize) -> Option<&[u8]> {
-        (index < self.len()).then(|| &self[index])
     }
 
     /// What is in them.
@@ -134,7 +144,7 @@ impl Frames {
     pub fn slices(&self) -> Vec<&[u8]> {
         match self {
             Self::Loose(frames) => slices(frames),
-            Self::Packed(frames) => (0..frames.count).map(|index| frames.get(index)).collect(),
+            Self::Packed(frames) => frames.iter().collect(),
         }
     }
 
@@ -161,9 +171,7 @@ impl Frames {
     pub fn into_messages(self) -> Vec<Message> {
         match self {
             Self::Loose(frames) => frames,
-            Self::Packed(frames) => (0..frames.count)
-                .map(|index| Message::from(frames.get(index)))
-                .collect(),
+            Self::Packed(frames) => frames.messages(),
         }
     }
 

@@ -32,6 +32,12 @@ pub mod wake;
 
 pub use zmq;
 
+/// Bytes in lower-case hexadecimal digits.
+#[must_use]
+pub fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
 // Only for the library it links: libzmq's CURVE needs libsodium.
 #[cfg(feature = "bundled")]
 extern crate libsodium_sys as _;

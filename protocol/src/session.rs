@@ -10,6 +10,7 @@ use zmq::Message;
 
 use crate::{
     envelope::{DELIMITER, Envelope, copies},
+    frames::Frames,
     message::Header,
     time,
 };
@@ -333,6 +334,14 @@ impl Session {
             let signed = self.signer.sign([header, parent, metadata, content]);
             *signature = Message::from(signed.as_ref());
         }
+    }
+
+    /// The frames as libzmq takes them, [sealed](Session::seal).
+    #[must_use]
+    pub fn sealed(&self, frames: Frames) -> Vec<Message> {
+        let mut frames = frames.into_messages();
+        self.seal(&mut frames);
+        frames
     }
 
     /// A message with new header, no metadata: the usual request.

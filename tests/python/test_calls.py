@@ -203,6 +203,24 @@ def test_what_others_abort_is_cancelled(executor):
     assert future.cancelled()
 
 
+def test_a_call_is_told_what_it_was_granted(client):
+    def told():
+        names = ["IPBROKER_CPUS", "OMP_NUM_THREADS", "IPBROKER_NODES"]
+        file = os.environ.get("IPBROKER_NODEFILE")
+        return [os.environ.get(name) for name in names], file and pathlib.Path(file).read_text().split()
+
+    plain = client.submit(told).result(30)
+    (cpus, threads, nodes), hosts = client.view(cpus=1).submit(told).result(30)
+    assert len(cpus.split(",")) == 1 and threads == "1" and (nodes, hosts) == (None, None)
+    (_, _, nodes), hosts = client.view(nodes=1).submit(told).result(30)
+    assert nodes == "1" and hosts == client.engines[0]["host"][:1]
+    for again in client.view().map(lambda _: told(), range(8)):
+        assert again == plain
+    for bad, error in [(0, ValueError), (1.5, TypeError), (10**9, ValueError)]:
+        with pytest.raises(error, match="option nodes"):
+            client.view(nodes=bad)
+
+
 def test_views_have_options(client):
     view = client.view(retries=1)
     other = view(priority=3)

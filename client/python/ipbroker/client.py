@@ -256,7 +256,7 @@ class Client:
 
     def view(self, **options: Any) -> "View":
         """Calls with options: ``retries``, ``retry_delay`` (s, doubled with each), ``max_crashes`` (losses of its engine, apart from ``retries``), ``timeout`` (s that they may wait), ``after``, ``follow`` (futures or ids), ``any`` (one of them is enough; or alternatives of what it needs: [{"gpus": 1}, {"cpus": 16}]),
-        ``on`` ("success", "failure", "always"), ``host``, ``tags``, ``prefer``, ``prefer_wait``, ``priority``, ``require``, ``cpus``, ``gpus``, ``memory``, ``resources``, ``limit`` ({"time": s, "memory": bytes}), ``targets``."""
+        ``on`` ("success", "failure", "always"), ``host``, ``tags``, ``prefer``, ``prefer_wait``, ``priority``, ``require``, ``cpus``, ``gpus``, ``memory``, ``resources``, ``nodes`` (whole hosts), ``limit`` ({"time": s, "memory": bytes}), ``targets``."""
         from .view import View
 
         return View(self, options)

@@ -84,4 +84,4 @@ def register(client: Optional[Client] = None, **options: Any) -> None:
     register_parallel_backend(_NAME, IpbrokerBackend)
 
 
-_OPTIONS = {"after", "follow", "any", "on", "timeout", "retries", "retry_delay", "max_crashes", "host", "prefer", "prefer_wait", "tags", "priority", "require", "cpus", "gpus", "memory", "resources", "limit", "targets"}
+_OPTIONS = {"after", "follow", "any", "on", "timeout", "retries", "retry_delay", "max_crashes", "host", "prefer", "prefer_wait", "tags", "priority", "require", "cpus", "gpus", "memory", "resources", "nodes", "limit", "targets"}

@@ -42,11 +42,22 @@ pub(crate) fn read(options: &Bound<'_, PyDict>) -> PyResult<(TaskRequest, Limit)
             "cpus" | "gpus" | "memory" | "resources" => {
                 resources(&mut request.resources, &key, &value)?;
             }
+            "nodes" => {
+                let nodes: i64 = value.extract().map_err(wrong)?;
+                request.nodes = u32::try_from(nodes)
+                    .ok()
+                    .filter(|nodes| (1..=pools::NODES_MOST).contains(nodes))
+                    .ok_or_else(|| {
+                        PyValueError::new_err(format!(
+                            "option nodes: must be a number of hosts from 1, not {nodes}"
+                        ))
+                    })?;
+            }
             "limit" => limit = limits(&value).map_err(wrong)?,
             "detach" => request.detach = value.extract().map_err(wrong)?,
             _ => {
                 return Err(PyTypeError::new_err(format!(
-                    "unknown option {key:?}: there are after, follow, any, on, timeout, retries, retry_delay, max_crashes, host, prefer, prefer_wait, tags, priority, require, cpus, gpus, memory, resources, limit, targets, detach"
+                    "unknown option {key:?}: there are after, follow, any, on, timeout, retries, retry_delay, max_crashes, host, prefer, prefer_wait, tags, priority, require, cpus, gpus, memory, resources, nodes, limit, targets, detach"
                 )));
             }
         }

@@ -382,17 +382,18 @@ impl Io {
     }
 
     fn try_send(&mut self, channel: Channel, frames: Frames) -> Result<()> {
-        if channel == Channel::Task {
-            self.outgoing.push(frames);
-            return Ok(());
+        if channel != Channel::Task {
+            // It may be about what was submitted before.
+            self.leave();
         }
-        // It may be about what was submitted before.
-        self.leave();
-        let mut frames = frames.into_messages();
-        self.settings.session.seal(&mut frames);
+        let session = &self.settings.session;
         let connection = &self.settings.connection;
         let (slot, port) = match channel {
-            Channel::Hub | Channel::Task => return Ok(socket::send(&self.sockets.hub, frames)?),
+            Channel::Task => {
+                self.outgoing.push(frames);
+                return Ok(());
+            }
+            Channel::Hub => return Ok(socket::send(&self.sockets.hub, session.sealed(frames))?),
             Channel::Mux => (&mut self.sockets.mux, connection.mux),
             Channel::Control => (&mut self.sockets.control, connection.control),
             Channel::Broadcast => (&mut self.sockets.broadcast, connection.broadcast),
@@ -402,7 +403,7 @@ impl Io {
             Some(socket) => socket,
             None => slot.insert(connect(&self.context, &self.settings, zmq::DEALER, port)?),
         };
-        Ok(socket::send(socket, frames)?)
+        Ok(socket::send(socket, session.sealed(frames))?)
     }
 
     /// Sends what is for the scheduler, together what is small.
@@ -417,11 +418,8 @@ impl Io {
         if self.bundles {
             bundle::send(session, (0, None), self.outgoing.drain(..), send);
         } else {
-            for frames in self.outgoing.drain(..) {
-                let mut frames = frames.into_messages();
-                session.seal(&mut frames);
-                send(frames);
-            }
+            let outgoing = self.outgoing.drain(..);
+            outgoing.map(|frames| session.sealed(frames)).for_each(send);
         }
     }
 

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use ipbroker_client::job::{Job, JobResult, JobStatus};
+use ipbroker_client::protocol::hex;
 use ipbroker_client::protocol::message::Staged;
 use ipbroker_client::protocol::zmq::Message;
 use ipbroker_client::{Client, Host, Reply};
@@ -218,11 +219,7 @@ impl Files {
             }
             hasher.update(&block[..n]);
         }
-        let sha256: String = hasher
-            .finalize()
-            .iter()
-            .map(|byte| format!("{byte:02x}"))
-            .collect();
+        let sha256 = hex(&hasher.finalize());
         self.hashes.insert(path.to_owned(), (look, sha256.clone()));
         Ok((sha256, mode))
     }

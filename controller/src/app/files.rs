@@ -141,7 +141,7 @@ pub(super) fn web_token(settings: &Settings) -> Result<String, AppError> {
         return Ok(token.trim().to_owned());
     }
     let bytes: [u8; 16] = rand::random();
-    let token: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+    let token = ipbroker_protocol::hex(&bytes);
     let save = || -> io::Result<()> {
         let mut file = tempfile::NamedTempFile::new_in(settings.profile.security_dir())?;
         file.as_file()

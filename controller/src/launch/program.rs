@@ -136,11 +136,7 @@ impl Program {
             source,
         })?;
         let machine = machine(&bytes).ok_or_else(|| ProgramError::Format { path: path.clone() })?;
-        let hash = Sha256::digest(&bytes)
-            .iter()
-            .take(8)
-            .map(|b| format!("{b:02x}"))
-            .collect();
+        let hash = ipbroker_protocol::hex(&Sha256::digest(&bytes)[..8]);
         Ok(Self {
             size: bytes.len() as u64,
             hash,

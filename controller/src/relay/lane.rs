@@ -114,7 +114,7 @@ impl Lane {
 pub(crate) fn hex(identity: &[u8]) -> String {
     match std::str::from_utf8(identity) {
         Ok(text) if !text.contains(char::is_control) => text.to_owned(),
-        _ => identity.iter().map(|byte| format!("{byte:02x}")).collect(),
+        _ => ipbroker_protocol::hex(identity),
     }
 }
 

@@ -128,12 +128,14 @@ impl<'a> Commands<'a> {
     /// Runs one job and fills in its result.
     fn run_one(&mut self, index: u64, result: &mut CommandResult) -> Result<Verdict, Refusal> {
         let command = self.command(index)?;
-        let place = Place::of(self.process, &command, &self.task.wants.nodelist)?;
+        let place = Place::of(self.process, &command)?;
+        let told = granted::tell(self.process, &self.task.wants)
+            .map_err(|error| (Verdict::Failed, error.ename(), error.to_string()))?;
         let id = match self.task.wants.range {
             Some(_) => member_id(&self.task.msg_id, index),
             None => self.task.msg_id.clone(),
         };
-        let mut job = self.job(&command, &place, &id)?;
+        let mut job = self.job(&command, &place, &id, &told)?;
         if let Some(require) = &self.task.wants.require {
             self.check(require, &place, &job)?;
         }
@@ -281,7 +283,13 @@ impl<'a> Commands<'a> {
         }
     }
 
-    fn job(&self, command: &Command, place: &Place, id: &str) -> Result<Job, Refusal> {
+    fn job(
+        &self,
+        command: &Command,
+        place: &Place,
+        id: &str,
+        told: &granted::Told,
+    ) -> Result<Job, Refusal> {
         let umask = match &command.umask {
             None => None,
             Some(digits) => Some(
@@ -310,14 +318,8 @@ impl<'a> Commands<'a> {
                 Some(self.seat.id().to_string().into()),
             ),
         ];
-        let wants = &self.task.wants;
-        env.extend(granted::variables(&wants.granted, wants.alternative));
-        if let Some(nodes) = &place.nodes {
-            let count = wants.nodelist.len().to_string();
-            env.push(("IPBROKER_NODES".into(), Some(count.into())));
-            let file = nodes.path().join(NODES);
-            env.push(("IPBROKER_NODEFILE".into(), Some(file.into())));
-        }
+        let told = told.variables.iter();
+        env.extend(told.map(|(name, value)| (name.into(), Some(value.clone()))));
         if let Some(scratch) = &place.scratch {
             env.push(("IPBROKER_SCRATCH".into(), Some(scratch.path().into())));
         }
@@ -369,51 +371,27 @@ impl<'a> Commands<'a> {
 }
 
 /// Where a job runs.
-/// The file with the names of a job's hosts, one a line.
-const NODES: &str = "nodes";
-
 struct Place {
     dir: PathBuf,
     scratch: Option<Scratch>,
-    /// A directory with the file that names the hosts of a job that holds whole ones.
-    nodes: Option<Scratch>,
 }
 
 impl Place {
-    fn of(process: &Process, command: &Command, nodes: &[String]) -> Result<Self, Refusal> {
-        let fresh = || -> Result<Scratch, Refusal> {
-            let made = Scratch::new(&process.scratch)
-                .map_err(|error| (Verdict::Failed, error.ename(), error.to_string()))?;
-            process.tell_reaper(&Line::Directory(made.path().to_owned()));
-            Ok(made)
-        };
+    fn of(process: &Process, command: &Command) -> Result<Self, Refusal> {
         let cd = command.cd.as_deref().filter(|cd| !cd.is_empty());
         // Inputs need a place where they harm nobody.
         let scratch = if command.scratch || (cd.is_none() && !command.put.is_empty()) {
-            Some(fresh()?)
+            let made = process.scratch();
+            Some(made.map_err(|error| (Verdict::Failed, error.ename(), error.to_string()))?)
         } else {
             None
-        };
-        let nodes = match nodes {
-            [] => None,
-            nodes => {
-                let made = fresh()?;
-                let text = nodes.join("\n") + "\n";
-                std::fs::write(made.path().join(NODES), text)
-                    .map_err(|error| (Verdict::Failed, "OSError", error.to_string()))?;
-                Some(made)
-            }
         };
         let dir = match (&scratch, cd) {
             (Some(scratch), _) => scratch.path().to_owned(),
             (None, Some(cd)) => process.files.resolve(cd),
             (None, None) => process.files.work_dir.clone(),
         };
-        Ok(Self {
-            dir,
-            scratch,
-            nodes,
-        })
+        Ok(Self { dir, scratch })
     }
 
     fn dir(&self) -> &Path {

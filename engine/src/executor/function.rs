@@ -73,6 +73,8 @@ impl Executor for Functions<'_> {
             host,
             msg_id: &self.task.msg_id,
             index: self.task.wants.range.map(|_| index),
+            granted: &self.task.wants.granted,
+            nodes: &self.task.wants.nodelist,
         };
         let mut packed_index = Vec::new();
         let argument = match self.arguments.get(index) {

@@ -5,16 +5,49 @@ use std::ffi::OsString;
 use ipbroker_protocol::resources::{self, CPUS, GPUS, Grant, Granted, MEMORY};
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 
+use crate::{
+    files::{FileError, Scratch},
+    process::Process,
+    task::Wants,
+};
+
 /// By which programs know their GPUs.
 const VISIBLE: [&str; 2] = ["CUDA_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES"];
 
-/// Variables for a job: `None` removes one. `alternative`: which of several it has, from 1.
-pub(super) fn variables(
-    grant: &Grant,
-    alternative: Option<u32>,
-) -> Vec<(OsString, Option<OsString>)> {
-    let mut env: Vec<(OsString, Option<OsString>)> = Vec::new();
-    let mut set = |name: String, value: String| env.push((name.into(), Some(value.into())));
+/// The file with the names of a task's hosts, one a line.
+const NODES: &str = "nodes";
+
+/// What a task is told of what it has.
+pub(super) struct Told {
+    pub(super) variables: Vec<(String, OsString)>,
+    /// A directory with the file that one of them names.
+    _nodes: Option<Scratch>,
+}
+
+/// Tells a task what it has; the file with the names of its hosts, if it holds whole ones, goes with what is returned.
+pub(super) fn tell(process: &Process, wants: &Wants) -> Result<Told, FileError> {
+    let mut variables = variables(&wants.granted, wants.alternative);
+    let mut nodes = None;
+    if !wants.nodelist.is_empty() {
+        let made = process.scratch()?;
+        let file = made.path().join(NODES);
+        std::fs::write(&file, wants.nodelist.join("\n") + "\n")
+            .map_err(FileError::io("write", &file))?;
+        let count = wants.nodelist.len().to_string();
+        variables.push(("IPBROKER_NODES".into(), count.into()));
+        variables.push(("IPBROKER_NODEFILE".into(), file.into()));
+        nodes = Some(made);
+    }
+    Ok(Told {
+        variables,
+        _nodes: nodes,
+    })
+}
+
+/// Variables that say what was granted. `alternative`: which of several it is, from 1.
+fn variables(grant: &Grant, alternative: Option<u32>) -> Vec<(String, OsString)> {
+    let mut variables: Vec<(String, OsString)> = Vec::new();
+    let mut set = |name: String, value: String| variables.push((name, value.into()));
     if let Some(alternative) = alternative {
         set("IPBROKER_ALTERNATIVE".into(), alternative.to_string());
         // A program that asks whether there are GPUs is not to find those of others.
@@ -40,7 +73,7 @@ pub(super) fn variables(
             _ => {}
         }
     }
-    env
+    variables
 }
 
 /// The names of what was granted, or how much.
@@ -108,10 +141,8 @@ mod tests {
             ("memory".to_owned(), granted(1024.0, &[])),
         ]);
         let told = |grant: &Grant, alternative| -> Vec<String> {
-            let text = |(name, value): (OsString, Option<OsString>)| {
-                let value = value.unwrap_or_default();
-                format!("{}={}", name.to_string_lossy(), value.to_string_lossy())
-            };
+            let text =
+                |(name, value): (String, OsString)| format!("{name}={}", value.to_string_lossy());
             let variables = variables(grant, alternative);
             variables.into_iter().map(text).collect()
         };

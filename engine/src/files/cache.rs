@@ -181,9 +181,5 @@ pub(super) fn hash(read: &mut impl Read) -> io::Result<String> {
             Err(error) => return Err(error),
         }
     }
-    Ok(hasher
-        .finalize()
-        .iter()
-        .map(|byte| format!("{byte:02x}"))
-        .collect())
+    Ok(ipbroker_protocol::hex(&hasher.finalize()))
 }

@@ -10,6 +10,7 @@ use std::{
     panic::{AssertUnwindSafe, catch_unwind},
 };
 
+use ipbroker_protocol::resources::Grant;
 use serde::{Serialize, de::DeserializeOwned};
 
 pub use values::Values;
@@ -26,6 +27,8 @@ pub struct Context<'a> {
     pub(crate) host: &'a str,
     pub(crate) msg_id: &'a str,
     pub(crate) index: Option<u64>,
+    pub(crate) granted: &'a Grant,
+    pub(crate) nodes: &'a [String],
 }
 
 impl Context<'_> {
@@ -69,6 +72,18 @@ impl Context<'_> {
     #[must_use]
     pub fn index(&self) -> Option<u64> {
         self.index
+    }
+
+    /// What the call has of its host's resources, by name; empty: it asked for nothing.
+    #[must_use]
+    pub fn granted(&self) -> &Grant {
+        self.granted
+    }
+
+    /// The hosts that the call holds as wholes, this one first; empty: it asked for none.
+    #[must_use]
+    pub fn nodes(&self) -> &[String] {
+        self.nodes
     }
 }
 

@@ -17,6 +17,8 @@ fn call<R: DeserializeOwned>(
         host: "here",
         msg_id: "m",
         index: Some(7),
+        granted: &Grant::default(),
+        nodes: &[],
     };
     let mut out = b"before".to_vec();
     let result = registry.call(

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use ipbroker_protocol::{
     bundle,
     envelope::{Envelope, copies},
+    hex,
     message::{Acked, FunctionCall, GiveBackRequest, HeaderRef, Holds, types},
     session::Session,
     value::AnyMap,
@@ -278,7 +279,6 @@ impl Server {
                     .into_frames()
             }
             Returned::Task(task) => {
-                let msg_type = format!("{}_reply", task.kind.name());
                 let words = format!("engine {} did not start this: {why}", engine.id());
                 let content = json!({"status": "error", "ename": "EngineError", "evalue": words, "traceback": []});
                 let metadata =
@@ -288,7 +288,7 @@ impl Server {
                 session
                     .message(
                         identities,
-                        &session.header(&msg_type),
+                        &session.header(task.kind.reply()),
                         parent,
                         &metadata,
                         &content,
@@ -428,8 +428,4 @@ fn read(
         .map_err(|error| format!("header: {error}"))?;
     let (msg_type, msg_id) = (header.msg_type.into_owned(), header.msg_id.into_owned());
     Ok((envelope, msg_type, msg_id))
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }

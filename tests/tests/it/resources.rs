@@ -524,6 +524,18 @@ fn submit(cluster: &Cluster, job: Value) -> String {
     submitted.stdout.trim().to_owned()
 }
 
+/// Jobs that run beside one that has these hosts have others.
+fn run_elsewhere(cluster: &Cluster, hosts: &[String], count: usize) {
+    let small: Vec<Value> = (0..count).map(|_| json!({"cmd": "uname -n"})).collect();
+    for line in run(cluster, &["--capture"], &small) {
+        let host = line["result"]["stdout"].as_str().unwrap_or_default().trim();
+        assert!(
+            !host.is_empty() && !hosts.iter().any(|h| h == host),
+            "{line}"
+        );
+    }
+}
+
 #[test]
 fn a_job_holds_whole_hosts() {
     let mut cluster = Cluster::builder().start();
@@ -534,14 +546,7 @@ fn a_job_holds_whole_hosts() {
     // All else runs on the third host, and who asks for more waits.
     let other = submit(&cluster, json!({"cmd": holds_hosts("other"), "nodes": 2}));
     // Fewer than may overtake it.
-    let small: Vec<Value> = (0..4).map(|_| json!({"cmd": "uname -n"})).collect();
-    for line in run(&cluster, &["--capture"], &small) {
-        let host = line["result"]["stdout"].as_str().unwrap_or_default().trim();
-        assert!(
-            !host.is_empty() && !hosts.iter().any(|h| h == host),
-            "{line}"
-        );
-    }
+    run_elsewhere(&cluster, &hosts, 4);
     let why = cluster.client(&["explain", &other]).stdout;
     assert!(why.contains("2 whole hosts are free at once"), "{why}");
     for engine in engines(&cluster) {
@@ -629,14 +634,7 @@ fn whole_hosts_stay_held_when_the_controller_is_killed() {
     cluster.controller = None;
     cluster.start_controller_with(&["--restore"]);
     cluster.wait_engines(6);
-    let small: Vec<Value> = (0..6).map(|_| json!({"cmd": "uname -n"})).collect();
-    for line in run(&cluster, &["--capture"], &small) {
-        let host = line["result"]["stdout"].as_str().unwrap_or_default().trim();
-        assert!(
-            !host.is_empty() && !hosts.iter().any(|h| h == host),
-            "{line}"
-        );
-    }
+    run_elsewhere(&cluster, &hosts, 6);
     let other = submit(&cluster, json!({"cmd": "true", "nodes": 3}));
     cluster.write("go.wide", "");
     let waited = cluster.client(&["wait", &wide, &other]);

@@ -15,7 +15,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use ipbroker_protocol::resources::{self, Amount, CPUS, ONE};
+use ipbroker_protocol::resources::{Amount, CPUS, ONE};
 
 use super::engine::Engine;
 use super::id::NONE;
@@ -46,7 +46,7 @@ pub(super) struct Reservation {
     pub class: u32,
     pub request: Arc<Request>,
     /// What was started since, of each resource of `request`.
-    newcomers: Vec<Amount>,
+    pub newcomers: Vec<Amount>,
     /// Another number for each.
     pub serial: u64,
 }
@@ -154,7 +154,7 @@ impl Host {
         self.fits(request) && request.iter().all(|(n, amount)| self.beside(n, *amount))
     }
 
-    fn admits_plain(&self) -> bool {
+    pub(super) fn admits_plain(&self) -> bool {
         self.used(CPUS) + PLAIN <= self.total(CPUS) && self.beside(CPUS, PLAIN)
     }
 
@@ -697,113 +697,11 @@ impl Core {
         false
     }
 
-    /// Keeps the engine, and what the class asks for, until it gets it.
-    pub(super) fn reserve(&mut self, slot: u32, class: u32) {
-        if self.pools.classes[class as usize].nodes > 0 {
-            self.whole.kept_for = class;
-            return self.keep_hosts();
-        }
-        let host = self.engines[slot as usize].host;
-        let could =
-            |request: &&Arc<Request>| self.hosts.get(host).is_some_and(|h| h.could(request));
-        let request = match self.requests(class).find(could) {
-            Some(request) => request.clone(),
-            None => Arc::new(plain_request()),
-        };
-        self.uses += 1;
-        self.hosts.slab[host as usize].reservation = Some(Reservation {
-            serial: self.uses,
-            engine: slot,
-            class,
-            newcomers: vec![0; request.len()],
-            request,
-        });
-        self.engines[slot as usize].kept_for = class;
-        self.pools.classes[class as usize].kept_on = host;
-        let entry = &mut self.hosts.slab[host as usize];
-        entry.open = entry.admits_plain();
-        self.refresh_host(host, false);
-    }
-
-    /// Nothing is kept for the class any more.
-    pub(super) fn unreserve(&mut self, class: u32) {
-        if self.whole.kept_for == class {
-            self.stop_keeping_hosts();
-        }
-        let entry = &mut self.pools.classes[class as usize];
-        entry.overtaken = 0;
-        let host = std::mem::replace(&mut entry.kept_on, NONE);
-        if host == NONE {
-            return;
-        }
-        let entry = &mut self.hosts.slab[host as usize];
-        if let Some(kept) = entry.reservation.take() {
-            self.engines[kept.engine as usize].kept_for = NONE;
-        }
-        let engines = entry.engines.clone();
-        for slot in engines {
-            self.engines[slot as usize].newcomer = false;
-        }
-        let entry = &mut self.hosts.slab[host as usize];
-        entry.open = entry.admits_plain();
-        self.refresh_host(host, true);
-        self.host_changed(host);
-        self.host_freed(host);
-    }
-
-    /// What is kept on an engine that cannot run it any more.
-    pub(super) fn unreserve_engine(&mut self, slot: u32) {
-        let class = self.engines[slot as usize].kept_for;
-        if class == NONE {
-            return;
-        }
-        match self.pools.classes[class as usize].nodes {
-            0 => self.unreserve(class),
-            _ => self.stop_keeping_engine(slot),
-        }
-    }
-
-    /// Whether the engine and its host now have what is kept for its class.
-    pub(super) fn is_kept_complete(&self, slot: u32) -> bool {
-        let engine = &self.engines[slot as usize];
-        engine.live
-            && !engine.leaving
-            && engine.load == 0
-            && self
-                .hosts
-                .of(engine)
-                .is_some_and(|host| match &host.reservation {
-                    Some(kept) => {
-                        host.fits(&kept.request)
-                            || self.requests(kept.class).any(|other| host.fits(other))
-                    }
-                    None => false,
-                })
-    }
-
     /// The cpus that the engine's task takes.
     pub(super) fn cpus_of(&self, slot: u32) -> Amount {
         let grant = self.engines[slot as usize].grant.as_deref();
         let cpus = grant.and_then(|grant| grant.iter().find(|one| *one.name == *CPUS));
         cpus.map_or(PLAIN, |cpus| cpus.amount)
-    }
-
-    /// Something that comes first in turn was passed over on this engine. True if the engine is to be kept for it.
-    pub(super) fn overtaken(&mut self, slot: u32, class: u32) -> bool {
-        let entry = &self.pools.classes[class as usize];
-        let Some(host) = self.hosts.of(&self.engines[slot as usize]) else {
-            return false;
-        };
-        // Hosts are kept as wholes for one class at a time, and what it still lacks is kept for nobody else.
-        let keeping = self.whole.kept_for != NONE;
-        if entry.nodes > 0 {
-            let cpus = u64::from(entry.nodes).saturating_mul(host.total(CPUS));
-            return !keeping && entry.overtaken >= ROUNDS.saturating_mul(cpus);
-        }
-        entry.kept_on == NONE
-            && host.reservation.is_none()
-            && !(keeping && self.lacks_hosts(self.whole.kept_for))
-            && entry.overtaken >= ROUNDS * host.total(CPUS)
     }
 
     /// Whether an engine has room for plain tasks, as far as its host and what it holds go.
@@ -819,49 +717,5 @@ impl Core {
                 _ => host.reservation.is_some() && !engine.newcomer && !waits,
             });
         self.engines[slot as usize].closed = closed;
-    }
-
-    /// What the host has, in words, of what tasks of a class ask for and there is too little of.
-    pub(super) fn lacks(&self, slot: u32, class: u32) -> Option<String> {
-        let host = self.hosts.of(&self.engines[slot as usize])?;
-        if host.held_by != NONE {
-            return Some("is on a host that a task holds as a whole".to_owned());
-        }
-        if self.pools.classes[class as usize].nodes > 0 && !host.is_free() {
-            return Some("is on a host that is in use".to_owned());
-        }
-        let requests = self.requests(class);
-        let texts: Option<Vec<String>> = requests.map(|r| self.lacks_of(slot, r)).collect();
-        texts.filter(|t| !t.is_empty()).map(|t| t.join("; "))
-    }
-
-    fn lacks_of(&self, slot: u32, request: &Request) -> Option<String> {
-        let host = self.hosts.of(&self.engines[slot as usize])?;
-        for (name, amount) in request {
-            let (total, used) = (host.total(name), host.used(name));
-            let words = |amount| resources::words(name, amount);
-            if *amount > total {
-                return Some(match total {
-                    0 => format!("has no {name} (it asks for {})", words(*amount)),
-                    _ => format!(
-                        "has only {} {name} in all (it asks for {})",
-                        words(total),
-                        words(*amount)
-                    ),
-                });
-            }
-            if used + amount > total {
-                return Some(format!(
-                    "has {} of {} {name} free (it asks for {})",
-                    words(total.saturating_sub(used)),
-                    words(total),
-                    words(*amount)
-                ));
-            }
-        }
-        if !host.admits(request) {
-            return Some("is kept for a task that has waited longer".to_owned());
-        }
-        None
     }
 }

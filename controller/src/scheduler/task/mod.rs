@@ -239,14 +239,13 @@ impl Scheduler {
                     if engine.bundles {
                         to_engines.add(Some(uuid.as_bytes()), frames);
                     } else {
-                        let mut frames = frames.into_messages();
+                        let mut frames = session.sealed(frames);
                         frames.insert(0, Message::from(&*uuid));
-                        session.seal(&mut frames);
                         to_engine(&mut self.engine_outbox, &self.engine_socket, frames);
                     }
                 }
                 Outgoing::Client(frames, true) => to_clients.add(None, frames),
-                Outgoing::Client(frames, false) => replies.push(frames.into_messages()),
+                Outgoing::Client(frames, false) => replies.push(session.sealed(frames)),
                 Outgoing::Farewell(mut frames) => {
                     if let Err(error) = try_send(&self.engine_socket, &mut frames) {
                         tracing::debug!(%error, "an engine is gone before its last word was answered");
@@ -257,8 +256,7 @@ impl Scheduler {
         to_engines.send(&session, |frames| {
             to_engine(&mut self.engine_outbox, &self.engine_socket, frames);
         });
-        for mut frames in replies.drain(..) {
-            session.seal(&mut frames);
+        for frames in replies.drain(..) {
             to_client(&mut self.outbox, &self.client_socket, frames);
         }
         to_clients.send(&session, |frames| {

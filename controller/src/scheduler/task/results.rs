@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 
 use foldhash::{HashMap, HashMapExt};
 use ipbroker_protocol::{
-    frames::Frames,
+    frames::{Frames, Packed},
     message::{Acked, SubmitAck, types},
     zmq::Message,
 };
@@ -97,7 +97,7 @@ type Replies = HashMap<Box<str>, Vec<Reply>>;
 
 struct Reply {
     range: (u64, u64),
-    frames: Frames,
+    frames: Packed,
 }
 
 /// Bytes of replies that are kept for all clients.
@@ -108,7 +108,7 @@ impl Kept {
         if client.is_empty() {
             return;
         }
-        let frames = Frames::from(frames.packed());
+        let frames = frames.packed();
         if self.bytes + frames.bytes() > BOUND {
             if !std::mem::replace(&mut self.told, true) {
                 tracing::warn!(
@@ -194,7 +194,7 @@ impl Kept {
         replies
             .iter()
             .filter(|reply| !has(reply.range))
-            .map(|reply| reply.frames.duplicate().into_messages())
+            .map(|reply| reply.frames.messages())
             .collect()
     }
 }

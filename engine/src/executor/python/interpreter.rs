@@ -6,11 +6,12 @@
 
 use std::{
     collections::HashMap,
-    ffi::OsStr,
+    ffi::{OsStr, OsString},
     io::{self, IoSlice, PipeReader, Read, Write},
     os::{
         fd::{AsFd, OwnedFd},
         unix::{
+            ffi::OsStrExt,
             net::UnixStream,
             process::{CommandExt, ExitStatusExt},
         },
@@ -141,6 +142,8 @@ pub(super) struct Request<'a> {
     pub(super) index: Option<u64>,
     /// The task's priority.
     pub(super) priority: i32,
+    /// What it is told of what it was granted.
+    pub(super) variables: &'a [(String, OsString)],
     /// Arguments, pickled.
     pub(super) arguments: &'a [u8],
     /// Their out-of-band buffers.
@@ -362,6 +365,12 @@ impl Interpreter {
         let mut settings = function.to_le_bytes().to_vec();
         settings.extend_from_slice(&request.index.unwrap_or(NO_INDEX).to_le_bytes());
         settings.extend_from_slice(&request.priority.to_le_bytes());
+        for (name, value) in request.variables {
+            settings.extend_from_slice(name.as_bytes());
+            settings.push(b'=');
+            settings.extend_from_slice(value.as_bytes());
+            settings.push(0);
+        }
         let mut parts: Vec<&[u8]> = vec![&settings, request.msg_id.as_bytes(), request.arguments];
         parts.extend(request.buffers.iter().map(|buffer| &buffer[..]));
         self.send(to::CALL, self.number, &parts)

@@ -18,7 +18,9 @@ use serde_json::{Map, json};
 use interpreter::{Answer, Event, Output, Request};
 pub(crate) use interpreter::{Interpreter, Python, Status, ended};
 
-use super::{Executor, Verdict, array::Arguments, execute, require, stopped, watch::Watch};
+use super::{
+    Executor, Verdict, array::Arguments, execute, granted, require, stopped, watch::Watch,
+};
 use crate::{
     job::{Captured, Interrupt, Observer, Stop},
     process::{Channel, Outgoing, Process},
@@ -280,6 +282,14 @@ impl Executor for Calls<'_> {
             Ok((generation, _)) => generation,
             Err(stop) => return refused(&stop, self, out),
         };
+        let told = match granted::tell(process, &self.task.wants) {
+            Ok(told) => told,
+            Err(error) => {
+                seat.running.finish();
+                self.refuse(&ErrorContent::new(error.ename(), error.to_string()), out);
+                return Verdict::Failed;
+            }
+        };
         let mut slot = self.slot();
         let interpreter = match self.interpreter(&mut slot) {
             Ok(interpreter) => interpreter,
@@ -316,6 +326,7 @@ impl Executor for Calls<'_> {
             msg_id: &self.task.msg_id,
             index: array.then_some(index),
             priority: self.priority(),
+            variables: &told.variables,
             arguments: self.arguments.get(index).unwrap_or_default(),
             buffers: match self.task.envelope.buffers() {
                 [_, rest @ ..] if !array => rest,

@@ -22,7 +22,7 @@ import traceback
 HEAD = struct.Struct("<BQI")
 CALL, FUNCTION, FORGET, RESUME = 1, 2, 3, 4  # from the engine
 READY, RESULT, ERROR, UNMET, WAITS, RESUMES = 1, 2, 3, 4, 5, 6  # to the engine
-SETTINGS = struct.Struct("<QQi")  # in a call: which function, which member of an array, its priority
+SETTINGS = struct.Struct("<QQi")  # in a call: which function, which member of an array, its priority; then its variables
 NO_INDEX = 2**64 - 1
 # Parts of this size are received where they will stay.
 LARGE = 64 * 1024
@@ -282,6 +282,18 @@ def flush():
             pass
 
 
+def set_variables(variables):
+    """Sets variables of the environment (None: removes them); what they were before."""
+    before = {}
+    for name, value in variables.items():
+        before[name] = os.environb.get(name)
+        if value is None:
+            os.environb.pop(name, None)
+        else:
+            os.environb[name] = value
+    return before
+
+
 def serve(kind, number, parts):
     """Does what one frame of the engine says; the number of the call that goes on, if it says that."""
     if kind == CALL:
@@ -298,10 +310,13 @@ def serve(kind, number, parts):
 def serve_call(number, parts):
     """Runs one call and sends its outcome."""
     global call, current
-    which, index, priority = SETTINGS.unpack(parts[0])
+    which, index, priority = SETTINGS.unpack_from(parts[0])
+    # By which the call finds what it was granted.
+    granted = dict(variable.split(b"=", 1) for variable in parts[0][SETTINGS.size :].split(b"\0")[:-1])
     index = None if index == NO_INDEX else index
     buffers = None if index is not None else []
     outer = call, current
+    before = set_variables(granted)
     kind = ERROR
     try:
         try:
@@ -333,6 +348,7 @@ def serve_call(number, parts):
         call, current = outer
         kind, answer = ERROR, [b"KeyboardInterrupt", b"the task was aborted", b"", b""]
     stopped.discard(number)
+    set_variables(before)
     flush()
     link.send(kind, number, answer)
 
