@@ -176,8 +176,8 @@ impl LoadBalancedView {
         self
     }
 
-    /// Whole hosts that each command holds while it runs; the names of all are in the file that `IPBROKER_NODEFILE` names. It asks for no
-    /// resources then, and no host by name.
+    /// Whole hosts that each task holds while it runs; a command finds the names of all in the file that `IPBROKER_NODEFILE`
+    /// names. It asks for no resources then, and no host by name.
     #[must_use]
     pub fn nodes(mut self, nodes: u32) -> Self {
         self.options.nodes = nodes;
