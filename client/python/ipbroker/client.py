@@ -147,7 +147,7 @@ def _deliver(pending: Dict[int, Any], output: "Output", kind: int, tag: int, lo:
     if isinstance(target, Future):
         del pending[tag]
         if kind == OK:
-            outside, printed = more
+            outside, printed = more or (None, None)
             content = None
             if printed is not None:
                 # The reply says whose it is: the future may not have heard its id yet.
@@ -183,6 +183,8 @@ def _after_fork() -> None:
         link.forked = True
         _forked_links.append(link)
     _links.clear()
+    # Another thread of the parent may have held it.
+    Future._making = threading.Lock()
 
 
 os.register_at_fork(after_in_child=_after_fork)

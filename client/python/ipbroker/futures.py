@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import concurrent.futures
-from concurrent.futures._base import CANCELLED, CANCELLED_AND_NOTIFIED, FINISHED
+import threading
+from concurrent.futures._base import CANCELLED, CANCELLED_AND_NOTIFIED, FINISHED, PENDING
 from typing import TYPE_CHECKING, Any, Dict, Generator, Iterator, List, Mapping, Optional, TypeVar
 
 from . import _native, _nested
@@ -71,17 +72,34 @@ class Future(concurrent.futures.Future):  # type: ignore[type-arg]
 
     id: str
 
+    # Most calls have ended before anybody waits for them: what that takes is made when somebody does.
+    _made: Optional[threading.Condition] = None
+    _making = threading.Lock()
+    _state = PENDING
+    _result: Any = None
+    _exception: Optional[BaseException] = None
+    _told: Any = None
+    _tag = -1
+    _owner: Any = None
+    _client: Any = None
+
     def __init__(self, link: "Link", name: str, submitted: float) -> None:
-        super().__init__()
         self._link = link
         self._name = name
         self._submitted = submitted
-        self._told: Any = None
-        self._tag = -1
-        self._owner: Any = None
-        self._client: Any = None
-        if _nested.in_call():
-            self._waiters = _nested.Waiters(self)
+
+    @property
+    def _condition(self) -> threading.Condition:  # type: ignore[override]
+        """For all that ``concurrent.futures`` does with a future; what belongs to it comes with it."""
+        if self._made is None:
+            made = threading.Condition()
+            waiters: List[Any] = _nested.Waiters(self) if _nested.in_call() else []
+            callbacks: List[Any] = []
+            with self._making:
+                if self._made is None:
+                    self._waiters, self._done_callbacks = waiters, callbacks
+                    self._made = made
+        return self._made
 
     @property
     def info(self) -> CallInfo:
@@ -109,9 +127,15 @@ class Future(concurrent.futures.Future):  # type: ignore[type-arg]
 
     def result(self, timeout: Optional[float] = None) -> Any:
         """The call's result, or what it raised."""
+        if self._state == FINISHED and self._exception is None:
+            return self._result
         if self._link.forked:
             self._check()
         return super().result(_nested.wait(self, timeout))
+
+    def done(self) -> bool:
+        """Whether the call has ended, or was cancelled."""
+        return self._state in _DONE
 
     def exception(self, timeout: Optional[float] = None) -> Optional[BaseException]:
         """What the call raised, or None."""
@@ -140,7 +164,7 @@ class Future(concurrent.futures.Future):  # type: ignore[type-arg]
 
     # What follows is called by the thread that fetches results.
 
-    def _succeed(self, metadata: Optional[bytes], data: bytes, outside: List[bytearray], content: Optional[bytes]) -> None:
+    def _succeed(self, metadata: Optional[bytes], data: bytes, outside: Optional[List[bytearray]], content: Optional[bytes]) -> None:
         self._told = (metadata, content)
         try:
             value = loads(data, buffers=outside)
@@ -159,6 +183,11 @@ class Future(concurrent.futures.Future):  # type: ignore[type-arg]
         self._settle(None, exception(failure))
 
     def _settle(self, value: Any, error: Optional[BaseException]) -> None:
+        with self._making:
+            if self._made is None:
+                self._result, self._exception = value, error
+                self._state = FINISHED
+                return
         try:
             if error is None:
                 self.set_result(value)
