@@ -8,6 +8,7 @@ use std::{
     collections::HashMap,
     ffi::{OsStr, OsString},
     io::{self, IoSlice, PipeReader, Read, Write},
+    ops::Range,
     os::{
         fd::{AsFd, OwnedFd},
         unix::{
@@ -232,9 +233,9 @@ pub(crate) struct Interpreter {
     resuming: Vec<u64>,
     functions: HashMap<Vec<u8>, u64>,
     function_bytes: usize,
-    input: Vec<u8>,
-    /// What of `input` was read already.
-    at: usize,
+    input: Box<[u8]>,
+    /// What of it was received and not yet read.
+    unread: Range<usize>,
 }
 
 impl Interpreter {
@@ -314,8 +315,8 @@ impl Interpreter {
             resuming: Vec::new(),
             functions: HashMap::new(),
             function_bytes: 0,
-            input: Vec::new(),
-            at: 0,
+            input: vec![0; LARGE].into(),
+            unread: 0..0,
         })
     }
 
@@ -365,13 +366,14 @@ impl Interpreter {
         let mut settings = function.to_le_bytes().to_vec();
         settings.extend_from_slice(&request.index.unwrap_or(NO_INDEX).to_le_bytes());
         settings.extend_from_slice(&request.priority.to_le_bytes());
+        settings.extend_from_slice(request.msg_id.as_bytes());
         for (name, value) in request.variables {
+            settings.push(0);
             settings.extend_from_slice(name.as_bytes());
             settings.push(b'=');
             settings.extend_from_slice(value.as_bytes());
-            settings.push(0);
         }
-        let mut parts: Vec<&[u8]> = vec![&settings, request.msg_id.as_bytes(), request.arguments];
+        let mut parts: Vec<&[u8]> = vec![&settings, request.arguments];
         parts.extend(request.buffers.iter().map(|buffer| &buffer[..]));
         self.send(to::CALL, self.number, &parts)
     }
@@ -405,7 +407,7 @@ impl Interpreter {
                 return Ok(Event::Resumes);
             }
             if let Some(bell) = bell
-                && self.at == self.input.len()
+                && self.unread.is_empty()
                 && self.rings(bell, output)?
             {
                 return Ok(Event::Woken);
@@ -489,7 +491,8 @@ impl Interpreter {
     }
 
     fn send(&mut self, kind: u8, number: u64, parts: &[&[u8]]) -> io::Result<()> {
-        let mut small = vec![kind];
+        let mut small = Vec::with_capacity(512);
+        small.push(kind);
         small.extend_from_slice(&number.to_le_bytes());
         small.extend_from_slice(&(parts.len() as u32).to_le_bytes());
         for part in parts {
@@ -521,34 +524,30 @@ impl Interpreter {
 
     /// The next bytes of the stream.
     fn take(&mut self, length: usize, output: &mut Output<'_>) -> io::Result<Vec<u8>> {
-        let have = (self.input.len() - self.at).min(length);
-        let mut bytes = self.input[self.at..self.at + have].to_vec();
-        self.at += have;
-        if have == length {
-            return Ok(bytes);
-        }
-        // All that was read is used.
-        self.at = 0;
-        let mut filled = have;
-        if length - have >= LARGE {
-            self.input.clear();
-            bytes.resize(length, 0);
-            while filled < length {
-                filled += self.read(&mut bytes[filled..], output)?;
+        let mut bytes = Vec::with_capacity(length);
+        loop {
+            let count = self.unread.len().min(length - bytes.len());
+            let from = self.unread.start;
+            self.unread.start += count;
+            bytes.extend_from_slice(&self.input[from..self.unread.start]);
+            let filled = bytes.len();
+            if filled == length {
+                return Ok(bytes);
             }
-            return Ok(bytes);
+            if length - filled >= LARGE {
+                bytes.resize(length, 0);
+                let mut rest = &mut bytes[filled..];
+                while !rest.is_empty() {
+                    let count = self.read(rest, output)?;
+                    rest = &mut rest[count..];
+                }
+                return Ok(bytes);
+            }
+            let mut input = std::mem::take(&mut self.input);
+            let count = self.read(&mut input, output);
+            self.input = input;
+            self.unread = 0..count?;
         }
-        let mut input = std::mem::take(&mut self.input);
-        input.resize(LARGE, 0);
-        let mut end = 0;
-        while have + end < length {
-            end += self.read(&mut input[end..], output)?;
-        }
-        input.truncate(end);
-        bytes.extend_from_slice(&input[..length - have]);
-        self.input = input;
-        self.at = length - have;
-        Ok(bytes)
     }
 
     /// Reads from the socket, and meanwhile takes what is printed. All that a call has printed is taken before its outcome
@@ -573,22 +572,24 @@ impl Interpreter {
     /// Waits until there is something, and takes what was printed: whether the socket can be read, the process has ended,
     /// the bell has rung.
     fn poll(&mut self, bell: Option<&Wake>, output: &mut Output<'_>) -> io::Result<[bool; 3]> {
-        let mut fds = vec![
-            PollFd::new(&self.socket, PollFlags::IN),
-            PollFd::new(&self.stdout, PollFlags::IN),
-            PollFd::new(&self.stderr, PollFlags::IN),
-            PollFd::new(&self.pidfd, PollFlags::IN),
+        let fd = |fd| PollFd::from_borrowed_fd(fd, PollFlags::IN);
+        let mut fds = [
+            fd(self.socket.as_fd()),
+            fd(self.pidfd.as_fd()),
+            fd(self.stdout.as_fd()),
+            fd(self.stderr.as_fd()),
+            // The last is looked at with a bell only.
+            fd(bell.map_or(self.socket.as_fd(), AsFd::as_fd)),
         ];
-        fds.extend(bell.map(|bell| PollFd::new(bell, PollFlags::IN)));
+        let count = if bell.is_some() { 5 } else { 4 };
         loop {
-            match poll(&mut fds, None) {
+            match poll(&mut fds[..count], None) {
                 Ok(_) => break,
                 Err(rustix::io::Errno::INTR) => {}
                 Err(error) => return Err(error.into()),
             }
         }
-        let found: Vec<PollFlags> = fds.iter().map(PollFd::revents).collect();
-        let (stdout, stderr) = (found[1], found[2]);
+        let [socket, ended, stdout, stderr, rung] = fds.each_ref().map(PollFd::revents);
         if stdout.contains(PollFlags::IN) || stderr.contains(PollFlags::IN) {
             let mut scratch = vec![0; LARGE];
             if stdout.contains(PollFlags::IN) {
@@ -600,11 +601,7 @@ impl Interpreter {
                 output.take(Stream::Stderr, &scratch[..count]);
             }
         }
-        Ok([
-            !found[0].is_empty(),
-            !found[3].is_empty(),
-            found.get(4).is_some_and(|rung| !rung.is_empty()),
-        ])
+        Ok([!socket.is_empty(), !ended.is_empty(), !rung.is_empty()])
     }
 }
 

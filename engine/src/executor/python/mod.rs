@@ -3,7 +3,10 @@
 
 mod interpreter;
 
-use std::sync::{MutexGuard, PoisonError};
+use std::{
+    borrow::Cow,
+    sync::{MutexGuard, PoisonError},
+};
 
 use ipbroker_protocol::{
     envelope::Envelope,
@@ -12,8 +15,8 @@ use ipbroker_protocol::{
     zmq::Message,
 };
 use rustix::process::Pid;
+use serde::Serialize;
 use serde_bytes::ByteBuf;
-use serde_json::{Map, json};
 
 use interpreter::{Answer, Event, Output, Request};
 pub(crate) use interpreter::{Interpreter, Python, Status, ended};
@@ -31,6 +34,16 @@ use crate::{
 
 /// Bytes of each output in a reply; more goes to who listens.
 const KEPT: usize = 64 << 10;
+
+/// The content of the reply to a call that ended well: what it printed.
+#[derive(Serialize)]
+struct Content<'a> {
+    status: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    stdout: Option<Cow<'a, str>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    stderr: Option<Cow<'a, str>>,
+}
 
 /// Calls of one Python function.
 pub(super) struct Calls<'a> {
@@ -214,15 +227,16 @@ impl<'a> Calls<'a> {
                 if self.task.wants.range.is_some() {
                     out.extend(parts.into_iter().next().unwrap_or_default());
                 } else {
-                    let mut content = Map::new();
-                    content.insert("status".to_owned(), json!("ok"));
-                    for (name, kept) in ["stdout", "stderr"].into_iter().zip(kept) {
-                        if kept.total > 0 {
-                            let bytes = &kept.bytes[..kept.bytes.len().min(KEPT)];
-                            content.insert(name.to_owned(), json!(String::from_utf8_lossy(bytes)));
-                        }
-                    }
-                    out.append(&mut self.packer.pack(&content));
+                    let [stdout, stderr] = kept.each_ref().map(|kept| {
+                        let bytes = &kept.bytes[..kept.bytes.len().min(KEPT)];
+                        (kept.total > 0).then(|| String::from_utf8_lossy(bytes))
+                    });
+                    let status = "ok";
+                    out.append(&mut self.packer.pack(&Content {
+                        status,
+                        stdout,
+                        stderr,
+                    }));
                     self.buffers = parts.into_iter().map(Message::from).collect();
                 }
                 Verdict::Ok

@@ -22,9 +22,10 @@ import traceback
 HEAD = struct.Struct("<BQI")
 CALL, FUNCTION, FORGET, RESUME = 1, 2, 3, 4  # from the engine
 READY, RESULT, ERROR, UNMET, WAITS, RESUMES = 1, 2, 3, 4, 5, 6  # to the engine
-SETTINGS = struct.Struct("<QQi")  # in a call: which function, which member of an array, its priority; then its variables
+# In a call: which function, which member of an array, its priority; then the task's id and its variables.
+SETTINGS = struct.Struct("<QQi")
 NO_INDEX = 2**64 - 1
-# Parts of this size are received where they will stay.
+# Parts from this size on travel by themselves.
 LARGE = 64 * 1024
 # Buffers below this size are not worth a part of their own.
 OUT_OF_BAND = 8 * 1024
@@ -45,8 +46,6 @@ class Link:
 
     def _fill(self, need):
         """Has `need` bytes in the buffer; raises EOFError at the end of the stream."""
-        if self.end - self.start >= need:
-            return
         if self.start + need > len(self.buffer):
             rest = self.buffer[self.start : self.end]
             if need > len(self.buffer):
@@ -59,12 +58,8 @@ class Link:
                 raise EOFError
             self.end += count
 
-    def _part(self, length):
-        if length < LARGE:
-            self._fill(length)
-            part = bytes(memoryview(self.buffer)[self.start : self.start + length])
-            self.start += length
-            return part
+    def _large(self, length):
+        """A part of this length, received where it will stay."""
         part = bytearray(length)
         have = min(length, self.end - self.start)
         part[:have] = self.buffer[self.start : self.start + have]
@@ -81,41 +76,46 @@ class Link:
         """The next frame: its kind, its number, its parts."""
         self.busy = True
         try:
-            return self._receive()
+            if self.start == self.end:
+                self.start = self.end = 0
+            if self.end - self.start < HEAD.size:
+                self._fill(HEAD.size)
+            kind, number, count = HEAD.unpack_from(self.buffer, self.start)
+            self.start += HEAD.size
+            if self.end - self.start < 8 * count:
+                self._fill(8 * count)
+            lengths = struct.unpack_from("<%dQ" % count, self.buffer, self.start)
+            self.start += 8 * count
+            parts = []
+            for length in lengths:
+                if length >= LARGE:
+                    parts.append(self._large(length))
+                    continue
+                if self.end - self.start < length:
+                    self._fill(length)
+                at = self.start
+                self.start = at + length
+                parts.append(self.buffer[at : at + length])
+            return kind, number, parts
         finally:
             self.busy = False
-
-    def _receive(self):
-        if self.start == self.end:
-            self.start = self.end = 0
-        self._fill(HEAD.size)
-        kind, number, count = HEAD.unpack_from(self.buffer, self.start)
-        self.start += HEAD.size
-        self._fill(8 * count)
-        lengths = struct.unpack_from("<%dQ" % count, self.buffer, self.start)
-        self.start += 8 * count
-        return kind, number, [self._part(length) for length in lengths]
 
     def send(self, kind, number, parts):
+        """Sends a frame; its parts are flat."""
         self.busy = True
         try:
-            self._send(kind, number, parts)
+            small = [struct.pack("<BQI%dQ" % len(parts), kind, number, len(parts), *map(len, parts))]
+            for part in parts:
+                if len(part) < LARGE:
+                    small.append(part)
+                    continue
+                self.sock.sendall(b"".join(small))
+                small.clear()
+                self.sock.sendall(part)
+            if small:
+                self.sock.sendall(b"".join(small))
         finally:
             self.busy = False
-
-    def _send(self, kind, number, parts):
-        views = [memoryview(part).cast("B") for part in parts]
-        head = HEAD.pack(kind, number, len(views)) + struct.pack("<%dQ" % len(views), *(view.nbytes for view in views))
-        small = [head]
-        for view in views:
-            if view.nbytes < LARGE:
-                small.append(view)
-                continue
-            self.sock.sendall(b"".join(small))
-            small.clear()
-            self.sock.sendall(view)
-        if small:
-            self.sock.sendall(b"".join(small))
 
 
 class Call:
@@ -156,6 +156,7 @@ current = 0  # the number of the call that runs; 0: none
 stopped = set()  # the numbers of calls that were asked to stop
 waiting = {}  # what calls wait for, by their numbers
 nested = 0  # how many calls wait below the one that runs
+codes = {}  # functions that were not called yet
 functions = {}
 link = bell = ring = None
 outputs = []  # of a kernel's calls: what they print is not the kernel's
@@ -164,6 +165,12 @@ outputs = []  # of a kernel's calls: what they print is not the kernel's
 def asked():
     """The number of the call that was last asked to stop."""
     return int.from_bytes(os.pread(interrupts, 8, 0), "little")
+
+
+def heed_interrupts():
+    """Hears of interrupts from now on, and of the last one before."""
+    signal.signal(signal.SIGINT, interrupted)
+    stopped.add(asked())
 
 
 def interrupted(signum, frame):
@@ -220,11 +227,9 @@ def wait(future, timeout=None):
 
 
 def load(number):
-    """The function of this number; unpickled when it is first called."""
-    code, function = functions[number]
-    if function is None:
-        function = pickle.loads(code)
-        functions[number] = (code, function)
+    """The function of this number, when it is first called."""
+    function = functions[number] = pickle.loads(codes[number])
+    del codes[number]
     return function
 
 
@@ -299,8 +304,9 @@ def serve(kind, number, parts):
     if kind == CALL:
         serve_call(number, parts)
     elif kind == FUNCTION:
-        functions[number] = (parts[0], None)
+        codes[number] = parts[0]
     elif kind == FORGET:
+        codes.clear()
         functions.clear()
     elif kind == RESUME:
         return number
@@ -311,22 +317,22 @@ def serve_call(number, parts):
     """Runs one call and sends its outcome."""
     global call, current
     which, index, priority = SETTINGS.unpack_from(parts[0])
-    # By which the call finds what it was granted.
-    granted = dict(variable.split(b"=", 1) for variable in parts[0][SETTINGS.size :].split(b"\0")[:-1])
+    msg_id, *granted = bytes(parts[0][SETTINGS.size :]).split(b"\0")
     index = None if index == NO_INDEX else index
     buffers = None if index is not None else []
     outer = call, current
-    before = set_variables(granted)
+    # By which the call finds what it was granted.
+    before = set_variables(dict(variable.split(b"=", 1) for variable in granted)) if granted else None
     kind = ERROR
     try:
         try:
-            call = Call(parts[1].decode(), index, priority)
+            call = Call(msg_id.decode(), index, priority)
             current = number
-            if number in stopped or number == asked():
+            if number in stopped:
                 raise KeyboardInterrupt("the task was aborted")
             kind = UNMET
-            function = load(which)
-            arguments, keywords = pickle.loads(parts[2], buffers=parts[3:])
+            function = functions[which] if which in functions else load(which)
+            arguments, keywords = pickle.loads(parts[1], buffers=parts[2:])
             kind = ERROR
             value = function(*arguments, **keywords)
             try:
@@ -348,7 +354,8 @@ def serve_call(number, parts):
         call, current = outer
         kind, answer = ERROR, [b"KeyboardInterrupt", b"the task was aborted", b"", b""]
     stopped.discard(number)
-    set_variables(before)
+    if before:
+        set_variables(before)
     flush()
     link.send(kind, number, answer)
 
@@ -384,7 +391,7 @@ def main():
     try:
         connect()
         begin()
-        signal.signal(signal.SIGINT, interrupted)
+        heed_interrupts()
         while True:
             serve(*link.receive())
     except EOFError:
@@ -403,7 +410,7 @@ def attach(loop):
             if ring is None:
                 begin()
             sys.stdout, sys.stderr = outputs
-            signal.signal(signal.SIGINT, interrupted)
+            heed_interrupts()
             while True:
                 serve(*link.receive())
                 if link.start == link.end:
