@@ -101,6 +101,12 @@ impl Reply {
         (self.header + 4..self.frames.len()).map(|at| &self.frames[at])
     }
 
+    /// Whether it says that it ended well; sooner known than all that [`Reply::info`] tells.
+    pub fn is_well(&self) -> bool {
+        ReplyMetadata::read(self.packer, self.metadata())
+            .is_ok_and(|metadata| metadata.status == "ok")
+    }
+
     /// How many of the members `lo..hi` did not end well.
     pub(crate) fn failures(&self, lo: u64, hi: u64) -> u64 {
         let Ok(metadata) = ReplyMetadata::read(self.packer, self.metadata()) else {

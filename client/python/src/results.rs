@@ -93,8 +93,7 @@ pub(crate) fn delivery<'py>(
     if reply.has_members() {
         return members(py, tag, (lo, hi), reply, metadata);
     }
-    let failed = reply.info().status != "ok";
-    if hi - lo > 1 || failed {
+    if hi - lo > 1 || !reply.is_well() {
         let failure: Failure = reply.content().unwrap_or_else(Failure::other);
         let kind = if hi - lo > 1 { MEMBERS_ERROR } else { ERROR };
         let failure = failure.tuple(py)?;
@@ -105,12 +104,19 @@ pub(crate) fn delivery<'py>(
         Some(pickled) => PyBytes::new(py, pickled),
         None => PyBytes::new(py, b""),
     };
-    // Bytes that what is unpickled may write to, as if it were its own.
-    let outside = PyList::new(py, buffers.map(|buffer| PyByteArray::new(py, buffer)))?;
     let content = reply.packed_content();
     // A plain {"status": "ok"} is ten and a few bytes; what was printed makes it longer.
     let printed = (content.len() > 16).then(|| (PyBytes::new(py, content), reply.parent_id()));
-    (OK, tag, lo, hi, metadata, value, (outside, printed)).into_pyobject(py)
+    let more = match (buffers.len(), printed) {
+        // As most are.
+        (0, None) => None,
+        (_, printed) => {
+            // Bytes that what is unpickled may write to, as if it were its own.
+            let outside = PyList::new(py, buffers.map(|buffer| PyByteArray::new(py, buffer)))?;
+            Some((outside, printed))
+        }
+    };
+    (OK, tag, lo, hi, metadata, value, more).into_pyobject(py)
 }
 
 /// Values: one pickle a member (None where there is none), or one that stands for all of them.
