@@ -179,6 +179,18 @@ def test_callbacks_wait_and_as_completed(executor):
     assert len(heard) == 4
 
 
+def test_calls_that_have_ended_before_anybody_asks(executor):
+    good, bad = executor.submit(calls.square, 3), executor.submit(calls.square, None)
+    wait_until(lambda: good.done() and bad.done())
+    assert concurrent.futures.wait([good, bad], 0).done == {good, bad}
+    assert good.result(0) == 9 and good.exception(0) is None
+    assert isinstance(bad.exception(0), TypeError)
+    assert not (good.cancel() or good.cancelled() or good.running())
+    heard = []
+    good.add_done_callback(heard.append)
+    assert heard == [good]
+
+
 def test_a_running_call_is_cancelled(executor):
     future = executor.submit(calls.nap, 600)
     others = [executor.submit(calls.nap, 600) for _ in range(5)]
