@@ -12,7 +12,7 @@ use ipbroker_protocol::{
     connection::EngineConnection,
     profile::{Profile, ProfileError, Role},
     resources::{Pool, Pools},
-    socket, usage, wake,
+    route, socket, usage, wake,
 };
 use serde::{Serialize, de::DeserializeOwned};
 
@@ -26,13 +26,16 @@ use crate::{
     job::{Limits, Warden},
     kernel::{self, Kernels},
     process::Process,
-    reaper::{self, Reaper, Slate},
+    reaper::{Reaper, Slate},
     seat::Seat,
     settings::Settings,
 };
 
-/// Descriptors of one logical engine: its sockets' own and their connections.
-const DESCRIPTORS_EACH: u64 = 14;
+/// Descriptors of a process: its sockets' own and their connections.
+const DESCRIPTORS: u64 = 64;
+
+/// … of one logical engine on the pure path, where it has a socket of its own; elsewhere of what it runs.
+const DESCRIPTORS_EACH: u64 = 4;
 
 /// … and of its kernel: four sockets, what they are connected by, and the process.
 const DESCRIPTORS_KERNEL: u64 = 24;
@@ -429,7 +432,7 @@ impl Builder {
             self.settings.tags.push(kernels.name().to_owned());
         }
         let each = DESCRIPTORS_EACH + kernels.as_ref().map_or(0, |_| DESCRIPTORS_KERNEL);
-        socket::raise_descriptors(count as u64 * each + 64).map_err(|error| {
+        socket::raise_descriptors(count as u64 * each + DESCRIPTORS).map_err(|error| {
             EngineError::Descriptors(format!("{count} engines in one process: {error}"))
         })?;
         let work_dir = match &self.work_dir {
@@ -450,9 +453,7 @@ impl Builder {
         let slate =
             Slate::new(count).map_err(|error| system("memory for the slate")(error.into()))?;
         let id = uuid::Uuid::new_v4().to_string();
-        let uuids: Vec<String> = (0..count)
-            .map(|_| uuid::Uuid::new_v4().to_string())
-            .collect();
+        let uuids: Vec<String> = (0..count).map(|index| route::uuid(&id, index)).collect();
         let mut reaper = Reaper::start(&slate, &id, uuids.clone(), self.kill_grace)
             .map_err(system("the reaper"))?;
         reaper.tell(&controller.for_reaper());
@@ -476,7 +477,7 @@ impl Builder {
             limits,
             slate,
             controller.connection.common.max_message,
-            reaper::mark(&id),
+            id,
             waker,
         );
         process.pin = self.pin;

@@ -17,12 +17,14 @@ use crate::{
     function::Registry,
     job::{Limits, Warden},
     kernel::Kernels,
-    reaper::{Line, Reaper, Slate},
+    reaper::{self, Line, Reaper, Slate},
 };
 
 /// Shared by all threads of an engine process.
 #[derive(Debug)]
 pub(crate) struct Process {
+    /// Its identity on all sockets that its engines share.
+    pub(crate) id: String,
     /// The functions that tasks may call.
     pub(crate) functions: Registry,
     /// What runs Python calls; none: they are refused.
@@ -71,10 +73,12 @@ impl Process {
         limits: Limits,
         slate: Slate,
         max_message: u64,
-        mark: String,
+        id: String,
         waker: Waker,
     ) -> Self {
         Self {
+            mark: reaper::mark(&id),
+            id,
             functions,
             python,
             kernels: None,
@@ -84,7 +88,6 @@ impl Process {
             limits,
             slate,
             max_message,
-            mark,
             pin: false,
             reaper: Mutex::new(None),
             outbox: Outbox {
@@ -129,7 +132,7 @@ impl Process {
 }
 
 /// The socket by which a message leaves.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) enum Channel {
     /// Replies to tasks and file operations.
     Shell,

@@ -5,6 +5,8 @@
 //! signature, which is that of the bundle. It is only a way to travel: whoever receives one goes on as if its messages had
 //! come one by one, and whoever sends one had them ready at the same time anyway.
 
+use std::sync::Arc;
+
 use rmp::{decode, encode};
 use zmq::Message;
 
@@ -32,25 +34,60 @@ const FRAMES: u32 = 16;
 #[error("not a bundle: {0}")]
 pub struct BundleError(&'static str);
 
+/// A message, and the engine that it is for where that shares the peer's connection: its uuid comes before the frames.
+#[derive(Debug)]
+pub struct Addressed {
+    /// The engine's uuid.
+    pub engine: Option<Arc<str>>,
+    /// The rest.
+    pub frames: Frames,
+}
+
+impl From<Frames> for Addressed {
+    fn from(frames: Frames) -> Self {
+        Self {
+            engine: None,
+            frames,
+        }
+    }
+}
+
+impl Addressed {
+    fn engine(&self) -> Option<&[u8]> {
+        self.engine.as_ref().map(|engine| engine.as_bytes())
+    }
+
+    /// How many frames, and bytes in them.
+    fn size(&self) -> (usize, usize) {
+        let (frames, engine) = (&self.frames, self.engine());
+        (
+            frames.len() + usize::from(engine.is_some()),
+            frames.bytes() + engine.map_or(0, <[u8]>::len),
+        )
+    }
+}
+
 /// Sends messages for one peer in their order, together where that is cheaper. What has no signature yet is signed.
 ///
 /// Each begins with `routing` frames (none or one) that lead to the peer; or `peer` does, which is none of them.
 pub fn send(
     session: &Session,
     (routing, peer): (usize, Option<&[u8]>),
-    messages: impl IntoIterator<Item = Frames>,
+    messages: impl IntoIterator<Item = impl Into<Addressed>>,
     mut send: impl FnMut(Vec<Message>),
 ) {
-    let alone = |message: Frames| {
-        let mut message = session.sealed(message);
-        message.splice(..0, peer.map(Message::from));
-        message
+    let alone = |message: Addressed| {
+        let way = peer.into_iter().chain(message.engine());
+        let way: Vec<Message> = way.map(Message::from).collect();
+        let mut frames = session.sealed(message.frames);
+        frames.splice(..0, way);
+        frames
     };
-    let mut leave = |waiting: &mut Vec<Frames>| match waiting.len() {
+    let mut leave = |waiting: &mut Vec<Addressed>| match waiting.len() {
         0 => {}
         1 => waiting.drain(..).map(alone).for_each(&mut send),
         _ => {
-            let way = (0..routing).map(|at| &waiting[0][at]).chain(peer);
+            let way = (0..routing).map(|at| &waiting[0].frames[at]).chain(peer);
             let identities = way.map(Message::from).collect();
             let content = pack(waiting, routing);
             waiting.clear();
@@ -64,11 +101,12 @@ pub fn send(
             send(session.packed(identities, maps, Vec::new()).into_frames());
         }
     };
-    let mut waiting: Vec<Frames> = Vec::new();
+    let mut waiting: Vec<Addressed> = Vec::new();
     let mut bytes = 0;
     for message in messages {
-        let count = message.len() - routing;
-        let size = message.bytes() + 3 * count;
+        let message = message.into();
+        let (count, size) = message.size();
+        let (count, size) = (count - routing, size + 3 * count);
         let large = size > LARGE || count > FRAMES as usize;
         if large || waiting.len() == MOST || bytes + size > BYTES {
             leave(&mut waiting);
@@ -84,20 +122,21 @@ pub fn send(
     leave(&mut waiting);
 }
 
-fn pack(messages: &[Frames], routing: usize) -> Vec<u8> {
+fn pack(messages: &[Addressed], routing: usize) -> Vec<u8> {
     const WRITES: &str = "a vector takes what is written";
-    let size: usize = messages
-        .iter()
-        .map(|message| message.bytes() + 3 * message.len())
-        .sum();
+    let sizes = messages.iter().map(Addressed::size);
+    let size: usize = sizes.map(|(count, size)| size + 3 * count).sum();
     let mut content = Vec::with_capacity(size + 3);
     encode::write_array_len(&mut content, messages.len() as u32).expect(WRITES);
     for message in messages {
-        let count = message.len();
+        let (count, _) = message.size();
         encode::write_array_len(&mut content, (count - routing - 1) as u32).expect(WRITES);
+        if let Some(engine) = message.engine() {
+            encode::write_bin(&mut content, engine).expect(WRITES);
+        }
         let mut signature = usize::MAX;
-        for at in routing..count {
-            let frame = &message[at];
+        for at in routing..message.frames.len() {
+            let frame = &message.frames[at];
             if at != signature {
                 encode::write_bin(&mut content, frame).expect(WRITES);
                 if signature == usize::MAX && frame == DELIMITER {

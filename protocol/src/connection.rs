@@ -90,6 +90,9 @@ pub struct EngineConnection {
     /// The broadcast leaves' ports; an engine uses number `id % len`.
     #[serde(default)]
     pub broadcast: Vec<u16>,
+    /// The task path is the pure one: each engine has a connection of its own there.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub pure: bool,
     /// What both files hold.
     #[serde(flatten)]
     pub common: Common,
@@ -224,6 +227,7 @@ impl EngineConnection {
             hb_ping,
             hb_pong,
             broadcast,
+            pure: _,
             common: _,
         } = self;
         [registration, control, mux, task, iopub, hb_ping, hb_pong]

@@ -1,13 +1,13 @@
 //! The wire of ipbroker: the Jupyter / IPython-parallel message protocol, packed with MessagePack (or JSON), over ZeroMQ.
 //!
 //! The controller, the engine and the client meet only here. `PROTOCOL.md` beside this crate is normative; the modules
-//! follow its chapters: [`envelope`] (frames), [`bundle`] (many at once), [`session`] (packing and signing), [`message`] (headers and contents),
+//! follow its chapters: [`envelope`] (frames), [`bundle`] (many at once), [`route`] (engines that share connections), [`session`] (packing and signing), [`message`] (headers and contents),
 //! [`dependency`], [`resources`], [`connection`] and [`profile`] (files), [`socket`] and [`wake`] (I/O helpers), [`time`] (dates),
 //! [`shell`], [`size`] and [`usage`] (command lines).
 
 /// The number of the protocol between our programs: raised when those of different numbers can no longer work together.
 /// What is merely new is negotiated and does not raise it. Who says no number speaks 1.
-pub const PROTOCOL: u32 = 1;
+pub const PROTOCOL: u32 = 2;
 
 pub mod array;
 pub mod bundle;
@@ -19,6 +19,7 @@ pub mod frames;
 pub mod message;
 pub mod profile;
 pub mod resources;
+pub mod route;
 pub mod session;
 pub mod shell;
 pub mod size;

@@ -10,6 +10,7 @@ use ipbroker_protocol::{
     connection::{ClientConnection, Common, EngineConnection},
     dependency::Dependency,
     envelope::Envelope,
+    frames::Frames,
     message::*,
     session::{Packer, Session, UnpackError},
     value::Value,
@@ -143,7 +144,7 @@ fn envelope_seeds() -> Vec<Vec<u8>> {
         frames.extend(maps.iter().map(|frame| zmq::Message::from(&frame[..])));
         frames
     };
-    let messages = [inner("a"), inner("b")].map(Into::into);
+    let messages = [inner("a"), inner("b")].map(Frames::from);
     bundle::send(&session, (1, None), messages, |frames| {
         bundle = frames.iter().map(|frame| frame.to_vec()).collect();
     });

@@ -65,6 +65,7 @@ pub(super) fn engine_connection(
             &settings.engine_ssh,
             ports.engine.common.extra.clone(),
         ),
+        pure: settings.scheme == "pure",
         ..ports.engine.clone()
     }
 }

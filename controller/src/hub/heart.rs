@@ -1,4 +1,6 @@
 //! The heart monitor: beats, misses, round trips and clock offsets. No sockets, no clock of its own.
+//!
+//! A heart is that of an engine process, or of an engine with connections of its own.
 
 use std::{
     collections::VecDeque,
@@ -54,18 +56,13 @@ impl Heart {
     }
 
     /// Listens to a heart that has just beaten.
-    pub(crate) fn add(&mut self, uuid: &str) {
-        self.hearts.insert(
-            uuid.to_owned(),
-            Beat {
-                answered: true,
-                ..Beat::default()
-            },
-        );
+    pub(crate) fn add(&mut self, heart: &str) {
+        let beat = self.hearts.entry(heart.to_owned()).or_default();
+        beat.answered = true;
     }
 
-    pub(crate) fn remove(&mut self, uuid: &str) {
-        self.hearts.remove(uuid);
+    pub(crate) fn remove(&mut self, heart: &str) {
+        self.hearts.remove(heart);
     }
 
     /// The next ping's text, beside the regular beat or as part of it.
@@ -83,20 +80,20 @@ impl Heart {
     /// and forgets them. Echoes that are in the socket must have been read before.
     pub(crate) fn beat(&mut self) -> Vec<(String, u32)> {
         let mut dead = Vec::new();
-        for (uuid, beat) in &mut self.hearts {
+        for (heart, beat) in &mut self.hearts {
             if std::mem::take(&mut beat.answered) {
                 beat.misses = 0;
                 continue;
             }
             beat.misses += 1;
             if beat.misses > self.allowed {
-                dead.push((uuid.clone(), beat.misses));
+                dead.push((heart.clone(), beat.misses));
             } else {
-                tracing::debug!(engine = uuid, misses = beat.misses, "missed a heartbeat");
+                tracing::debug!(heart, misses = beat.misses, "missed a heartbeat");
             }
         }
-        for (uuid, _) in &dead {
-            self.hearts.remove(uuid);
+        for (heart, _) in &dead {
+            self.hearts.remove(heart);
         }
         dead
     }
@@ -104,7 +101,7 @@ impl Heart {
     /// An echo arrived. `clock` is the engine's clock and `wall` ours now, in s since 1970.
     pub(crate) fn pong(
         &mut self,
-        uuid: &str,
+        heart: &str,
         echo: &[u8],
         clock: Option<f64>,
         now: Instant,
@@ -121,7 +118,7 @@ impl Heart {
         else {
             return Pong::Stale;
         };
-        let Some(beat) = self.hearts.get_mut(uuid) else {
+        let Some(beat) = self.hearts.get_mut(heart) else {
             return Pong::Stranger;
         };
         beat.answered = true;
@@ -133,9 +130,9 @@ impl Heart {
     }
 
     /// The last round trip, and the clock's offset as last told.
-    pub(crate) fn of(&self, uuid: &str) -> (Option<Duration>, Option<f64>) {
+    pub(crate) fn of(&self, heart: &str) -> (Option<Duration>, Option<f64>) {
         self.hearts
-            .get(uuid)
+            .get(heart)
             .map_or((None, None), |beat| (beat.ping, beat.told))
     }
 }

@@ -6,6 +6,7 @@ use ipbroker_protocol::{
     array::View,
     envelope::DELIMITER,
     message::{AbortReply, AbortRequest, EngineDied, EngineInfo, Header, LeaseReply, Stats, types},
+    route,
     session::{Packer, Session},
     value::{AnyMap, Map},
     zmq::Message,
@@ -299,7 +300,7 @@ impl Hub {
                     let profile = &engine.profile;
                     let (direct, scheduled) =
                         (rows.direct(&profile.uuid), rows.scheduled(&profile.uuid));
-                    let (ping, clock) = hub.heart.of(&profile.uuid);
+                    let (ping, clock) = hub.heart.of(route::connection(&profile.uuid));
                     EngineInfo {
                         id,
                         uuid: profile.uuid.clone(),

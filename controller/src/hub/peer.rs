@@ -99,13 +99,14 @@ impl Hub {
             }
         };
         let uuid = registration.uuid.clone();
-        let requested = registration.id;
         match self.registry.begin(registration) {
-            Ok(id) => {
-                tracing::debug!(id, uuid, ?requested, "accepting registration");
+            Ok(mut engines) => {
+                tracing::debug!(uuid, ?engines, "accepting registration");
                 let reply = RegistrationReply {
                     status: "ok".into(),
-                    id: Some(id),
+                    // None: these are of a process.
+                    id: engines.remove(&uuid),
+                    engines,
                     hb_period: self.settings.ping.as_millis() as u64,
                     connection_info: Some(self.settings.connection_info.clone()),
                     durable: self.settings.durable,

@@ -4,6 +4,7 @@ use std::{
     collections::{BTreeMap, VecDeque},
     fs, io,
     io::Write,
+    ops::Bound,
     path::{Path, PathBuf},
     sync::Arc,
     time::{Duration, Instant},
@@ -12,7 +13,8 @@ use std::{
 use foldhash::{HashMap, HashMapExt};
 use ipbroker_protocol::{
     PROTOCOL,
-    message::{HostLoad, Registration, capability},
+    message::{HostLoad, ProcessEngine, Registration, capability},
+    route,
 };
 use serde::{Deserialize, Serialize};
 
@@ -45,6 +47,10 @@ pub(crate) enum Refusal {
     #[error("an engine must have a uuid of 1 to 255 bytes")]
     NoUuid,
     #[error(
+        "uuid {0:?}: only an engine of a process has a `/` in its uuid, after that of the process"
+    )]
+    NotOfProcess(String),
+    #[error(
         "it speaks protocol {found} (ipengine {version}), this controller speaks {PROTOCOL} (ipctl {}): use the ipengine of the same version as ipctl",
         env!("CARGO_PKG_VERSION")
     )]
@@ -56,8 +62,9 @@ pub(crate) enum Refusal {
 pub(crate) struct Registry {
     next_id: u32,
     engines: BTreeMap<u32, Engine>,
-    by_uuid: HashMap<String, u32>,
-    incoming: HashMap<String, Incoming>,
+    /// In order: those of a process follow each other.
+    by_uuid: BTreeMap<String, u32>,
+    incoming: BTreeMap<String, Incoming>,
     /// Of an earlier controller: they keep their ids if they come back.
     expected: HashMap<String, (u32, Registration)>,
     given_up: VecDeque<Arc<EngineProfile>>,
@@ -76,35 +83,74 @@ struct State {
 impl Registry {
     pub(crate) fn new() -> Self {
         Self {
-            by_uuid: HashMap::new(),
-            incoming: HashMap::new(),
             expected: HashMap::new(),
             ..Self::default()
         }
     }
 
-    /// An engine has told how loaded its host is.
-    pub(crate) fn loaded(&mut self, uuid: &str, load: HostLoad) {
-        let id = self.by_uuid.get(uuid);
+    /// The engines that are reached by this connection: those of a process, or the one whose uuid it is.
+    pub(crate) fn of(&self, connection: &str) -> Vec<String> {
+        its(&self.by_uuid, connection).cloned().collect()
+    }
+
+    /// Those whose registration waits for a heartbeat.
+    pub(crate) fn incoming_of(&self, connection: &str) -> Vec<String> {
+        its(&self.incoming, connection).cloned().collect()
+    }
+
+    /// It has been told by this connection how loaded the host is: one engine stands for it.
+    pub(crate) fn loaded(&mut self, connection: &str, load: HostLoad) {
+        let first = its(&self.by_uuid, connection).next();
+        let id = first.and_then(|uuid| self.by_uuid.get(uuid));
         if let Some(engine) = id.and_then(|id| self.engines.get_mut(id)) {
             engine.load = Some(load);
         }
     }
 
-    /// Begins a registration and returns the engine's id. An engine of ours may register again under its uuid: it keeps
-    /// its id, and is asked what it holds.
-    pub(crate) fn begin(&mut self, registration: Registration) -> Result<u32, Refusal> {
+    /// Begins the registration of an engine, or of the engines of a process, and returns their ids.
+    pub(crate) fn begin(
+        &mut self,
+        mut registration: Registration,
+    ) -> Result<BTreeMap<String, u32>, Refusal> {
+        // Who says nothing speaks the first one; the peer's engines speak none of ours.
+        let found = registration.protocol.unwrap_or(1);
+        if registration.capabilities.is_some() && found != PROTOCOL {
+            let version = registration.version.unwrap_or_else(|| "unknown".into());
+            return Err(Refusal::Protocol { found, version });
+        }
+        let engines = std::mem::take(&mut registration.engines);
+        if engines.is_empty() {
+            let uuid = registration.uuid.clone();
+            if route::connection(&uuid) != uuid {
+                return Err(Refusal::NotOfProcess(uuid));
+            }
+            return Ok(BTreeMap::from([(uuid, self.begin_one(registration)?)]));
+        }
+        let stranger = engines
+            .iter()
+            .find(|engine| route::connection(&engine.uuid) != registration.uuid);
+        if let Some(engine) = stranger {
+            return Err(Refusal::NotOfProcess(engine.uuid.clone()));
+        }
+        let mut begin = |ProcessEngine { uuid, id, returns }| {
+            let of_one = Registration {
+                uuid: uuid.clone(),
+                id,
+                returns,
+                ..registration.clone()
+            };
+            Ok((uuid, self.begin_one(of_one)?))
+        };
+        engines.into_iter().map(&mut begin).collect()
+    }
+
+    /// An engine of ours may register again under its uuid: it keeps its id, and is asked what it holds.
+    fn begin_one(&mut self, registration: Registration) -> Result<u32, Refusal> {
         let uuid = registration.uuid.clone();
         if uuid.is_empty() || uuid.len() > 255 {
             return Err(Refusal::NoUuid);
         }
         let ours = registration.capabilities.is_some();
-        // Who says nothing speaks the first one; the peer's engines speak none of ours.
-        let found = registration.protocol.unwrap_or(1);
-        if ours && found != PROTOCOL {
-            let version = registration.version.unwrap_or_else(|| "unknown".into());
-            return Err(Refusal::Protocol { found, version });
-        }
         let known = self
             .by_uuid
             .get(&uuid)
@@ -132,27 +178,23 @@ impl Registry {
     }
 
     fn new_id(&mut self, wish: Option<u32>) -> u32 {
+        // All that were ever given are below the next one.
         let taken = |id: u32| {
-            self.engines.contains_key(&id)
-                || self.incoming.values().any(|entry| entry.profile.id == id)
-                || self.expected.values().any(|(expected, _)| *expected == id)
+            id < self.next_id
+                && (self.engines.contains_key(&id)
+                    || self.incoming.values().any(|entry| entry.profile.id == id)
+                    || self.expected.values().any(|(expected, _)| *expected == id))
         };
-        match wish {
-            Some(id) if !taken(id) => {
-                self.next_id = self.next_id.max(id.saturating_add(1));
-                id
+        let id = match wish {
+            Some(id) if !taken(id) => id,
+            Some(id) => {
+                tracing::warn!(id, "the id that an engine asked for is in use");
+                self.next_id
             }
-            wish => {
-                if let Some(id) = wish {
-                    tracing::warn!(id, "the id that an engine asked for is in use");
-                }
-                while taken(self.next_id) {
-                    self.next_id += 1;
-                }
-                self.next_id += 1;
-                self.next_id - 1
-            }
-        }
+            None => self.next_id,
+        };
+        self.next_id = self.next_id.max(id.saturating_add(1));
+        id
     }
 
     /// The first heartbeat completes a registration.
@@ -227,10 +269,6 @@ impl Registry {
     pub(crate) fn youngest_incoming(&self) -> Option<Duration> {
         let youngest = self.incoming.values().map(|entry| entry.since).max()?;
         Some(youngest.elapsed())
-    }
-
-    pub(crate) fn is_incoming(&self, uuid: &str) -> bool {
-        self.incoming.contains_key(uuid)
     }
 
     /// Removes an engine, or its registration under way. `came_back`: it may come back.
@@ -345,6 +383,18 @@ impl Registry {
     }
 }
 
+/// The uuids in an ordered map that are reached by this connection.
+fn its<'a, T>(
+    engines: &'a BTreeMap<String, T>,
+    connection: &'a str,
+) -> impl Iterator<Item = &'a String> {
+    let from = (Bound::Included(connection), Bound::Unbounded);
+    let from = engines.range::<str, _>(from);
+    from.map(|(uuid, _)| uuid)
+        .take_while(move |uuid| uuid.starts_with(connection))
+        .filter(move |uuid| route::connection(uuid) == connection)
+}
+
 fn profile(id: u32, registration: Registration) -> EngineProfile {
     let python = || vec![capability::APPLY.to_owned(), capability::EXECUTE.to_owned()];
     EngineProfile {
@@ -399,30 +449,36 @@ mod tests {
     fn ours(uuid: &str) -> Registration {
         Registration {
             capabilities: Some(vec!["command".into()]),
+            protocol: Some(PROTOCOL),
             ..python(uuid, None)
         }
+    }
+
+    fn begin(registry: &mut Registry, registration: Registration) -> Result<u32, Refusal> {
+        let uuid = registration.uuid.clone();
+        registry.begin(registration).map(|ids| ids[&uuid])
     }
 
     #[test]
     fn ids_count_up_and_wishes_are_granted() {
         let mut registry = Registry::new();
-        assert_eq!(registry.begin(python("a", None)).unwrap(), 0);
-        assert_eq!(registry.begin(python("b", Some(5))).unwrap(), 5);
-        assert_eq!(registry.begin(python("c", Some(5))).unwrap(), 6);
-        assert_eq!(registry.begin(python("d", None)).unwrap(), 7);
+        assert_eq!(begin(&mut registry, python("a", None)).unwrap(), 0);
+        assert_eq!(begin(&mut registry, python("b", Some(5))).unwrap(), 5);
+        assert_eq!(begin(&mut registry, python("c", Some(5))).unwrap(), 6);
+        assert_eq!(begin(&mut registry, python("d", None)).unwrap(), 7);
         assert!(matches!(
-            registry.begin(python("a", None)),
+            begin(&mut registry, python("a", None)),
             Err(Refusal::InUse(_))
         ));
         assert!(registry.finish("a").is_some());
         assert!(registry.finish("a").is_none());
         assert!(matches!(
-            registry.begin(python("a", None)),
+            begin(&mut registry, python("a", None)),
             Err(Refusal::InUse(_))
         ));
         registry.remove("a", false);
         assert_eq!(
-            registry.begin(python("a", None)).unwrap(),
+            begin(&mut registry, python("a", None)).unwrap(),
             8,
             "ids are not used again"
         );
@@ -431,19 +487,50 @@ mod tests {
     #[test]
     fn ours_may_register_again() {
         let mut registry = Registry::new();
-        assert_eq!(registry.begin(ours("a")).unwrap(), 0);
+        assert_eq!(begin(&mut registry, ours("a")).unwrap(), 0);
         registry.finish("a");
-        assert_eq!(registry.begin(ours("a")).unwrap(), 0);
-        assert!(registry.is_incoming("a") && registry.by_uuid("a").is_some());
+        assert_eq!(begin(&mut registry, ours("a")).unwrap(), 0);
+        assert!(registry.incoming_of("a").len() == 1 && registry.by_uuid("a").is_some());
         assert_eq!(registry.finish("a").unwrap().0.id, 0);
         assert_eq!(registry.len(), 1);
     }
 
     #[test]
+    fn the_engines_of_a_process_register_together() {
+        let mut registry = Registry::new();
+        let process = |engines: &[&str]| Registration {
+            engines: engines
+                .iter()
+                .map(|uuid| ProcessEngine {
+                    uuid: (*uuid).to_owned(),
+                    ..ProcessEngine::default()
+                })
+                .collect(),
+            ..ours("p")
+        };
+        let ids = registry.begin(process(&["p/0", "p/1"])).unwrap();
+        assert_eq!(ids, BTreeMap::from([("p/0".into(), 0), ("p/1".into(), 1)]));
+        begin(&mut registry, ours("pq")).unwrap();
+        assert_eq!(registry.incoming_of("p"), ["p/0", "p/1"]);
+        registry.finish("p/0");
+        registry.finish("pq");
+        assert_eq!(
+            (registry.of("p"), registry.of("pq")),
+            (vec!["p/0".to_owned()], vec!["pq".to_owned()])
+        );
+        for stranger in [process(&["p/0", "q/1"]), process(&["p"]), ours("a/b")] {
+            assert!(matches!(
+                registry.begin(stranger),
+                Err(Refusal::NotOfProcess(_))
+            ));
+        }
+    }
+
+    #[test]
     fn who_was_given_up_may_come_back() {
         let mut registry = Registry::new();
-        registry.begin(python("p", None)).unwrap();
-        registry.begin(ours("o")).unwrap();
+        begin(&mut registry, python("p", None)).unwrap();
+        begin(&mut registry, ours("o")).unwrap();
         registry.finish("p");
         registry.finish("o");
         registry.remove("p", true);
@@ -460,16 +547,16 @@ mod tests {
         let path = dir.path().join("engines.json");
         let mut registry = Registry::new();
         for uuid in ["x", "y"] {
-            registry.begin(ours(uuid)).unwrap();
+            begin(&mut registry, ours(uuid)).unwrap();
             registry.finish(uuid);
         }
-        registry.begin(python("p", None)).unwrap();
+        begin(&mut registry, python("p", None)).unwrap();
         registry.finish("p");
         registry.save(&path).unwrap();
         let mut registry = Registry::new();
         assert_eq!(registry.restore(&path).unwrap(), 3);
-        assert_eq!(registry.begin(ours("new")).unwrap(), 3);
-        assert_eq!(registry.begin(ours("y")).unwrap(), 1);
+        assert_eq!(begin(&mut registry, ours("new")).unwrap(), 3);
+        assert_eq!(begin(&mut registry, ours("y")).unwrap(), 1);
         assert_eq!(registry.come_back("p"), Some(Ok(())));
         assert_eq!(registry.finish("p").unwrap().0.id, 2);
         assert_eq!(registry.missing(), [(0, "x".to_owned())]);

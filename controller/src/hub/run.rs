@@ -9,6 +9,7 @@ use std::{
 
 use ipbroker_protocol::{
     message::{ClockNotice, HeaderRef, HostLoad, types},
+    route,
     session::{Empty, Session},
     socket,
     zmq::{self, Message, Socket},
@@ -298,12 +299,14 @@ impl Hub {
         // What has arrived counts, however late this thread is.
         self.pongs(usize::MAX);
         self.next_beat = (self.next_beat + self.settings.ping).max(now + self.settings.ping / 2);
-        for (uuid, misses) in self.heart.beat() {
+        for (heart, misses) in self.heart.beat() {
             let why = format!(
                 "missed {misses} heartbeats ({} ms each)",
                 self.settings.ping.as_millis()
             );
-            self.depart(&uuid, Departure::Silent, &why, true);
+            for uuid in self.registry.of(&heart) {
+                self.depart(&uuid, Departure::Silent, &why, true);
+            }
         }
         self.send_ping();
         give_back_memory();
@@ -381,7 +384,7 @@ impl Hub {
                 .pong_junk
                 .refuse("not a heartbeat", &format_args!("{} frames", frames.len()));
         };
-        let Ok(uuid) = std::str::from_utf8(identity) else {
+        let Ok(heart) = std::str::from_utf8(identity) else {
             return self
                 .pong_junk
                 .refuse("not a heartbeat", &"its sender is no engine");
@@ -396,31 +399,31 @@ impl Hub {
             .duration_since(UNIX_EPOCH)
             .map_or(0.0, |since| since.as_secs_f64());
         let now = Instant::now();
-        let mut meaning = self.heart.pong(uuid, echo, clock, now, wall);
-        if meaning == Pong::Stranger && self.registry.is_incoming(uuid) {
-            // The first heartbeat completes the registration, and is the first to tell the clock.
-            self.joined(uuid);
-            meaning = self.heart.pong(uuid, echo, clock, now, wall);
+        let mut meaning = self.heart.pong(heart, echo, clock, now, wall);
+        if meaning != Pong::Stale {
+            // A heartbeat completes registrations: the first, and those that were repeated while the heart was beating.
+            let incoming = self.registry.incoming_of(heart);
+            incoming.iter().for_each(|uuid| self.joined(uuid));
+            if meaning == Pong::Stranger && !incoming.is_empty() {
+                // It is the first to tell the clock, too.
+                meaning = self.heart.pong(heart, echo, clock, now, wall);
+            }
         }
         match meaning {
             Pong::Beat { offset } => {
                 if let Some(load) = load {
-                    self.registry.loaded(uuid, load);
+                    self.registry.loaded(heart, load);
                 }
                 if let Some(offset) = offset {
-                    self.tell_engine(uuid, types::CLOCK_NOTICE, &ClockNotice { offset });
-                }
-                if self.registry.is_incoming(uuid) {
-                    // It registered again while its heart was beating.
-                    self.joined(uuid);
+                    self.tell_engine(heart, types::CLOCK_NOTICE, &ClockNotice { offset });
                 }
             }
-            Pong::Stranger => match self.registry.come_back(uuid) {
-                Some(Ok(())) => self.joined(uuid),
+            Pong::Stranger => match self.registry.come_back(heart) {
+                Some(Ok(())) => self.joined(heart),
                 // Whoever tells its clock is one of ours: it is asked to register again.
-                Some(Err(())) => self.tell_engine(uuid, types::REREGISTER_NOTICE, &Empty {}),
+                Some(Err(())) => self.tell_engine(heart, types::REREGISTER_NOTICE, &Empty {}),
                 None if clock.is_some() => {
-                    self.tell_engine(uuid, types::REREGISTER_NOTICE, &Empty {})
+                    self.tell_engine(heart, types::REREGISTER_NOTICE, &Empty {})
                 }
                 None => self.pong_junk.refuse("unknown heart", &hex(identity)),
             },
@@ -436,7 +439,7 @@ impl Hub {
         let Some((profile, took)) = self.registry.finish(uuid) else {
             return;
         };
-        self.heart.add(uuid);
+        self.heart.add(route::connection(uuid));
         self.links
             .tasks
             .send(Command::EngineJoined(profile.clone()));
@@ -494,7 +497,10 @@ impl Hub {
             return;
         };
         let profile: Arc<EngineProfile> = engine.profile;
-        self.heart.remove(uuid);
+        let heart = route::connection(uuid);
+        if self.registry.of(heart).is_empty() {
+            self.heart.remove(heart);
+        }
         let id = profile.id;
         tracing::info!(id, uuid, "engine left: {why}");
         self.links.tasks.send(Command::EngineLeft {

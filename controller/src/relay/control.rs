@@ -81,7 +81,7 @@ pub fn spawn(
     let (post, requests) = mailbox()?;
     let mut control = Control {
         clients: Lane::new("control", clients, junk),
-        engines: Lane::new("control engines", engines, junk),
+        engines: Lane::to_engines("control engines", engines, junk),
         session,
         tasks,
         requests,

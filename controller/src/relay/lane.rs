@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use ipbroker_protocol::{
     envelope::Envelope,
+    route,
     session::Session,
     socket,
     zmq::{self, Message, Socket},
@@ -15,6 +16,8 @@ use crate::junk::{Junk, JunkTotal};
 pub(crate) struct Lane {
     name: &'static str,
     socket: Socket,
+    /// Its peers are engines, of which some share a connection.
+    engines: bool,
     outbox: Outbox,
     junk: Junk,
 }
@@ -24,8 +27,17 @@ impl Lane {
         Self {
             name,
             socket,
+            engines: false,
             outbox: Outbox::new(),
             junk: Junk::new(name, junk),
+        }
+    }
+
+    /// One towards engines.
+    pub(crate) fn to_engines(name: &'static str, socket: Socket, junk: &JunkTotal) -> Self {
+        Self {
+            engines: true,
+            ..Self::new(name, socket, junk)
         }
     }
 
@@ -44,6 +56,9 @@ impl Lane {
                     tracing::error!(socket = self.name, %error, "cannot receive");
                     return None;
                 }
+            }
+            if self.engines {
+                route::strip(&mut frames);
             }
             let envelope = match Envelope::parse(frames) {
                 Ok(envelope) => envelope,
@@ -69,8 +84,17 @@ impl Lane {
     }
 
     /// Sends to the peer that the first frame names.
-    pub(crate) fn send(&mut self, frames: Vec<Message>) -> Result<(), Refused> {
-        self.outbox.send(&self.socket, frames)
+    pub(crate) fn send(&mut self, mut frames: Vec<Message>) -> Result<(), Refused> {
+        if !self.engines {
+            return self.outbox.send(&self.socket, frames);
+        }
+        route::add(&mut frames);
+        let sent = self.outbox.send(&self.socket, frames);
+        sent.map_err(|mut refused| {
+            let (Refused::Unroutable(frames) | Refused::Full(frames)) = &mut refused;
+            route::strip(frames);
+            refused
+        })
     }
 
     /// Sends to the peer that the first frame names; a peer that is gone or does not read loses it, which is logged.

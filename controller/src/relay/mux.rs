@@ -99,11 +99,11 @@ pub fn spawn(
     let leaves = sockets
         .leaves
         .into_iter()
-        .map(|leaf| Lane::new("broadcast leaf", leaf, junk))
+        .map(|leaf| Lane::to_engines("broadcast leaf", leaf, junk))
         .collect();
     let mut mux = Mux {
         clients: Lane::new("mux", sockets.clients, junk),
-        engines: Lane::new("mux engines", sockets.engines, junk),
+        engines: Lane::to_engines("mux engines", sockets.engines, junk),
         broadcast: Broadcast::new(Lane::new("broadcast", sockets.root, junk), leaves),
         session,
         recorder: store.recorder(),

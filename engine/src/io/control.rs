@@ -18,8 +18,16 @@ use crate::{
 
 impl Server {
     /// Takes a control message.
-    pub(super) fn control(&mut self, seat: usize, frames: Vec<Message>) {
-        let Some((session, envelope, msg_type, _)) = self.open("control channel", seat, frames)
+    pub(super) fn control(&mut self, mut frames: Vec<Message>) {
+        let Some(seat) = self.addressee(&mut frames) else {
+            return self
+                .junk
+                .refuse("control channel", &"it is for no engine here");
+        };
+        if self.links[seat].gone {
+            return;
+        }
+        let Some((session, (envelope, msg_type, _))) = self.open("control channel", seat, frames)
         else {
             return;
         };

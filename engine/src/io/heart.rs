@@ -2,10 +2,7 @@
 
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use ipbroker_protocol::{
-    socket,
-    zmq::{self, Message},
-};
+use ipbroker_protocol::{socket, zmq::Message};
 
 use super::{ServeError, Server, net::Net, net::Seen};
 use crate::connect;
@@ -71,22 +68,11 @@ impl Server {
                 .duration_since(UNIX_EPOCH)
                 .unwrap_or_default();
             let clock = format!("{}.{:06}", clock.as_secs(), clock.subsec_micros());
-            // One engine speaks for the host.
-            let mut load = self.meter.read(&self.process.scratch);
-            for (wire, link) in self.net.wires.iter().zip(&self.links) {
-                if link.gone {
-                    continue;
-                }
-                let sent = wire
-                    .pong
-                    .send(Message::from(&ping[..]), zmq::SNDMORE | zmq::DONTWAIT);
-                if sent.is_ok() {
-                    let load = load.take().and_then(|load| serde_json::to_vec(&load).ok());
-                    let more = if load.is_some() { zmq::SNDMORE } else { 0 };
-                    let _ = wire.pong.send(clock.as_str(), more);
-                    let _ = load.map(|load| wire.pong.send(load, 0));
-                }
-            }
+            let load = self.meter.read(&self.process.scratch);
+            let load = load.and_then(|load| serde_json::to_vec(&load).ok());
+            let pong = [&ping[..], clock.as_bytes()].into_iter().map(Message::from);
+            // One that cannot be sent is missed, as it should be.
+            let _ = socket::send(&self.net.pong, pong.chain(load.map(Message::from)));
             // After a long silence, ours or the controller's, nobody knows whether we are still counted.
             let away = self.pulse.lost.is_none() && now - self.pulse.last > self.pulse.patience();
             self.pulse.last = now;
@@ -184,8 +170,12 @@ impl Server {
             controller.source,
             controller.address()
         );
-        let uuids: Vec<&str> = self.seats.iter().map(|seat| seat.uuid.as_str()).collect();
-        let net = Net::connect(&controller.connection, controller.curve.clone(), &uuids)?;
+        let net = Net::connect(
+            &controller.connection,
+            controller.curve.as_ref(),
+            &self.process.id,
+            self.seats.len(),
+        )?;
         self.net.drop_unsent();
         self.net = net;
         for seat in &self.seats {

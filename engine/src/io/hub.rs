@@ -6,8 +6,10 @@ use ipbroker_protocol::{
     PROTOCOL,
     envelope::Envelope,
     message::{
-        ClockNotice, HeaderRef, ReceivedNotice, Registration, RegistrationReply, capability, types,
+        ClockNotice, HeaderRef, ProcessEngine, ReceivedNotice, Registration, RegistrationReply,
+        capability, types,
     },
+    route,
     socket::routing,
     zmq::Message,
 };
@@ -24,33 +26,25 @@ const ANSWER: Duration = Duration::from_secs(2);
 impl Server {
     /// Asks for the registration of those engines that lack it.
     pub(super) fn register(&mut self, now: Instant) {
-        // The same for all, and reading it takes longer than all the rest.
-        let mut host = None;
-        for seat in 0..self.seats.len() {
-            let link = &self.links[seat];
-            if link.registered || link.gone || link.leaving.is_some() {
-                continue;
-            }
-            // While there is no connection, the first request waits for it, and more would only pile up.
-            let due = match link.asked {
-                None => link.id.is_none() || self.pulse.up,
-                Some(asked) => self.pulse.up && now - asked > ANSWER,
-            };
-            if due {
-                self.links[seat].asked = Some(now);
-                let host = host.get_or_insert_with(|| {
-                    let controller = self.controller.connection.common.host();
-                    host::names(&self.settings.aliases, &controller)
-                });
-                let host = host.clone();
-                self.request_registration(seat, host);
-            }
+        let due: Vec<usize> = (0..self.seats.len())
+            .filter(|seat| {
+                let link = &self.links[*seat];
+                if link.registered || link.gone || link.leaving.is_some() {
+                    return false;
+                }
+                // While there is no connection, the first request waits for it, and more would only pile up.
+                match link.asked {
+                    None => link.id.is_none() || self.pulse.up,
+                    Some(asked) => self.pulse.up && now - asked > ANSWER,
+                }
+            })
+            .collect();
+        if !due.is_empty() {
+            self.request_registration(&due, now);
         }
     }
 
-    fn request_registration(&mut self, seat: usize, host: Vec<String>) {
-        self.announce(seat);
-        let (engine, link) = (&self.seats[seat], &self.links[seat]);
+    fn request_registration(&mut self, seats: &[usize], now: Instant) {
         let mut capabilities = vec![
             capability::COMMAND,
             capability::FUNCTION,
@@ -64,14 +58,26 @@ impl Server {
         if self.process.kernels.is_some() {
             capabilities.extend([capability::APPLY, capability::EXECUTE]);
         }
+        let mut engines = Vec::with_capacity(seats.len());
+        for &seat in seats {
+            self.announce(seat);
+            let link = &mut self.links[seat];
+            link.asked = Some(now);
+            engines.push(ProcessEngine {
+                uuid: self.seats[seat].uuid.clone(),
+                id: link
+                    .id
+                    .or_else(|| self.settings.first_id.map(|id| id + seat as u32)),
+                returns: link.id.is_some(),
+            });
+        }
+        let controller = self.controller.connection.common.host();
         let registration = Registration {
-            uuid: engine.uuid.clone(),
-            id: link
-                .id
-                .or_else(|| self.settings.first_id.map(|id| id + seat as u32)),
+            uuid: self.process.id.clone(),
+            engines,
             capabilities: Some(capabilities.into_iter().map(str::to_owned).collect()),
             functions: self.process.functions.names(),
-            host,
+            host: host::names(&self.settings.aliases, &controller),
             pid: Some(std::process::id()),
             cores: Some(host::cores()),
             machine: Some(self.machine.clone()),
@@ -81,19 +87,18 @@ impl Server {
             version: Some(env!("CARGO_PKG_VERSION").into()),
             protocol: Some(PROTOCOL),
             limits: Some(self.process.limits.name().into()),
-            returns: link.id.is_some(),
             ..Registration::default()
         };
-        let message = engine
+        let message = self
             .session()
             .request(types::REGISTRATION_REQUEST, &registration);
-        self.tell_hub(seat, message);
+        self.tell_hub(message);
     }
 
     /// Sends a message to the hub.
-    pub(super) fn tell_hub(&mut self, seat: usize, message: Envelope) {
+    pub(super) fn tell_hub(&mut self, message: Envelope) {
         self.send(Outgoing {
-            seat,
+            seat: 0,
             channel: Channel::Hub,
             frames: message.into_frames(),
             answers: None,
@@ -101,8 +106,8 @@ impl Server {
     }
 
     /// Takes a message of the hub.
-    pub(super) fn hear_hub(&mut self, seat: usize, frames: Vec<Message>) {
-        let session = self.seats[seat].session();
+    pub(super) fn hear_hub(&mut self, frames: Vec<Message>) {
+        let session = self.session();
         let envelope = match Envelope::parse(frames) {
             Ok(envelope) => envelope,
             Err(error) => return self.junk.refuse("registration channel", &error),
@@ -117,7 +122,7 @@ impl Server {
         match &*header.msg_type {
             types::REGISTRATION_REPLY => {
                 match session.unpack::<RegistrationReply>(envelope.content()) {
-                    Ok(reply) => self.registered(seat, reply),
+                    Ok(reply) => self.heard_of(&reply),
                     Err(error) => self.junk.refuse("registration_reply", &error),
                 }
             }
@@ -126,14 +131,10 @@ impl Server {
                 Err(error) => self.junk.refuse("clock_notice", &error),
             },
             // Its heart was heard before its first registration arrived.
-            types::REREGISTER_NOTICE if self.links[seat].id.is_none() => {}
+            types::REREGISTER_NOTICE if self.links.iter().all(|link| link.id.is_none()) => {}
             types::REREGISTER_NOTICE => {
-                tracing::info!(
-                    engine = self.seats[seat].id(),
-                    "the hub asks to register again"
-                );
-                self.links[seat].registered = false;
-                self.links[seat].asked = None;
+                tracing::info!("the hub asks to register again");
+                self.register_again();
                 self.register(Instant::now());
             }
             other => self.junk.refuse(
@@ -143,30 +144,37 @@ impl Server {
         }
     }
 
-    fn registered(&mut self, seat: usize, reply: RegistrationReply) {
-        let (Some(id), "ok") = (reply.id, reply.status.as_str()) else {
-            if self.links[seat].id.is_some() {
-                // It was asked twice, or had not missed us.
-                tracing::debug!(reply.evalue, "not registered again: known already");
-                self.links[seat].registered = true;
-                self.pulse.found();
-                return;
-            }
-            let why = reply.evalue.unwrap_or_else(|| "no reason given".into());
-            let why = format!(
-                "the controller refuses engine {}: {why}",
-                self.seats[seat].uuid
-            );
+    /// The hub has answered a registration.
+    fn heard_of(&mut self, reply: &RegistrationReply) {
+        if reply.status != "ok" {
+            let why = reply.evalue.as_deref().unwrap_or("no reason given");
+            let why = format!("the controller refuses engines of this process: {why}");
             tracing::error!("{why}");
             self.failed
                 .get_or_insert(super::ServeError::Controller(why.clone()));
-            return self.leave_one(seat, &why);
-        };
-        if let Err(error) = self.net.connect_leaf(seat, id) {
-            tracing::warn!(%error, "no connection to the broadcast leaf");
+            for seat in 0..self.seats.len() {
+                if !self.links[seat].registered {
+                    self.leave_one(seat, &why);
+                }
+            }
+            return;
         }
         self.pulse.found();
         self.pulse.period = Some(Duration::from_millis(reply.hb_period.max(1)));
+        for (uuid, id) in &reply.engines {
+            match route::index(uuid.as_bytes(), &self.process.id) {
+                Some(seat) if seat < self.seats.len() => self.registered(seat, *id, reply),
+                _ => self
+                    .junk
+                    .refuse("registration_reply", &"of an engine that is not here"),
+            }
+        }
+    }
+
+    fn registered(&mut self, seat: usize, id: u32, reply: &RegistrationReply) {
+        if let Err(error) = self.net.connect_leaf(id) {
+            tracing::warn!(%error, "no connection to the broadcast leaf");
+        }
         let engine = &self.seats[seat];
         engine.id.store(id, std::sync::atomic::Ordering::Relaxed);
         let link = &mut self.links[seat];
@@ -175,7 +183,7 @@ impl Server {
         link.registered = true;
         link.durable = reply.durable;
         link.pure = reply.pure;
-        link.incarnation = reply.incarnation;
+        link.incarnation.clone_from(&reply.incarnation);
         if again.is_none() && self.process.kernels.is_some() && engine.hire() {
             // In ipyparallel's words, which its tools look for. The kernel starts at once.
             tracing::info!("Completed registration with id {id}");

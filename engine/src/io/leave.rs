@@ -48,7 +48,7 @@ impl Server {
             tracing::warn!("a second signal: leaving at once");
             self.at_once = true;
             self.net.drop_unsent();
-            self.links.iter_mut().for_each(|link| link.gone = true);
+            self.present = 0;
             return;
         }
         self.leave("the engine got a signal to end");
@@ -92,6 +92,7 @@ impl Server {
         // What is given back must have been announced before.
         self.announce(seat);
         let now = Instant::now();
+        self.leaving += 1;
         let link = &mut self.links[seat];
         let word = match link.registered {
             true => WORD.0,
@@ -173,17 +174,18 @@ impl Server {
                     continue;
                 }
             }
-            // A DEALER goes on sending to whoever is connected.
             self.net.leave_scheduler(seat);
             let message = self.seats[seat].session().request(
                 types::UNREGISTRATION_REQUEST,
                 &json!({"id": self.links[seat].id, "uuid": self.seats[seat].uuid}),
             );
             if self.links[seat].id.is_some() {
-                self.tell_hub(seat, message);
+                self.tell_hub(message);
                 tracing::info!(engine = self.seats[seat].id(), "left");
             }
             self.links[seat].gone = true;
+            self.leaving -= 1;
+            self.present -= 1;
         }
     }
 }

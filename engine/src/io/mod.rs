@@ -11,7 +11,7 @@ mod net;
 mod shell;
 
 use std::{
-    collections::{BTreeMap, VecDeque},
+    collections::{HashSet, VecDeque},
     io,
     os::{fd::AsRawFd, unix::net::UnixStream},
     sync::Arc,
@@ -20,7 +20,10 @@ use std::{
 
 use ipbroker_protocol::{
     bundle,
+    frames::Frames,
     resources::Pools,
+    route,
+    session::Session,
     socket,
     wake::Wake,
     zmq::{self, Message, Socket},
@@ -84,7 +87,6 @@ struct Link {
     pure: bool,
     incarnation: String,
     kept: Kept,
-    unsent: VecDeque<(Instant, Outgoing)>,
     /// Tasks to be announced, on the pure path.
     received: Vec<(String, String, String)>,
     leaving: Option<Leave>,
@@ -134,6 +136,8 @@ pub(crate) struct Server {
     meter: host::Meter,
     desk: Desk,
     junk: Junk,
+    /// What could not be sent, and since when.
+    unsent: VecDeque<(Instant, Outgoing)>,
     /// Sockets to be looked at, and which of them are listed.
     ready: VecDeque<Token>,
     listed: Vec<bool>,
@@ -142,6 +146,9 @@ pub(crate) struct Server {
     gathering: Option<Instant>,
     /// When an engine of the process last had something to do, and how many tasks they had taken by then.
     busy: (Instant, u64),
+    /// How many engines have not left, and how many of them are about to.
+    present: usize,
+    leaving: usize,
     /// Why the process leaves, once it does.
     leaves: Option<String>,
     failed: Option<ServeError>,
@@ -157,17 +164,18 @@ impl Server {
         wake: Wake,
         signals: UnixStream,
     ) -> Result<Self, ServeError> {
-        let uuids: Vec<&str> = seats.iter().map(|seat| seat.uuid.as_str()).collect();
-        let net = Net::connect(&controller.connection, controller.curve.clone(), &uuids)?;
+        let net = Net::connect(
+            &controller.connection,
+            controller.curve.as_ref(),
+            &process.id,
+            seats.len(),
+        )?;
         let mut server = Self {
-            links: seats
-                .iter()
-                .map(|_| Link {
-                    id: None,
-                    ..Link::default()
-                })
-                .collect(),
-            listed: vec![false; 4 + 3 * seats.len()],
+            links: seats.iter().map(|_| Link::default()).collect(),
+            listed: vec![false; Token::count(seats.len())],
+            unsent: VecDeque::new(),
+            leaving: 0,
+            present: seats.len(),
             desk: Desk::new(process.clone()),
             pulse: Pulse::new(Instant::now()),
             meter: host::Meter::default(),
@@ -254,10 +262,10 @@ impl Server {
                 next_tick = now + TICK;
                 self.tick(now)?;
             }
-            if self.links.iter().any(|link| link.leaving.is_some()) {
+            if self.leaving > 0 {
                 self.finish_leaving(Instant::now());
             }
-            if self.links.iter().all(|link| link.gone) {
+            if self.present == 0 {
                 let left = if self.at_once {
                     Left::AtOnce
                 } else {
@@ -274,44 +282,49 @@ impl Server {
             Token::Signal => self.signal(),
             Token::Ping => self.pings(),
             Token::Monitor => self.monitored(),
-            Token::Shell(seat) => {
-                let more = self.drain(seat, |net, seat| &net.wires[seat].shell, Self::shell)?;
+            Token::Shell => self.drain(token, |net| &net.shell, Self::shell)?,
+            Token::Control => self.drain(token, |net| &net.control, Self::control)?,
+            Token::Hub => self.drain(token, |net| &net.hub, Self::hear_hub)?,
+            Token::Tasks(seat) => {
+                let take = |server: &mut Self, frames| server.shell_of(seat, frames);
+                self.drain(token, |net| &net.tasks[seat], take)?;
                 self.announce(seat);
-                if more {
-                    self.list(token);
-                }
-            }
-            Token::Control(seat) => {
-                if self.drain(seat, |net, seat| &net.wires[seat].control, Self::control)? {
-                    self.list(token);
-                }
-            }
-            Token::Hub(seat) => {
-                if self.drain(seat, |net, seat| &net.wires[seat].hub, Self::hear_hub)? {
-                    self.list(token);
-                }
             }
         }
         Ok(())
     }
 
-    /// Takes a batch of messages from a socket; true when there may be more.
+    /// Takes a batch of messages from a socket, which is listed again if there may be more.
     fn drain(
         &mut self,
-        seat: usize,
-        socket: fn(&Net, usize) -> &Socket,
-        take: fn(&mut Self, usize, Vec<Message>),
-    ) -> Result<bool, ServeError> {
+        token: Token,
+        socket: impl Fn(&Net) -> &Socket,
+        take: impl Fn(&mut Self, Vec<Message>),
+    ) -> Result<(), ServeError> {
         for _ in 0..BATCH {
             let mut frames = Vec::with_capacity(10);
-            if !socket::recv(socket(&self.net, seat), &mut frames)? {
-                return Ok(false);
+            if !socket::recv(socket(&self.net), &mut frames)? {
+                return Ok(());
             }
-            if !self.links[seat].gone {
-                take(self, seat, frames);
-            }
+            take(self, frames);
         }
-        Ok(true)
+        self.list(token);
+        Ok(())
+    }
+
+    /// The engine that a message is for, whose uuid follows the relay's and is taken out. `None`: it is for the process.
+    fn addressee(&self, frames: &mut Vec<Message>) -> Option<usize> {
+        let seat = route::index(frames.get(1)?, &self.process.id)?;
+        if seat >= self.seats.len() {
+            return None;
+        }
+        frames.remove(1);
+        Some(seat)
+    }
+
+    /// How what concerns the whole process is packed and signed.
+    fn session(&self) -> Arc<Session> {
+        self.seats[0].session()
     }
 
     /// Sends what the workers have left.
@@ -355,70 +368,81 @@ impl Server {
 
     /// Sends messages in their order; what goes to the scheduler goes together.
     fn send_all(&mut self, messages: impl IntoIterator<Item = Outgoing>) {
-        let mut together: BTreeMap<usize, Vec<Outgoing>> = BTreeMap::new();
-        for message in messages {
-            let link = &self.links[message.seat.min(self.links.len() - 1)];
-            if message.to_scheduler() && link.registered && !link.pure {
-                together.entry(message.seat).or_default().push(message);
+        let mut together: Vec<Frames> = Vec::new();
+        let mut answers = None;
+        for mut message in messages {
+            let registered = |link: &Link| link.registered && !link.pure;
+            if message.to_scheduler() && self.links.get(message.seat).is_some_and(registered) {
+                self.keep(&message);
+                self.address(&mut message);
+                together.push(message.frames.into());
+                answers = answers.or(message.answers);
             } else {
                 self.send(message);
             }
         }
-        for (seat, messages) in together {
-            let session = self.seats[seat].session();
-            let answers = messages.iter().find_map(|message| message.answers.clone());
-            let mut keep = |message: Outgoing| {
-                let link = &mut self.links[seat];
-                if let (true, Some(task)) = (link.durable, &message.answers) {
-                    link.kept.keep(task, &message.frames);
-                }
-                message.frames
-            };
-            let messages: Vec<_> = messages
-                .into_iter()
-                .map(|message| keep(message).into())
-                .collect();
-            bundle::send(&session, (1, None), messages, |frames| {
-                self.pass(Outgoing {
-                    seat,
-                    channel: Channel::Shell,
-                    frames,
-                    answers: answers.clone(),
-                });
+        bundle::send(&self.session(), (1, None), together, |frames| {
+            self.pass(Outgoing {
+                seat: 0,
+                channel: Channel::Shell,
+                frames,
+                answers: answers.clone(),
             });
-        }
+        });
     }
 
     /// Sends a message, or keeps it until its way is open.
-    fn send(&mut self, message: Outgoing) {
-        let link = &mut self.links[message.seat.min(self.seats.len() - 1)];
-        if let (true, Some(task)) = (link.durable && message.to_scheduler(), &message.answers) {
-            link.kept.keep(task, &message.frames);
-        }
+    fn send(&mut self, mut message: Outgoing) {
+        self.keep(&message);
+        self.address(&mut message);
         self.pass(message);
     }
 
-    fn pass(&mut self, message: Outgoing) {
-        let seat = message.seat.min(self.links.len() - 1);
-        let link = &mut self.links[seat];
-        if !link.unsent.is_empty() && message.channel == Channel::Shell {
-            link.unsent.push_back((Instant::now(), message));
-            return;
-        }
-        if let Err(message) = self.try_send(seat, message) {
-            self.links[seat].unsent.push_back((Instant::now(), message));
+    /// Keeps a reply until it is acknowledged.
+    fn keep(&mut self, message: &Outgoing) {
+        if let (true, Some(task), Some(link)) = (
+            message.to_scheduler(),
+            &message.answers,
+            self.links.get_mut(message.seat),
+        ) && link.durable
+        {
+            link.kept.keep(task, &message.frames);
         }
     }
 
-    fn try_send(&mut self, seat: usize, mut message: Outgoing) -> Result<(), Outgoing> {
-        if message.channel == Channel::Shell {
-            self.seats[seat].session().seal(&mut message.frames);
+    /// Says whose message it is, where engines share a connection.
+    fn address(&self, message: &mut Outgoing) {
+        let shared = match message.channel {
+            Channel::Shell => !(self.controller.connection.pure && message.to_scheduler()),
+            Channel::Control => true,
+            Channel::Hub | Channel::IoPub => false,
+        };
+        if let (true, Some(engine)) = (shared, self.seats.get(message.seat)) {
+            message
+                .frames
+                .insert(1, Message::from(engine.uuid.as_str()));
         }
-        let wire = &self.net.wires[seat];
+    }
+
+    fn pass(&mut self, message: Outgoing) {
+        if !self.unsent.is_empty() && message.channel == Channel::Shell {
+            self.unsent.push_back((Instant::now(), message));
+        } else if let Err(message) = self.try_send(message) {
+            self.unsent.push_back((Instant::now(), message));
+        }
+    }
+
+    fn try_send(&mut self, mut message: Outgoing) -> Result<(), Outgoing> {
+        if message.channel == Channel::Shell {
+            self.session().seal(&mut message.frames);
+        }
         let (socket, token) = match message.channel {
-            Channel::Shell => (&wire.shell, Some(Token::Shell(seat))),
-            Channel::Control => (&wire.control, Some(Token::Control(seat))),
-            Channel::Hub => (&wire.hub, Some(Token::Hub(seat))),
+            Channel::Shell => match self.net.tasks.get(message.seat) {
+                Some(own) if message.to_scheduler() => (own, Some(Token::Tasks(message.seat))),
+                _ => (&self.net.shell, Some(Token::Shell)),
+            },
+            Channel::Control => (&self.net.control, Some(Token::Control)),
+            Channel::Hub => (&self.net.hub, Some(Token::Hub)),
             Channel::IoPub => (&self.net.iopub, None),
         };
         let Some(first) = message.frames.first() else {
@@ -460,19 +484,23 @@ impl Server {
 
     /// Tries again what could not be sent.
     fn retry(&mut self, now: Instant) {
-        for seat in 0..self.links.len() {
-            for _ in 0..self.links[seat].unsent.len() {
-                let Some((since, message)) = self.links[seat].unsent.pop_front() else {
-                    break;
-                };
-                // What answers the scheduler waits as long as we do; others go by way of a relay that may never come back.
-                if now - since > UNSENT && message.answers.is_none() {
-                    continue;
-                }
-                if let Err(message) = self.try_send(seat, message) {
-                    self.links[seat].unsent.push_front((since, message));
-                    break;
-                }
+        // What goes the same way stays in order.
+        let mut closed = HashSet::new();
+        for (since, message) in std::mem::take(&mut self.unsent) {
+            // What answers the scheduler waits as long as we do; others go by way of a relay that may never come back.
+            if now - since > UNSENT && message.answers.is_none() {
+                continue;
+            }
+            let peer = message.frames.first().map(|peer| peer.to_vec());
+            let own = self.net.tasks.get(message.seat).map(|_| message.seat);
+            let way = (message.channel, peer, own);
+            let sent = match closed.contains(&way) {
+                true => Err(message),
+                false => self.try_send(message),
+            };
+            if let Err(message) = sent {
+                closed.insert(way);
+                self.unsent.push_back((since, message));
             }
         }
     }

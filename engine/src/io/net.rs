@@ -1,18 +1,17 @@
-//! The sockets of an engine process.
+//! The sockets of an engine process. All its engines share them; but on the pure path, where libzmq deals tasks out to
+//! connections, each has one of its own to the scheduler.
 
-use std::os::fd::RawFd;
+use std::{collections::BTreeSet, os::fd::RawFd};
 
 use ipbroker_protocol::{
     connection::EngineConnection,
+    route,
     socket::{self, CurveClient},
     zmq::{self, Context, Socket},
 };
 
 /// Sockets that one context of libzmq may have, rounded down; each brings an I/O thread.
 const SOCKETS: usize = 1000;
-
-/// Sockets of one logical engine.
-const EACH: usize = 4;
 
 /// Where the coming and going of the connection is told, inside the process.
 const MONITOR: &str = "inproc://heartbeat-monitor";
@@ -21,29 +20,26 @@ const MONITOR: &str = "inproc://heartbeat-monitor";
 const HANDSHAKE_SUCCEEDED: u16 = 0x1000;
 const DISCONNECTED: u16 = 0x0200;
 
-/// The sockets of one logical engine; identity = its uuid on all of them.
-pub(super) struct Wire {
+/// All sockets; the process's id is their identity. Sockets go before their contexts.
+pub(super) struct Net {
     /// Towards the hub.
     pub(super) hub: Socket,
     /// Tasks, direct requests, broadcasts.
     pub(super) shell: Socket,
     /// Control requests.
     pub(super) control: Socket,
-    /// The echo of the heartbeat.
-    pub(super) pong: Socket,
-    /// The broadcast leaf it is connected to.
-    pub(super) leaf: Option<usize>,
-}
-
-/// All sockets. Sockets go before their contexts.
-pub(super) struct Net {
-    pub(super) wires: Vec<Wire>,
-    /// The heartbeat, for all engines of the process.
+    /// On the pure path: tasks, for each engine.
+    pub(super) tasks: Vec<Socket>,
+    /// The heartbeat.
     pub(super) ping: Socket,
-    /// The output of all engines of the process.
+    /// Its echo.
+    pub(super) pong: Socket,
+    /// Output.
     pub(super) iopub: Socket,
     monitor: Socket,
     connection: EngineConnection,
+    /// The broadcast leaves that the shell socket is connected to.
+    leaves: BTreeSet<usize>,
     _contexts: Vec<Context>,
 }
 
@@ -57,95 +53,94 @@ pub(super) enum Seen {
 }
 
 impl Net {
-    /// Opens the sockets of these engines and begins to connect all of them, so that they are ready when the hub answers.
+    /// Opens the sockets of a process with so many engines and begins to connect all of them, so that they are ready when
+    /// the hub answers.
     pub(super) fn connect(
         connection: &EngineConnection,
-        curve: Option<CurveClient>,
-        uuids: &[&str],
+        curve: Option<&CurveClient>,
+        process: &str,
+        engines: usize,
     ) -> zmq::Result<Self> {
         let mut contexts = vec![Context::new()];
-        let open = |context: &Context, kind| -> zmq::Result<Socket> {
+        let open = |context: &Context, kind, port: u16, identity: &str| -> zmq::Result<Socket> {
             let socket = socket::open(context, kind)?;
-            if let Some(curve) = &curve {
+            if let Some(curve) = curve {
                 curve.apply(&socket)?;
             }
             socket.set_reconnect_ivl(50)?;
             socket.set_reconnect_ivl_max(1000)?;
+            match kind {
+                zmq::SUB => {
+                    socket.set_subscribe(b"")?;
+                    socket.monitor(MONITOR, i32::from(HANDSHAKE_SUCCEEDED | DISCONNECTED))?;
+                }
+                zmq::ROUTER => {
+                    socket.set_router_mandatory(true)?;
+                    socket.set_router_handover(true)?;
+                    socket.set_identity(identity.as_bytes())?;
+                }
+                _ => socket.set_identity(identity.as_bytes())?,
+            }
+            socket.connect(&connection.common.url(port))?;
             Ok(socket)
         };
-        let common = &connection.common;
-        let ping = open(&contexts[0], zmq::SUB)?;
-        ping.set_subscribe(b"")?;
-        ping.monitor(MONITOR, i32::from(HANDSHAKE_SUCCEEDED | DISCONNECTED))?;
-        let monitor = contexts[0].socket(zmq::PAIR)?;
+        let first = &contexts[0];
+        let ping = open(first, zmq::SUB, connection.hb_ping, process)?;
+        let monitor = first.socket(zmq::PAIR)?;
         monitor.connect(MONITOR)?;
-        ping.connect(&common.url(connection.hb_ping))?;
-        let iopub = open(&contexts[0], zmq::PUB)?;
-        iopub.connect(&common.url(connection.iopub))?;
-        let mut wires = Vec::with_capacity(uuids.len());
-        for (index, uuid) in uuids.iter().enumerate() {
-            if index % (SOCKETS / EACH) == SOCKETS / EACH - 1 {
-                contexts.push(Context::new());
+        let iopub = open(first, zmq::PUB, connection.iopub, process)?;
+        let pong = open(first, zmq::DEALER, connection.hb_pong, process)?;
+        let shell = open(first, zmq::ROUTER, connection.mux, process)?;
+        let control = open(first, zmq::ROUTER, connection.control, process)?;
+        let hub = open(first, zmq::DEALER, connection.registration, process)?;
+        let mut tasks = Vec::new();
+        if connection.pure {
+            for index in 0..engines {
+                if index % SOCKETS == 0 {
+                    contexts.push(Context::new());
+                }
+                let context = contexts.last().expect("there is one");
+                let uuid = route::uuid(process, index);
+                tasks.push(open(context, zmq::ROUTER, connection.task, &uuid)?);
             }
-            let context = contexts.last().expect("there is one");
-            let identified = |kind| -> zmq::Result<Socket> {
-                let socket = open(context, kind)?;
-                socket.set_identity(uuid.as_bytes())?;
-                Ok(socket)
-            };
-            let wire = Wire {
-                hub: identified(zmq::DEALER)?,
-                shell: identified(zmq::ROUTER)?,
-                control: identified(zmq::ROUTER)?,
-                pong: identified(zmq::DEALER)?,
-                leaf: None,
-            };
-            for router in [&wire.shell, &wire.control] {
-                router.set_router_mandatory(true)?;
-                router.set_router_handover(true)?;
-            }
-            wire.pong.connect(&common.url(connection.hb_pong))?;
-            wire.shell.connect(&common.url(connection.mux))?;
-            wire.shell.connect(&common.url(connection.task))?;
-            wire.control.connect(&common.url(connection.control))?;
-            wire.hub.connect(&common.url(connection.registration))?;
-            wires.push(wire);
+        } else {
+            shell.connect(&connection.common.url(connection.task))?;
         }
         Ok(Self {
-            wires,
+            hub,
+            shell,
+            control,
+            tasks,
             ping,
+            pong,
             iopub,
             monitor,
             connection: connection.clone(),
+            leaves: BTreeSet::new(),
             _contexts: contexts,
         })
     }
 
-    /// Connects an engine to the broadcast leaf that its id asks for.
-    pub(super) fn connect_leaf(&mut self, seat: usize, id: u32) -> zmq::Result<()> {
+    /// Connects the process to the broadcast leaf that an engine's id asks for.
+    pub(super) fn connect_leaf(&mut self, id: u32) -> zmq::Result<()> {
         let leaves = &self.connection.broadcast;
-        if leaves.is_empty() {
+        let Some(leaf) = (id as usize).checked_rem(leaves.len()) else {
             return Ok(());
+        };
+        if self.leaves.insert(leaf) {
+            let url = self.connection.common.url(leaves[leaf]);
+            self.shell.connect(&url)?;
         }
-        let leaf = id as usize % leaves.len();
-        let url = |leaf: usize| self.connection.common.url(leaves[leaf]);
-        let wire = &mut self.wires[seat];
-        if wire.leaf == Some(leaf) {
-            return Ok(());
-        }
-        if let Some(old) = wire.leaf.take() {
-            // Not knowing it any more is as good.
-            let _ = wire.shell.disconnect(&url(old));
-        }
-        wire.shell.connect(&url(leaf))?;
-        wire.leaf = Some(leaf);
         Ok(())
     }
 
-    /// Ends the connection to the task scheduler once all that was sent is on its way.
+    /// Ends an engine's own connection to the task scheduler once all that was sent is on its way: a DEALER goes on sending
+    /// to whoever is connected.
     pub(super) fn leave_scheduler(&self, seat: usize) {
         let url = self.connection.common.url(self.connection.task);
-        if let Err(error) = self.wires[seat].shell.disconnect(&url) {
+        if let Some(socket) = self.tasks.get(seat)
+            && let Err(error) = socket.disconnect(&url)
+        {
             tracing::debug!(%error, "the connection to the scheduler stays");
         }
     }
@@ -172,23 +167,28 @@ impl Net {
         let mut all = vec![
             (Token::Ping, self.ping.get_fd()?),
             (Token::Monitor, self.monitor.get_fd()?),
+            (Token::Shell, self.shell.get_fd()?),
+            (Token::Control, self.control.get_fd()?),
+            (Token::Hub, self.hub.get_fd()?),
         ];
-        for (seat, wire) in self.wires.iter().enumerate() {
-            all.push((Token::Shell(seat), wire.shell.get_fd()?));
-            all.push((Token::Control(seat), wire.control.get_fd()?));
-            all.push((Token::Hub(seat), wire.hub.get_fd()?));
+        for (seat, socket) in self.tasks.iter().enumerate() {
+            all.push((Token::Tasks(seat), socket.get_fd()?));
         }
         Ok(all)
     }
 
     /// Forgets what could not be sent: the process leaves at once.
     pub(super) fn drop_unsent(&self) {
-        for wire in &self.wires {
-            for socket in [&wire.hub, &wire.shell, &wire.control, &wire.pong] {
-                let _ = socket.set_linger(0);
-            }
+        let shared = [
+            &self.hub,
+            &self.shell,
+            &self.control,
+            &self.pong,
+            &self.iopub,
+        ];
+        for socket in shared.into_iter().chain(&self.tasks) {
+            let _ = socket.set_linger(0);
         }
-        let _ = self.iopub.set_linger(0);
     }
 }
 
@@ -203,43 +203,49 @@ pub(super) enum Token {
     Ping,
     /// The monitor.
     Monitor,
-    /// An engine's shell socket.
-    Shell(usize),
-    /// An engine's control socket.
-    Control(usize),
-    /// An engine's socket towards the hub.
-    Hub(usize),
+    /// Tasks and requests.
+    Shell,
+    /// Control requests.
+    Control,
+    /// The hub.
+    Hub,
+    /// Tasks of an engine on the pure path.
+    Tasks(usize),
 }
 
 impl Token {
-    /// As a number below `3 * engines + 4`.
+    /// Those that every process has, by number; the engines' follow.
+    const SHARED: [Self; 7] = [
+        Self::Wake,
+        Self::Signal,
+        Self::Ping,
+        Self::Monitor,
+        Self::Shell,
+        Self::Control,
+        Self::Hub,
+    ];
+
+    /// How many there are in a process with so many engines.
+    pub(super) fn count(engines: usize) -> usize {
+        Self::SHARED.len() + engines
+    }
+
+    /// As a number below [`count`](Self::count).
     pub(super) fn number(self) -> usize {
         match self {
-            Self::Wake => 0,
-            Self::Signal => 1,
-            Self::Ping => 2,
-            Self::Monitor => 3,
-            Self::Shell(seat) => 4 + 3 * seat,
-            Self::Control(seat) => 5 + 3 * seat,
-            Self::Hub(seat) => 6 + 3 * seat,
+            Self::Tasks(seat) => Self::SHARED.len() + seat,
+            shared => {
+                let place = Self::SHARED.iter().position(|other| *other == shared);
+                place.expect("all but those of engines are listed")
+            }
         }
     }
 
     /// From its number.
     pub(super) fn of(number: usize) -> Self {
-        match number {
-            0 => Self::Wake,
-            1 => Self::Signal,
-            2 => Self::Ping,
-            3 => Self::Monitor,
-            _ => {
-                let seat = (number - 4) / 3;
-                match (number - 4) % 3 {
-                    0 => Self::Shell(seat),
-                    1 => Self::Control(seat),
-                    _ => Self::Hub(seat),
-                }
-            }
+        match Self::SHARED.get(number) {
+            Some(shared) => *shared,
+            None => Self::Tasks(number - Self::SHARED.len()),
         }
     }
 }

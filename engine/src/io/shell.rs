@@ -26,31 +26,47 @@ use crate::{
 const QUICK: u64 = 256;
 
 impl Server {
-    /// Takes what comes from a task, direct or broadcast relay: a message, or a bundle of them.
-    pub(super) fn shell(&mut self, seat: usize, frames: Vec<Message>) {
-        let Some((session, envelope, msg_type, msg_id)) = self.open("shell channel", seat, frames)
-        else {
-            return;
+    /// Takes what comes from a task, direct or broadcast relay: a message for an engine, or a bundle of them.
+    pub(super) fn shell(&mut self, mut frames: Vec<Message>) {
+        if let Some(seat) = self.addressee(&mut frames) {
+            return self.shell_of(seat, frames);
+        }
+        let bundle = match read(&self.session(), frames, true) {
+            Ok((bundle, msg_type, _)) if msg_type == types::BUNDLE => bundle,
+            Ok(_) => {
+                return self
+                    .junk
+                    .refuse("shell channel", &"it is for no engine here");
+            }
+            Err(error) => return self.junk.refuse("shell channel", &error),
+        };
+        let messages = match bundle::unpack_loose(bundle.content(), bundle.identities()) {
+            Ok(messages) => messages,
+            Err(error) => return self.junk.refuse("bundle", &error),
         };
         let mut replies = Vec::new();
-        if msg_type == types::BUNDLE {
-            let messages = match bundle::unpack_loose(envelope.content(), envelope.identities()) {
-                Ok(messages) => messages,
-                Err(error) => return self.junk.refuse("bundle", &error),
+        for mut frames in messages {
+            let Some(seat) = self.addressee(&mut frames) else {
+                self.junk
+                    .refuse("bundle", &"a message in it is for no engine here");
+                continue;
             };
-            for frames in messages {
-                match read(&session, frames, false) {
-                    Ok((envelope, msg_type, msg_id)) => {
-                        let session = session.clone();
-                        self.request(seat, session, envelope, (msg_type, msg_id), &mut replies);
-                    }
-                    Err(error) => self.junk.refuse("bundle", &error),
-                }
+            let session = self.seats[seat].session();
+            match read(&session, frames, false) {
+                Ok(message) => self.request(seat, session, message, &mut replies),
+                Err(error) => self.junk.refuse("bundle", &error),
             }
-        } else {
-            self.request(seat, session, envelope, (msg_type, msg_id), &mut replies);
         }
         self.send_all(replies);
+    }
+
+    /// Takes a message for an engine.
+    pub(super) fn shell_of(&mut self, seat: usize, frames: Vec<Message>) {
+        if let Some((session, message)) = self.open("shell channel", seat, frames) {
+            let mut replies = Vec::new();
+            self.request(seat, session, message, &mut replies);
+            self.send_all(replies);
+        }
     }
 
     /// Takes one message; what is over at once is answered in `replies`.
@@ -58,10 +74,12 @@ impl Server {
         &mut self,
         seat: usize,
         session: Arc<Session>,
-        envelope: Envelope,
-        (msg_type, msg_id): (String, String),
+        (envelope, msg_type, msg_id): Read,
         replies: &mut Vec<Outgoing>,
     ) {
+        if self.links[seat].gone {
+            return;
+        }
         let kind = match msg_type.as_str() {
             types::FUNCTION_REQUEST => Kind::Function,
             types::COMMAND_REQUEST => Kind::Command,
@@ -143,10 +161,10 @@ impl Server {
         kind: &'static str,
         seat: usize,
         frames: Vec<Message>,
-    ) -> Option<(Arc<Session>, Envelope, String, String)> {
+    ) -> Option<(Arc<Session>, Read)> {
         let session = self.seats[seat].session();
         match read(&session, frames, true) {
-            Ok((envelope, msg_type, msg_id)) => Some((session, envelope, msg_type, msg_id)),
+            Ok(message) => Some((session, message)),
             Err(error) => {
                 self.junk.refuse(kind, &error);
                 None
@@ -412,12 +430,11 @@ impl Server {
     }
 }
 
-/// A message with its type and its id, its signature checked unless it came in a bundle.
-fn read(
-    session: &Session,
-    frames: Vec<Message>,
-    signed: bool,
-) -> Result<(Envelope, String, String), String> {
+/// A message with its type and its id.
+pub(super) type Read = (Envelope, String, String);
+
+/// Reads a message; its signature is checked unless it came in a bundle.
+fn read(session: &Session, frames: Vec<Message>, signed: bool) -> Result<Read, String> {
     let envelope = Envelope::parse(frames).map_err(|error| error.to_string())?;
     if signed {
         session

@@ -13,8 +13,11 @@ use crate::{
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Registration {
-    /// The engine's uuid, its identity on every socket.
+    /// The engine's uuid, its identity on every socket; or that of the process whose `engines` are registered.
     pub uuid: String,
+    /// The engines that share the connections of this process: what else is said is true of all.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub engines: Vec<ProcessEngine>,
     /// The id it would like to have.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub id: Option<u32>,
@@ -60,6 +63,20 @@ pub struct Registration {
     /// Keys of later versions.
     #[serde(flatten)]
     pub extra: Map,
+}
+
+/// One of the engines of a process that registers them.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct ProcessEngine {
+    /// Its uuid: that of the process, `/`, a number.
+    pub uuid: String,
+    /// The id it would like to have.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub id: Option<u32>,
+    /// It was registered before, and may hold tasks.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub returns: bool,
 }
 
 /// Content of `holds_reply`: what an engine holds, task ids with `[lo, hi)` for ranges of arrays.
@@ -110,6 +127,9 @@ pub struct RegistrationReply {
     /// The engine's id.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub id: Option<u32>,
+    /// The ids of the engines of a process, by uuid.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub engines: BTreeMap<String, u32>,
     /// Period of the heartbeat in ms.
     pub hb_period: u64,
     /// The engine's half of the connection file.

@@ -5,6 +5,7 @@ use std::{sync::Arc, time::Duration};
 use foldhash::HashMap;
 use ipbroker_protocol::{
     message::{Acked, NodeStats, types},
+    route,
     session::Session,
 };
 
@@ -69,6 +70,8 @@ pub(super) struct Newcomer<'a> {
 pub(super) struct Engines {
     slots: Vec<Option<Engine>>,
     by_uuid: HashMap<Box<[u8]>, usize>,
+    /// How many of them are reached by which connection.
+    connections: HashMap<Box<str>, u32>,
     hosts: Vec<NodeStats>,
     live: Vec<u32>,
     /// Slots of engines with replies to acknowledge.
@@ -115,6 +118,8 @@ impl Engines {
             self.slots.resize_with(slot + 1, || None);
         }
         self.by_uuid.insert(uuid.as_bytes().into(), slot);
+        let connection = route::connection(uuid).into();
+        *self.connections.entry(connection).or_default() += 1;
         self.slots[slot] = Some(Engine {
             key,
             id,
@@ -138,7 +143,19 @@ impl Engines {
         self.unacked.retain(|unacked| *unacked != slot);
         let engine = self.slots[slot].take()?;
         self.live[engine.host] -= 1;
+        let connection = route::connection(uuid);
+        if let Some(count) = self.connections.get_mut(connection) {
+            *count -= 1;
+            if *count == 0 {
+                self.connections.remove(connection);
+            }
+        }
         Some(engine)
+    }
+
+    /// Whether any of them is reached by this connection.
+    pub(super) fn use_connection(&self, connection: &str) -> bool {
+        self.connections.contains_key(connection)
     }
 
     pub(super) fn get(&self, key: EngineKey) -> Option<&Engine> {

@@ -29,8 +29,10 @@ use std::{
 use foldhash::{HashMap, HashMapExt};
 use ipbroker_protocol::{
     bundle,
+    bundle::Addressed,
     envelope::Envelope,
     frames::Frames,
+    route,
     session::Session,
     zmq::{Message, Socket},
 };
@@ -237,16 +239,18 @@ impl Scheduler {
                         continue;
                     };
                     if engine.bundles {
-                        to_engines.add(Some(uuid.as_bytes()), frames);
+                        to_engines.add_to_engine(uuid, frames);
                     } else {
                         let mut frames = session.sealed(frames);
                         frames.insert(0, Message::from(&*uuid));
+                        route::add(&mut frames);
                         to_engine(&mut self.engine_outbox, &self.engine_socket, frames);
                     }
                 }
-                Outgoing::Client(frames, true) => to_clients.add(None, frames),
+                Outgoing::Client(frames, true) => to_clients.add_to_client(frames),
                 Outgoing::Client(frames, false) => replies.push(session.sealed(frames)),
                 Outgoing::Farewell(mut frames) => {
+                    route::add(&mut frames);
                     if let Err(error) = try_send(&self.engine_socket, &mut frames) {
                         tracing::debug!(%error, "an engine is gone before its last word was answered");
                     }
@@ -291,24 +295,36 @@ struct Together {
 struct Way {
     /// The peer's identity, where it is not the messages' first frame.
     identity: Option<Box<[u8]>>,
-    messages: Vec<Frames>,
+    messages: Vec<Addressed>,
 }
 
 impl Together {
-    fn add(&mut self, peer: Option<&[u8]>, frames: Frames) {
-        let identity = peer.unwrap_or_else(|| &frames[0]);
-        let at = match self.peers.get(identity) {
+    /// What is for the engines of a process goes the same way.
+    fn add_to_engine(&mut self, uuid: Arc<str>, frames: Frames) {
+        let connection = route::connection(&uuid);
+        let way = self.way(connection.as_bytes(), true);
+        let engine = (connection != &*uuid).then(|| uuid.clone());
+        way.messages.push(Addressed { engine, frames });
+    }
+
+    fn add_to_client(&mut self, frames: Frames) {
+        self.way(&frames[0], false).messages.push(frames.into());
+    }
+
+    /// The way to a peer; `named`: its identity is none of the messages' frames.
+    fn way(&mut self, peer: &[u8], named: bool) -> &mut Way {
+        let at = match self.peers.get(peer) {
             Some(at) => *at,
             None => {
-                self.peers.insert(identity.into(), self.ways.len());
+                self.peers.insert(peer.into(), self.ways.len());
                 self.ways.push(Way {
-                    identity: peer.map(Box::from),
+                    identity: named.then(|| peer.into()),
                     messages: Vec::new(),
                 });
                 self.ways.len() - 1
             }
         };
-        self.ways[at].messages.push(frames);
+        &mut self.ways[at]
     }
 
     fn send(self, session: &Session, mut send: impl FnMut(Vec<Message>)) {

@@ -11,6 +11,7 @@ use ipbroker_protocol::{
     envelope::Envelope,
     message::{HeaderRef, Holds, ParentRef, Stats, capability, types},
     resources::Grant,
+    route,
     session::Empty,
     zmq::Message,
 };
@@ -228,7 +229,10 @@ impl Scheduler {
         self.core.engine_left(now, key, started.as_deref(), &reason);
         self.act();
         self.engines.leave(uuid);
-        self.engine_outbox.forget(uuid.as_bytes());
+        let connection = route::connection(uuid);
+        if !self.engines.use_connection(connection) {
+            self.engine_outbox.forget(connection.as_bytes());
+        }
     }
 
     fn queues(&self, verbose: bool) -> TaskQueues {

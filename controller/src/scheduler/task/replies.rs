@@ -8,6 +8,7 @@ use ipbroker_protocol::{
     envelope::{DELIMITER, Envelope},
     frames::{Frames, Packed, slices},
     message::{ErrorContent, HeaderRef, LeaveReply, ParentRef, ReplyMetadata, Waiting, types},
+    route,
     session::Packer,
     time,
     zmq::Message,
@@ -36,7 +37,8 @@ const EARLY_TIME: Duration = Duration::from_secs(60);
 impl Scheduler {
     /// Reads what an engine sends: its identity, perhaps the client's, then one message or a bundle. How many messages
     /// that were.
-    pub(super) fn engine_message(&mut self, frames: Vec<Message>) -> usize {
+    pub(super) fn engine_message(&mut self, mut frames: Vec<Message>) -> usize {
+        route::strip(&mut frames);
         let envelope = match Envelope::parse(frames) {
             Ok(envelope) if matches!(envelope.identities().len(), 1 | 2) => envelope,
             Ok(envelope) => {
@@ -62,11 +64,16 @@ impl Scheduler {
             self.verified_reply(envelope);
             return 1;
         }
-        let uuid = &envelope.identities()[0][..];
-        // Of a reply the client comes first, as it is sent to it.
+        let connection = &envelope.identities()[0][..];
+        // Of a reply the client comes first, as it is sent to it, then its engine: the one whose connection this is, or one
+        // of the process.
         let make = |frames: &[&[u8]]| {
-            let client = usize::from(frames.first().is_some_and(|first| *first != DELIMITER));
-            let (client, rest) = frames.split_at(client);
+            let (uuid, rest) = match frames {
+                [first, rest @ ..] if route::is_of(first, connection) => (*first, rest),
+                _ => (connection, frames),
+            };
+            let client = usize::from(rest.first().is_some_and(|first| *first != DELIMITER));
+            let (client, rest) = rest.split_at(client);
             Frames::from(Packed::new(
                 client.iter().chain([&uuid]).chain(rest).copied(),
             ))
@@ -76,7 +83,7 @@ impl Scheduler {
                 let count = messages.len();
                 for frames in messages {
                     match frames.parts().map(|(identities, _)| identities) {
-                        Ok(2) => match self.engines.find(uuid).map(|engine| engine.key) {
+                        Ok(2) => match self.engines.find(&frames[1]).map(|engine| engine.key) {
                             Some(engine) => self.reply(engine, frames),
                             None => self.loose_reply(frames),
                         },
