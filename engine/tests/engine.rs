@@ -9,9 +9,11 @@ use std::{
 };
 
 use ipbroker_protocol::{
+    PROTOCOL,
     connection::{self, EngineConnection},
     envelope::Envelope,
     message::{EngineDied, Header, Registration, types},
+    route,
     session::{Packer, Session},
     socket::{self, routing},
     zmq::{self, Context, Message, Socket},
@@ -65,6 +67,7 @@ impl Controller {
     fn new() -> Self {
         let context = Context::new();
         let mut connection = EngineConnection::default();
+        connection.common.protocol = PROTOCOL;
         connection.common.interface = "tcp://127.0.0.1".into();
         connection.common.key = "secret".into();
         connection.common.pack = "msgpack".into();
@@ -122,22 +125,22 @@ impl Controller {
             .spawn()
             .unwrap();
         let process = Process(child);
-        let mut uuids = Vec::new();
-        while uuids.len() < count {
-            let (identities, header, envelope) = self.recv(&self.hub);
-            assert_eq!(header.msg_type, types::REGISTRATION_REQUEST);
-            let registration: Registration = self.session.unpack(envelope.content()).unwrap();
-            assert_eq!(registration.uuid.as_bytes(), identities[0]);
-            assert_eq!(registration.tags, ["a", "b"]);
-            assert_eq!(registration.functions, ["echo", "noop", "sleep"]);
-            assert!(!registration.host.is_empty());
-            let content = json!({"status": "ok", "id": uuids.len(), "hb_period": 60_000});
-            let reply = self
-                .session
-                .reply(&envelope, types::REGISTRATION_REPLY, &content);
-            socket::send(&self.hub, reply.into_frames()).unwrap();
-            uuids.push(registration.uuid);
-        }
+        let (identities, header, envelope) = self.recv(&self.hub);
+        assert_eq!(header.msg_type, types::REGISTRATION_REQUEST);
+        let registration: Registration = self.session.unpack(envelope.content()).unwrap();
+        assert_eq!(registration.uuid.as_bytes(), identities[0]);
+        assert_eq!(registration.tags, ["a", "b"]);
+        assert_eq!(registration.functions, ["echo", "noop", "sleep"]);
+        assert!(!registration.host.is_empty());
+        let engines = registration.engines.into_iter();
+        let uuids: Vec<String> = engines.map(|engine| engine.uuid).collect();
+        assert_eq!(uuids.len(), count);
+        let ids: HashMap<&String, usize> = uuids.iter().zip(0..).collect();
+        let content = json!({"status": "ok", "engines": ids, "hb_period": 60_000});
+        let reply = self
+            .session
+            .reply(&envelope, types::REGISTRATION_REPLY, &content);
+        socket::send(&self.hub, reply.into_frames()).unwrap();
         let pid = process.0.id();
         let children = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children"));
         self.reapers.borrow_mut().extend(
@@ -159,6 +162,7 @@ impl Controller {
         );
         let mut frames = Vec::new();
         assert!(socket::recv(socket, &mut frames).unwrap());
+        route::strip(&mut frames);
         let envelope = Envelope::parse(frames).unwrap();
         self.session.verify(&envelope).unwrap();
         let identities = envelope
@@ -191,7 +195,9 @@ impl Controller {
             let message = self
                 .session
                 .message(identities, &header, None, metadata, content, buffers);
-            match socket::send(socket, message.into_frames()) {
+            let mut frames = message.into_frames();
+            route::add(&mut frames);
+            match socket::send(socket, frames) {
                 Ok(()) => return header.msg_id,
                 Err(zmq::Error::EHOSTUNREACH) => {
                     assert!(Instant::now() < deadline, "the engine does not connect")
@@ -276,19 +282,17 @@ fn tasks_heartbeat_and_control_at_once() {
         &json!({"name": "sleep"}),
         &[&rmp_serde::to_vec(&600.0).unwrap()],
     );
-    // While that runs, both hearts beat…
-    let mut beating = HashMap::new();
-    while beating.len() < 2 {
+    // While that runs, the process's heart beats…
+    let mut frames = Vec::new();
+    wait_for("the heartbeat", || {
         controller.ping.send("ping-1", 0).unwrap();
-        if controller.pong.poll(zmq::POLLIN, 100).unwrap() == 1 {
-            let mut frames = Vec::new();
-            socket::recv(&controller.pong, &mut frames).unwrap();
-            assert_eq!(&frames[1][..], b"ping-1");
-            let clock: f64 = frames[2].as_str().unwrap().parse().unwrap();
-            assert!(clock > 1.6e9);
-            beating.insert(frames[0].to_vec(), ());
-        }
-    }
+        controller.pong.poll(zmq::POLLIN, 100).unwrap() == 1
+    });
+    socket::recv(&controller.pong, &mut frames).unwrap();
+    assert_eq!(&frames[0][..], route::connection(&uuids[0]).as_bytes());
+    assert_eq!(&frames[1][..], b"ping-1");
+    let clock: f64 = frames[2].as_str().unwrap().parse().unwrap();
+    assert!(clock > 1.6e9);
     // … the other engine works…
     let job = controller.command(
         &uuids[1],
@@ -474,8 +478,11 @@ fn junk_is_survived() {
     ];
     for socket in [&controller.task, &controller.control, &controller.hub] {
         for frames in junk {
-            let frames = std::iter::once(uuids[0].as_bytes()).chain(frames.iter().copied());
-            socket::send(socket, frames.map(Message::from)).unwrap();
+            let process = route::connection(&uuids[0]).as_bytes();
+            for way in [&[process][..], &[process, uuids[0].as_bytes()]] {
+                let frames = way.iter().chain(frames).copied();
+                socket::send(socket, frames.map(Message::from)).unwrap();
+            }
         }
     }
     // Signed, but not what it says.

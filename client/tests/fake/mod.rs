@@ -6,6 +6,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use ipbroker_client::Client;
+use ipbroker_client::protocol::PROTOCOL;
 use ipbroker_client::protocol::array::{Packed, View, split_id};
 use ipbroker_client::protocol::connection::{ClientConnection, save};
 use ipbroker_client::protocol::envelope::Envelope;
@@ -82,6 +83,7 @@ impl Fake {
         };
         connection.common.interface = "tcp://127.0.0.1".into();
         connection.common.key = "secret".into();
+        connection.common.protocol = PROTOCOL;
         connection.common.pack = "msgpack".into();
         let bind = |kind| {
             let socket = if kind == zmq::ROUTER {

@@ -93,6 +93,11 @@ impl Registry {
         its(&self.by_uuid, connection).cloned().collect()
     }
 
+    /// Whether there are any.
+    pub(crate) fn any_of(&self, connection: &str) -> bool {
+        its(&self.by_uuid, connection).next().is_some()
+    }
+
     /// Those whose registration waits for a heartbeat.
     pub(crate) fn incoming_of(&self, connection: &str) -> Vec<String> {
         its(&self.incoming, connection).cloned().collect()
@@ -128,7 +133,7 @@ impl Registry {
         }
         let stranger = engines
             .iter()
-            .find(|engine| route::connection(&engine.uuid) != registration.uuid);
+            .find(|engine| route::index(engine.uuid.as_bytes(), &registration.uuid).is_none());
         if let Some(engine) = stranger {
             return Err(Refusal::NotOfProcess(engine.uuid.clone()));
         }

@@ -498,7 +498,7 @@ impl Hub {
         };
         let profile: Arc<EngineProfile> = engine.profile;
         let heart = route::connection(uuid);
-        if self.registry.of(heart).is_empty() {
+        if !self.registry.any_of(heart) {
             self.heart.remove(heart);
         }
         let id = profile.id;

@@ -11,6 +11,7 @@ mod lifecycle;
 mod mapreduce;
 mod parallel;
 mod peer;
+mod processes;
 mod resources;
 mod resuming;
 mod run;

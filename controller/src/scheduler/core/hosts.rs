@@ -57,6 +57,10 @@ pub(super) struct Host {
     pub key: Box<str>,
     /// Registered engines.
     pub engines: Vec<u32>,
+    /// What they say of it, and how many say so.
+    specs: Vec<(Arc<HostSpec>, u32)>,
+    /// The cpus that it has by that.
+    said_cpus: Amount,
     /// Engines that count on it: registered, or awaited after a restart.
     refs: u32,
     pub stocks: BTreeMap<Box<str>, Stock>,
@@ -82,6 +86,8 @@ impl Host {
         Host {
             key: key.into(),
             engines: Vec::new(),
+            specs: Vec::new(),
+            said_cpus: 0,
             refs: 0,
             stocks: BTreeMap::new(),
             cores: Vec::new(),
@@ -93,6 +99,36 @@ impl Host {
             blocked: Vec::new(),
             open: true,
         }
+    }
+
+    /// A registered engine says this of it; whether no other did.
+    fn joined(&mut self, slot: u32, spec: &HostSpec) -> (Arc<HostSpec>, bool) {
+        self.engines.push(slot);
+        match self.specs.iter_mut().find(|(said, _)| **said == *spec) {
+            Some((said, count)) => {
+                *count += 1;
+                (said.clone(), false)
+            }
+            None => {
+                let said = Arc::new(spec.clone());
+                self.specs.push((said.clone(), 1));
+                (said, true)
+            }
+        }
+    }
+
+    /// An engine is not here any more; whether it was the last that said this.
+    fn left(&mut self, slot: u32, spec: &Arc<HostSpec>) -> bool {
+        let Some(at) = self.engines.iter().position(|&s| s == slot) else {
+            return false;
+        };
+        self.engines.remove(at);
+        let before = self.specs.len();
+        self.specs.retain_mut(|(said, count)| {
+            *count -= u32::from(Arc::ptr_eq(said, spec));
+            *count > 0
+        });
+        self.specs.len() < before
     }
 
     /// Nothing here ever waits for what another task holds.
@@ -382,23 +418,25 @@ impl Core {
             }
         };
         let host = self.hosts.hold(&spec.key);
-        self.move_to_host(slot, host);
-        self.engines[slot as usize].machine = Arc::new(spec.clone());
-        let entry = &mut self.hosts.slab[host as usize];
-        if !entry.engines.contains(&slot) {
-            entry.engines.push(slot);
-        }
-        self.count_stocks(host);
+        let unsaid = self.move_to_host(slot, host);
+        let (machine, new) = self.hosts.slab[host as usize].joined(slot, spec);
+        self.engines[slot as usize].machine = machine;
+        self.count_stocks(host, unsaid || new);
     }
 
     /// An engine that is awaited after a restart was on this host, and its task had this.
     pub(super) fn await_on_host(&mut self, slot: u32, key: &str) {
         let host = self.hosts.hold(key);
-        self.move_to_host(slot, host);
+        let unsaid = self.move_to_host(slot, host);
+        if unsaid {
+            self.count_stocks(host, true);
+        }
     }
 
-    /// Takes the engine, and what it holds, from where it was. The new host is counted already.
-    fn move_to_host(&mut self, slot: u32, host: u32) {
+    /// Takes the engine, and what it holds, from where it was. The new host is counted already. Whether that is the old one,
+    /// and nobody says any more what the engine said of it.
+    fn move_to_host(&mut self, slot: u32, host: u32) -> bool {
+        let mut unsaid = false;
         let engine = &mut self.engines[slot as usize];
         let old = std::mem::replace(&mut engine.host, host);
         let (busy, grant) = (engine.load > 0, engine.grant.take());
@@ -412,11 +450,10 @@ impl Core {
                 None if busy => before.plain -= 1,
                 None => {}
             }
-            if old != host {
-                before.engines.retain(|&s| s != slot);
-            }
+            unsaid = before.left(slot, &engine.machine);
             if self.hosts.release(old) && old != host {
-                self.count_stocks(old);
+                self.count_stocks(old, unsaid);
+                unsaid = false;
             }
         }
         let after = &mut self.hosts.slab[host as usize];
@@ -429,6 +466,7 @@ impl Core {
             None => {}
         }
         self.engines[slot as usize].grant = grant;
+        unsaid
     }
 
     /// An engine is gone, and holds nothing any more.
@@ -437,28 +475,39 @@ impl Core {
         if host == NONE {
             return;
         }
-        self.hosts.slab[host as usize]
-            .engines
-            .retain(|&s| s != slot);
+        let machine = &self.engines[slot as usize].machine;
+        let unsaid = self.hosts.slab[host as usize].left(slot, machine);
         if self.hosts.release(host) {
-            self.count_stocks(host);
+            self.count_stocks(host, unsaid);
             self.host_lost(host);
         }
     }
 
-    /// What a host has follows from what its engines say: of each resource the most that one of them knows of.
-    fn count_stocks(&mut self, host: u32) {
+    /// What a host has follows from what its engines say, and how many they are.
+    fn count_stocks(&mut self, host: u32, other_words: bool) {
+        if other_words {
+            self.hear_host(host);
+        }
+        let entry = &mut self.hosts.slab[host as usize];
+        let cpus = entry.said_cpus.max(Amount::from(entry.refs) * ONE);
+        entry.stocks.entry(CPUS.into()).or_default().total = cpus;
+        let entry = &self.hosts.slab[host as usize];
+        // What can never be had there any more is not waited for there.
+        if let Some(kept) = &entry.reservation
+            && !entry.could(&kept.request)
+        {
+            self.unreserve(kept.class);
+        }
+        self.host_changed(host);
+    }
+
+    /// Of each resource a host has the most that one of its engines knows of.
+    fn hear_host(&mut self, host: u32) {
         let entry = &mut self.hosts.slab[host as usize];
         let mut cores: Vec<u32> = Vec::new();
         let mut sums: BTreeMap<&str, Amount> = BTreeMap::new();
         let mut lists: BTreeMap<&str, Vec<&Box<str>>> = BTreeMap::new();
-        let mut seen: Vec<&HostSpec> = Vec::new();
-        for &slot in &entry.engines {
-            let spec = &*self.engines[slot as usize].machine;
-            if seen.contains(&spec) {
-                continue;
-            }
-            seen.push(spec);
+        for (spec, _) in &entry.specs {
             cores.extend(&spec.cores);
             for (name, amount) in &spec.sums {
                 let most = sums.entry(name).or_default();
@@ -477,10 +526,8 @@ impl Core {
         cores.sort_unstable();
         cores.dedup();
         let mut stocks: BTreeMap<Box<str>, Stock> = BTreeMap::new();
-        let count = (cores.len() as Amount * ONE)
-            .max(sums.remove(CPUS).unwrap_or(0))
-            .max(Amount::from(entry.refs) * ONE);
-        stocks.entry(CPUS.into()).or_default().total = count;
+        entry.said_cpus = (cores.len() as Amount * ONE).max(sums.remove(CPUS).unwrap_or(0));
+        stocks.entry(CPUS.into()).or_default();
         for (name, amount) in sums {
             stocks.entry(name.into()).or_default().total = amount;
         }
@@ -505,14 +552,6 @@ impl Core {
                 .expect("filtered");
             self.hosts.slab[host as usize].take_again(grant);
         }
-        // What can never be had there any more is not waited for there.
-        let entry = &self.hosts.slab[host as usize];
-        if let Some(kept) = &entry.reservation
-            && !entry.could(&kept.request)
-        {
-            self.unreserve(kept.class);
-        }
-        self.host_changed(host);
     }
 
     /// The task that the engine is given next has these of its host.

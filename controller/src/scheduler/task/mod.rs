@@ -21,6 +21,7 @@ pub(crate) use intake::reply_type;
 
 use std::{
     cell::Cell,
+    collections::VecDeque,
     io,
     sync::Arc,
     time::{Duration, Instant},
@@ -132,7 +133,7 @@ struct Scheduler {
     /// Who waits for the end of this batch.
     settled: Vec<Answer<()>>,
     /// Engines that have left according to the hub, and until when their last word is waited for, oldest first.
-    goodbyes: Vec<(Duration, String)>,
+    goodbyes: VecDeque<(Duration, String)>,
     /// Set while the journal cannot be written.
     stuck: bool,
     /// Members a client preferred to run somewhere, and those that did.
@@ -188,7 +189,7 @@ impl TaskThread {
             early: Vec::new(),
             overtaken: Overtaken::default(),
             settled: Vec::new(),
-            goodbyes: Vec::new(),
+            goodbyes: VecDeque::new(),
             stuck: false,
             preferred: (0, 0),
             needs: HashMap::new(),

@@ -41,7 +41,8 @@ impl Scheduler {
                 uuid,
                 departure: Departure::Clean,
             } if self.engines.is_leaving(&uuid) => {
-                self.goodbyes.push((self.begun.elapsed() + GOODBYE, uuid));
+                self.goodbyes
+                    .push_back((self.begun.elapsed() + GOODBYE, uuid));
             }
             Command::EngineLeft { uuid, departure } => self.engine_left(&uuid, departure),
             Command::Settled { answer } => self.settled.push(answer),
@@ -196,14 +197,15 @@ impl Scheduler {
     /// Engines that were taken off the books and whose last word did not come are gone without it.
     pub(super) fn miss_goodbyes(&mut self) {
         let now = self.begun.elapsed();
-        while self.goodbyes.first().is_some_and(|(due, _)| *due <= now) {
-            let (_, uuid) = self.goodbyes.remove(0);
-            self.engine_left(&uuid, Departure::Clean);
+        while let Some((_, uuid)) = self.goodbyes.pop_front_if(|(due, _)| *due <= now) {
+            // Unless its last word came, or it has come back.
+            if self.engines.is_leaving(&uuid) {
+                self.engine_left(&uuid, Departure::Clean);
+            }
         }
     }
 
     pub(super) fn engine_left(&mut self, uuid: &str, departure: Departure) {
-        self.goodbyes.retain(|(_, other)| other != uuid);
         let Some(key) = self.core.engine(uuid) else {
             return;
         };
