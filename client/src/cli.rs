@@ -120,6 +120,7 @@ pub(crate) enum Command {
     Stats(commands::stats::StatsArgs),
     Shutdown(commands::shutdown::ShutdownArgs),
     Explain(commands::explain::ExplainArgs),
+    Output(commands::output::OutputArgs),
     Events(commands::events::EventsArgs),
     Top(commands::top::TopArgs),
     Trace(commands::trace::TraceArgs),

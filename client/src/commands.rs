@@ -9,6 +9,7 @@ pub(crate) mod fs;
 pub(crate) mod graph;
 pub(crate) mod map;
 pub(crate) mod mapreduce;
+pub(crate) mod output;
 mod past;
 pub(crate) mod report;
 pub(crate) mod resubmit;
@@ -52,6 +53,7 @@ pub(crate) fn dispatch(
         Command::Stats(args) => stats::main(args, cluster),
         Command::Shutdown(args) => shutdown::main(args, cluster),
         Command::Explain(args) => explain::main(args, cluster),
+        Command::Output(args) => output::main(args, cluster),
         Command::Events(args) => events::main(args, cluster),
         Command::Top(args) => top::main(args, cluster),
         Command::Trace(args) => trace::main(args, cluster),

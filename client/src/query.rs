@@ -4,7 +4,8 @@ use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
 
 use ipbroker_protocol::message::{
-    AbortReply, AbortRequest, EngineInfo, EventsRequest, Sample, Stats, WebReply, types,
+    AbortReply, AbortRequest, EngineInfo, EventsRequest, OutputReply, OutputRequest, Sample, Stats,
+    WebReply, types,
 };
 use ipbroker_protocol::value::or_null;
 use ipbroker_protocol::zmq::Message;
@@ -278,6 +279,16 @@ impl Client {
     pub fn explain(&self, msg_id: &str) -> Result<Explanation> {
         let request = BTreeMap::from([("msg_id", msg_id)]);
         self.query(types::EXPLAIN_REQUEST, &request)
+    }
+
+    /// What a task has written so far, this client's or another's; `seen`: bytes of its standard output and standard error
+    /// that were told before. Of one that does not run, nothing: see [`outcomes`](Self::outcomes).
+    ///
+    /// # Errors
+    /// When the hub refuses or does not answer, or the engine does not: a Python engine of another make does not know.
+    pub fn output(&self, msg_id: &str, seen: [u64; 2]) -> Result<OutputReply> {
+        let msg_id = msg_id.to_owned();
+        self.query(types::OUTPUT_REQUEST, &OutputRequest { msg_id, seen })
     }
 
     /// Outcomes of tasks, this client's or others'.

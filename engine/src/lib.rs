@@ -32,6 +32,7 @@ mod reaper;
 mod seat;
 mod settings;
 mod task;
+mod written;
 
 pub use builder::{Builder, Engine, EngineError, Handle};
 pub use connect::{CONNECTION_INFO, ConnectError, Source};

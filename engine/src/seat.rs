@@ -25,6 +25,7 @@ use crate::{
     job::{Running, Stop, Warden},
     kernel::{Line, Slot},
     task::{Kind, Task, Via},
+    written::Written,
 };
 
 /// Ids that were aborted before their task came are remembered up to this number: most go to other engines.
@@ -47,6 +48,8 @@ pub(crate) struct Seat {
     pub(crate) python: Mutex<Option<Interpreter>>,
     /// Its Jupyter kernel.
     pub(crate) kernel: Mutex<Slot>,
+    /// What its task has written so far.
+    pub(crate) written: Mutex<Written>,
     /// The way to that while it works.
     pub(crate) line: Mutex<Option<Line>>,
     /// The priorities of its calls that wait for other tasks, the deepest last.
@@ -162,6 +165,7 @@ impl Seat {
             values: Values::default(),
             python: Mutex::default(),
             kernel: Mutex::default(),
+            written: Mutex::default(),
             line: Mutex::default(),
             waits: Mutex::default(),
             meanwhile: OnceLock::new(),
@@ -243,6 +247,19 @@ impl Seat {
         {
             aborted.insert(&task.msg_id);
         }
+    }
+
+    /// The id of the task at work; of an array, of the member.
+    pub(crate) fn at_work(&self) -> Option<String> {
+        let queue = self.queue();
+        queue.current.as_ref().map(Current::id)
+    }
+
+    /// Whether it works on this task, or one of its calls waits meanwhile.
+    pub(crate) fn works_on(&self, id: &str) -> bool {
+        let queue = self.queue();
+        let mut begun = queue.current.iter().chain(&queue.outer);
+        begun.any(|current| current.id() == id)
     }
 
     /// Whether it leaves.
@@ -695,6 +712,17 @@ impl Seat {
 }
 
 impl Current {
+    /// Its id; of an array, that of the member at work.
+    fn id(&self) -> String {
+        match self.array {
+            true => member_id(
+                &self.msg_id,
+                self.member.map_or(self.running.0, |(index, _)| index),
+            ),
+            false => self.msg_id.clone(),
+        }
+    }
+
     fn of(task: &Task) -> Self {
         let (lo, hi) = task.wants.range.unwrap_or((0, 1));
         Self {

@@ -146,7 +146,15 @@ fn carry_out(client: &Client, act: Act) -> String {
         Act::Resubmit(ids) => client
             .resubmit(&ids)
             .map(|new| format!("{} submitted again", new.len())),
-        Act::Explain(id) => client.explain(&id).map(|why| format!("{id}: {}", why.text)),
+        Act::Explain(id) => client.explain(&id).map(|why| {
+            let written = client.output(&id, [0; 2]).unwrap_or_default();
+            let lines = written
+                .text
+                .iter()
+                .filter_map(|text| text.lines().next_back());
+            let last = lines.fold(String::new(), |all, line| format!("{all} | {line}"));
+            format!("{id}: {}{last}", why.text)
+        }),
     };
     said.unwrap_or_else(|error| error.to_string())
 }

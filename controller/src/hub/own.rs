@@ -5,7 +5,10 @@ use std::time::Instant;
 use ipbroker_protocol::{
     array::View,
     envelope::DELIMITER,
-    message::{AbortReply, AbortRequest, EngineDied, EngineInfo, Header, LeaseReply, Stats, types},
+    message::{
+        AbortReply, AbortRequest, EngineDied, EngineInfo, Header, LeaseReply, OutputReply,
+        OutputRequest, Stats, types,
+    },
     route,
     session::{Packer, Session},
     value::{AnyMap, Map},
@@ -17,6 +20,7 @@ use serde_json::{Value, json};
 use super::{
     ask::{Asker, HubError},
     peer::{renewed_header, strings},
+    registry::Engine,
     run::Hub,
 };
 use crate::{
@@ -37,6 +41,7 @@ impl Hub {
             types::LEASE_REQUEST => self.lease(asker),
             types::ABORT_REQUEST => self.abort(asker, content),
             types::EXPLAIN_REQUEST => self.explain(asker, &content),
+            types::OUTPUT_REQUEST => self.output(asker, content),
             types::STATS_REQUEST => {
                 let to = asker.clone();
                 let answer = self.then(move |hub, stats: Stats| hub.reply_ok(&to, &stats));
@@ -229,6 +234,54 @@ impl Hub {
             hub.links.mux.send(mux::Request::Running { ids: Some(vec![wanted]), answer });
         });
         self.links.tasks.send(Command::Explain { id, answer });
+    }
+
+    /// What a running task has written: its engine knows.
+    fn output(&mut self, asker: &Asker, content: Value) {
+        let request = match OutputRequest::deserialize(content) {
+            Ok(request) if !request.msg_id.is_empty() => request,
+            Ok(_) => {
+                let error = HubError::new("ValueError", "an output_request names a msg_id");
+                return self.reply_error(asker, &error);
+            }
+            Err(error) => {
+                return self.reply_error(asker, &HubError::new("ValueError", error.to_string()));
+            }
+        };
+        let (to, id) = (asker.clone(), request.msg_id.clone());
+        let answer = self.then(move |hub, engine: Option<String>| {
+            if let Some(engine) = engine {
+                return hub.output_of(to, &engine, request);
+            }
+            let ids = Some(vec![request.msg_id.clone()]);
+            let answer = hub.then(move |hub, direct: Vec<(String, Vec<String>)>| {
+                match direct.first() {
+                    Some((engine, _)) => hub.output_of(to, engine, request),
+                    // It waits, or has ended, or nobody knows it.
+                    None => hub.reply_ok(&to, &OutputReply::default()),
+                }
+            });
+            hub.links.mux.send(mux::Request::Running { ids, answer });
+        });
+        self.links.tasks.send(Command::EngineOf { id, answer });
+    }
+
+    fn output_of(&mut self, to: Asker, engine: &str, request: OutputRequest) {
+        let ours = |engine: &Engine| engine.profile.is_ours();
+        if !self.registry.by_uuid(engine).is_some_and(ours) {
+            let what = format!("engine {engine} does not tell what its tasks have written");
+            return self.reply_error(&to, &HubError::new("NotImplementedError", what));
+        }
+        let name = engine.to_owned();
+        let answer = self.then(move |hub, content: Option<Value>| match content {
+            Some(content) => hub.reply(&to, &content, Vec::new()),
+            None => {
+                let error = HubError::new("EngineError", format!("engine {name} does not answer"));
+                hub.reply_error(&to, &error);
+            }
+        });
+        let control = &self.links.control;
+        control.ask(engine, types::OUTPUT_REQUEST, &request, answer);
     }
 
     fn explain_past(&mut self, to: Asker, id: String) {

@@ -1,16 +1,21 @@
 //! The control relay: aborts, signals, shutdowns. Identities are swapped as on the direct path; abort requests are read
 //! in passing, and the controller sends requests of its own.
 
-use std::{io, thread};
+use std::{
+    io, thread,
+    time::{Duration, Instant},
+};
 
+use foldhash::{HashMap, HashMapExt};
 use ipbroker_protocol::{
     envelope::Envelope,
-    message::{AbortRequest, HeaderRef, types},
+    message::{AbortRequest, HeaderRef, ParentRef, types},
     session::{Session, UnpackError},
     value::Value,
     zmq::{self, Message, Socket},
 };
 use serde::Serialize;
+use serde_json::json;
 
 use super::{
     BATCH, Bounced,
@@ -38,9 +43,23 @@ pub enum Request {
         /// Its content.
         content: serde_json::Value,
     },
+    /// Ask an engine something.
+    Ask {
+        /// The engine's uuid.
+        engine: String,
+        /// The type of the request.
+        msg_type: &'static str,
+        /// Its content.
+        content: serde_json::Value,
+        /// The content of the reply; `None`: there is none.
+        answer: Answer<Option<serde_json::Value>>,
+    },
     /// End the thread.
     Shutdown,
 }
+
+/// How long an engine's answer to the controller is waited for.
+const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Sends the controller's own messages to engines, on their control channel.
 #[derive(Debug, Clone)]
@@ -58,6 +77,26 @@ impl ControlPost {
             engine: engine.to_owned(),
             msg_type,
             content,
+        });
+    }
+
+    /// Asks an engine.
+    ///
+    /// # Panics
+    /// As [`send`](Self::send).
+    pub fn ask(
+        &self,
+        engine: &str,
+        msg_type: &'static str,
+        content: &impl Serialize,
+        answer: Answer<Option<serde_json::Value>>,
+    ) {
+        let content = serde_json::to_value(content).expect("contents are string-keyed maps");
+        self.0.send(Request::Ask {
+            engine: engine.to_owned(),
+            msg_type,
+            content,
+            answer,
         });
     }
 
@@ -85,6 +124,7 @@ pub fn spawn(
         session,
         tasks,
         requests,
+        asked: HashMap::new(),
     };
     let thread = thread::Builder::new()
         .name("control".into())
@@ -98,6 +138,8 @@ struct Control {
     session: Session,
     tasks: Post<Command>,
     requests: Mailbox<Request>,
+    /// Questions of the controller's own that are not answered, by id, and since when.
+    asked: HashMap<String, (Instant, Answer<Option<serde_json::Value>>)>,
 }
 
 impl Control {
@@ -109,7 +151,11 @@ impl Control {
                     self.clients.poll_item(),
                     self.engines.poll_item(),
                 ];
-                match zmq::poll(&mut items, poll_timeout([&self.clients, &self.engines])) {
+                let mut timeout = poll_timeout([&self.clients, &self.engines]);
+                if !self.asked.is_empty() && !(0..1000).contains(&timeout) {
+                    timeout = 1000;
+                }
+                match zmq::poll(&mut items, timeout) {
                     Ok(_) | Err(zmq::Error::EINTR) => {}
                     Err(error) => {
                         tracing::error!(%error, "the control relay cannot poll its sockets");
@@ -123,10 +169,18 @@ impl Control {
                 let Some(mut reply) = self.engines.receive(2, &self.session) else {
                     break;
                 };
-                if &reply.identities()[1][..] != SELF {
+                if &reply.identities()[1][..] == SELF {
+                    self.answered(&reply);
+                } else {
                     reply.swap_identities(0, 1);
                     self.clients.send_or_drop(reply.into_frames());
                 }
+            }
+            for (_, (_, answer)) in self
+                .asked
+                .extract_if(|_, (since, _)| since.elapsed() > PATIENCE)
+            {
+                answer.send(None);
             }
             for _ in 0..BATCH {
                 let Some(request) = self.clients.receive(2, &self.session) else {
@@ -141,7 +195,16 @@ impl Control {
                         engine,
                         msg_type,
                         content,
-                    } => self.send(&engine, msg_type, &content),
+                    } => drop(self.send(&engine, msg_type, &content)),
+                    Request::Ask {
+                        engine,
+                        msg_type,
+                        content,
+                        answer,
+                    } => match self.send(&engine, msg_type, &content) {
+                        Some(id) => drop(self.asked.insert(id, (Instant::now(), answer))),
+                        None => answer.send(None),
+                    },
                     Request::Shutdown => {
                         self.engines.flush();
                         return;
@@ -179,11 +242,31 @@ impl Control {
         }
     }
 
-    fn send(&mut self, engine: &str, msg_type: &str, content: &serde_json::Value) {
-        let mut message = self.session.request(msg_type, content);
-        message.set_identities([Message::from(engine), Message::from(SELF)]);
+    /// An engine has answered a message of the controller's own.
+    fn answered(&mut self, reply: &Envelope) {
+        let Ok(parent) = ParentRef::read(self.session.packer, reply.parent_header()) else {
+            return;
+        };
+        if let Some((_, answer)) = self.asked.remove(&*parent.msg_id) {
+            let content = self.session.unpack::<Value>(reply.content());
+            answer.send(content.ok().map(|Value(content)| content));
+        }
+    }
+
+    /// Sends a message of the controller's own: its id, if that could be.
+    fn send(
+        &mut self,
+        engine: &str,
+        msg_type: &str,
+        content: &serde_json::Value,
+    ) -> Option<String> {
+        let header = self.session.header(msg_type);
+        let identities = vec![Message::from(engine), Message::from(SELF)];
+        let message =
+            self.session
+                .message(identities, &header, None, &json!({}), content, Vec::new());
         match self.engines.send(message.into_frames()) {
-            Ok(()) => {}
+            Ok(()) => return Some(header.msg_id),
             Err(Refused::Unroutable(_)) => {
                 tracing::debug!(engine, msg_type, "not sent: the engine is not connected")
             }
@@ -193,6 +276,7 @@ impl Control {
                 "not sent: the engine does not take its messages"
             ),
         }
+        None
     }
 }
 

@@ -367,6 +367,13 @@ pub enum Command {
         /// The reason.
         answer: Answer<Explanation>,
     },
+    /// Which engine has a task, or a member of an array.
+    EngineOf {
+        /// Its id.
+        id: String,
+        /// The engine's uuid.
+        answer: Answer<Option<String>>,
+    },
     /// What those who watch are told.
     Watch {
         /// A sample.

@@ -233,23 +233,40 @@ function say(text) {
   $("find").scrollIntoView({ block: "nearest" });
 }
 
-async function find(id) {
+// One task is shown at a time, as it stands now, until another is looked for.
+let followed = null;
+
+function find(id) {
   $("id").value = id;
-  try {
+  followed = id;
+  say("…");
+  show(id).catch(error => say(error.message));
+}
+
+async function show(id) {
+  const told = ["", ""];
+  let seen = [0, 0];
+  while (followed === id) {
     const why = await ask("explain_request", { msg_id: id });
     const lines = [`${id}: ${why.state}`, why.text, ...why.engines.map(([name, reason]) => `  engine ${name}: ${reason}`)];
-    if (why.state === "done") {
-      const reply = await ask("result_request", { msg_ids: [id], buffers: false });
-      const content = reply[id]?.result_content ?? {};
-      for (const [key, value] of Object.entries(content)) {
-        if (value !== null && value !== "" && !(Array.isArray(value) && !value.length)) {
-          lines.push(`${key}: ${typeof value === "string" ? value : JSON.stringify(value)}`);
-        }
+    const add = (key, value) => {
+      if (value !== null && value !== "" && !(Array.isArray(value) && !value.length)) {
+        lines.push(`${key}: ${typeof value === "string" ? value : JSON.stringify(value)}`);
       }
+    };
+    if (why.state === "running") {
+      // Engines of other makes do not tell.
+      const output = await ask("output_request", { msg_id: id, seen }).catch(() => ({ running: false, text: [] }));
+      output.text.forEach((text, stream) => { told[stream] = (told[stream] + text).slice(-65536); });
+      seen = output.running ? output.seen : seen;
+      told.forEach((text, stream) => add(["stdout", "stderr"][stream], text));
+    } else if (why.state === "done") {
+      const reply = await ask("result_request", { msg_ids: [id], buffers: false });
+      Object.entries(reply[id]?.result_content ?? {}).forEach(([key, value]) => add(key, value));
     }
-    say(lines.join("\n"));
-  } catch (error) {
-    say(error.message);
+    if (followed === id) $("found").textContent = lines.join("\n");
+    if (why.state !== "running" && why.state !== "waiting") return;
+    await new Promise(done => setTimeout(done, 1000));
   }
 }
 

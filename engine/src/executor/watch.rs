@@ -1,5 +1,7 @@
 //! What a task writes, on its way to its client.
 
+use std::sync::PoisonError;
+
 use ipbroker_protocol::{envelope::Envelope, zmq::Message};
 use rustix::process::Pid;
 use serde_json::json;
@@ -10,7 +12,7 @@ use crate::{
     seat::Seat,
 };
 
-/// Notes the group, publishes the output.
+/// Notes the group and what is written, publishes the output.
 pub(super) struct Watch<'a> {
     process: &'a Process,
     seat: &'a Seat,
@@ -46,9 +48,6 @@ impl Observer for Watch<'_> {
     }
 
     fn output(&mut self, stream: Stream, bytes: &[u8]) {
-        if !self.publish {
-            return;
-        }
         let begun = &mut self.begun[usize::from(stream == Stream::Stderr)];
         begun.extend_from_slice(bytes);
         // A character may be cut in two by the pipe.
@@ -59,6 +58,14 @@ impl Observer for Watch<'_> {
         let text = String::from_utf8_lossy(&begun[..whole]).into_owned();
         begun.drain(..whole);
         if text.is_empty() {
+            return;
+        }
+        if let Some(id) = self.seat.at_work() {
+            let written = self.seat.written.lock();
+            let mut written = written.unwrap_or_else(PoisonError::into_inner);
+            written.push(&id, stream, &text);
+        }
+        if !self.publish {
             return;
         }
         let session = self.seat.session();

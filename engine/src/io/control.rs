@@ -1,13 +1,16 @@
 //! What comes by the control socket: it is answered while a task runs.
 
+use std::sync::PoisonError;
+
 use ipbroker_protocol::{
     envelope::{Envelope, copies},
-    message::{AbortRequest, types},
+    message::{AbortRequest, OutputRequest, types},
     session::Session,
     value::AnyMap,
     zmq::Message,
 };
 use rustix::process::Signal;
+use serde::Serialize;
 use serde_json::{Value, json};
 
 use super::Server;
@@ -36,6 +39,7 @@ impl Server {
             types::GIVE_BACK_REQUEST => self.give_back(seat, &session, &envelope),
             types::REPLY_ACK => self.acknowledge(seat, &session, &envelope),
             types::SIGNAL_REQUEST => self.deliver(seat, &session, &envelope),
+            types::OUTPUT_REQUEST => self.tell_output(seat, &session, &envelope),
             "clear_request" => {
                 self.seats[seat].values.clear();
                 if self.seats[seat].line().is_some() {
@@ -116,6 +120,21 @@ impl Server {
         );
     }
 
+    /// Tells what the task at work has written.
+    fn tell_output(&mut self, seat: usize, session: &Session, envelope: &Envelope) {
+        let OutputRequest { msg_id, seen } = match session.unpack(envelope.content()) {
+            Ok(request) => request,
+            Err(error) => return self.junk.refuse("output_request", &error),
+        };
+        let engine = &self.seats[seat];
+        let running = engine.works_on(&msg_id);
+        let written = engine.written.lock();
+        let written = written.unwrap_or_else(PoisonError::into_inner);
+        let reply = written.since(&msg_id, seen, running);
+        drop(written);
+        self.answer(seat, session, envelope, types::OUTPUT_REPLY, &reply);
+    }
+
     /// Sends a signal to the running task's process group.
     fn deliver(&mut self, seat: usize, session: &Session, envelope: &Envelope) {
         let AnyMap(content) = session.unpack(envelope.content()).unwrap_or_default();
@@ -144,7 +163,7 @@ impl Server {
         session: &Session,
         request: &Envelope,
         msg_type: &str,
-        content: &Value,
+        content: &impl Serialize,
     ) {
         if request.identities().len() < 2 {
             // From the controller itself.

@@ -331,3 +331,27 @@ pub struct GiveBackRequest {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub msg_ids: Option<Vec<String>>,
 }
+
+/// Content of `output_request`.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct OutputRequest {
+    /// A task, or a member of an array.
+    pub msg_id: String,
+    /// Bytes of its standard output and standard error that were told before.
+    pub seen: [u64; 2],
+}
+
+/// Content of `output_reply`.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct OutputReply {
+    /// `ok`, or `error` with `evalue`.
+    pub status: String,
+    /// Whether it runs.
+    pub running: bool,
+    /// What it has written since, of standard output and standard error: the last 64 KiB of each at most.
+    pub text: [String; 2],
+    /// Bytes that it has written in all.
+    pub seen: [u64; 2],
+}

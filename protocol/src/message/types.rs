@@ -69,6 +69,10 @@ types! {
     EXPLAIN_REQUEST = "explain_request";
     /// Why it does.
     EXPLAIN_REPLY = "explain_reply";
+    /// What has a running task written?
+    OUTPUT_REQUEST = "output_request";
+    /// What it has.
+    OUTPUT_REPLY = "output_reply";
     /// Statistics of nodes and job servers.
     STATS_REQUEST = "stats_request";
     /// Statistics of nodes and job servers.

@@ -61,14 +61,17 @@ fn an_engine_leaves_and_those_of_its_process_stay() {
             .start();
         cluster.start_engines(4);
         let mut engines = cluster.wait_engines(4);
-        let (id, _) = engines.remove(1);
+        let (_, leaves) = engines.remove(1);
         let client = RawClient::new(&cluster, "task");
         let calls: Vec<_> = (0..1000)
             .map(|number| client.call("echo", &json!(number), json!({})))
             .collect();
-        cluster
-            .client(&["shutdown", "--targets", &id.to_string()])
-            .ok();
+        let control = RawClient::new(&cluster, "control");
+        let header = control.wire.header("shutdown_request");
+        let none = json!({});
+        let mut frames = vec![leaves.into_bytes()];
+        frames.extend(control.wire.frames(&header, &none, &none, &none, &[]));
+        control.socket.send_multipart(frames, 0).unwrap();
         let replies = client.replies(calls.len());
         for (number, call) in calls.iter().enumerate() {
             assert_eq!(value(&replies[call]), json!(number), "{scheme}");

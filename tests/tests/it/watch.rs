@@ -285,6 +285,68 @@ fn what_runs_is_told_and_can_be_ended_and_begun_again() {
 }
 
 #[test]
+fn what_a_task_writes_can_be_read_while_it_runs() {
+    for scheme in ["leastload", "pure"] {
+        let (cluster, page) = watched(&["--web", "-n", "1", &format!("--scheme={scheme}")]);
+        cluster.wait_engines(1);
+        let jobs = "{\"cmd\": \"echo one; echo oops >&2; while [ ! -e go ]; do sleep 0.02; done; echo zwölf\"}\n\
+                    {\"cmd\": \"echo later\"}\n";
+        let submitted = cluster.client_with(&["submit", "--capture", "-"], jobs, LIMIT);
+        let ids: Vec<String> = submitted.ok().stdout.lines().map(str::to_owned).collect();
+        let output = |id: &str| cluster.client(&["output", id]);
+        eventually("what it has written so far", LIMIT, || {
+            let now = output(&ids[0]);
+            (now.code() == 0 && now.stdout == "one\n" && now.stderr == "oops\n").then_some(())
+        });
+        let question = json!({"msg_id": ids[0], "seen": [1, 0]}).to_string();
+        let told = page.post("/ask/output_request", &question);
+        let told: Value = serde_json::from_str(&told.body).unwrap();
+        assert_eq!(told["text"], json!(["ne\n", "oops\n"]));
+        assert_eq!(
+            (&told["running"], &told["seen"]),
+            (&json!(true), &json!([4, 5]))
+        );
+        let early = output(&ids[1]);
+        assert_eq!(early.code(), 1, "{}", early.stdout);
+        assert!(
+            early.stderr.contains("has written nothing yet"),
+            "{}",
+            early.stderr
+        );
+        let followers: Vec<_> = ids
+            .iter()
+            .map(|id| cluster.start_client(&["output", "--follow", id]))
+            .collect();
+        eventually("the first lines", LIMIT, || {
+            (followers[0].stdout() == "one\n").then_some(())
+        });
+        cluster.write("go", "");
+        if scheme == "pure" {
+            // Nothing is recorded there.
+            for follower in followers {
+                let ended = follower.finish(LIMIT);
+                assert!(
+                    ended.stderr.contains("nothing is kept of it"),
+                    "{}",
+                    ended.stderr
+                );
+            }
+            continue;
+        }
+        for (follower, text) in followers.into_iter().zip(["one\nzwölf\n", "later\n"]) {
+            assert_eq!(follower.finish(LIMIT).ok().stdout, text);
+        }
+        let after = output(&ids[0]).ok();
+        assert_eq!((&*after.stdout, &*after.stderr), ("one\nzwölf\n", "oops\n"));
+        let unknown = output("nonsense");
+        assert_eq!(
+            (unknown.code(), &*unknown.stderr),
+            (1, "ipclient: no such task: nonsense\n")
+        );
+    }
+}
+
+#[test]
 fn a_page_that_only_shows() {
     let (_cluster, page) = watched(&["--nodb", "--web", "--web-readonly"]);
     assert_eq!(page.events().next().unwrap().1["readonly"], json!(true));

@@ -22,17 +22,7 @@ impl Core {
             text,
             engines: Vec::new(),
         };
-        let whole = self.ids.find(self.hasher.id(id.as_bytes()), &self.groups);
-        let (index, member) = match (whole, split_member(id)) {
-            (Some(Found::Live(index)), _) => (index, None),
-            (None, Some((base, member))) => {
-                match self.ids.find(self.hasher.id(base.as_bytes()), &self.groups) {
-                    Some(Found::Live(index)) => (index, Some(member)),
-                    _ => (NONE, None),
-                }
-            }
-            _ => (NONE, None),
-        };
+        let (index, member) = self.group_of(id);
         match state {
             TaskState::Unknown => return plain(format!("{id} is not known to the scheduler.")),
             TaskState::Ok => return plain(format!("{id} ended well.")),
@@ -100,6 +90,39 @@ impl Core {
             text,
             engines: self.obstacles(subject),
         }
+    }
+
+    /// The group of a task, an array, or a member of one.
+    fn group_of(&self, id: &str) -> (u32, Option<u32>) {
+        let whole = self.ids.find(self.hasher.id(id.as_bytes()), &self.groups);
+        match (whole, split_member(id)) {
+            (Some(Found::Live(index)), _) => (index, None),
+            (None, Some((base, member))) => {
+                match self.ids.find(self.hasher.id(base.as_bytes()), &self.groups) {
+                    Some(Found::Live(index)) => (index, Some(member)),
+                    _ => (NONE, None),
+                }
+            }
+            _ => (NONE, None),
+        }
+    }
+
+    /// The engine that a task, or a member of an array, was given to and has not answered.
+    pub fn engine_of(&self, id: &str) -> Option<EngineKey> {
+        let (index, member) = self.group_of(id);
+        if index == NONE {
+            return None;
+        }
+        let group = &self.groups[index];
+        let slot = match (group.array(), member) {
+            (Some(array), Some(member)) => match array.children.get(&member) {
+                Some(&child) => self.groups[child].engine,
+                None => self.flights(index, member, member + 1).first()?.3.engine,
+            },
+            _ => group.engine,
+        };
+        let engine = self.engines.get(slot as usize)?;
+        engine.live.then(|| engine.key())
     }
 
     fn why_waiting(&self, now: Nanos, index: u32) -> String {

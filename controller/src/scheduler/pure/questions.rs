@@ -54,6 +54,10 @@ impl Pure {
                     .into(),
                 engines: Vec::new(),
             }),
+            Command::EngineOf { id, answer } => {
+                let engines = self.books.engines(&id);
+                answer.send(engines.first().map(|uuid| (*uuid).to_owned()));
+            }
             // Nobody here sees how a task ends.
             Command::Watch { answer } => {
                 let counts = self.books.counts();

@@ -82,6 +82,11 @@ impl Scheduler {
                 answer,
             } => answer.send(self.abort(&selection, kill)),
             Command::Explain { id, answer } => answer.send(self.explain(&id)),
+            Command::EngineOf { id, answer } => {
+                let key = self.core.engine_of(&id);
+                let engine = key.and_then(|key| self.engines.get(key));
+                answer.send(engine.map(|engine| engine.uuid.to_string()));
+            }
             Command::Stats { answer } => answer.send(self.stats()),
             Command::Watch { answer } => answer.send(Box::new(self.watched())),
             Command::Inject { frames, answer } => answer.send(self.inject(frames)),
