@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 
 use divan::{Bencher, counter::ItemsCount};
 use ipbroker_controller::scheduler::core::*;
+use ipbroker_protocol::resources::ONE;
 
 fn main() {
     divan::main();
@@ -46,6 +47,10 @@ impl Bench {
     }
 
     fn submit(&mut self, after: Option<&Dependency>) {
+        self.submit_with(after, None);
+    }
+
+    fn submit_with(&mut self, after: Option<&Dependency>, request: Option<&Request>) {
         self.next += 1;
         let id = format!("t_{}", self.next);
         let spec = GroupSpec {
@@ -53,6 +58,7 @@ impl Bench {
             client: b"client",
             needs: self.needs,
             after,
+            requests: request.map(std::slice::from_ref).unwrap_or_default(),
             ..GroupSpec::default()
         };
         self.core.submit(self.next * 1000, &spec).expect("a new id");
@@ -193,6 +199,63 @@ fn random_graph(bencher: Bencher<'_, '_>) {
                 ids,
                 ..Dependency::default()
             }));
+        }
+        while !bench.held.is_empty() {
+            bench.reply();
+        }
+        assert!(bench.core.is_empty());
+    });
+}
+
+/// Tasks on a host of 64 cores and 8 GPUs with as many engines as cores, all submitted first: plain ones, or every other one
+/// with a request of five kinds.
+#[divan::bench(args = [false, true], sample_count = 10)]
+fn resources(bencher: Bencher<'_, '_>, mixed: bool) {
+    const TASKS: u32 = 20_000;
+    let capabilities = vec!["apply".to_owned()];
+    let host = HostSpec {
+        key: "host".into(),
+        cores: (0..64).collect(),
+        sums: vec![("memory".into(), (256 << 30) * ONE)],
+        lists: vec![(
+            "gpus".into(),
+            (0..8).map(|gpu| gpu.to_string().into()).collect(),
+        )],
+    };
+    let requests: Vec<Request> = [
+        vec![("cpus", 4)],
+        vec![("cpus", 1), ("gpus", 1)],
+        vec![("cpus", 2), ("memory", 16 << 30)],
+        vec![("cpus", 16)],
+        vec![("cpus", 1), ("memory", 64 << 30)],
+    ]
+    .iter()
+    .map(|request| {
+        let amounts = request.iter();
+        amounts
+            .map(|(name, amount)| ((*name).into(), amount * ONE))
+            .collect()
+    })
+    .collect();
+    bencher.counter(ItemsCount::new(TASKS)).bench_local(|| {
+        let mut bench = Bench::new(Builtin::LeastLoad, 0, Hwm::Auto);
+        for slot in 0..64 {
+            let uuid = format!("engine-{slot}");
+            bench.core.engine_joined(
+                0,
+                &EngineSpec {
+                    uuid: &uuid,
+                    capabilities: &capabilities,
+                    host: Some(&host),
+                    can_give_back: true,
+                    ..EngineSpec::default()
+                },
+            );
+        }
+        for number in 0..TASKS {
+            let asks = mixed && number % 2 == 0;
+            let request = &requests[number as usize / 2 % requests.len()];
+            bench.submit_with(None, asks.then_some(request));
         }
         while !bench.held.is_empty() {
             bench.reply();

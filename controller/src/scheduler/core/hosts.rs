@@ -690,8 +690,8 @@ impl Core {
         let engines = self.hosts.slab[host as usize].engines.clone();
         for slot in engines {
             if self.engines[slot as usize].live {
-                self.refresh(slot);
-                if hungry {
+                let room = self.refresh(slot);
+                if hungry && room {
                     self.hungry.push_back(slot);
                 }
             }
@@ -723,12 +723,14 @@ impl Core {
         let Some(entry) = self.hosts.slab.get_mut(host as usize) else {
             return false;
         };
+        // Its engines are out of the pool's index, and what is released there is looked at.
+        if entry.blocked.contains(&pool) {
+            return false;
+        }
         if entry.admits(&request) {
             return true;
         }
-        if !entry.blocked.contains(&pool) {
-            entry.blocked.push(pool);
-        }
+        entry.blocked.push(pool);
         let engines = entry.engines.clone();
         for slot in engines {
             self.enter_pool(pool, slot);
