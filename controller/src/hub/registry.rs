@@ -3,7 +3,6 @@
 use std::{
     collections::{BTreeMap, VecDeque},
     fs, io,
-    io::Write,
     ops::Bound,
     path::{Path, PathBuf},
     sync::Arc,
@@ -349,9 +348,10 @@ impl Registry {
             }
         }
         let dir = path.parent().unwrap_or(Path::new("."));
-        let mut file = tempfile::NamedTempFile::new_in(dir)?;
-        serde_json::to_writer(&mut file, &state)?;
-        file.flush()?;
+        let file = tempfile::NamedTempFile::new_in(dir)?;
+        let mut out = io::BufWriter::new(file);
+        serde_json::to_writer(&mut out, &state)?;
+        let file = out.into_inner().map_err(io::IntoInnerError::into_error)?;
         file.persist(path)?;
         Ok(())
     }
