@@ -99,6 +99,8 @@ def test_what_cannot_be_sent_is_named_at_once(executor):
         executor.submit(calls.square, {"deep": lock})
     with pytest.raises(TypeError, match="not callable"):
         executor.submit(3)
+    with pytest.raises(TypeError, match="client.run"):
+        client.submit("ls -l")
 
 
 def test_a_result_that_cannot_be_sent_is_named(executor):

@@ -43,6 +43,8 @@ class View:
     def _call(self, function: Union[str, Callable[..., Any]], link: "Link", python: Optional[str]) -> Tuple[Any, str]:
         """The packed request of a function's calls, and its name. ``python``: the version that the arguments need."""
         if isinstance(function, str):
+            if function.split() != [function]:
+                raise TypeError(f"{function!r} is no function: shell commands go to client.run([{{'cmd': {function!r}}}])")
             return link.native.named(function, self._deeper(_nested.priority(self._options.get("priority")))), function
         code = pickled(function)
         return self._packed(code, link, python), code.name
