@@ -100,7 +100,7 @@ def test_what_cannot_be_sent_is_named_at_once(executor):
     with pytest.raises(TypeError, match="not callable"):
         executor.submit(3)
     with pytest.raises(TypeError, match="client.run"):
-        client.submit("ls -l")
+        executor.submit("ls -l")
 
 
 def test_a_result_that_cannot_be_sent_is_named(executor):
