@@ -33,7 +33,7 @@ impl Tail {
         self.text.push_str(text);
         // Not at each line: moving the rest is not for nothing.
         if self.text.len() > 2 * KEPT {
-            let cut = self.text.ceil_char_boundary(self.text.len() - KEPT);
+            let cut = boundary(&self.text, self.text.len() - KEPT);
             self.text.drain(..cut);
             self.before += cut as u64;
         }
@@ -43,9 +43,15 @@ impl Tail {
     fn since(&self, seen: u64) -> &str {
         let from = seen.saturating_sub(self.before) as usize;
         let from = from.max(self.text.len().saturating_sub(KEPT));
-        let from = self.text.ceil_char_boundary(from.min(self.text.len()));
-        &self.text[from..]
+        &self.text[boundary(&self.text, from)..]
     }
+}
+
+/// The first character's beginning from there on.
+fn boundary(text: &str, at: usize) -> usize {
+    (at..text.len())
+        .find(|&at| text.is_char_boundary(at))
+        .unwrap_or(text.len())
 }
 
 impl Written {

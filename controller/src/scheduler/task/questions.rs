@@ -202,7 +202,9 @@ impl Scheduler {
     /// Engines that were taken off the books and whose last word did not come are gone without it.
     pub(super) fn miss_goodbyes(&mut self) {
         let now = self.begun.elapsed();
-        while let Some((_, uuid)) = self.goodbyes.pop_front_if(|(due, _)| *due <= now) {
+        while self.goodbyes.front().is_some_and(|(due, _)| *due <= now)
+            && let Some((_, uuid)) = self.goodbyes.pop_front()
+        {
             // Unless its last word came, or it has come back.
             if self.engines.is_leaving(&uuid) {
                 self.engine_left(&uuid, Departure::Clean);
