@@ -326,7 +326,10 @@ impl Core {
                 "is busy with a task that asked for resources".to_owned()
             } else if engine.kept_for != NONE {
                 "is kept for a task that has waited longer".to_owned()
-            } else if constraints.request.is_none() && engine.closed && engine.load == 0 {
+            } else if constraints.request.is_none()
+                && engine.load == 0
+                && self.hosts.of(engine).is_some_and(|host| !host.open)
+            {
                 "has no cpu free".to_owned()
             } else if !(if constraints.retryable { retry } else { any }) {
                 engine.busy_with()

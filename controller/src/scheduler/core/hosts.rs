@@ -79,6 +79,10 @@ pub(super) struct Host {
     blocked: Vec<u32>,
     /// There is a cpu for another plain task.
     pub open: bool,
+    /// All its idle engines are in the indexes of plain pools. They stay there for a while when it is full.
+    entered: bool,
+    /// It is among those to be looked at.
+    changed: bool,
 }
 
 impl Host {
@@ -98,6 +102,8 @@ impl Host {
             kept_whole: 0,
             blocked: Vec::new(),
             open: true,
+            entered: true,
+            changed: false,
         }
     }
 
@@ -650,16 +656,28 @@ impl Core {
     /// Something was taken or released on a host, or what it has has changed.
     pub(super) fn host_changed(&mut self, host: u32) {
         let entry = &mut self.hosts.slab[host as usize];
-        let open = entry.admits_plain();
-        if open != entry.open {
-            entry.open = open;
-            self.refresh_host(host, open);
+        entry.open = entry.admits_plain();
+        let may_have_room = (entry.open && !entry.entered) || !entry.blocked.is_empty();
+        if may_have_room && !std::mem::replace(&mut entry.changed, true) {
+            self.changed.push_back(host);
         }
         let entry = &self.hosts.slab[host as usize];
         if let Some(kept) = &entry.reservation
             && self.is_kept_complete(kept.engine)
         {
             self.hungry.push_back(kept.engine);
+        }
+    }
+
+    /// Looks for tasks for what a host has free, once the engine that released it has taken what it can: mostly nothing is
+    /// left, and the indexes need not change.
+    pub(super) fn look_at_host(&mut self, host: u32) {
+        let Some(entry) = self.hosts.slab.get_mut(host as usize) else {
+            return;
+        };
+        entry.changed = false;
+        if entry.open && !entry.entered {
+            self.refresh_host(host, true);
         }
         let mut at = 0;
         while let Some(&pool) = self.hosts.slab[host as usize].blocked.get(at) {
@@ -674,10 +692,7 @@ impl Core {
                 continue;
             }
             entry.blocked.swap_remove(at);
-            let engines = entry.engines.clone();
-            for slot in engines {
-                self.enter_pool(pool, slot);
-            }
+            self.enter_idle(pool, host);
             let pool = &self.pools.pools[pool as usize];
             let waiting = |c: &&u32| self.pools.classes[**c as usize].queue.len > 0;
             let classes = pool.classes.iter().chain(&pool.alternative_of);
@@ -685,9 +700,21 @@ impl Core {
         }
     }
 
+    /// Puts the idle engines of a host into the index of a pool, or takes them out, as they stand now.
+    fn enter_idle(&mut self, pool: u32, host: u32) {
+        let engines = self.hosts.slab[host as usize].engines.clone();
+        for slot in engines {
+            if self.engines[slot as usize].idle() {
+                self.enter_pool(pool, slot);
+            }
+        }
+    }
+
     /// Tells the indexes how the engines of a host stand, and looks for tasks for them.
     pub(super) fn refresh_host(&mut self, host: u32, hungry: bool) {
-        let engines = self.hosts.slab[host as usize].engines.clone();
+        let entry = &mut self.hosts.slab[host as usize];
+        entry.entered = true;
+        let engines = entry.engines.clone();
         for slot in engines {
             if self.engines[slot as usize].live {
                 let room = self.refresh(slot);
@@ -723,18 +750,24 @@ impl Core {
         let Some(entry) = self.hosts.slab.get_mut(host as usize) else {
             return false;
         };
-        // Its engines are out of the pool's index, and what is released there is looked at.
-        if entry.blocked.contains(&pool) {
-            return false;
-        }
         if entry.admits(&request) {
             return true;
         }
-        entry.blocked.push(pool);
-        let engines = entry.engines.clone();
-        for slot in engines {
-            self.enter_pool(pool, slot);
+        if !entry.blocked.contains(&pool) {
+            entry.blocked.push(pool);
+            self.enter_idle(pool, host);
         }
+        false
+    }
+
+    /// Whether the host of an engine that was proposed for plain tasks has a cpu for another one. If not, none of the host's
+    /// idle engines is proposed again before it has.
+    pub(super) fn has_cpu(&mut self, slot: u32) -> bool {
+        let engine = &self.engines[slot as usize];
+        if engine.load > 0 || self.hosts.of(engine).is_none_or(|host| host.open) {
+            return true;
+        }
+        self.refresh_host(engine.host, false);
         false
     }
 
@@ -758,5 +791,12 @@ impl Core {
                 _ => host.reservation.is_some() && !engine.newcomer && !waits,
             });
         self.engines[slot as usize].closed = closed;
+        let engine = &self.engines[slot as usize];
+        if closed
+            && engine.load == 0
+            && let Some(host) = self.hosts.slab.get_mut(engine.host as usize)
+        {
+            host.entered = false;
+        }
     }
 }

@@ -179,6 +179,8 @@ pub struct Core {
     ended: VecDeque<Ended>,
     /// Engines that may have got room.
     hungry: VecDeque<u32>,
+    /// Hosts where something was released, to be looked at.
+    changed: VecDeque<u32>,
     /// Classes in which something new waits.
     fresh: VecDeque<u32>,
     actions: VecDeque<Action>,
@@ -240,6 +242,7 @@ impl Core {
             timers: BTreeSet::new(),
             ended: VecDeque::new(),
             hungry: VecDeque::new(),
+            changed: VecDeque::new(),
             fresh: VecDeque::new(),
             actions: VecDeque::new(),
             given_ahead: 0,

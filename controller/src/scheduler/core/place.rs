@@ -3,6 +3,7 @@
 use super::Core;
 use super::auto::UNKNOWN;
 use super::clients::Bucket;
+use super::engine::Engine;
 use super::graph::Ended;
 use super::group::{Array, EST_UNIT, FIRST, Flight, HOST_LOST, Stage};
 use super::id::NONE;
@@ -13,15 +14,29 @@ impl Core {
     /// Follows up an event: outcomes reach those that depend on them, then whatever can be placed is placed.
     pub(super) fn settle(&mut self, now: Nanos) {
         self.keep_hosts();
+        // The engine for which nothing was found just now.
+        let mut barren: Option<u32> = None;
         loop {
             while let Some(ended) = self.ended.pop_front() {
                 let ended: Ended = ended;
                 self.tell(now, &ended);
+                barren = None;
             }
             if let Some(slot) = self.hungry.pop_front() {
+                if barren.is_some_and(|other| self.are_alike(other, slot)) {
+                    continue;
+                }
+                let mut fed = false;
                 while let Some(pick) = self.pick(slot) {
                     self.dispatch_pick(now, slot, pick);
+                    fed = true;
                 }
+                barren = if fed { None } else { Some(slot) };
+                continue;
+            }
+            barren = None;
+            if let Some(host) = self.changed.pop_front() {
+                self.look_at_host(host);
                 continue;
             }
             let Some(class) = self.fresh.pop_front() else {
@@ -59,6 +74,13 @@ impl Core {
             self.went_idle = false;
             self.plan_recall(now);
         }
+    }
+
+    /// What there is for one idle engine there is for the other.
+    fn are_alike(&self, a: u32, b: u32) -> bool {
+        let (a, b) = (&self.engines[a as usize], &self.engines[b as usize]);
+        let idle = |engine: &Engine| engine.idle() && engine.waits == 0;
+        a.host == b.host && idle(a) && idle(b) && a.hwm == b.hwm && a.classes == b.classes
     }
 
     /// Dispatches what is next for an engine with room, to the engine that the scheme prefers for it. If that is

@@ -412,12 +412,22 @@ impl Core {
         if self.pools.classes[class as usize].nodes > 0 {
             return self.whole_hosts(class, None)?.first().copied();
         }
+        if self.has_alternatives(class) {
+            // Which of them there is depends on all hosts as they are now.
+            while let Some(host) = self.changed.pop_front() {
+                self.look_at_host(host);
+            }
+        }
         let asks = self.pools.classes[class as usize].asks;
         let mut nth = 0;
         loop {
             let pool = self.alternative(class, nth)?;
             while let Some(slot) = self.propose(class, pool, besides) {
-                if !asks || self.has_now(pool, slot) {
+                let takes = match asks {
+                    true => self.has_now(pool, slot),
+                    false => self.has_cpu(slot),
+                };
+                if takes {
                     return Some(slot);
                 }
             }
