@@ -20,7 +20,6 @@ use serde_json::{Value, json};
 use super::{
     ask::{Asker, HubError},
     peer::{renewed_header, strings},
-    registry::Engine,
     run::Hub,
 };
 use crate::{
@@ -267,8 +266,7 @@ impl Hub {
     }
 
     fn output_of(&mut self, to: Asker, engine: &str, request: OutputRequest) {
-        let ours = |engine: &Engine| engine.profile.is_ours();
-        if !self.registry.by_uuid(engine).is_some_and(ours) {
+        if !self.is_ours(engine) {
             let what = format!("engine {engine} does not tell what its tasks have written");
             return self.reply_error(&to, &HubError::new("NotImplementedError", what));
         }

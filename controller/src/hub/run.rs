@@ -174,6 +174,8 @@ impl Hub {
             for event in waiting {
                 match event {
                     Event::Continue(rest) => rest(self),
+                    // Ours say so themselves, once they have told the scheduler all that they have to say.
+                    Event::EngineStopped(uuid) if self.is_ours(&uuid) => {}
                     Event::EngineStopped(uuid) => self.stopped(&uuid, "has shut down"),
                     Event::Shutdown { engines } => {
                         self.end(engines);
@@ -472,16 +474,16 @@ impl Hub {
     /// An engine has ended in good order, or its nanny saw it end. Whether it told what it had not started depends on
     /// its kind.
     pub(super) fn stopped(&mut self, uuid: &str, why: &str) {
-        let ours = self
-            .registry
-            .by_uuid(uuid)
-            .is_some_and(|engine| engine.profile.is_ours());
-        let departure = if ours {
-            Departure::Clean
-        } else {
-            Departure::Silent
+        let departure = match self.is_ours(uuid) {
+            true => Departure::Clean,
+            false => Departure::Silent,
         };
         self.depart(uuid, departure, why, false);
+    }
+
+    pub(super) fn is_ours(&self, uuid: &str) -> bool {
+        let engine = self.registry.by_uuid(uuid);
+        engine.is_some_and(|engine| engine.profile.is_ours())
     }
 
     /// Takes an engine off the books.

@@ -81,6 +81,8 @@ pub(super) struct Host {
     pub open: bool,
     /// All its idle engines are in the indexes of plain pools. They stay there for a while when it is full.
     entered: bool,
+    /// It was full, and has a cpu again.
+    pub reopened: bool,
     /// It is among those to be looked at.
     changed: bool,
 }
@@ -103,6 +105,7 @@ impl Host {
             blocked: Vec::new(),
             open: true,
             entered: true,
+            reopened: false,
             changed: false,
         }
     }
@@ -656,8 +659,10 @@ impl Core {
     /// Something was taken or released on a host, or what it has has changed.
     pub(super) fn host_changed(&mut self, host: u32) {
         let entry = &mut self.hosts.slab[host as usize];
-        entry.open = entry.admits_plain();
-        let may_have_room = (entry.open && !entry.entered) || !entry.blocked.is_empty();
+        let open = entry.admits_plain();
+        entry.reopened |= open && !entry.open;
+        entry.open = open;
+        let may_have_room = entry.reopened || !entry.blocked.is_empty();
         if may_have_room && !std::mem::replace(&mut entry.changed, true) {
             self.changed.push_back(host);
         }
@@ -676,7 +681,8 @@ impl Core {
             return;
         };
         entry.changed = false;
-        if entry.open && !entry.entered {
+        let reopened = std::mem::take(&mut entry.reopened);
+        if entry.open && (reopened || !entry.entered) {
             self.refresh_host(host, true);
         }
         let mut at = 0;

@@ -279,7 +279,12 @@ impl Core {
         if first {
             engine.progress = now;
         }
-        self.refresh(slot);
+        let room = self.refresh(slot);
+        // What it is given ahead takes no cpu of its own: now that it has one, it may have room where there was none.
+        let host = self.hosts.of(&self.engines[slot as usize]);
+        if first && room && host.is_some_and(|host| !host.open || host.reopened) {
+            self.hungry.push_back(slot);
+        }
     }
 
     /// Changes what an engine holds. True if it held nothing.
