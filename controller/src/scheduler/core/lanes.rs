@@ -244,7 +244,7 @@ impl Core {
 
     /// What the engine should take next: of the client served least, the highest priority, what came first.
     pub(super) fn pick(&mut self, slot: u32) -> Option<Pick> {
-        self.close(slot);
+        self.refresh(slot);
         let engine = &self.engines[slot as usize];
         if engine.kept_for != NONE && engine.waits == 0 {
             return self.pick_kept(slot, engine.kept_for);
