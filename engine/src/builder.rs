@@ -43,6 +43,11 @@ const DESCRIPTORS_KERNEL: u64 = 24;
 /// Why an engine could not start, or ended by itself.
 #[derive(Debug, thiserror::Error)]
 pub enum EngineError {
+    /// Its engines would share connections, which the controller does not know.
+    #[error(
+        "the controller at {0} is ipyparallel's own (ipcontroller), which takes one engine from a process: start several of `ipengine -n 1`, or ipctl instead of it"
+    )]
+    Peer(String),
     /// There is no connection to a controller to be had.
     #[error(transparent)]
     Connect(#[from] ConnectError),
@@ -453,7 +458,11 @@ impl Builder {
         let slate =
             Slate::new(count).map_err(|error| system("memory for the slate")(error.into()))?;
         let id = uuid::Uuid::new_v4().to_string();
-        let uuids: Vec<String> = (0..count).map(|index| route::uuid(&id, index)).collect();
+        let uuids: Vec<String> = match (controller.connection.common.is_peer(), count) {
+            (false, _) => (0..count).map(|index| route::uuid(&id, index)).collect(),
+            (true, 1) => vec![id.clone()],
+            (true, _) => return Err(EngineError::Peer(controller.address())),
+        };
         let mut reaper = Reaper::start(&slate, &id, uuids.clone(), self.kill_grace)
             .map_err(system("the reaper"))?;
         reaper.tell(&controller.for_reaper());

@@ -38,7 +38,7 @@ pub struct Common {
     pub signature_scheme: String,
     /// The largest message that the controller takes, its frames together; 0: it does not say.
     pub max_message: u64,
-    /// The controller's [`PROTOCOL`]; 0: it does not say, and speaks 1.
+    /// The controller's [`PROTOCOL`]; 0: it is ipyparallel's own.
     pub protocol: u32,
     /// Keys of later versions and of the peer.
     #[serde(flatten)]
@@ -254,6 +254,12 @@ impl Common {
         }
     }
 
+    /// It is ipyparallel's own controller, which says no protocol of ours.
+    #[must_use]
+    pub fn is_peer(&self) -> bool {
+        self.protocol == 0
+    }
+
     /// A session with the file's key and packer.
     ///
     /// # Errors
@@ -275,8 +281,8 @@ impl Common {
                 known: "hmac-sha256",
             });
         }
-        let found = self.protocol.max(1);
-        if found != PROTOCOL {
+        let found = self.protocol;
+        if found != PROTOCOL && !self.is_peer() {
             let age = if found > PROTOCOL { "older" } else { "newer" };
             return Err(ConnectionError::Protocol { found, age });
         }

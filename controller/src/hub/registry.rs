@@ -46,7 +46,7 @@ pub(crate) enum Refusal {
     #[error("an engine must have a uuid of 1 to 255 bytes")]
     NoUuid,
     #[error(
-        "uuid {0:?}: only an engine of a process has a `/` in its uuid, after that of the process"
+        "uuid {0:?}: only those of engines of a process end in _engine_NUMBER, after the uuid of the process"
     )]
     NotOfProcess(String),
     #[error(
@@ -513,17 +513,26 @@ mod tests {
                 .collect(),
             ..ours("p")
         };
-        let ids = registry.begin(process(&["p/0", "p/1"])).unwrap();
-        assert_eq!(ids, BTreeMap::from([("p/0".into(), 0), ("p/1".into(), 1)]));
+        let ids = registry
+            .begin(process(&["p_engine_0", "p_engine_1"]))
+            .unwrap();
+        assert_eq!(
+            ids,
+            BTreeMap::from([("p_engine_0".into(), 0), ("p_engine_1".into(), 1)])
+        );
         begin(&mut registry, ours("pq")).unwrap();
-        assert_eq!(registry.incoming_of("p"), ["p/0", "p/1"]);
-        registry.finish("p/0");
+        assert_eq!(registry.incoming_of("p"), ["p_engine_0", "p_engine_1"]);
+        registry.finish("p_engine_0");
         registry.finish("pq");
         assert_eq!(
             (registry.of("p"), registry.of("pq")),
-            (vec!["p/0".to_owned()], vec!["pq".to_owned()])
+            (vec!["p_engine_0".to_owned()], vec!["pq".to_owned()])
         );
-        for stranger in [process(&["p/0", "q/1"]), process(&["p"]), ours("a/b")] {
+        for stranger in [
+            process(&["p_engine_0", "q_engine_1"]),
+            process(&["p"]),
+            ours("a_engine_1"),
+        ] {
             assert!(matches!(
                 registry.begin(stranger),
                 Err(Refusal::NotOfProcess(_))

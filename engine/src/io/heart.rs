@@ -165,6 +165,12 @@ impl Server {
         let Some(controller) = connect::changed(&self.controller) else {
             return Ok(());
         };
+        if controller.connection.common.is_peer() && self.is_shared() {
+            return Err(ServeError::Controller(format!(
+                "the controller at {} is now ipyparallel's own, with which this process cannot go on: leaving",
+                controller.address()
+            )));
+        }
         tracing::info!(
             "{} has changed: connecting to {}",
             controller.source,

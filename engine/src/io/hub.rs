@@ -53,8 +53,10 @@ impl Server {
             capability::ACK,
             capability::KILL,
             capability::FS,
-            capability::BUNDLE,
         ];
+        if self.is_shared() {
+            capabilities.push(capability::BUNDLE);
+        }
         if self.process.kernels.is_some() {
             capabilities.extend([capability::APPLY, capability::EXECUTE]);
         }
@@ -71,9 +73,16 @@ impl Server {
                 returns: link.id.is_some(),
             });
         }
+        let (mut id, mut returns) = (None, false);
+        if !self.is_shared() {
+            let only = engines.remove(0);
+            (id, returns) = (only.id, only.returns);
+        }
         let controller = self.controller.connection.common.host();
         let registration = Registration {
             uuid: self.process.id.clone(),
+            id,
+            returns,
             engines,
             capabilities: Some(capabilities.into_iter().map(str::to_owned).collect()),
             functions: self.process.functions.names(),
@@ -147,6 +156,12 @@ impl Server {
     /// The hub has answered a registration.
     fn heard_of(&mut self, reply: &RegistrationReply) {
         if reply.status != "ok" {
+            if !self.is_shared() && self.links[0].id.is_some() {
+                // ipyparallel's controller had not missed us.
+                tracing::debug!(reply.evalue, "not registered again: known already");
+                self.links[0].registered = true;
+                return self.pulse.found();
+            }
             let why = reply.evalue.as_deref().unwrap_or("no reason given");
             let why = format!("the controller refuses engines of this process: {why}");
             tracing::error!("{why}");
@@ -161,6 +176,9 @@ impl Server {
         }
         self.pulse.found();
         self.pulse.period = Some(Duration::from_millis(reply.hb_period.max(1)));
+        if let Some(id) = reply.id {
+            return self.registered(0, id, reply);
+        }
         for (uuid, id) in &reply.engines {
             match route::index(uuid.as_bytes(), &self.process.id) {
                 Some(seat) if seat < self.seats.len() => self.registered(seat, *id, reply),

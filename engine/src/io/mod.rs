@@ -312,8 +312,16 @@ impl Server {
         Ok(())
     }
 
+    /// Whether messages say which engine they are for; to ipyparallel's own controller the process is its only engine.
+    fn is_shared(&self) -> bool {
+        self.seats[0].uuid != self.process.id
+    }
+
     /// The engine that a message is for, whose uuid follows the relay's and is taken out. `None`: it is for the process.
     fn addressee(&self, frames: &mut Vec<Message>) -> Option<usize> {
+        if !self.is_shared() {
+            return Some(0);
+        }
         let seat = route::index(frames.get(1)?, &self.process.id)?;
         if seat >= self.seats.len() {
             return None;
@@ -371,7 +379,8 @@ impl Server {
         let mut together: Vec<Frames> = Vec::new();
         let mut answers = None;
         for mut message in messages {
-            let registered = |link: &Link| link.registered && !link.pure;
+            let bundles = self.is_shared();
+            let registered = |link: &Link| bundles && link.registered && !link.pure;
             if message.to_scheduler() && self.links.get(message.seat).is_some_and(registered) {
                 self.keep(&message);
                 self.address(&mut message);
@@ -417,7 +426,7 @@ impl Server {
             Channel::Control => true,
             Channel::Hub | Channel::IoPub => false,
         };
-        if let (true, Some(engine)) = (shared, self.seats.get(message.seat)) {
+        if let (true, Some(engine)) = (shared && self.is_shared(), self.seats.get(message.seat)) {
             message
                 .frames
                 .insert(1, Message::from(engine.uuid.as_str()));

@@ -69,7 +69,7 @@ pub struct Registration {
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(default)]
 pub struct ProcessEngine {
-    /// Its uuid: that of the process, `/`, a number.
+    /// Its uuid: that of the process, `_engine_`, a number.
     pub uuid: String,
     /// The id it would like to have.
     #[serde(skip_serializing_if = "Option::is_none")]

@@ -88,14 +88,14 @@ fn a_process_registers_only_engines_of_its_own() {
     let cluster = Cluster::with_engines(1);
     let raw = RawClient::new(&cluster, "registration");
     for (uuid, engines) in [
-        ("p", json!([{"uuid": "q/0"}])),
-        ("p", json!([{"uuid": "p/0"}, {"uuid": "p"}])),
-        ("a/b", json!([])),
+        ("p", json!([{"uuid": "q_engine_0"}])),
+        ("p", json!([{"uuid": "p_engine_0"}, {"uuid": "p"}])),
+        ("a_engine_1", json!([])),
     ] {
         let content =
             json!({"uuid": uuid, "engines": engines, "capabilities": ["command"], "protocol": 2});
         let reply = raw.ask("registration_request", content);
         let why = reply.content["evalue"].as_str().unwrap_or_default();
-        assert!(why.contains("in its uuid"), "{:?}", reply.content);
+        assert!(why.contains("_engine_NUMBER"), "{:?}", reply.content);
     }
 }
