@@ -34,8 +34,11 @@ use crate::{
 /// Descriptors of a process: its sockets' own and their connections.
 const DESCRIPTORS: u64 = 64;
 
-/// … of one logical engine on the pure path, where it has a socket of its own; elsewhere of what it runs.
+/// … of one logical engine: of what it runs, and on the pure path of a socket of its own.
 const DESCRIPTORS_EACH: u64 = 4;
+
+/// … and of one with connections of its own, to ipyparallel's controller.
+const DESCRIPTORS_ALONE: u64 = 10;
 
 /// … and of its kernel: four sockets, what they are connected by, and the process.
 const DESCRIPTORS_KERNEL: u64 = 24;
@@ -43,11 +46,6 @@ const DESCRIPTORS_KERNEL: u64 = 24;
 /// Why an engine could not start, or ended by itself.
 #[derive(Debug, thiserror::Error)]
 pub enum EngineError {
-    /// Its engines would share connections, which the controller does not know.
-    #[error(
-        "the controller at {0} is ipyparallel's own (ipcontroller), which takes one engine from a process: start several of `ipengine -n 1`, or ipctl instead of it"
-    )]
-    Peer(String),
     /// There is no connection to a controller to be had.
     #[error(transparent)]
     Connect(#[from] ConnectError),
@@ -436,10 +434,6 @@ impl Builder {
             kernels.options = std::mem::take(&mut self.kernel_options);
             self.settings.tags.push(kernels.name().to_owned());
         }
-        let each = DESCRIPTORS_EACH + kernels.as_ref().map_or(0, |_| DESCRIPTORS_KERNEL);
-        socket::raise_descriptors(count as u64 * each + DESCRIPTORS).map_err(|error| {
-            EngineError::Descriptors(format!("{count} engines in one process: {error}"))
-        })?;
         let work_dir = match &self.work_dir {
             Some(dir) => dir.canonicalize(),
             None => std::env::current_dir(),
@@ -449,6 +443,13 @@ impl Builder {
             source,
         })?;
         let controller = self.controller()?;
+        let peer = controller.connection.common.is_peer();
+        let alone = if peer { DESCRIPTORS_ALONE } else { 0 };
+        let kernel = kernels.as_ref().map_or(0, |_| DESCRIPTORS_KERNEL);
+        let each = DESCRIPTORS_EACH + alone + kernel;
+        socket::raise_descriptors(count as u64 * each + DESCRIPTORS).map_err(|error| {
+            EngineError::Descriptors(format!("{count} engines in one process: {error}"))
+        })?;
         if let Some(python) = &mut python {
             python.client = controller.client_file();
         }
@@ -458,11 +459,11 @@ impl Builder {
         let slate =
             Slate::new(count).map_err(|error| system("memory for the slate")(error.into()))?;
         let id = uuid::Uuid::new_v4().to_string();
-        let uuids: Vec<String> = match (controller.connection.common.is_peer(), count) {
-            (false, _) => (0..count).map(|index| route::uuid(&id, index)).collect(),
-            (true, 1) => vec![id.clone()],
-            (true, _) => return Err(EngineError::Peer(controller.address())),
+        let uuid = |index| match peer {
+            true => uuid::Uuid::new_v4().to_string(),
+            false => route::uuid(&id, index),
         };
+        let uuids: Vec<String> = (0..count).map(uuid).collect();
         let mut reaper = Reaper::start(&slate, &id, uuids.clone(), self.kill_grace)
             .map_err(system("the reaper"))?;
         reaper.tell(&controller.for_reaper());

@@ -21,8 +21,8 @@ use crate::{
 
 impl Server {
     /// Takes a control message.
-    pub(super) fn control(&mut self, mut frames: Vec<Message>) {
-        let Some(seat) = self.addressee(&mut frames) else {
+    pub(super) fn control(&mut self, wire: usize, mut frames: Vec<Message>) {
+        let Some(seat) = self.addressee(wire, &mut frames) else {
             return self
                 .junk
                 .refuse("control channel", &"it is for no engine here");

@@ -70,9 +70,14 @@ impl Server {
             let clock = format!("{}.{:06}", clock.as_secs(), clock.subsec_micros());
             let load = self.meter.read(&self.process.scratch);
             let load = load.and_then(|load| serde_json::to_vec(&load).ok());
-            let pong = [&ping[..], clock.as_bytes()].into_iter().map(Message::from);
-            // One that cannot be sent is missed, as it should be.
-            let _ = socket::send(&self.net.pong, pong.chain(load.map(Message::from)));
+            let mut load = load.map(Message::from);
+            for (index, wire) in self.net.wires.iter().enumerate() {
+                if self.net.shared || !self.links[index].gone {
+                    let pong = [&ping[..], clock.as_bytes()].into_iter().map(Message::from);
+                    // One that cannot be sent is missed, as it should be.
+                    let _ = socket::send(&wire.pong, pong.chain(load.take()));
+                }
+            }
             // After a long silence, ours or the controller's, nobody knows whether we are still counted.
             let away = self.pulse.lost.is_none() && now - self.pulse.last > self.pulse.patience();
             self.pulse.last = now;
@@ -165,9 +170,9 @@ impl Server {
         let Some(controller) = connect::changed(&self.controller) else {
             return Ok(());
         };
-        if controller.connection.common.is_peer() && self.is_shared() {
+        if controller.connection.common.is_peer() == self.net.shared {
             return Err(ServeError::Controller(format!(
-                "the controller at {} is now ipyparallel's own, with which this process cannot go on: leaving",
+                "the controller at {} is of another make (ipctl, ipcontroller) than the one before: leaving",
                 controller.address()
             )));
         }
@@ -176,11 +181,12 @@ impl Server {
             controller.source,
             controller.address()
         );
+        let uuids: Vec<&str> = self.seats.iter().map(|seat| seat.uuid.as_str()).collect();
         let net = Net::connect(
             &controller.connection,
             controller.curve.as_ref(),
             &self.process.id,
-            self.seats.len(),
+            &uuids,
         )?;
         self.net.drop_unsent();
         self.net = net;

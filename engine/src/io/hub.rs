@@ -39,8 +39,9 @@ impl Server {
                 }
             })
             .collect();
-        if !due.is_empty() {
-            self.request_registration(&due, now);
+        let together = if self.net.shared { due.len() } else { 1 };
+        for seats in due.chunks(together.max(1)) {
+            self.request_registration(seats, now);
         }
     }
 
@@ -54,7 +55,7 @@ impl Server {
             capability::KILL,
             capability::FS,
         ];
-        if self.is_shared() {
+        if self.net.shared {
             capabilities.push(capability::BUNDLE);
         }
         if self.process.kernels.is_some() {
@@ -73,16 +74,19 @@ impl Server {
                 returns: link.id.is_some(),
             });
         }
-        let (mut id, mut returns) = (None, false);
-        if !self.is_shared() {
-            let only = engines.remove(0);
-            (id, returns) = (only.id, only.returns);
+        // Engines that share nothing register one by one.
+        let mut alone = ProcessEngine {
+            uuid: self.process.id.clone(),
+            ..ProcessEngine::default()
+        };
+        if !self.net.shared {
+            alone = engines.remove(0);
         }
         let controller = self.controller.connection.common.host();
         let registration = Registration {
-            uuid: self.process.id.clone(),
-            id,
-            returns,
+            uuid: alone.uuid,
+            id: alone.id,
+            returns: alone.returns,
             engines,
             capabilities: Some(capabilities.into_iter().map(str::to_owned).collect()),
             functions: self.process.functions.names(),
@@ -101,13 +105,13 @@ impl Server {
         let message = self
             .session()
             .request(types::REGISTRATION_REQUEST, &registration);
-        self.tell_hub(message);
+        self.tell_hub(seats[0], message);
     }
 
     /// Sends a message to the hub.
-    pub(super) fn tell_hub(&mut self, message: Envelope) {
+    pub(super) fn tell_hub(&mut self, seat: usize, message: Envelope) {
         self.send(Outgoing {
-            seat: 0,
+            seat,
             channel: Channel::Hub,
             frames: message.into_frames(),
             answers: None,
@@ -115,7 +119,7 @@ impl Server {
     }
 
     /// Takes a message of the hub.
-    pub(super) fn hear_hub(&mut self, frames: Vec<Message>) {
+    pub(super) fn hear_hub(&mut self, wire: usize, frames: Vec<Message>) {
         let session = self.session();
         let envelope = match Envelope::parse(frames) {
             Ok(envelope) => envelope,
@@ -131,7 +135,7 @@ impl Server {
         match &*header.msg_type {
             types::REGISTRATION_REPLY => {
                 match session.unpack::<RegistrationReply>(envelope.content()) {
-                    Ok(reply) => self.heard_of(&reply),
+                    Ok(reply) => self.heard_of(wire, &reply),
                     Err(error) => self.junk.refuse("registration_reply", &error),
                 }
             }
@@ -154,12 +158,12 @@ impl Server {
     }
 
     /// The hub has answered a registration.
-    fn heard_of(&mut self, reply: &RegistrationReply) {
+    fn heard_of(&mut self, wire: usize, reply: &RegistrationReply) {
         if reply.status != "ok" {
-            if !self.is_shared() && self.links[0].id.is_some() {
+            if !self.net.shared && self.links[wire].id.is_some() {
                 // ipyparallel's controller had not missed us.
                 tracing::debug!(reply.evalue, "not registered again: known already");
-                self.links[0].registered = true;
+                self.links[wire].registered = true;
                 return self.pulse.found();
             }
             let why = reply.evalue.as_deref().unwrap_or("no reason given");
@@ -177,7 +181,7 @@ impl Server {
         self.pulse.found();
         self.pulse.period = Some(Duration::from_millis(reply.hb_period.max(1)));
         if let Some(id) = reply.id {
-            return self.registered(0, id, reply);
+            return self.registered(wire, id, reply);
         }
         for (uuid, id) in &reply.engines {
             match route::index(uuid.as_bytes(), &self.process.id) {
@@ -190,7 +194,7 @@ impl Server {
     }
 
     fn registered(&mut self, seat: usize, id: u32, reply: &RegistrationReply) {
-        if let Err(error) = self.net.connect_leaf(id) {
+        if let Err(error) = self.net.connect_leaf(seat, id) {
             tracing::warn!(%error, "no connection to the broadcast leaf");
         }
         let engine = &self.seats[seat];

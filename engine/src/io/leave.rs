@@ -180,7 +180,7 @@ impl Server {
                 &json!({"id": self.links[seat].id, "uuid": self.seats[seat].uuid}),
             );
             if self.links[seat].id.is_some() {
-                self.tell_hub(message);
+                self.tell_hub(seat, message);
                 tracing::info!(engine = self.seats[seat].id(), "left");
             }
             self.links[seat].gone = true;

@@ -164,11 +164,12 @@ impl Server {
         wake: Wake,
         signals: UnixStream,
     ) -> Result<Self, ServeError> {
+        let uuids: Vec<&str> = seats.iter().map(|seat| seat.uuid.as_str()).collect();
         let net = Net::connect(
             &controller.connection,
             controller.curve.as_ref(),
             &process.id,
-            seats.len(),
+            &uuids,
         )?;
         let mut server = Self {
             links: seats.iter().map(|_| Link::default()).collect(),
@@ -282,9 +283,18 @@ impl Server {
             Token::Signal => self.signal(),
             Token::Ping => self.pings(),
             Token::Monitor => self.monitored(),
-            Token::Shell => self.drain(token, |net| &net.shell, Self::shell)?,
-            Token::Control => self.drain(token, |net| &net.control, Self::control)?,
-            Token::Hub => self.drain(token, |net| &net.hub, Self::hear_hub)?,
+            Token::Shell(wire) => {
+                let take = |server: &mut Self, frames| server.shell(wire, frames);
+                self.drain(token, |net| &net.wires[wire].shell, take)?;
+            }
+            Token::Control(wire) => {
+                let take = |server: &mut Self, frames| server.control(wire, frames);
+                self.drain(token, |net| &net.wires[wire].control, take)?;
+            }
+            Token::Hub(wire) => {
+                let take = |server: &mut Self, frames| server.hear_hub(wire, frames);
+                self.drain(token, |net| &net.wires[wire].hub, take)?;
+            }
             Token::Tasks(seat) => {
                 let take = |server: &mut Self, frames| server.shell_of(seat, frames);
                 self.drain(token, |net| &net.tasks[seat], take)?;
@@ -312,15 +322,11 @@ impl Server {
         Ok(())
     }
 
-    /// Whether messages say which engine they are for; to ipyparallel's own controller the process is its only engine.
-    fn is_shared(&self) -> bool {
-        self.seats[0].uuid != self.process.id
-    }
-
-    /// The engine that a message is for, whose uuid follows the relay's and is taken out. `None`: it is for the process.
-    fn addressee(&self, frames: &mut Vec<Message>) -> Option<usize> {
-        if !self.is_shared() {
-            return Some(0);
+    /// The engine that a message is for: the one with this wire, or its uuid follows the relay's and is taken out. `None`: it
+    /// is for the process.
+    fn addressee(&self, wire: usize, frames: &mut Vec<Message>) -> Option<usize> {
+        if !self.net.shared {
+            return Some(wire);
         }
         let seat = route::index(frames.get(1)?, &self.process.id)?;
         if seat >= self.seats.len() {
@@ -379,7 +385,7 @@ impl Server {
         let mut together: Vec<Frames> = Vec::new();
         let mut answers = None;
         for mut message in messages {
-            let bundles = self.is_shared();
+            let bundles = self.net.shared;
             let registered = |link: &Link| bundles && link.registered && !link.pure;
             if message.to_scheduler() && self.links.get(message.seat).is_some_and(registered) {
                 self.keep(&message);
@@ -426,7 +432,7 @@ impl Server {
             Channel::Control => true,
             Channel::Hub | Channel::IoPub => false,
         };
-        if let (true, Some(engine)) = (shared && self.is_shared(), self.seats.get(message.seat)) {
+        if let (true, Some(engine)) = (shared && self.net.shared, self.seats.get(message.seat)) {
             message
                 .frames
                 .insert(1, Message::from(engine.uuid.as_str()));
@@ -445,13 +451,15 @@ impl Server {
         if message.channel == Channel::Shell {
             self.session().seal(&mut message.frames);
         }
+        let index = self.net.wire(message.seat.min(self.seats.len() - 1));
+        let wire = &self.net.wires[index];
         let (socket, token) = match message.channel {
             Channel::Shell => match self.net.tasks.get(message.seat) {
                 Some(own) if message.to_scheduler() => (own, Some(Token::Tasks(message.seat))),
-                _ => (&self.net.shell, Some(Token::Shell)),
+                _ => (&wire.shell, Some(Token::Shell(index))),
             },
-            Channel::Control => (&self.net.control, Some(Token::Control)),
-            Channel::Hub => (&self.net.hub, Some(Token::Hub)),
+            Channel::Control => (&wire.control, Some(Token::Control(index))),
+            Channel::Hub => (&wire.hub, Some(Token::Hub(index))),
             Channel::IoPub => (&self.net.iopub, None),
         };
         let Some(first) = message.frames.first() else {
@@ -501,8 +509,8 @@ impl Server {
                 continue;
             }
             let peer = message.frames.first().map(|peer| peer.to_vec());
-            let own = self.net.tasks.get(message.seat).map(|_| message.seat);
-            let way = (message.channel, peer, own);
+            let own = !self.net.shared || !self.net.tasks.is_empty();
+            let way = (message.channel, peer, own.then_some(message.seat));
             let sent = match closed.contains(&way) {
                 true => Err(message),
                 false => self.try_send(message),

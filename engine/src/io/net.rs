@@ -1,17 +1,20 @@
-//! The sockets of an engine process. All its engines share them; but on the pure path, where libzmq deals tasks out to
-//! connections, each has one of its own to the scheduler.
+//! The sockets of an engine process. All its engines share them, with two exceptions: on the pure path, where libzmq deals
+//! tasks out to connections, each has one of its own to the scheduler; and ipyparallel's own controller knows only engines
+//! with connections of their own.
 
 use std::{collections::BTreeSet, os::fd::RawFd};
 
 use ipbroker_protocol::{
     connection::EngineConnection,
-    route,
     socket::{self, CurveClient},
     zmq::{self, Context, Socket},
 };
 
 /// Sockets that one context of libzmq may have, rounded down; each brings an I/O thread.
 const SOCKETS: usize = 1000;
+
+/// Sockets of one wire.
+const EACH: usize = 4;
 
 /// Where the coming and going of the connection is told, inside the process.
 const MONITOR: &str = "inproc://heartbeat-monitor";
@@ -20,26 +23,34 @@ const MONITOR: &str = "inproc://heartbeat-monitor";
 const HANDSHAKE_SUCCEEDED: u16 = 0x1000;
 const DISCONNECTED: u16 = 0x0200;
 
-/// All sockets; the process's id is their identity. Sockets go before their contexts.
-pub(super) struct Net {
+/// The sockets by which an engine, or all of them, are reached; they have one identity.
+pub(super) struct Wire {
     /// Towards the hub.
     pub(super) hub: Socket,
     /// Tasks, direct requests, broadcasts.
     pub(super) shell: Socket,
     /// Control requests.
     pub(super) control: Socket,
+    /// The echo of the heartbeat.
+    pub(super) pong: Socket,
+    /// The broadcast leaves that the shell socket is connected to.
+    leaves: BTreeSet<usize>,
+}
+
+/// All sockets. Sockets go before their contexts.
+pub(super) struct Net {
+    /// One for all engines, or one each.
+    pub(super) wires: Vec<Wire>,
     /// On the pure path: tasks, for each engine.
     pub(super) tasks: Vec<Socket>,
     /// The heartbeat.
     pub(super) ping: Socket,
-    /// Its echo.
-    pub(super) pong: Socket,
     /// Output.
     pub(super) iopub: Socket,
+    /// All engines share one wire.
+    pub(super) shared: bool,
     monitor: Socket,
     connection: EngineConnection,
-    /// The broadcast leaves that the shell socket is connected to.
-    leaves: BTreeSet<usize>,
     _contexts: Vec<Context>,
 }
 
@@ -53,13 +64,13 @@ pub(super) enum Seen {
 }
 
 impl Net {
-    /// Opens the sockets of a process with so many engines and begins to connect all of them, so that they are ready when
-    /// the hub answers.
+    /// Opens the sockets of a process with these engines and begins to connect all of them, so that they are ready when the
+    /// hub answers.
     pub(super) fn connect(
         connection: &EngineConnection,
         curve: Option<&CurveClient>,
         process: &str,
-        engines: usize,
+        uuids: &[&str],
     ) -> zmq::Result<Self> {
         let mut contexts = vec![Context::new()];
         let open = |context: &Context, kind, port: u16, identity: &str| -> zmq::Result<Socket> {
@@ -89,47 +100,63 @@ impl Net {
         let monitor = first.socket(zmq::PAIR)?;
         monitor.connect(MONITOR)?;
         let iopub = open(first, zmq::PUB, connection.iopub, process)?;
-        let pong = open(first, zmq::DEALER, connection.hb_pong, process)?;
-        let shell = open(first, zmq::ROUTER, connection.mux, process)?;
-        let control = open(first, zmq::ROUTER, connection.control, process)?;
-        let hub = open(first, zmq::DEALER, connection.registration, process)?;
-        let mut tasks = Vec::new();
-        if connection.pure {
-            for index in 0..engines {
-                if index % SOCKETS == 0 {
-                    contexts.push(Context::new());
-                }
-                let context = contexts.last().expect("there is one");
-                let uuid = route::uuid(process, index);
-                tasks.push(open(context, zmq::ROUTER, connection.task, &uuid)?);
+        let shared = !connection.common.is_peer();
+        let identities = if shared { &[process][..] } else { uuids };
+        let (mut wires, mut tasks) = (Vec::new(), Vec::new());
+        for (index, identity) in identities.iter().enumerate() {
+            if index % (SOCKETS / EACH) == SOCKETS / EACH - 1 {
+                contexts.push(Context::new());
             }
-        } else {
-            shell.connect(&connection.common.url(connection.task))?;
+            let context = contexts.last().expect("there is one");
+            let wire = Wire {
+                pong: open(context, zmq::DEALER, connection.hb_pong, identity)?,
+                shell: open(context, zmq::ROUTER, connection.mux, identity)?,
+                control: open(context, zmq::ROUTER, connection.control, identity)?,
+                hub: open(context, zmq::DEALER, connection.registration, identity)?,
+                leaves: BTreeSet::new(),
+            };
+            if !connection.pure {
+                wire.shell
+                    .connect(&connection.common.url(connection.task))?;
+            }
+            wires.push(wire);
+        }
+        let own = if connection.pure { uuids } else { &[] };
+        for (index, uuid) in own.iter().enumerate() {
+            if index % SOCKETS == 0 {
+                contexts.push(Context::new());
+            }
+            let context = contexts.last().expect("there is one");
+            tasks.push(open(context, zmq::ROUTER, connection.task, uuid)?);
         }
         Ok(Self {
-            hub,
-            shell,
-            control,
+            wires,
             tasks,
             ping,
-            pong,
             iopub,
+            shared,
             monitor,
             connection: connection.clone(),
-            leaves: BTreeSet::new(),
             _contexts: contexts,
         })
     }
 
-    /// Connects the process to the broadcast leaf that an engine's id asks for.
-    pub(super) fn connect_leaf(&mut self, id: u32) -> zmq::Result<()> {
+    /// Which wire leads to an engine.
+    pub(super) fn wire(&self, seat: usize) -> usize {
+        if self.shared { 0 } else { seat }
+    }
+
+    /// Connects an engine to the broadcast leaf that its id asks for.
+    pub(super) fn connect_leaf(&mut self, seat: usize, id: u32) -> zmq::Result<()> {
+        let wire = self.wire(seat);
         let leaves = &self.connection.broadcast;
         let Some(leaf) = (id as usize).checked_rem(leaves.len()) else {
             return Ok(());
         };
-        if self.leaves.insert(leaf) {
+        let wire = &mut self.wires[wire];
+        if wire.leaves.insert(leaf) {
             let url = self.connection.common.url(leaves[leaf]);
-            self.shell.connect(&url)?;
+            wire.shell.connect(&url)?;
         }
         Ok(())
     }
@@ -167,10 +194,12 @@ impl Net {
         let mut all = vec![
             (Token::Ping, self.ping.get_fd()?),
             (Token::Monitor, self.monitor.get_fd()?),
-            (Token::Shell, self.shell.get_fd()?),
-            (Token::Control, self.control.get_fd()?),
-            (Token::Hub, self.hub.get_fd()?),
         ];
+        for (index, wire) in self.wires.iter().enumerate() {
+            all.push((Token::Shell(index), wire.shell.get_fd()?));
+            all.push((Token::Control(index), wire.control.get_fd()?));
+            all.push((Token::Hub(index), wire.hub.get_fd()?));
+        }
         for (seat, socket) in self.tasks.iter().enumerate() {
             all.push((Token::Tasks(seat), socket.get_fd()?));
         }
@@ -179,14 +208,9 @@ impl Net {
 
     /// Forgets what could not be sent: the process leaves at once.
     pub(super) fn drop_unsent(&self) {
-        let shared = [
-            &self.hub,
-            &self.shell,
-            &self.control,
-            &self.pong,
-            &self.iopub,
-        ];
-        for socket in shared.into_iter().chain(&self.tasks) {
+        let wires = self.wires.iter();
+        let wires = wires.flat_map(|wire| [&wire.hub, &wire.shell, &wire.control, &wire.pong]);
+        for socket in wires.chain(&self.tasks).chain([&self.iopub]) {
             let _ = socket.set_linger(0);
         }
     }
@@ -203,49 +227,52 @@ pub(super) enum Token {
     Ping,
     /// The monitor.
     Monitor,
-    /// Tasks and requests.
-    Shell,
+    /// Tasks and requests, on this wire.
+    Shell(usize),
     /// Control requests.
-    Control,
+    Control(usize),
     /// The hub.
-    Hub,
+    Hub(usize),
     /// Tasks of an engine on the pure path.
     Tasks(usize),
 }
 
 impl Token {
-    /// Those that every process has, by number; the engines' follow.
-    const SHARED: [Self; 7] = [
-        Self::Wake,
-        Self::Signal,
-        Self::Ping,
-        Self::Monitor,
-        Self::Shell,
-        Self::Control,
-        Self::Hub,
-    ];
-
     /// How many there are in a process with so many engines.
     pub(super) fn count(engines: usize) -> usize {
-        Self::SHARED.len() + engines
+        4 + 4 * engines
     }
 
     /// As a number below [`count`](Self::count).
     pub(super) fn number(self) -> usize {
         match self {
-            Self::Tasks(seat) => Self::SHARED.len() + seat,
-            shared => {
-                let place = Self::SHARED.iter().position(|other| *other == shared);
-                place.expect("all but those of engines are listed")
-            }
+            Self::Wake => 0,
+            Self::Signal => 1,
+            Self::Ping => 2,
+            Self::Monitor => 3,
+            Self::Shell(wire) => 4 + 4 * wire,
+            Self::Control(wire) => 5 + 4 * wire,
+            Self::Hub(wire) => 6 + 4 * wire,
+            Self::Tasks(seat) => 7 + 4 * seat,
         }
     }
 
     /// From its number.
     pub(super) fn of(number: usize) -> Self {
-        match Self::SHARED.get(number) {
-            Some(shared) => *shared,
-            None => Self::Tasks(number - Self::SHARED.len()),
+        match number {
+            0 => Self::Wake,
+            1 => Self::Signal,
+            2 => Self::Ping,
+            3 => Self::Monitor,
+            _ => {
+                let index = number / 4 - 1;
+                match number % 4 {
+                    0 => Self::Shell(index),
+                    1 => Self::Control(index),
+                    2 => Self::Hub(index),
+                    _ => Self::Tasks(index),
+                }
+            }
         }
     }
 }

@@ -27,8 +27,8 @@ const QUICK: u64 = 256;
 
 impl Server {
     /// Takes what comes from a task, direct or broadcast relay: a message for an engine, or a bundle of them.
-    pub(super) fn shell(&mut self, mut frames: Vec<Message>) {
-        if let Some(seat) = self.addressee(&mut frames) {
+    pub(super) fn shell(&mut self, wire: usize, mut frames: Vec<Message>) {
+        if let Some(seat) = self.addressee(wire, &mut frames) {
             return self.shell_of(seat, frames);
         }
         let bundle = match read(&self.session(), frames, true) {
@@ -46,7 +46,7 @@ impl Server {
         };
         let mut replies = Vec::new();
         for mut frames in messages {
-            let Some(seat) = self.addressee(&mut frames) else {
+            let Some(seat) = self.addressee(wire, &mut frames) else {
                 self.junk
                     .refuse("bundle", &"a message in it is for no engine here");
                 continue;
