@@ -31,10 +31,13 @@ use crate::{
 /// The identity under which the controller's own requests travel, in place of a client's.
 const SELF: &[u8] = b"ipbroker.controller";
 
+/// Takes the content of an engine's reply; `None`: there is none.
+type ReplyTo = Answer<Option<serde_json::Value>>;
+
 /// What the rest of the controller asks of the relay.
 #[derive(Debug)]
 pub enum Request {
-    /// Send a message of the controller's own to an engine. Its reply is dropped.
+    /// Send a message of the controller's own to an engine.
     Send {
         /// The engine's uuid.
         engine: String,
@@ -42,17 +45,8 @@ pub enum Request {
         msg_type: &'static str,
         /// Its content.
         content: serde_json::Value,
-    },
-    /// Ask an engine something.
-    Ask {
-        /// The engine's uuid.
-        engine: String,
-        /// The type of the request.
-        msg_type: &'static str,
-        /// Its content.
-        content: serde_json::Value,
-        /// The content of the reply; `None`: there is none.
-        answer: Answer<Option<serde_json::Value>>,
+        /// What the content of the reply goes to, and `None` if there is none; otherwise the reply is dropped.
+        answer: Option<ReplyTo>,
     },
     /// End the thread.
     Shutdown,
@@ -72,12 +66,7 @@ impl ControlPost {
     /// # Panics
     /// Never for string-keyed contents.
     pub fn send(&self, engine: &str, msg_type: &'static str, content: &impl Serialize) {
-        let content = serde_json::to_value(content).expect("contents are string-keyed maps");
-        self.0.send(Request::Send {
-            engine: engine.to_owned(),
-            msg_type,
-            content,
-        });
+        self.post(engine, msg_type, content, None);
     }
 
     /// Asks an engine.
@@ -89,10 +78,20 @@ impl ControlPost {
         engine: &str,
         msg_type: &'static str,
         content: &impl Serialize,
-        answer: Answer<Option<serde_json::Value>>,
+        answer: ReplyTo,
+    ) {
+        self.post(engine, msg_type, content, Some(answer));
+    }
+
+    fn post(
+        &self,
+        engine: &str,
+        msg_type: &'static str,
+        content: &impl Serialize,
+        answer: Option<ReplyTo>,
     ) {
         let content = serde_json::to_value(content).expect("contents are string-keyed maps");
-        self.0.send(Request::Ask {
+        self.0.send(Request::Send {
             engine: engine.to_owned(),
             msg_type,
             content,
@@ -139,7 +138,7 @@ struct Control {
     tasks: Post<Command>,
     requests: Mailbox<Request>,
     /// Questions of the controller's own that are not answered, by id, and since when.
-    asked: HashMap<String, (Instant, Answer<Option<serde_json::Value>>)>,
+    asked: HashMap<String, (Instant, ReplyTo)>,
 }
 
 impl Control {
@@ -195,15 +194,13 @@ impl Control {
                         engine,
                         msg_type,
                         content,
-                    } => drop(self.send(&engine, msg_type, &content)),
-                    Request::Ask {
-                        engine,
-                        msg_type,
-                        content,
                         answer,
-                    } => match self.send(&engine, msg_type, &content) {
-                        Some(id) => drop(self.asked.insert(id, (Instant::now(), answer))),
-                        None => answer.send(None),
+                    } => match (self.send(&engine, msg_type, &content), answer) {
+                        (Some(id), Some(answer)) => {
+                            drop(self.asked.insert(id, (Instant::now(), answer)));
+                        }
+                        (None, Some(answer)) => answer.send(None),
+                        (_, None) => {}
                     },
                     Request::Shutdown => {
                         self.engines.flush();

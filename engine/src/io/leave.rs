@@ -146,6 +146,7 @@ impl Server {
 
     /// Unregisters those whose task has ended, or would not.
     pub(super) fn finish_leaving(&mut self, now: Instant) {
+        let mut unheard = 0;
         for seat in 0..self.seats.len() {
             let Some(leave) = self.links[seat].leaving.filter(|_| !self.links[seat].gone) else {
                 continue;
@@ -155,7 +156,7 @@ impl Server {
                     if now < until {
                         continue;
                     }
-                    tracing::warn!("the scheduler has not answered the last word");
+                    unheard += 1;
                 }
             } else {
                 let ends = self.seats[seat].is_idle() || now >= leave.task;
@@ -186,6 +187,12 @@ impl Server {
             self.links[seat].gone = true;
             self.leaving -= 1;
             self.present -= 1;
+        }
+        if unheard > 0 {
+            tracing::warn!(
+                engines = unheard,
+                "the scheduler has not answered their last words"
+            );
         }
     }
 }

@@ -1,6 +1,6 @@
 //! What the core keeps of an engine.
 
-use std::collections::BTreeMap;
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use super::id::{NONE, TaskId};
@@ -38,8 +38,8 @@ pub(super) struct Engine {
     /// Its single tasks, oldest first.
     pub head: u32,
     pub tail: u32,
-    /// Arrays it has chunks of, and how many.
-    pub chunks: BTreeMap<u32, u32>,
+    /// Chunks of arrays that it has: the array, and the first member.
+    pub chunks: BTreeSet<(u32, u32)>,
     pub last_used: u64,
     /// Indexed pools it belongs to.
     pub pools: Vec<u32>,
@@ -104,7 +104,7 @@ impl Engine {
             bytes: 0,
             head: NONE,
             tail: NONE,
-            chunks: BTreeMap::new(),
+            chunks: BTreeSet::new(),
             last_used: 0,
             pools: Vec::new(),
             classes: Vec::new(),

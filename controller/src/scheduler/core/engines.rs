@@ -380,17 +380,14 @@ impl Core {
             });
             at = self.groups[at].next;
         }
-        for &group in engine.chunks.keys() {
-            let array = self.groups[group]
-                .array()
-                .expect("only arrays come in chunks");
-            for (&lo, flight) in array.flights.iter().filter(|(_, f)| f.engine == slot) {
-                found.push(Holding {
-                    since: flight.since,
-                    group,
-                    chunk: Some((lo, flight.hi)),
-                });
-            }
+        for &(group, lo) in &engine.chunks {
+            let array = self.groups[group].array();
+            let flight = &array.expect("only arrays come in chunks").flights[&lo];
+            found.push(Holding {
+                since: flight.since,
+                group,
+                chunk: Some((lo, flight.hi)),
+            });
         }
         found.sort_by_key(|h| h.since);
         found

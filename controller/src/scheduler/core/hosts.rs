@@ -79,8 +79,6 @@ pub(super) struct Host {
     blocked: Vec<u32>,
     /// There is a cpu for another plain task.
     pub open: bool,
-    /// All its idle engines are in the indexes of plain pools. They stay there for a while when it is full.
-    entered: bool,
     /// It was full, and has a cpu again.
     pub reopened: bool,
     /// It is among those to be looked at.
@@ -104,7 +102,6 @@ impl Host {
             kept_whole: 0,
             blocked: Vec::new(),
             open: true,
-            entered: true,
             reopened: false,
             changed: false,
         }
@@ -682,7 +679,7 @@ impl Core {
         };
         entry.changed = false;
         let reopened = std::mem::take(&mut entry.reopened);
-        if entry.open && (reopened || !entry.entered) {
+        if entry.open && reopened {
             self.refresh_host(host, true);
         }
         let mut at = 0;
@@ -718,9 +715,7 @@ impl Core {
 
     /// Tells the indexes how the engines of a host stand, and looks for tasks for them.
     pub(super) fn refresh_host(&mut self, host: u32, hungry: bool) {
-        let entry = &mut self.hosts.slab[host as usize];
-        entry.entered = true;
-        let engines = entry.engines.clone();
+        let engines = self.hosts.slab[host as usize].engines.clone();
         for slot in engines {
             if self.engines[slot as usize].live {
                 let room = self.refresh(slot);
@@ -797,12 +792,5 @@ impl Core {
                 _ => host.reservation.is_some() && !engine.newcomer && !waits,
             });
         self.engines[slot as usize].closed = closed;
-        let engine = &self.engines[slot as usize];
-        if closed
-            && engine.load == 0
-            && let Some(host) = self.hosts.slab.get_mut(engine.host as usize)
-        {
-            host.entered = false;
-        }
     }
 }

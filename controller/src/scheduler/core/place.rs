@@ -253,7 +253,7 @@ impl Core {
         let array = group.array_mut().expect("checked");
         array.flights.insert(lo, flight);
         array.host_lost.remove(lo, hi);
-        *self.engines[slot as usize].chunks.entry(index).or_default() += 1;
+        self.engines[slot as usize].chunks.insert((index, lo));
         if empty {
             self.unlink(index);
             self.stop_waiting(index);
@@ -354,10 +354,12 @@ impl Core {
         let share = group.bytes / u64::from(group.count) * u64::from(hi - lo);
         let array = group.array_mut().expect("only arrays have flights");
         let flight = array.flights.remove(&start).expect("the caller found it");
-        let mut change = -1i32;
+        let slot = flight.engine;
+        let chunks = &mut self.engines[slot as usize].chunks;
         if start < lo {
             array.flights.insert(start, Flight { hi: lo, ..flight });
-            change += 1;
+        } else {
+            chunks.remove(&(index, start));
         }
         if hi < flight.hi {
             array.flights.insert(
@@ -367,14 +369,7 @@ impl Core {
                     ..flight
                 },
             );
-            change += 1;
-        }
-        let slot = flight.engine;
-        let engine = &mut self.engines[slot as usize];
-        let chunks = engine.chunks.entry(index).or_default();
-        *chunks = chunks.saturating_add_signed(change);
-        if *chunks == 0 {
-            engine.chunks.remove(&index);
+            chunks.insert((index, hi));
         }
         let ahead = from_units(flight.est) * u64::from(hi - lo);
         self.add_load(slot, -i64::from(hi - lo), -(ahead as i64), -(share as i64));

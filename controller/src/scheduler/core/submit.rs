@@ -132,7 +132,7 @@ impl Core {
         }
         for (lo, hi) in parts {
             let share = bytes / u64::from(count) * u64::from(hi - lo);
-            *self.engines[slot as usize].chunks.entry(group).or_default() += 1;
+            self.engines[slot as usize].chunks.insert((group, lo));
             let ahead = from_units(est) * u64::from(hi - lo);
             self.add_load(slot, i64::from(hi - lo), ahead as i64, share as i64);
             self.count(client, Some(Bucket::Ready), Bucket::Running, hi - lo);

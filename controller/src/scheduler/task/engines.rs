@@ -154,7 +154,7 @@ impl Engines {
     }
 
     /// Whether any of them is reached by this connection.
-    pub(super) fn use_connection(&self, connection: &str) -> bool {
+    pub(super) fn any_by(&self, connection: &str) -> bool {
         self.connections.contains_key(connection)
     }
 

@@ -239,7 +239,7 @@ impl Scheduler {
         self.act();
         self.engines.leave(uuid);
         let connection = route::connection(uuid);
-        if !self.engines.use_connection(connection) {
+        if !self.engines.any_by(connection) {
             self.engine_outbox.forget(connection.as_bytes());
         }
     }
