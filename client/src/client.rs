@@ -19,7 +19,7 @@ use serde::de::DeserializeOwned;
 use crate::builder::ClientBuilder;
 use crate::engines::{Engines, Notice};
 use crate::error::{Error, Result};
-use crate::io::{self, Channel, Handle, Listener, Request, Sink, Submission};
+use crate::io::{self, Channel, Handle, Listener, Request, Sink, Submission, Takers};
 use crate::view::{DirectView, LoadBalancedView};
 use crate::wire::{self, Built};
 
@@ -27,12 +27,24 @@ use crate::wire::{self, Built};
 const ASK_AGAIN: Duration = Duration::from_secs(2);
 
 /// A connection to a controller. Clones share it; the last one closes it.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct Client {
     inner: Arc<Inner>,
 }
 
-#[derive(Debug)]
+impl std::fmt::Debug for Client {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let common = &self.inner.connection.common;
+        f.debug_struct("Client")
+            .field("session", &self.inner.session.id)
+            .field(
+                "controller",
+                &common.url(self.inner.connection.registration),
+            )
+            .finish()
+    }
+}
+
 struct Inner {
     session: Arc<Session>,
     engines: Arc<Engines>,
@@ -103,14 +115,14 @@ impl Awaited {
         let replies = self.engines.len().max(1) as u64;
         Submission {
             number,
+            suffix: "",
             channel,
             frames,
             members: self.members.unwrap_or(replies),
             array: self.members.is_some(),
             ack: self.ack,
             engines: self.engines,
-            sink: self.sink,
-            tag: self.tag,
+            takers: Takers::One(self.sink, self.tag),
         }
     }
 }
@@ -275,6 +287,17 @@ impl Client {
         task: Outgoing<'_, C>,
         sink: Arc<dyn Sink>,
     ) -> Result<String> {
+        let session = &self.inner.session;
+        let content = session.pack(task.content);
+        if let (types::FUNCTION_REQUEST, None, [argument]) =
+            (task.msg_type, task.metadata.array, &task.buffers[..])
+            && let Some(id) =
+                self.inner
+                    .handle
+                    .gather((task.metadata, &content), argument, (&sink, task.tag))?
+        {
+            return Ok(id);
+        }
         let awaited = Awaited {
             members: task.metadata.array,
             ack: task.metadata.ack,
@@ -282,8 +305,15 @@ impl Client {
             sink,
             tag: task.tag,
         };
-        let request = (task.msg_type, task.metadata, task.content);
-        self.dispatch(Channel::Task, None, request, task.buffers, awaited)
+        let built = wire::build_packed(
+            session,
+            None,
+            session.packed_header(task.msg_type),
+            &session.pack(task.metadata),
+            &content,
+            task.buffers,
+        );
+        self.hand_over(Channel::Task, built, awaited)
     }
 
     /// Packs what the requests of one kind have in common, for [`Client::submit_like`].
@@ -316,6 +346,16 @@ impl Client {
         tag: u64,
     ) -> Result<String> {
         let session = &self.inner.session;
+        if let (types::FUNCTION_REQUEST, None, [argument]) =
+            (template.msg_type, members, &buffers[..])
+            && let Some(id) = self.inner.handle.gather(
+                (&template.options, &template.content),
+                argument,
+                (&sink, tag),
+            )?
+        {
+            return Ok(id);
+        }
         let array;
         let metadata = match members {
             None => &template.metadata,
@@ -330,7 +370,7 @@ impl Client {
         let built = wire::build_packed(
             session,
             None,
-            template.msg_type,
+            session.packed_header(template.msg_type),
             metadata,
             &template.content,
             buffers,
@@ -363,7 +403,8 @@ impl Client {
         (sink, tag, ack): (Arc<dyn Sink>, u64, bool),
     ) -> Submission {
         let session = &self.inner.session;
-        let built = wire::build_packed(session, None, msg_type, metadata, content, buffers);
+        let head = session.packed_header(msg_type);
+        let built = wire::build_packed(session, None, head, metadata, content, buffers);
         let awaited = Awaited {
             members: None,
             ack,

@@ -6,6 +6,7 @@ use ipbroker_protocol::array::{View, member_id};
 use ipbroker_protocol::frames::Frames;
 use ipbroker_protocol::message::{CommandResult, ErrorContent, ParentRef, ReplyMetadata};
 use ipbroker_protocol::session::Packer;
+use ipbroker_protocol::time;
 use jiff::Timestamp;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
@@ -40,6 +41,34 @@ pub struct ReplyInfo {
     pub attempt: u32,
 }
 
+/// What the content of an array's reply tells of one member: seconds from the range's beginning to its own, its run time in
+/// s, and what it printed.
+#[derive(Debug, Clone, Deserialize)]
+pub struct MemberInfo(f64, f64, pub Option<String>, pub Option<String>);
+
+impl MemberInfo {
+    /// Puts the member's times in place of its range's.
+    pub fn place(&self, info: &mut ReplyInfo) {
+        let began: Option<Timestamp> = info.started.as_deref().and_then(|text| text.parse().ok());
+        if let Some(began) = began {
+            let started = time::shifted(began, self.0);
+            info.started = Some(time::utc(started));
+            info.completed = Some(time::utc(time::shifted(started, self.1)));
+        }
+        info.duration = Some(self.1);
+    }
+}
+
+/// The members of which an array's reply tells by themselves, from its content.
+pub fn members(content: &[u8]) -> Vec<MemberInfo> {
+    #[derive(Deserialize, Default)]
+    #[serde(default)]
+    struct Content {
+        members: Vec<MemberInfo>,
+    }
+    member_map::<Content>(content).unwrap_or_default().members
+}
+
 /// One reply: of a task, or of a range of an array.
 #[derive(Debug)]
 pub struct Reply {
@@ -51,12 +80,12 @@ pub struct Reply {
     /// When it arrived here.
     pub received: Timestamp,
     info: OnceLock<ReplyInfo>,
+    members: OnceLock<Vec<MemberInfo>>,
     checked: OnceLock<bool>,
 }
 
 impl Reply {
     pub(crate) fn new(frames: Frames, packer: Packer, array: bool) -> Self {
-        let (info, checked) = (OnceLock::new(), OnceLock::new());
         // Identities, delimiter, signature.
         let header = frames.parts().map_or(0, |(identities, _)| identities + 2);
         Self {
@@ -65,8 +94,9 @@ impl Reply {
             packer,
             array,
             received: Timestamp::now(),
-            info,
-            checked,
+            info: OnceLock::new(),
+            members: OnceLock::new(),
+            checked: OnceLock::new(),
         }
     }
 
@@ -77,6 +107,22 @@ impl Reply {
             info.failed.sort_unstable();
             info
         })
+    }
+
+    /// What it tells of one member.
+    pub fn member_info(&self, index: u64) -> ReplyInfo {
+        let mut info = self.info().clone();
+        let (lo, _) = info.range.take().unwrap_or_default();
+        if self.has_members() {
+            let failed = info.failed.iter().find(|(at, _)| *at == index);
+            info.status = failed.map_or("ok".into(), |(_, how)| how.clone());
+            info.failed = Vec::new();
+        }
+        let members = self.members.get_or_init(|| members(self.packed_content()));
+        if let Some(member) = members.get(index.wrapping_sub(lo) as usize) {
+            member.place(&mut info);
+        }
+        info
     }
 
     /// Id of the request.

@@ -86,6 +86,9 @@ impl State {
         let group = &self.groups[at];
         let member = index - group.first;
         let part = group.parts.up_to(member)?;
+        if let Parts::One(_) = group.parts {
+            return Some((part, part.lo));
+        }
         (member < part.hi).then_some((part, member))
     }
 }
@@ -330,8 +333,14 @@ impl<R, S: Shape> AsyncResult<R, S> {
         let seconds: f64 = state
             .groups
             .iter()
-            .flat_map(|group| group.parts.iter())
-            .filter_map(|part| part.outcome.as_ref().ok()?.info().duration)
+            .flat_map(|group| group.parts.iter().map(move |part| (group, part)))
+            .filter_map(|(group, part)| {
+                let reply = part.outcome.as_ref().ok()?;
+                match group.parts {
+                    Parts::One(_) => reply.member_info(part.lo).duration,
+                    Parts::Many(_) => reply.info().duration,
+                }
+            })
             .filter(|seconds| seconds.is_finite() && *seconds > 0.0)
             .sum();
         Duration::from_secs_f64(seconds)
@@ -351,11 +360,12 @@ impl<R, S: Shape> AsyncResult<R, S> {
         ids
     }
 
-    /// Metadata of the reply with task `index` in it, once it is there.
+    /// What is known of task `index`, once it has ended.
     pub fn metadata(&self, index: usize) -> Option<ReplyInfo> {
         let state = self.set.lock();
-        let (part, _) = state.part(index as u64)?;
-        Some(part.outcome.as_ref().ok()?.info().clone())
+        let (part, member) = state.part(index as u64)?;
+        let reply = part.outcome.as_ref().ok()?;
+        Some(reply.member_info(member))
     }
 
     /// Stops what is unfinished: waiting tasks end at once, running ones are stopped. Their results say so.

@@ -28,23 +28,22 @@ pub(crate) fn build<M: Serialize + ?Sized, C: Serialize + ?Sized>(
     build_packed(
         session,
         identity,
-        msg_type,
+        session.packed_header(msg_type),
         &session.pack(metadata),
         &session.pack(content),
         buffers,
     )
 }
 
-/// Builds a request from maps that are packed already.
+/// Builds a request from its id, and maps that are packed already.
 pub(crate) fn build_packed(
     session: &Session,
     identity: Option<&str>,
-    msg_type: &str,
+    (msg_id, header): (String, Vec<u8>),
     metadata: &[u8],
     content: &[u8],
     buffers: Vec<Message>,
 ) -> Built {
-    let (msg_id, header) = session.packed_header(msg_type);
     let identity = identity.map(str::as_bytes);
     let maps = [&header, session.empty_map(), metadata, content];
     let bytes: usize = buffers.iter().map(|buffer| buffer.len()).sum();

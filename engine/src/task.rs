@@ -66,6 +66,8 @@ pub(crate) struct Wants {
     pub(crate) array: Option<u64>,
     /// The members `lo..hi` of an array.
     pub(crate) range: Option<(u64, u64)>,
+    /// Each of them is told of by itself.
+    pub(crate) each: bool,
     /// Higher runs earlier; what a call submits runs before what it was submitted with.
     pub(crate) priority: Option<i32>,
     /// Which try this is.

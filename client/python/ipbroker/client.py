@@ -89,9 +89,7 @@ class Link:
     def forget(self, future: Future) -> None:
         """Nobody waits for the future any more."""
         self.pending.pop(future._tag, None)
-        future._client = None
-        if future._owner is not None:
-            future._owner.discard(future)
+        _forget(future)
 
     def abort_soon(self, ids: List[str]) -> None:
         """Has calls ended, and does not wait for it."""
@@ -140,28 +138,39 @@ class _Results(threading.Thread):
             arrived = deliveries = delivery = None
 
 
-def _deliver(pending: Dict[int, Any], output: "Output", kind: int, tag: int, lo: int, hi: int, metadata: Optional[bytes], value: Any, more: Any) -> None:
+def _deliver(pending: Dict[int, Any], output: "Output", kind: int, tag: Union[int, List[int]], lo: int, hi: int, metadata: Optional[bytes], value: Any, more: Any) -> None:
+    if isinstance(tag, list):
+        # Calls that travelled together.
+        failures, content, printed = more or ({}, None, ())
+        for id, stdout, stderr in printed:
+            output.rest(id, stdout, stderr)
+        values = value if isinstance(value, list) else [None if kind == MEMBERS_ERROR else value] * len(tag)
+        for index, (one, data) in enumerate(zip(tag, values), lo):
+            future = pending.pop(one, None)
+            if future is None:
+                continue  # cancelled
+            if data is None:
+                future._fail(metadata, failures.get(index, value), content, index)
+            else:
+                future._succeed(metadata, data, None, content, index)
+            _forget(future)
+        return
     target = pending.get(tag)
     if target is None:
         return  # cancelled
     if isinstance(target, Future):
         del pending[tag]
         if kind == OK:
-            outside, printed = more or (None, None)
-            content = None
+            outside, content, printed = more or (None, None, None)
             if printed is not None:
                 # The reply says whose it is: the future may not have heard its id yet.
-                content, id = printed
-                output.rest(id, metadata, content)
+                output.rest(*printed)
             target._succeed(metadata, value, outside, content)
         elif kind == MEMBERS:
             target._fail(metadata, ("BadReply", "the reply is that of an array", (), None, False))
         else:
             target._fail(metadata, value)
-        target._client = None
-        owner = target._owner
-        if owner is not None:
-            owner.discard(target)
+        _forget(target)
     else:
         if kind == JOBS:
             done = target.deliver(value)
@@ -171,6 +180,13 @@ def _deliver(pending: Dict[int, Any], output: "Output", kind: int, tag: int, lo:
             done = target.deliver(lo, hi, metadata, None, value, 0.0)
         if done:
             pending.pop(tag, None)
+
+
+def _forget(future: Future) -> None:
+    future._client = None
+    owner = future._owner
+    if owner is not None:
+        owner.discard(future)
 
 
 _links: "weakref.WeakSet[Link]" = weakref.WeakSet()

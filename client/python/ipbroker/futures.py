@@ -49,13 +49,13 @@ class CallInfo(Mapping[str, Any]):
         return f"CallInfo({shown})"
 
 
-def call_info(known: Dict[str, Any], submitted: float, metadata: Optional[bytes], content: Optional[bytes]) -> CallInfo:
-    """Reads what a reply tells of its call."""
+def call_info(known: Dict[str, Any], submitted: float, metadata: Optional[bytes], content: Optional[bytes], index: Optional[int]) -> CallInfo:
+    """Reads what a reply tells of its call, which may be member ``index`` of an array."""
     from datetime import datetime, timezone
 
     known["submitted"] = datetime.fromtimestamp(submitted, timezone.utc).astimezone()
     if metadata is not None:
-        known.update(_native.reply_info(metadata, content))
+        known.update(_native.reply_info(metadata, content, index))
     for key in ("started", "completed"):
         text = known.get(key)
         if isinstance(text, str) and text:
@@ -104,9 +104,8 @@ class Future(concurrent.futures.Future):  # type: ignore[type-arg]
     @property
     def info(self) -> CallInfo:
         """What is known of the call."""
-        metadata, content = self._told or (None, None)
         known = {"id": getattr(self, "id", None), "name": self._name}
-        return call_info(known, self._submitted, metadata, content)
+        return call_info(known, self._submitted, *(self._told or (None, None, None)))
 
     def cancel(self) -> bool:
         """Cancels the call. One that runs is stopped: SIGINT first, then harder. False if it has ended already."""
@@ -164,8 +163,8 @@ class Future(concurrent.futures.Future):  # type: ignore[type-arg]
 
     # What follows is called by the thread that fetches results.
 
-    def _succeed(self, metadata: Optional[bytes], data: bytes, outside: Optional[List[bytearray]], content: Optional[bytes]) -> None:
-        self._told = (metadata, content)
+    def _succeed(self, metadata: Optional[bytes], data: bytes, outside: Optional[List[bytearray]], content: Optional[bytes], index: Optional[int] = None) -> None:
+        self._told = (metadata, content, index)
         try:
             value = loads(data, buffers=outside)
         except BaseException as error:
@@ -173,8 +172,8 @@ class Future(concurrent.futures.Future):  # type: ignore[type-arg]
         else:
             self._settle(value, None)
 
-    def _fail(self, metadata: Optional[bytes], failure: Failure) -> None:
-        self._told = (metadata, None)
+    def _fail(self, metadata: Optional[bytes], failure: Failure, content: Optional[bytes] = None, index: Optional[int] = None) -> None:
+        self._told = (metadata, content, index)
         if failure[4]:
             # Aborted, by whomever.
             if super().cancel():

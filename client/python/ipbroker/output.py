@@ -6,8 +6,6 @@ import sys
 from collections import OrderedDict
 from typing import Dict, Optional
 
-from . import _native
-
 REMEMBERED = 1000
 """Calls of which it is known what they have printed."""
 
@@ -29,12 +27,11 @@ class Output:
         self._remember(id, shown)
         self.write(name, text)
 
-    def rest(self, id: str, metadata: Optional[bytes], content: bytes) -> None:
+    def rest(self, id: str, stdout: str, stderr: str) -> None:
         """A call has ended that printed."""
         shown = self._shown.get(id) or {}
-        info = _native.reply_info(metadata or b"\x80", content)
-        for name in ("stdout", "stderr"):
-            text = info[name][shown.get(name, 0) :]
+        for name, printed in (("stdout", stdout), ("stderr", stderr)):
+            text = printed[shown.get(name, 0) :]
             if text:
                 self.write(name, text)
         self._remember(id, None)

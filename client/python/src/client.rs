@@ -20,7 +20,7 @@ use serde_bytes::ByteBuf;
 
 use crate::error::raise;
 use crate::options;
-use crate::queue::Queue;
+use crate::queue::{Queue, Tags};
 use crate::results;
 
 /// From this size on, copying is done without Python's lock.
@@ -315,14 +315,18 @@ impl NativeClient {
             return Ok(None);
         };
         let deliveries = PyList::empty(py);
-        for (tag, part) in arrived.parts {
-            if tag & JOBS != 0 {
-                if let Some(jobs) = self.jobs(py, tag, &part)? {
-                    deliveries.append(jobs)?;
+        for (tags, part) in arrived.parts {
+            match tags {
+                Tags::One(tag) if tag & JOBS != 0 => {
+                    if let Some(jobs) = self.jobs(py, tag, &part)? {
+                        deliveries.append(jobs)?;
+                    }
                 }
-                continue;
+                Tags::One(tag) => deliveries.append(results::delivery(py, tag, false, &part)?)?,
+                Tags::Each(tags) => {
+                    deliveries.append(results::delivery(py, tags.into_vec(), true, &part)?)?;
+                }
             }
-            deliveries.append(results::delivery(py, tag, &part)?)?;
         }
         Ok(Some((deliveries, arrived.printed, arrived.dropped)))
     }

@@ -10,8 +10,9 @@ const PRINTED: usize = 8 << 20;
 /// What arrived since it was last fetched.
 #[derive(Default)]
 pub(crate) struct Arrived {
-    /// Results by tag, in the order of their arrival.
-    pub(crate) parts: Vec<(u64, Part)>,
+    /// Results in the order of their arrival, with the tag of their submission, or one for each call of those that travelled
+    /// together.
+    pub(crate) parts: Vec<(Tags, Part)>,
     /// What was printed: by which task, on which stream, what.
     pub(crate) printed: Vec<(String, String, String)>,
     bytes: usize,
@@ -22,6 +23,12 @@ impl Arrived {
     fn is_empty(&self) -> bool {
         self.parts.is_empty() && self.printed.is_empty()
     }
+}
+
+/// What results are known by.
+pub(crate) enum Tags {
+    One(u64),
+    Each(Box<[u64]>),
 }
 
 /// What arrives, and whoever waits for it.
@@ -66,7 +73,14 @@ impl Queue {
 
 impl Sink for Queue {
     fn deliver(&self, tag: u64, part: Part) {
-        self.lock().arrived.parts.push((tag, part));
+        self.lock().arrived.parts.push((Tags::One(tag), part));
+    }
+
+    fn deliver_each(&self, tags: &[u64], part: Part) {
+        self.lock()
+            .arrived
+            .parts
+            .push((Tags::Each(tags.into()), part));
     }
 
     fn flush(&self) {

@@ -29,6 +29,14 @@ struct Failure {
     exception: Option<serde_bytes::ByteBuf>,
 }
 
+/// What a call printed.
+#[derive(Deserialize, Default)]
+#[serde(default)]
+struct Printed {
+    stdout: String,
+    stderr: String,
+}
+
 impl From<&TaskError> for Failure {
     fn from(error: &TaskError) -> Self {
         Self {
@@ -74,10 +82,12 @@ impl Failure {
     }
 }
 
-/// `(kind, tag, lo, hi, metadata, value, more)`; what value and more are depends on the kind.
+/// `(kind, tag, lo, hi, metadata, value, more)`; what value and more are depends on the kind. Calls that travelled together
+/// are members, with a list of tags.
 pub(crate) fn delivery<'py>(
     py: Python<'py>,
-    tag: u64,
+    tag: impl IntoPyObject<'py>,
+    each: bool,
     part: &Part,
 ) -> PyResult<Bound<'py, PyTuple>> {
     let (lo, hi) = (part.lo, part.hi);
@@ -91,11 +101,15 @@ pub(crate) fn delivery<'py>(
     };
     let metadata = PyBytes::new(py, reply.metadata());
     if reply.has_members() {
-        return members(py, tag, (lo, hi), reply, metadata);
+        return members(py, tag, each, (lo, hi), reply, metadata);
     }
-    if hi - lo > 1 || !reply.is_well() {
+    if each || hi - lo > 1 || !reply.is_well() {
         let failure: Failure = reply.content().unwrap_or_else(Failure::other);
-        let kind = if hi - lo > 1 { MEMBERS_ERROR } else { ERROR };
+        let kind = if each || hi - lo > 1 {
+            MEMBERS_ERROR
+        } else {
+            ERROR
+        };
         let failure = failure.tuple(py)?;
         return (kind, tag, lo, hi, metadata, failure, py.None()).into_pyobject(py);
     }
@@ -106,15 +120,16 @@ pub(crate) fn delivery<'py>(
     };
     let content = reply.packed_content();
     // A plain {"status": "ok"} is ten and a few bytes; what was printed makes it longer.
-    let printed = (content.len() > 16).then(|| (PyBytes::new(py, content), reply.parent_id()));
-    let more = match (buffers.len(), printed) {
+    let more = if buffers.len() == 0 && content.len() <= 16 {
         // As most are.
-        (0, None) => None,
-        (_, printed) => {
-            // Bytes that what is unpickled may write to, as if it were its own.
-            let outside = PyList::new(py, buffers.map(|buffer| PyByteArray::new(py, buffer)))?;
-            Some((outside, printed))
-        }
+        None
+    } else {
+        // Bytes that what is unpickled may write to, as if it were its own.
+        let outside = PyList::new(py, buffers.map(|buffer| PyByteArray::new(py, buffer)))?;
+        let Printed { stdout, stderr } = unpack(content).unwrap_or_default();
+        let printed =
+            (!stdout.is_empty() || !stderr.is_empty()).then(|| (reply.parent_id(), stdout, stderr));
+        Some((outside, PyBytes::new(py, content), printed))
     };
     (OK, tag, lo, hi, metadata, value, more).into_pyobject(py)
 }
@@ -122,7 +137,8 @@ pub(crate) fn delivery<'py>(
 /// Values: one pickle a member (None where there is none), or one that stands for all of them.
 fn members<'py>(
     py: Python<'py>,
-    tag: u64,
+    tag: impl IntoPyObject<'py>,
+    each: bool,
     (lo, hi): (u64, u64),
     reply: &Arc<Reply>,
     metadata: Bound<'py, PyBytes>,
@@ -169,30 +185,51 @@ fn members<'py>(
         let failure = Failure::other(reason).tuple(py)?;
         return (MEMBERS_ERROR, tag, lo, hi, metadata, failure, py.None()).into_pyobject(py);
     }
-    let more = (failures, info.duration.unwrap_or(0.0));
+    if !each {
+        let more = (failures, info.duration.unwrap_or(0.0));
+        return (MEMBERS, tag, lo, hi, metadata, values, more).into_pyobject(py);
+    }
+    let content = reply.packed_content();
+    let (begin, _) = info.range.unwrap_or((lo, hi));
+    let printed = (begin..).zip(ipbroker_client::members(content));
+    let printed = printed
+        .filter(|(at, member)| (lo..hi).contains(at) && (member.2.is_some() || member.3.is_some()));
+    let printed = printed.map(|(at, member)| {
+        let (stdout, stderr) = (member.2.unwrap_or_default(), member.3.unwrap_or_default());
+        (reply.msg_id(at), stdout, stderr)
+    });
+    let printed: Vec<_> = printed.collect();
+    let more = (failures, PyBytes::new(py, content), printed);
     (MEMBERS, tag, lo, hi, metadata, values, more).into_pyobject(py)
 }
 
-/// What a reply's metadata and content tell of its call, as a dict: engine_id, host, started, completed, stdout, stderr, ….
+/// What a reply's metadata and content tell of its call, as a dict: engine_id, host, started, completed, stdout, stderr, …;
+/// with an index, of that member of an array.
 #[pyfunction]
+#[pyo3(signature = (metadata, content=None, index=None))]
 pub(crate) fn reply_info<'py>(
     py: Python<'py>,
     metadata: &[u8],
     content: Option<&[u8]>,
+    index: Option<u64>,
 ) -> PyResult<Bound<'py, PyDict>> {
-    #[derive(Deserialize, Default)]
-    #[serde(default)]
-    struct Printed {
-        stdout: Option<String>,
-        stderr: Option<String>,
-    }
     let bad = |error: String| PyValueError::new_err(format!("{}: {error}", types::FUNCTION_REPLY));
-    let info: ipbroker_client::ReplyInfo = unpack(metadata).map_err(bad)?;
-    let printed: Printed = content
+    let mut info: ipbroker_client::ReplyInfo = unpack(metadata).map_err(bad)?;
+    let mut printed: Printed = content
         .map(unpack)
         .transpose()
         .map_err(bad)?
         .unwrap_or_default();
+    if let (Some(index), Some((lo, _)), Some(content)) = (index, info.range, content) {
+        let failed = info.failed.iter().find(|(at, _)| *at == index);
+        info.status = failed.map_or("ok", |(_, how)| how).to_owned();
+        let members = ipbroker_client::members(content);
+        if let Some(member) = members.into_iter().nth(index.wrapping_sub(lo) as usize) {
+            member.place(&mut info);
+            printed.stdout = member.2.unwrap_or_default();
+            printed.stderr = member.3.unwrap_or_default();
+        }
+    }
     let dict = PyDict::new(py);
     dict.set_item("status", info.status)?;
     dict.set_item("engine", info.engine)?;
@@ -202,8 +239,8 @@ pub(crate) fn reply_info<'py>(
     dict.set_item("completed", info.completed)?;
     dict.set_item("duration", info.duration)?;
     dict.set_item("attempt", info.attempt)?;
-    dict.set_item("stdout", printed.stdout.unwrap_or_default())?;
-    dict.set_item("stderr", printed.stderr.unwrap_or_default())?;
+    dict.set_item("stdout", printed.stdout)?;
+    dict.set_item("stderr", printed.stderr)?;
     Ok(dict)
 }
 

@@ -5,14 +5,18 @@ use std::sync::Arc;
 
 use foldhash::fast::RandomState;
 use ipbroker_protocol::frames::Frames;
+use ipbroker_protocol::session::Session;
 
 use super::ranges::Ranges;
-use super::{Channel, Part, Sink};
+use super::{Channel, Part, Sink, Takers, touch};
 use crate::error::TaskError;
+use crate::gather::Gather;
 use crate::reply::Reply;
 
 /// One submission without all of its results.
 pub(crate) struct Pending {
+    /// What follows the number in its id.
+    pub(crate) suffix: &'static str,
     pub(crate) channel: Channel,
     pub(crate) members: u64,
     pub(crate) array: bool,
@@ -21,55 +25,80 @@ pub(crate) struct Pending {
     /// Its frames, until the controller has acknowledged them.
     pub(crate) kept: Option<Frames>,
     pub(crate) engines: Vec<String>,
-    pub(crate) sink: Arc<dyn Sink>,
-    pub(crate) tag: u64,
+    pub(crate) takers: Takers,
     pub(crate) received: Ranges,
     pub(crate) left: u64,
 }
 
 impl Pending {
-    /// Members `lo..hi` have ended; those that had not yet are delivered.
+    /// The id of the submission with this number.
+    pub(crate) fn id(&self, session: &Session, number: u64) -> String {
+        format!("{}_{number}{}", session.id, self.suffix)
+    }
+
+    /// Members `lo..hi` have ended; those that had not yet are delivered. How many those are.
     pub(crate) fn deliver(
         &mut self,
         lo: u64,
         hi: u64,
         outcome: &Result<Arc<Reply>, Arc<TaskError>>,
-    ) {
+    ) -> u64 {
+        let before = self.left;
         if self.members == 1 {
             // A single call needs no list of what has come.
             if std::mem::take(&mut self.left) == 1 {
                 let outcome = outcome.clone();
-                self.sink.deliver(
-                    self.tag,
-                    Part {
-                        lo: 0,
-                        hi: 1,
-                        outcome,
-                    },
-                );
+                self.takers.deliver(Part {
+                    lo: 0,
+                    hi: 1,
+                    outcome,
+                });
             }
-            return;
+            return before;
         }
         for (lo, hi) in self.received.add(lo, hi) {
             self.left -= hi - lo;
             let outcome = outcome.clone();
-            self.sink.deliver(self.tag, Part { lo, hi, outcome });
+            self.takers.deliver(Part { lo, hi, outcome });
         }
+        before - self.left
     }
 }
 
-#[derive(Default)]
 pub(crate) struct Table {
     entries: HashMap<u64, Pending, RandomState>,
+    /// Hears how many calls end.
+    gather: Arc<Gather>,
 }
 
 impl Table {
-    pub(crate) fn insert(&mut self, number: u64, pending: Pending) {
-        self.entries.insert(number, pending);
+    pub(crate) fn new(gather: Arc<Gather>) -> Self {
+        let entries = HashMap::default();
+        Self { entries, gather }
     }
 
-    pub(crate) fn len(&self) -> usize {
-        self.entries.len()
+    /// Members of a submission have ended; it goes when all have.
+    pub(crate) fn deliver(
+        &mut self,
+        number: u64,
+        (lo, hi): (u64, u64),
+        outcome: &Result<Arc<Reply>, Arc<TaskError>>,
+        sinks: &mut Vec<Arc<dyn Sink>>,
+    ) {
+        let Some(pending) = self.entries.get_mut(&number) else {
+            return;
+        };
+        self.gather.ended(pending.deliver(lo, hi, outcome));
+        pending
+            .takers
+            .sinks(lo, hi, |sink, _, _| touch(sinks, sink));
+        if pending.left == 0 {
+            self.entries.remove(&number);
+        }
+    }
+
+    pub(crate) fn insert(&mut self, number: u64, pending: Pending) {
+        self.entries.insert(number, pending);
     }
 
     pub(crate) fn get(&self, number: u64) -> Option<&Pending> {
@@ -78,10 +107,6 @@ impl Table {
 
     pub(crate) fn get_mut(&mut self, number: u64) -> Option<&mut Pending> {
         self.entries.get_mut(&number)
-    }
-
-    pub(crate) fn remove(&mut self, number: u64) -> Option<Pending> {
-        self.entries.remove(&number)
     }
 
     pub(crate) fn is_empty(&self) -> bool {
@@ -109,7 +134,7 @@ impl Table {
             .map(|(number, _)| *number)
             .collect();
         for number in hit {
-            let Some(pending) = self.entries.get_mut(&number) else {
+            let Some(pending) = self.entries.get(&number) else {
                 continue;
             };
             let error = Arc::new(TaskError {
@@ -123,16 +148,12 @@ impl Table {
                 .iter()
                 .position(|engine| engine == uuid)
                 .unwrap_or(0) as u64;
-            let (lo, hi) = if whole {
+            let range = if whole {
                 (0, pending.members)
             } else {
                 (at, at + 1)
             };
-            pending.deliver(lo, hi, &Err(error));
-            sinks.push(pending.sink.clone());
-            if pending.left == 0 {
-                self.entries.remove(&number);
-            }
+            self.deliver(number, range, &Err(error), sinks);
         }
     }
 
@@ -143,13 +164,12 @@ impl Table {
             evalue: evalue.into(),
             ..TaskError::default()
         });
+        let mut sinks = Vec::new();
         for number in numbers {
-            let Some(mut pending) = self.entries.remove(number) else {
-                continue;
-            };
-            pending.deliver(0, pending.members, &Err(error.clone()));
-            pending.sink.flush();
+            let members = self.entries.get(number).map_or(0, |one| one.members);
+            self.deliver(*number, (0, members), &Err(error.clone()), &mut sinks);
         }
+        sinks.iter().for_each(|sink| sink.flush());
     }
 
     /// Every number, whatever the channel.

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, TryRecvError};
+use ipbroker_protocol::array::member_id;
 use ipbroker_protocol::bundle;
 use ipbroker_protocol::connection::ClientConnection;
 use ipbroker_protocol::envelope::Envelope;
@@ -22,8 +23,9 @@ use super::pending::{Pending, Table};
 use super::{Channel, Handle, Listener, Request, Sink, Submission, number_of};
 use crate::engines::{ConnectionReply, Engines};
 use crate::error::Result;
+use crate::gather::Gather;
 use crate::reply::Reply;
-use crate::wire::build;
+use crate::wire;
 
 /// How often the lease is renewed.
 const LEASE: Duration = Duration::from_secs(2);
@@ -37,8 +39,6 @@ const BATCH: usize = 2000;
 const GATHER: usize = 200;
 /// … or this time has passed.
 const GATHER_TIME: Duration = Duration::from_millis(1);
-/// Submissions leave at once while fewer than this are under way.
-const MANY: usize = 32;
 
 /// The members that a reply is about.
 fn range(packer: Packer, pending: &Pending, engine: Option<&str>, metadata: &[u8]) -> (u64, u64) {
@@ -88,6 +88,8 @@ struct Io {
     requests: Receiver<Request>,
     listener: Option<Arc<dyn Listener>>,
     table: Table,
+    /// Calls that callers put together.
+    gather: Arc<Gather>,
     /// What is about to leave for the scheduler.
     outgoing: Vec<Frames>,
     /// Since when that waits for more.
@@ -146,6 +148,8 @@ pub(crate) fn start(settings: Settings) -> Result<(Handle, std::thread::JoinHand
     let (waker, wake) = ipbroker_protocol::wake::pair()?;
     let (sender, requests) = crossbeam_channel::unbounded();
     let now = Instant::now();
+    let session = settings.session.clone();
+    let gather = Arc::<Gather>::default();
     let io = Io {
         context,
         settings,
@@ -153,7 +157,8 @@ pub(crate) fn start(settings: Settings) -> Result<(Handle, std::thread::JoinHand
         wake,
         requests,
         listener: None,
-        table: Table::default(),
+        table: Table::new(gather.clone()),
+        gather: gather.clone(),
         outgoing: Vec::new(),
         gathering: None,
         bundles: false,
@@ -180,6 +185,8 @@ pub(crate) fn start(settings: Settings) -> Result<(Handle, std::thread::JoinHand
         Handle {
             requests: sender,
             waker,
+            session,
+            gather,
         },
         thread,
     ))
@@ -253,16 +260,18 @@ impl Io {
     /// Whether what is to leave waits for more: while many calls are under way already, those that are submitted one after
     /// the other travel together.
     fn gathers(&mut self) -> bool {
-        let many = self.bundles && self.table.len() >= MANY && self.outgoing.len() < GATHER;
-        if self.outgoing.is_empty() || !many {
-            self.gathering = None;
-            return false;
-        }
-        let since = *self.gathering.get_or_insert_with(Instant::now);
-        if since.elapsed() < GATHER_TIME {
-            return true;
+        let many = self.bundles && self.gather.is_busy() && self.outgoing.len() < GATHER;
+        if many && (!self.outgoing.is_empty() || self.gather.is_open()) {
+            let since = *self.gathering.get_or_insert_with(Instant::now);
+            if since.elapsed() < GATHER_TIME {
+                return true;
+            }
         }
         self.gathering = None;
+        if let Some(calls) = self.gather.take(&self.settings.session) {
+            self.gather.sent(calls.members);
+            self.submit(calls);
+        }
         false
     }
 
@@ -343,27 +352,27 @@ impl Io {
     fn submit(&mut self, submission: Submission) {
         let Submission {
             number,
+            suffix,
             channel,
             frames,
             members,
             array,
             ack,
             engines,
-            sink,
-            tag,
+            takers,
         } = submission;
         let kept = (ack && channel == Channel::Task).then(|| frames.duplicate());
         self.table.insert(
             number,
             Pending {
+                suffix,
                 channel,
                 members,
                 array,
                 ack: ack && channel == Channel::Task,
                 kept,
                 engines,
-                sink,
-                tag,
+                takers,
                 received: Default::default(),
                 left: members,
             },
@@ -480,6 +489,11 @@ impl Io {
             name: String,
             text: String,
         }
+        #[derive(serde::Deserialize, Default)]
+        #[serde(default)]
+        struct Source {
+            member: Option<u64>,
+        }
         let (session, packer) = (&self.settings.session, self.settings.session.packer);
         let Some(listener) = &self.listener else {
             return;
@@ -494,7 +508,10 @@ impl Io {
             && number_of(&parent.msg_id, &session.id).is_some()
             && let Ok(stream) = packer.unpack::<Stream>(envelope.content())
         {
-            listener.printed(&parent.msg_id, &stream.name, &stream.text);
+            let source: Source = packer.unpack(envelope.metadata()).unwrap_or_default();
+            let member = source.member.map(|index| member_id(&parent.msg_id, index));
+            let id = member.as_deref().unwrap_or(&parent.msg_id);
+            listener.printed(id, &stream.name, &stream.text);
         }
     }
 
@@ -568,7 +585,7 @@ impl Io {
             if let Ok(envelope) = frames.into_envelope() {
                 let _ = answer.send(envelope);
             }
-        } else if let Some(pending) = self.table.get_mut(number) {
+        } else if let Some(pending) = self.table.get(number) {
             let range = range(packer, pending, engine, parts.metadata);
             drop(parent);
             self.deliver(number, range, frames);
@@ -577,12 +594,12 @@ impl Io {
     }
 
     fn deliver(&mut self, number: u64, (lo, hi): (u64, u64), frames: Frames) {
-        let Some(pending) = self.table.get_mut(number) else {
+        let Some(pending) = self.table.get(number) else {
             return;
         };
         self.delivered += 1;
         if pending.ack {
-            let id = format!("{}_{number}", self.settings.session.id);
+            let id = pending.id(&self.settings.session, number);
             if pending.array {
                 self.acked.ranges.push((id, lo, hi));
             } else {
@@ -591,17 +608,9 @@ impl Io {
             self.ack_due.get_or_insert_with(|| Instant::now() + ACK);
         }
         let reply = Reply::new(frames, self.settings.session.packer, pending.array);
-        pending.deliver(lo, hi, &Ok(Arc::new(reply)));
-        if !self
-            .touched
-            .last()
-            .is_some_and(|last| Arc::ptr_eq(last, &pending.sink))
-        {
-            self.touched.push(pending.sink.clone());
-        }
-        if pending.left == 0 {
-            self.table.remove(number);
-        }
+        let outcome = Ok(Arc::new(reply));
+        self.table
+            .deliver(number, (lo, hi), &outcome, &mut self.touched);
         if self.acked.msg_ids.len() + self.acked.ranges.len() >= ACK_COUNT {
             self.acknowledge();
         }
@@ -658,14 +667,7 @@ impl Io {
                 continue;
             };
             if pending.kept.take().is_some() {
-                pending.sink.acked(pending.tag);
-                if !self
-                    .touched
-                    .last()
-                    .is_some_and(|last| Arc::ptr_eq(last, &pending.sink))
-                {
-                    self.touched.push(pending.sink.clone());
-                }
+                pending.takers.acked(&mut self.touched);
             }
         }
     }
@@ -678,6 +680,7 @@ impl Io {
         self.last_seen = Instant::now();
         self.goodbye = None;
         self.bundles = reply.bundles;
+        self.gather.allow(reply.bundles);
         self.settings.engines.troubles(&reply.troubles);
         let changed = self
             .incarnation
@@ -698,10 +701,11 @@ impl Io {
         let session = &self.settings.session;
         let mut request = ResumeRequest::default();
         for number in self.table.numbers(Channel::Task) {
-            let id = format!("{}_{number}", session.id);
-            if let Some(pending) = self.table.get(number)
-                && pending.array
-            {
+            let Some(pending) = self.table.get(number) else {
+                continue;
+            };
+            let id = pending.id(session, number);
+            if pending.array {
                 request
                     .received
                     .extend(pending.received.iter().map(|(lo, hi)| (id.clone(), lo, hi)));
@@ -793,7 +797,7 @@ impl Io {
     /// Asks the hub something that needs no words; the number by which its answer is known.
     fn ask_hub(&mut self, msg_type: &str) -> u64 {
         let session = &self.settings.session;
-        let built = build(session, None, msg_type, &Empty {}, &Empty {}, Vec::new());
+        let built = wire::build(session, None, msg_type, &Empty {}, &Empty {}, Vec::new());
         self.send(Channel::Hub, built.frames);
         built.number
     }

@@ -125,6 +125,8 @@ pub(crate) struct Task {
     counts: Option<[u64; 3]>,
     /// The member's own result, cut out of its range's.
     member_result: Option<Vec<u8>>,
+    /// The member's own run time in s, if its range told of each.
+    member_duration: Option<f64>,
 }
 
 impl Task {
@@ -188,10 +190,11 @@ impl Task {
         let Some(mut task) = Task::by_key(conn, key).map_err(QueryError::failed)? else {
             return Ok(None);
         };
-        match member {
+        // The only member of an array of one has its row.
+        let only = msg_id != task.msg_id && task.is_array(packing);
+        match member.or(only.then_some(0)) {
             Some(member) => task.narrow(conn, member, spill, packing)?,
             None => {
-                // The only member of an array of one is asked for by its own id.
                 msg_id.clone_into(&mut task.msg_id);
                 task.count_members(conn).map_err(QueryError::failed)?;
             }
@@ -216,6 +219,11 @@ impl Task {
         Ok(())
     }
 
+    fn is_array(&self, packing: Packing) -> bool {
+        let metadata = self.request.metadata.as_deref();
+        metadata.is_some_and(|m| Glance::at(m, packing).array.is_some())
+    }
+
     /// Makes the row of an array that of one member.
     fn narrow(
         &mut self,
@@ -226,41 +234,61 @@ impl Task {
     ) -> Result<(), QueryError> {
         self.member = Some(member);
         self.msg_id = format!("{}:{member}", self.msg_id);
-        (self.completed, self.received, self.started) = (None, None, None);
-        "waiting".clone_into(&mut self.status);
         let (_, buffers) = self.request.content_and_buffers(spill)?;
         let argument = slice(&buffers, member, is_wide(&self.request, packing));
         self.request.buffers = None;
         if let Some(argument) = argument {
             self.member_argument(argument);
         }
-        let Some(piece) = Piece::of(conn, self.key, member).map_err(QueryError::failed)? else {
+        let mut lo = 0;
+        // What became of the only member of an array is in the array's own row.
+        if self.count > 1 {
+            (self.completed, self.received, self.started) = (None, None, None);
+            "waiting".clone_into(&mut self.status);
+            let piece = Piece::of(conn, self.key, member).map_err(QueryError::failed)?;
+            let Some((piece, outcome)) =
+                piece.and_then(|piece| piece.outcome(member).map(|outcome| (piece, outcome)))
+            else {
+                return Ok(());
+            };
+            outcome.as_str().clone_into(&mut self.status);
+            self.engine_uuid = piece.engine;
+            self.started = piece.started;
+            self.completed = piece.completed;
+            self.received = piece.received;
+            self.result = piece.result;
+            lo = piece.lo;
+        }
+        if self.completed.is_none() {
             return Ok(());
-        };
-        let Some(outcome) = piece.outcome(member) else {
-            return Ok(());
-        };
-        outcome.as_str().clone_into(&mut self.status);
-        self.engine_uuid = piece.engine;
-        self.started = piece.started;
-        self.completed = piece.completed;
-        self.received = piece.received;
-        let (_, buffers) = piece.result.content_and_buffers(spill)?;
-        let metadata = piece
-            .result
-            .metadata
-            .as_deref()
-            .map_or_else(Glance::default, |m| Glance::at(m, packing));
+        }
+        let (content, buffers) = self.result.content_and_buffers(spill)?;
+        self.member_told(&unpack(&content, packing)["members"], member - lo);
+        let metadata = self.result.metadata.as_deref();
+        let metadata = metadata.map_or_else(Glance::default, |m| Glance::at(m, packing));
         let index = if metadata.same == Some(true) {
             0
         } else {
-            member - piece.lo
+            member - lo
         };
         self.member_result =
             slice(&buffers, index, metadata.wide == Some(true)).map(<[u8]>::to_vec);
-        self.result = piece.result;
         self.result.buffers = None;
         Ok(())
+    }
+
+    /// When a member ran and what it printed, if its range's reply tells of each: `[began, duration, stdout, stderr]`.
+    fn member_told(&mut self, members: &Value, at: u64) {
+        let told = &members[at as usize];
+        let (Some(began), Some(duration)) = (told[0].as_f64(), told[1].as_f64()) else {
+            return;
+        };
+        let after = |at: i64, seconds: f64| at.saturating_add((seconds * 1e6) as i64);
+        self.started = self.started.map(|at| after(at, began));
+        self.completed = self.started.map(|at| after(at, duration));
+        self.member_duration = Some(duration);
+        self.stdout = told[2].as_str().map(str::to_owned);
+        self.stderr = told[3].as_str().map(str::to_owned);
     }
 
     fn member_argument(&mut self, argument: &[u8]) {
@@ -309,7 +337,20 @@ impl Task {
             "metadata" => packed(&self.request.metadata),
             "content" => packed(&self.request.content),
             "result_header" => packed(&self.result.header),
-            "result_metadata" => packed(&self.result.metadata),
+            "result_metadata" => {
+                let mut metadata = packed(&self.result.metadata);
+                if let (Some(duration), Some(own)) =
+                    (self.member_duration, metadata.as_object_mut())
+                {
+                    let time = |t: Option<i64>| Value::from(t.map(format_time));
+                    own.insert("started".into(), time(self.started));
+                    own.insert("completed".into(), time(self.completed));
+                    own.insert("duration".into(), duration.into());
+                    own.insert("status".into(), self.status.as_str().into());
+                    own.retain(|key, _| !["range", "failed", "same"].contains(&key.as_str()));
+                }
+                metadata
+            }
             "result_content" => match (
                 self.counts,
                 self.member.is_some() && self.completed.is_some(),

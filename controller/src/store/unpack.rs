@@ -31,6 +31,8 @@ pub(crate) struct Glance<'a> {
     pub(crate) name: Option<Cow<'a, str>>,
     #[serde(deserialize_with = "integer")]
     pub(crate) code: Option<i64>,
+    #[serde(deserialize_with = "integer")]
+    pub(crate) array: Option<i64>,
     pub(crate) wide: Option<bool>,
     pub(crate) same: Option<bool>,
 }

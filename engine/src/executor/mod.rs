@@ -77,6 +77,11 @@ pub(crate) trait Executor {
         Vec::new()
     }
 
+    /// What the last member printed, on stdout and stderr, if that is to be told.
+    fn printed(&mut self) -> [Option<String>; 2] {
+        Default::default()
+    }
+
     /// How many members may be claimed at once while they take no time.
     fn stride(&self) -> u64 {
         1

@@ -4,6 +4,7 @@ use std::sync::PoisonError;
 
 use ipbroker_protocol::{envelope::Envelope, zmq::Message};
 use rustix::process::Pid;
+use serde::Serialize;
 use serde_json::json;
 
 use crate::{
@@ -12,12 +13,22 @@ use crate::{
     seat::Seat,
 };
 
+/// Metadata of what is published.
+#[derive(Serialize)]
+struct Published<'a> {
+    engine: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    member: Option<u64>,
+}
+
 /// Notes the group and what is written, publishes the output.
 pub(super) struct Watch<'a> {
     process: &'a Process,
     seat: &'a Seat,
     request: &'a Envelope,
     publish: bool,
+    /// The member of an array that writes.
+    member: Option<u64>,
     /// The begun characters of both streams.
     begun: [Vec<u8>; 2],
 }
@@ -35,8 +46,14 @@ impl<'a> Watch<'a> {
             seat,
             request,
             publish,
+            member: None,
             begun: Default::default(),
         }
+    }
+
+    /// … or of a member of an array.
+    pub(super) fn of(self, member: Option<u64>) -> Self {
+        Self { member, ..self }
     }
 }
 
@@ -74,7 +91,10 @@ impl Observer for Watch<'_> {
             vec![Message::from(topic.as_str())],
             &session.header("stream"),
             Some(self.request.header()),
-            &json!({"engine": self.seat.uuid}),
+            &Published {
+                engine: &self.seat.uuid,
+                member: self.member,
+            },
             &json!({"name": stream.name(), "text": text}),
             Vec::new(),
         );

@@ -23,6 +23,9 @@ use crate::{
 /// How long outcomes of an array wait for more of them.
 const FLUSH: Duration = Duration::from_millis(10);
 
+/// … if each is the outcome of a call that somebody waits for by itself.
+const FLUSH_EACH: Duration = Duration::from_millis(1);
+
 /// Bytes of outcomes that do not wait.
 const FLUSH_BYTES: usize = 4 << 20;
 
@@ -88,7 +91,10 @@ pub(crate) fn execute(process: &Process, seat: &Seat, task: Task, send: &mut dyn
             } else {
                 (
                     verdict,
-                    session.pack(&Status { status: "ok" }),
+                    session.pack(&Status {
+                        status: "ok",
+                        members: Vec::new(),
+                    }),
                     vec![Message::from(out)],
                 )
             }
@@ -166,7 +172,12 @@ fn array(
         session,
     } = reply;
     let (lo, _) = task.wants.range.unwrap_or_default();
+    let (each, flush) = match task.wants.each {
+        true => (true, FLUSH_EACH),
+        false => (false, FLUSH),
+    };
     let mut outcomes = Outcomes::new(lo);
+    let mut members = Vec::new();
     let mut clock = Clock {
         from: Instant::now(),
         started: process.now(),
@@ -177,13 +188,13 @@ fn array(
     let mut executor = executor.ok();
     loop {
         let claim = seat.claim(stride);
-        let due = clock.from.elapsed() >= FLUSH
+        let due = clock.from.elapsed() >= flush
             || outcomes.bytes() >= FLUSH_BYTES
             || claim == Claim::Done;
         if due && outcomes.count > 0 {
             let hi = outcomes.lo + outcomes.count;
             seat.answered(hi);
-            send(reply.range(&mut outcomes, clock));
+            send(reply.range(outcomes, std::mem::take(&mut members), clock));
             outcomes = Outcomes::new(hi);
             clock = Clock {
                 from: Instant::now(),
@@ -207,10 +218,22 @@ fn array(
                 process
                     .slate
                     .started(seat.index, [slate_id(&task.msg_id, lo, hi).as_str()]);
+                let mut began = from;
                 for index in lo..hi {
                     out.clear();
                     let verdict = executor.run(index, &mut out);
                     add(&out, verdict);
+                    if each {
+                        let [stdout, stderr] = executor.printed();
+                        let now = Instant::now();
+                        members.push(Member(
+                            (began - clock.from).as_secs_f64(),
+                            (now - began).as_secs_f64(),
+                            stdout,
+                            stderr,
+                        ));
+                        began = now;
+                    }
                 }
                 stride = if from.elapsed() < FLUSH / 10 {
                     (stride * 4).min(executor.stride())
@@ -240,8 +263,17 @@ fn array(
                 }
             }
         }
+        if each {
+            // Those that did not run have a place there, too.
+            members.resize(outcomes.count as usize, Member::default());
+        }
     }
 }
+
+/// What is told of a member by itself: seconds from the beginning of the range's run to its own, its run time in s, and what
+/// it printed on stdout and stderr.
+#[derive(Debug, Clone, Default, Serialize)]
+struct Member(f64, f64, Option<String>, Option<String>);
 
 /// How the slate names members: `MSGID:INDEX`, or `MSGID:LO-HI` for several.
 fn slate_id(msg_id: &str, lo: u64, hi: u64) -> String {
@@ -301,6 +333,8 @@ struct Metadata<'a> {
 #[derive(Serialize)]
 struct Status {
     status: &'static str,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    members: Vec<Member>,
 }
 
 /// Puts replies to one task together.
@@ -334,8 +368,7 @@ impl Reply<'_> {
         self.message(&outcome, &self.session.pack(&error), Vec::new())
     }
 
-    fn range(&self, outcomes: &mut Outcomes, clock: Clock) -> Outgoing {
-        let outcomes = std::mem::replace(outcomes, Outcomes::new(0));
+    fn range(&self, outcomes: Outcomes, members: Vec<Member>, clock: Clock) -> Outgoing {
         let range = Some((outcomes.lo, outcomes.lo + outcomes.count));
         let failed = outcomes.failed.clone();
         let verdict = if failed.is_empty() {
@@ -346,6 +379,7 @@ impl Reply<'_> {
         let (buffers, same) = outcomes.into_buffers();
         let content = self.session.pack(&Status {
             status: verdict.status(),
+            members,
         });
         let elapsed = clock.from.elapsed();
         self.message(

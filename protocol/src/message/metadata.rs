@@ -131,6 +131,9 @@ pub struct TaskRequest {
     /// Number of members, for an array.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub array: Option<u64>,
+    /// The array's members are told of one by one: when each ran, what it printed.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub each: bool,
     /// Offsets of an array's arguments are 64-bit.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub wide: bool,

@@ -3,10 +3,7 @@
 
 mod interpreter;
 
-use std::{
-    borrow::Cow,
-    sync::{MutexGuard, PoisonError},
-};
+use std::sync::{MutexGuard, PoisonError};
 
 use ipbroker_protocol::{
     envelope::Envelope,
@@ -37,12 +34,12 @@ const KEPT: usize = 64 << 10;
 
 /// The content of the reply to a call that ended well: what it printed.
 #[derive(Serialize)]
-struct Content<'a> {
-    status: &'a str,
+struct Content {
+    status: &'static str,
     #[serde(skip_serializing_if = "Option::is_none")]
-    stdout: Option<Cow<'a, str>>,
+    stdout: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    stderr: Option<Cow<'a, str>>,
+    stderr: Option<String>,
 }
 
 /// Calls of one Python function.
@@ -55,6 +52,8 @@ pub(super) struct Calls<'a> {
     packer: Packer,
     unmet: Option<ErrorContent>,
     buffers: Vec<Message>,
+    /// What the last call of an array printed.
+    printed: [Option<String>; 2],
 }
 
 impl<'a> Calls<'a> {
@@ -94,6 +93,7 @@ impl<'a> Calls<'a> {
             packer,
             unmet,
             buffers: Vec::new(),
+            printed: Default::default(),
         })
     }
 
@@ -224,13 +224,15 @@ impl<'a> Calls<'a> {
     fn outcome(&mut self, answer: Answer, kept: &[Captured; 2], out: &mut Vec<u8>) -> Verdict {
         match answer {
             Answer::Result(parts) => {
+                let printed = kept.each_ref().map(|kept| {
+                    let bytes = &kept.bytes[..kept.bytes.len().min(KEPT)];
+                    (kept.total > 0).then(|| String::from_utf8_lossy(bytes).into_owned())
+                });
                 if self.task.wants.range.is_some() {
                     out.extend(parts.into_iter().next().unwrap_or_default());
+                    self.printed = printed;
                 } else {
-                    let [stdout, stderr] = kept.each_ref().map(|kept| {
-                        let bytes = &kept.bytes[..kept.bytes.len().min(KEPT)];
-                        (kept.total > 0).then(|| String::from_utf8_lossy(bytes))
-                    });
+                    let [stdout, stderr] = printed;
                     let status = "ok";
                     out.append(&mut self.packer.pack(&Content {
                         status,
@@ -318,7 +320,8 @@ impl Executor for Calls<'_> {
             memory: interpreter.interrupts.clone(),
             number: interpreter.number,
         };
-        let mut watch = Watch::new(process, seat, &self.task.envelope, true);
+        let member = self.task.wants.range.map(|_| index);
+        let mut watch = Watch::new(process, seat, &self.task.envelope, true).of(member);
         watch.spawned(interpreter.pid);
         if !seat.running.set_interpreter(interpreter.pid, interrupt) {
             let stop = seat.running.stop_reason().unwrap_or(Stop::Aborted);
@@ -404,5 +407,9 @@ impl Executor for Calls<'_> {
 
     fn buffers(&mut self) -> Vec<Message> {
         std::mem::take(&mut self.buffers)
+    }
+
+    fn printed(&mut self) -> [Option<String>; 2] {
+        std::mem::take(&mut self.printed)
     }
 }

@@ -1,0 +1,164 @@
+//! Calls of one function that are submitted one by one while many are under way: they leave as members of one array, which
+//! costs everybody on the way a fraction of what as many messages would. Each has its id, `MSGID:INDEX`, and its outcome.
+
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use ipbroker_protocol::array::{Packed, member_id};
+use ipbroker_protocol::bundle::LARGE;
+use ipbroker_protocol::message::{TaskRequest, types};
+use ipbroker_protocol::session::Session;
+use ipbroker_protocol::zmq::Message;
+
+use crate::io::{Channel, Sink, Submission, Takers};
+use crate::wire;
+
+/// Calls leave at once while fewer than this are under way.
+const MANY: usize = 32;
+/// Calls that leave together, …
+const MEMBERS: usize = 4096;
+/// … and bytes of their arguments.
+const BYTES: usize = 256 << 10;
+
+/// The array that is being filled, and when calls are gathered at all.
+#[derive(Default)]
+pub(crate) struct Gather {
+    open: Mutex<Option<Open>>,
+    /// Calls that were sent and have not ended.
+    under_way: AtomicUsize,
+    /// The controller takes bundles, so it gives members of arrays to engines one by one.
+    allowed: AtomicBool,
+}
+
+/// Calls that differ in their arguments only.
+struct Open {
+    options: TaskRequest,
+    content: Vec<u8>,
+    /// The id of the array.
+    id: String,
+    arguments: Packed,
+    tags: Vec<u64>,
+    sinks: Vec<(usize, Arc<dyn Sink>)>,
+}
+
+impl Gather {
+    fn lock(&self) -> MutexGuard<'_, Option<Open>> {
+        self.open.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether many calls are under way already.
+    pub(crate) fn is_busy(&self) -> bool {
+        self.under_way.load(Ordering::Relaxed) >= MANY
+    }
+
+    /// Calls were sent.
+    pub(crate) fn sent(&self, calls: u64) {
+        self.under_way.fetch_add(calls as usize, Ordering::Relaxed);
+    }
+
+    /// Calls have ended.
+    pub(crate) fn ended(&self, calls: u64) {
+        self.under_way.fetch_sub(calls as usize, Ordering::Relaxed);
+    }
+
+    /// Whether calls may be gathered.
+    pub(crate) fn allow(&self, allowed: bool) {
+        self.allowed.store(allowed, Ordering::Relaxed);
+    }
+
+    /// Whether calls wait to leave together.
+    pub(crate) fn is_open(&self) -> bool {
+        self.lock().is_some()
+    }
+
+    /// Takes a call, if it may wait for others; its id, whether it is the first, and what is to be sent before it.
+    pub(crate) fn add(
+        &self,
+        session: &Session,
+        (options, content): (&TaskRequest, &[u8]),
+        argument: &[u8],
+        (sink, tag): (&Arc<dyn Sink>, u64),
+    ) -> Option<(String, bool, Option<Submission>)> {
+        if argument.len() > LARGE || !self.allowed.load(Ordering::Relaxed) {
+            return None;
+        }
+        let mut place = self.lock();
+        let fits = |open: &Open| {
+            open.arguments.len() < MEMBERS
+                && open.arguments.bytes() < BYTES
+                && open.content == content
+                && open.options == *options
+        };
+        let mut full = None;
+        if !place.as_ref().is_some_and(fits) {
+            if !self.is_busy() {
+                return None;
+            }
+            full = place.take().map(|open| open.close(session));
+        }
+        let first = place.is_none();
+        let open = place.get_or_insert_with(|| Open {
+            options: options.clone(),
+            content: content.to_vec(),
+            id: session.next_id(),
+            arguments: Packed::new(),
+            tags: Vec::new(),
+            sinks: Vec::new(),
+        });
+        let id = member_id(&open.id, open.arguments.len() as u64);
+        // It is small, and so are the others.
+        let _ = open.arguments.push(argument);
+        open.tags.push(tag);
+        let count = open.tags.len();
+        match open.sinks.last_mut() {
+            Some((end, last)) if Arc::ptr_eq(last, sink) => *end = count,
+            _ => open.sinks.push((count, sink.clone())),
+        }
+        Some((id, first, full))
+    }
+
+    /// What waits, ready to leave.
+    pub(crate) fn take(&self, session: &Session) -> Option<Submission> {
+        self.lock().take().map(|open| open.close(session))
+    }
+}
+
+impl Open {
+    fn close(mut self, session: &Session) -> Submission {
+        let count = self.arguments.len() as u64;
+        let (offsets, blob) = self.arguments.into_buffers();
+        let mut buffers = vec![Message::from(offsets), Message::from(blob)];
+        let mut options = self.options;
+        // A call that has found no company goes as what it is, under the id that it was given.
+        let suffix = if count == 1 {
+            buffers.remove(0);
+            ":0"
+        } else {
+            (options.array, options.each) = (Some(count), true);
+            ""
+        };
+        let id = self.id + suffix;
+        let header = session.packed_header_of(&id, types::FUNCTION_REQUEST);
+        let metadata = session.pack(&options);
+        let content = &self.content;
+        let built = wire::build_packed(session, None, (id, header), &metadata, content, buffers);
+        Submission {
+            number: built.number,
+            suffix,
+            channel: Channel::Task,
+            frames: built.frames,
+            members: count,
+            array: count > 1,
+            ack: options.ack,
+            engines: Vec::new(),
+            takers: if count == 1 {
+                Takers::One(self.sinks.swap_remove(0).1, self.tags[0])
+            } else {
+                Takers::Each {
+                    tags: self.tags,
+                    sinks: self.sinks,
+                }
+            },
+        }
+    }
+}
