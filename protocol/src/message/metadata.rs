@@ -59,6 +59,8 @@ pub struct TaskMetadata {
     pub ack: Option<bool>,
     /// Number of members, for an array.
     pub array: Option<u64>,
+    /// The array's members are told of one by one: they are calls of their own.
+    pub each: Option<bool>,
     /// Offsets of an array's arguments are 64-bit.
     pub wide: Option<bool>,
     /// Which try this is, from 0.

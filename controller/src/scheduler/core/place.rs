@@ -215,7 +215,9 @@ impl Core {
         let group = &self.groups[index];
         let (client, class, count, bytes) = (group.client, group.class, group.count, group.bytes);
         let array = group.array().expect("checked");
-        let left = array.waiting.len();
+        // Even shares are for the end: before it, other tasks of the client wait for whoever is idle.
+        let ready = self.clients[client as usize].totals.ready;
+        let left = array.waiting.len().max(ready.min(u64::from(NONE)) as u32);
         // The first chunks of an array tell how long its members take, whatever its client ran before: until then an engine
         // has one of them.
         let estimate = array.estimate.get();

@@ -179,7 +179,10 @@ impl Core {
         self.ids.insert(index, &self.groups);
         self.count_new(client, spec.count, spec.bytes);
         if spec.count > 1 {
-            let estimate = Estimate::default();
+            let mut estimate = Estimate::default();
+            if let Some(time) = self.estimate(client, spec.needs.0).filter(|_| spec.each) {
+                estimate.learn(time, 1);
+            }
             let array = Array {
                 waiting: RangeSet::full(spec.count),
                 estimate,

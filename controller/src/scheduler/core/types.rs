@@ -165,6 +165,8 @@ pub struct GroupSpec<'a> {
     pub client: &'a [u8],
     /// Members; 1 for an ordinary task.
     pub count: u32,
+    /// The members are tasks that were submitted one by one: each is expected to take as long as the client's last ones.
+    pub each: bool,
     /// Capabilities an engine must have.
     pub needs: Needs,
     /// Engine uuids; empty: any.
@@ -213,6 +215,7 @@ impl Default for GroupSpec<'_> {
             msg_id: "",
             client: b"",
             count: 1,
+            each: false,
             needs: Needs(0),
             targets: &[],
             hosts: &[],

@@ -464,6 +464,7 @@ pub(super) fn wishes<'a>(
         nodes: metadata.nodes.unwrap_or(0),
         retry_delay: seconds(metadata.retry_delay),
         crashes: metadata.max_crashes,
+        each: metadata.each.unwrap_or(false),
         may_return: ours,
         detach: metadata.detach.unwrap_or(!ours),
         ..GroupSpec::default()
