@@ -24,7 +24,7 @@ use crate::{
 const FLUSH: Duration = Duration::from_millis(10);
 
 /// … if each is the outcome of a call that somebody waits for by itself.
-const FLUSH_EACH: Duration = Duration::from_millis(1);
+const FLUSH_EACH: Duration = Duration::from_millis(5);
 
 /// Bytes of outcomes that do not wait.
 const FLUSH_BYTES: usize = 4 << 20;
