@@ -22,6 +22,18 @@ fn forget_peak(pid: Pid) {
     std::fs::write(format!("/proc/{}/clear_refs", pid.as_raw_nonzero()), "5").unwrap();
 }
 
+/// Bytes that the system takes for a connection whose reader is slow.
+fn buffered() -> u64 {
+    ["rmem", "wmem"]
+        .map(|side| {
+            let sizes = std::fs::read_to_string(format!("/proc/sys/net/ipv4/tcp_{side}")).unwrap();
+            let most = sizes.split_whitespace().last().unwrap();
+            most.parse::<u64>().unwrap()
+        })
+        .iter()
+        .sum()
+}
+
 /// Every channel: its name, its endpoint, and what a peer of it is.
 fn channels(cluster: &Cluster) -> Vec<(String, String, &'static str)> {
     let mut all = Vec::new();
@@ -98,7 +110,10 @@ fn cluster() -> Cluster {
 fn a_frame_of_a_gibibyte() {
     costs_little(&mut cluster(), |name, endpoint, kind| {
         let sent = Stranger::connect(endpoint, kind).unwrap().frame(1 << 30);
-        assert!(sent < 64 << 20, "{name} took {sent} bytes of it");
+        assert!(
+            sent < (4 << 20) + buffered(),
+            "{name} took {sent} bytes of it"
+        );
     });
 }
 
@@ -116,8 +131,9 @@ fn a_message_that_never_ends() {
             let sent = Stranger::connect(endpoint, kind)
                 .unwrap()
                 .frames(size, 1 << 30);
+            // An eighth more than a message may have is for the frames themselves (protocol/libzmq.patch).
             assert!(
-                sent < 100 << 20,
+                sent < (76 << 20) + buffered(),
                 "{name} took {sent} bytes in frames of {size}"
             );
         });
