@@ -255,6 +255,7 @@ impl Hub {
             completed: row.completed,
             failed: row.failed,
             aborted: row.aborted,
+            dependent: row.dependent,
             begun: at(row.begun),
             ended: row.ended.map(at),
         });

@@ -254,6 +254,8 @@ pub struct SubmissionRow {
     pub failed: u64,
     /// Aborted.
     pub aborted: u64,
+    /// Submitted with dependencies.
+    pub dependent: u64,
     /// When the first came.
     pub begun: f64,
     /// When the last ended, if all have.

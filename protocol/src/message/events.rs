@@ -134,6 +134,8 @@ pub struct SubmissionSample {
     pub failed: u64,
     /// Those that were aborted.
     pub aborted: u64,
+    /// Those that were submitted with dependencies: the submission is a graph if there are any.
+    pub dependent: u64,
     /// When the first of them came.
     pub begun: f64,
     /// When the last of them ended; none while something is unfinished.

@@ -265,7 +265,8 @@ impl Scheduler {
         match self.core.submit(now, &spec) {
             Ok(group_key) => {
                 let packer = self.session.packer;
-                group.row = self.watch.submitted(now, spec.client, count, msg_id, || {
+                let counted = (count, after.is_some() || follow.is_some());
+                group.row = self.watch.submitted(now, spec.client, counted, msg_id, || {
                     watch::describe(packer, group.reply_type, frames, is_array.then_some(0))
                 });
                 if group.ack {

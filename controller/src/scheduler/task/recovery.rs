@@ -114,9 +114,10 @@ impl Scheduler {
             .core
             .restore(now, &spec, task.attempt, &done, &given)
             .map_err(|refusal| refusal.to_string())?;
+        let counted = (count, after.is_some() || follow.is_some());
         let row = self
             .watch
-            .submitted(now, spec.client, count, &task.msg_id, || {
+            .submitted(now, spec.client, counted, &task.msg_id, || {
                 let frames = ipbroker_protocol::frames::slices(&frames);
                 let index = is_array.then_some(0);
                 watch::describe(session.packer, reply_type(&msg_type), &frames, index)

@@ -80,6 +80,7 @@ struct Row {
     completed: u64,
     failed: u64,
     aborted: u64,
+    dependent: u64,
     begun: Nanos,
     ended: Nanos,
 }
@@ -135,25 +136,40 @@ impl Ended {
 }
 
 impl Watch {
-    /// Tasks were submitted: their row.
+    /// Tasks were submitted, with dependencies or without: their row.
     pub(super) fn submitted(
         &mut self,
         now: Nanos,
         session: &[u8],
-        count: u32,
+        (count, dependent): (u32, bool),
         id: &str,
         what: impl FnOnce() -> String,
     ) -> usize {
+        let row = self.row(now, session, id, what);
         self.submitted += u64::from(count);
+        if let Some(row) = self.rows.get_mut(row) {
+            row.total += u64::from(count);
+            row.dependent += if dependent { u64::from(count) } else { 0 };
+        }
+        row
+    }
+
+    /// The row that a client's submission belongs to.
+    fn row(
+        &mut self,
+        now: Nanos,
+        session: &[u8],
+        id: &str,
+        what: impl FnOnce() -> String,
+    ) -> usize {
         let known = match &self.last {
             Some((last, row)) if **last == *session => Some(*row),
             _ => self.by_session.get(session).copied(),
         };
         if let Some(index) = known
-            && let Some(row) = self.rows.get_mut(index)
+            && let Some(row) = self.rows.get(index)
             && (!row.is_over() || now < row.ended + PAUSE)
         {
-            row.total += u64::from(count);
             if self
                 .last
                 .as_ref()
@@ -166,18 +182,17 @@ impl Watch {
         self.make_room();
         let index = if self.rows.len() >= MOST_ROWS {
             // So many clients at once that nobody would read a row each.
-            let (index, row) = self.rows.iter_mut().next().expect("there are many");
-            row.total += u64::from(count);
-            index
+            self.rows.iter().next().expect("there are many").0
         } else {
             self.rows.insert(Row {
                 session: session.into(),
                 id: id.into(),
                 what: what().into(),
-                total: u64::from(count),
+                total: 0,
                 completed: 0,
                 failed: 0,
                 aborted: 0,
+                dependent: 0,
                 begun: now,
                 ended: now,
             })
@@ -340,6 +355,7 @@ impl Scheduler {
                 completed: row.completed,
                 failed: row.failed,
                 aborted: row.aborted,
+                dependent: row.dependent,
                 begun: seconds(row.begun),
                 ended: row.is_over().then(|| seconds(row.ended)),
             })
@@ -528,15 +544,21 @@ mod tests {
     #[test]
     fn what_one_client_submits_without_a_pause_is_one_row() {
         let mut watch = Watch::default();
-        let a = watch.submitted(1, b"a", 3, "a_1", || "x".into());
-        let b = watch.submitted(2, b"b", 1, "b_1", || "y".into());
-        assert_eq!(watch.submitted(3, b"a", 2, "a_2", || unreachable!()), a);
+        let a = watch.submitted(1, b"a", (3, false), "a_1", || "x".into());
+        let b = watch.submitted(2, b"b", (1, false), "b_1", || "y".into());
+        assert_eq!(
+            watch.submitted(3, b"a", (2, false), "a_2", || unreachable!()),
+            a
+        );
         assert_ne!(a, b);
         watch.ended(4, a, Ended::all(5, Outcome::Ok));
         assert_eq!(row(&watch, a), (5, 5, true));
-        assert_eq!(watch.submitted(5, b"a", 1, "a_3", || unreachable!()), a);
+        assert_eq!(
+            watch.submitted(5, b"a", (1, false), "a_3", || unreachable!()),
+            a
+        );
         watch.ended(6, a, Ended::all(1, Outcome::Error));
-        let later = watch.submitted(6 + PAUSE, b"a", 1, "a_4", || "z".into());
+        let later = watch.submitted(6 + PAUSE, b"a", (1, false), "a_4", || "z".into());
         assert_ne!(later, a);
     }
 
@@ -545,7 +567,7 @@ mod tests {
         let mut watch = Watch::default();
         for n in 0..3 * MOST_ROWS as u64 {
             let session = n.to_string();
-            let row = watch.submitted(n, session.as_bytes(), 1, "id", String::new);
+            let row = watch.submitted(n, session.as_bytes(), (1, false), "id", String::new);
             if n % 2 == 0 && n < ROWS as u64 {
                 watch.ended(n, row, Ended::all(1, Outcome::Ok));
             }
