@@ -6,8 +6,8 @@ use ipbroker_protocol::{
     array::View,
     envelope::DELIMITER,
     message::{
-        AbortReply, AbortRequest, EngineDied, EngineInfo, Header, LeaseReply, OutputReply,
-        OutputRequest, Stats, types,
+        AbortReply, AbortRequest, EngineDied, EngineInfo, GraphReply, GraphRequest, Header,
+        LeaseReply, OutputReply, OutputRequest, Stats, types,
     },
     route,
     session::{Packer, Session},
@@ -41,6 +41,7 @@ impl Hub {
             types::ABORT_REQUEST => self.abort(asker, content),
             types::EXPLAIN_REQUEST => self.explain(asker, &content),
             types::OUTPUT_REQUEST => self.output(asker, content),
+            types::GRAPH_REQUEST => self.graph(asker, content),
             types::STATS_REQUEST => {
                 let to = asker.clone();
                 let answer = self.then(move |hub, stats: Stats| hub.reply_ok(&to, &stats));
@@ -280,6 +281,24 @@ impl Hub {
         });
         let control = &self.links.control;
         control.ask(engine, types::OUTPUT_REQUEST, &request, answer);
+    }
+
+    /// Which tasks of a submission wait for which: the store knows, also of those that have ended.
+    fn graph(&mut self, asker: &Asker, content: Value) {
+        let request = match GraphRequest::deserialize(content) {
+            Ok(request) => request,
+            Err(error) => {
+                return self.reply_error(asker, &HubError::new("ValueError", error.to_string()));
+            }
+        };
+        let to = asker.clone();
+        let answer = self.stored(
+            move |hub, found: Result<GraphReply, HubError>| match found {
+                Ok(graph) => hub.reply_ok(&to, &graph),
+                Err(error) => hub.reply_error(&to, &error),
+            },
+        );
+        self.links.store.graph(request, answer);
     }
 
     fn explain_past(&mut self, to: Asker, id: String) {

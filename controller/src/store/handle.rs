@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
 use crossbeam_channel::Sender;
+use ipbroker_protocol::message::{GraphReply, GraphRequest};
 use serde_json::{Map, Value};
 
 use super::event::{Batch, Finish, Outcome, Stream, Submission};
@@ -167,6 +168,10 @@ pub(crate) enum Query {
         msg_ids: Vec<String>,
         answer: Answer<Vec<StoredReply>>,
     },
+    Graph {
+        request: GraphRequest,
+        answer: Answer<GraphReply>,
+    },
     PurgeKeys {
         what: Purge,
         answer: Answer<u64>,
@@ -182,6 +187,7 @@ impl Query {
             Query::Outcomes { answer, .. } => answer(Err(error)),
             Query::Requests { answer, .. } => answer(Err(error)),
             Query::Replies { answer, .. } => answer(Err(error)),
+            Query::Graph { answer, .. } => answer(Err(error)),
             Query::PurgeKeys { answer, .. } => answer(Err(error)),
         }
     }
@@ -278,6 +284,11 @@ impl StoreHandle {
     /// The stored replies of these tasks (all of an array's); what is unknown or pending is left out.
     pub fn replies(&self, msg_ids: Vec<String>, answer: Answer<Vec<StoredReply>>) {
         self.ask(Query::Replies { msg_ids, answer });
+    }
+
+    /// The tasks of a submission and what they wait for; of a large one a part.
+    pub fn graph(&self, request: GraphRequest, answer: Answer<GraphReply>) {
+        self.ask(Query::Graph { request, answer });
     }
 
     /// Drops records in small steps; answers how many.

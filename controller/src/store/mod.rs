@@ -38,6 +38,7 @@ mod db;
 mod event;
 mod filter;
 mod fold;
+mod graph;
 mod handle;
 mod journal;
 mod opening;

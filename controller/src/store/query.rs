@@ -60,6 +60,7 @@ impl Reader {
             Query::Outcomes { msg_ids, answer } => answer(outcomes(conn, msg_ids).map_err(failed)),
             Query::Requests { msg_ids, answer } => answer(self.requests(conn, msg_ids)),
             Query::Replies { msg_ids, answer } => answer(self.replies(conn, msg_ids)),
+            Query::Graph { request, answer } => answer(self.graph(conn, &request)),
             Query::PurgeKeys { what, answer } => match purge_keys(conn, &what) {
                 Ok(keys) => {
                     if let Err(e) = store.send(Request::Drop { keys, answer })

@@ -438,7 +438,7 @@ impl Task {
     }
 }
 
-fn is_wide(message: &Message, packing: Packing) -> bool {
+pub(crate) fn is_wide(message: &Message, packing: Packing) -> bool {
     message
         .metadata
         .as_deref()
@@ -446,7 +446,7 @@ fn is_wide(message: &Message, packing: Packing) -> bool {
 }
 
 /// The member's part of `[offsets, blob]`.
-fn slice(buffers: &[Vec<u8>], index: u64, wide: bool) -> Option<&[u8]> {
+pub(crate) fn slice(buffers: &[Vec<u8>], index: u64, wide: bool) -> Option<&[u8]> {
     let [offsets, blob] = buffers else {
         return None;
     };

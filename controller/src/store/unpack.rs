@@ -29,6 +29,8 @@ pub(crate) struct Glance<'a> {
     pub(crate) cmd: Option<Cow<'a, str>>,
     #[serde(borrow, deserialize_with = "text")]
     pub(crate) name: Option<Cow<'a, str>>,
+    #[serde(borrow, deserialize_with = "text")]
+    pub(crate) ename: Option<Cow<'a, str>>,
     #[serde(deserialize_with = "integer")]
     pub(crate) code: Option<i64>,
     #[serde(deserialize_with = "integer")]

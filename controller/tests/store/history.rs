@@ -3,6 +3,7 @@
 use ipbroker_controller::store::{
     self, Backend, Exception, Keep, Lookup, Options, Outcome, Purge, Stream,
 };
+use ipbroker_protocol::message::{GraphReply, GraphRequest};
 use serde_json::{Value, json};
 
 use crate::kit::*;
@@ -531,5 +532,132 @@ fn the_database_keeps_to_its_size_and_age() {
     })
     .unwrap();
     until("what is old is gone", || history(&handle).is_empty());
+    store.close();
+}
+
+/// Submits a task that waits for others.
+fn submit_after(
+    journal: &mut store::Journal,
+    handle: &store::StoreHandle,
+    (msg_id, count): (&str, u64),
+    after: &[&str],
+) -> u64 {
+    let key = handle.next_key();
+    let mut frames = request(msg_id, &[]);
+    frames[2] = pack(&json!({ "after": after }));
+    let submission = store::Submission {
+        key,
+        msg_id,
+        client: b"ident",
+        queue: store::Queue::Task,
+        count,
+        frames: &slices(&frames),
+    };
+    journal.submitted(&submission).unwrap();
+    key
+}
+
+#[test]
+fn a_submission_is_a_graph() {
+    on_both(|options| {
+        let (store, mut journal, handle, _) = store::open(&options).unwrap();
+        let graph = |msg_id: &str, tasks: u64| {
+            let msg_id = msg_id.to_owned();
+            ask(|answer| handle.graph(GraphRequest { msg_id, tasks }, answer))
+        };
+        let told = |graph: &GraphReply| -> Vec<(String, String, u64, Vec<u32>)> {
+            let tasks = graph.tasks.iter().cloned();
+            tasks
+                .map(|task| (task.id, task.state, task.count, task.after))
+                .collect()
+        };
+        let row = |id: &str, state: &str, count: u64, after: &[u32]| {
+            (id.to_owned(), state.to_owned(), count, after.to_vec())
+        };
+        let pair = submit_after(&mut journal, &handle, ("pair", 2), &[]);
+        submit_after(&mut journal, &handle, ("many", 5000), &["pair:1"]);
+        submit_after(
+            &mut journal,
+            &handle,
+            ("last", 1),
+            &["pair", "many:7", "of another"],
+        );
+        submit_after(&mut journal, &handle, ("later", 1), &["last"]);
+        journal.dispatched(pair, 1..2, 1, "engine-1");
+        let failed = [(0, Exception::Ended(Outcome::Error))];
+        finish_range(&mut journal, pair, 0..1, &failed, false, &[]);
+        journal.flush().unwrap();
+        let found = graph("pair", 5003).unwrap();
+        let all = [
+            row("pair:0", "failed", 1, &[]),
+            row("pair:1", "running", 1, &[]),
+            row("many", "waiting", 5000, &[1]),
+            row("last", "waiting", 1, &[0, 1, 2]),
+        ];
+        assert_eq!(told(&found), all);
+        assert!(found.whole);
+        assert_eq!(graph("pair", 0).unwrap().tasks.len(), 5);
+        assert_eq!(graph("nobody", 0).unwrap_err().ename, "KeyError");
+        store.close();
+    });
+}
+
+#[test]
+fn of_a_large_graph_the_part_is_told_that_moves() {
+    let dir = tempfile::tempdir().unwrap();
+    let (store, mut journal, handle, _) = store::open(&options(dir.path())).unwrap();
+    let ids: Vec<String> = (0..6000).map(|n| format!("t{n}")).collect();
+    for (n, id) in ids.iter().enumerate() {
+        let before = n.checked_sub(1).map(|before| ids[before].as_str());
+        let key = submit_after(&mut journal, &handle, (id, 1), before.as_slice());
+        if n < 4000 {
+            finish(&mut journal, key, id, Outcome::Ok, &[]);
+        }
+    }
+    // So much depends on so much that not all of it can be told.
+    let roots: Vec<String> = (0..1000).map(|n| format!("r{n}")).collect();
+    let roots: Vec<&str> = roots.iter().map(String::as_str).collect();
+    for id in &roots {
+        submit_after(&mut journal, &handle, (id, 1), &[]);
+    }
+    for n in 0..100 {
+        submit_after(&mut journal, &handle, (&format!("u{n}"), 1), &roots);
+    }
+    journal.flush().unwrap();
+    let graph = |msg_id: &str| {
+        let (msg_id, tasks) = (msg_id.to_owned(), 0);
+        ask(|answer| handle.graph(GraphRequest { msg_id, tasks }, answer)).unwrap()
+    };
+    let found = graph("t0");
+    assert!(!found.whole && found.tasks.len() == 2000);
+    assert_eq!(
+        (&*found.tasks[0].id, &*found.tasks[0].state),
+        ("t3500", "ok")
+    );
+    assert_eq!(
+        (&*found.tasks[500].id, &*found.tasks[500].state),
+        ("t4000", "waiting")
+    );
+    assert!(found.tasks[0].after.is_empty() && found.tasks[1].after == [0]);
+    submit_after(&mut journal, &handle, ("array", 1800), &[]);
+    submit_after(&mut journal, &handle, ("next", 1800), &["array"]);
+    submit_after(&mut journal, &handle, ("last", 1), &["next", "array:1799"]);
+    journal.flush().unwrap();
+    let arrays = graph("array").tasks;
+    assert_eq!(arrays.len(), 1802);
+    assert_eq!((arrays[1800].count, arrays[1800].after.len()), (1800, 1800));
+    assert_eq!(arrays[1801].after, [1799, 1800]);
+    // What has not ended is there also where what was before it takes much room.
+    for n in 0..600 {
+        let id = format!("w{n}");
+        let key = submit_after(&mut journal, &handle, (&id, 1), &[]);
+        finish(&mut journal, key, &id, Outcome::Ok, &[]);
+    }
+    submit_after(&mut journal, &handle, ("open", 1800), &[]);
+    journal.flush().unwrap();
+    assert_eq!(graph("w0").tasks[0].id, "open:0");
+    let dense = graph("r0");
+    let edges: usize = dense.tasks.iter().map(|task| task.after.len()).sum();
+    assert!(!dense.whole && edges == 50_000 && dense.tasks.len() == 1050);
     store.close();
 }

@@ -1,4 +1,4 @@
-//! What a cluster is doing, as whoever watches it is told: `events_request` and its reply.
+//! What a cluster is doing, as whoever watches it is told: `events_request`, `graph_request`, and their replies.
 
 use serde::{Deserialize, Serialize};
 
@@ -180,4 +180,40 @@ pub struct Slice {
     pub count: u32,
     /// The task's id.
     pub id: String,
+}
+
+/// Content of `graph_request`.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct GraphRequest {
+    /// The first task of a submission, as a sample names it.
+    pub msg_id: String,
+    /// How many tasks it has; 0: all that its client has submitted since.
+    pub tasks: u64,
+}
+
+/// Content of `graph_reply`.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct GraphReply {
+    /// Tasks in the order of their submission.
+    pub tasks: Vec<GraphTask>,
+    /// These are all. Of a large submission they are those around the first that has not ended, or the first ones.
+    pub whole: bool,
+}
+
+/// A task, a member of an array, or a large array.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct GraphTask {
+    /// Its id.
+    pub id: String,
+    /// It in a line: its command, the name of its function, or its label.
+    pub name: String,
+    /// `waiting`, `running`, `ok`, `failed`, `aborted`, or `impossible`: it failed because it can never run.
+    pub state: String,
+    /// Members, of a large array.
+    pub count: u64,
+    /// Places in the list, each earlier than its own, of the tasks that it waits for or has waited for.
+    pub after: Vec<u32>,
 }

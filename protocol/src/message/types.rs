@@ -73,6 +73,10 @@ types! {
     OUTPUT_REQUEST = "output_request";
     /// What it has.
     OUTPUT_REPLY = "output_reply";
+    /// Which tasks of a submission wait for which?
+    GRAPH_REQUEST = "graph_request";
+    /// The tasks, and what each waits for.
+    GRAPH_REPLY = "graph_reply";
     /// Statistics of nodes and job servers.
     STATS_REQUEST = "stats_request";
     /// Statistics of nodes and job servers.
