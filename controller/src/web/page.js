@@ -27,7 +27,7 @@ function connect() {
   source.addEventListener("sample", event => {
     sample = JSON.parse(event.data);
     remember(sample);
-    show(sample);
+    tellSample(sample);
   });
 }
 
@@ -83,7 +83,7 @@ const clock = seconds => new Date(seconds * 1000).toLocaleTimeString();
 
 // What the newest sample says.
 
-function show(now) {
+function tellSample(now) {
   link("live", "live");
   $("about").textContent = `up ${time(now.uptime)} · ${now.scheme} · ${now.clients} ${now.clients === 1 ? "client" : "clients"} · version ${now.version}`;
   number("ready", now.tasks.ready);
