@@ -28,6 +28,7 @@ function connect() {
     sample = JSON.parse(event.data);
     remember(sample);
     tellSample(sample);
+    if (graph) readGraph();
   });
 }
 
@@ -131,10 +132,10 @@ function table(id, rows, key, cells) {
     let line = old.get(key(row));
     if (line?.dataset.said !== said) {
       const fresh = element("tr", { "data-key": key(row), "data-said": said }, ...make());
-      const focused = line?.contains(document.activeElement);
+      const focused = [...line?.querySelectorAll("button") ?? []].indexOf(document.activeElement);
       line?.replaceWith(fresh);
       line = fresh;
-      if (focused) line.querySelector("button")?.focus();
+      line.querySelectorAll("button")[focused]?.focus();
     }
     return line;
   });
@@ -150,7 +151,7 @@ function submission(row) {
   const left = open && speed > 0 ? `, ${time((row.total - finished) / speed)} left` : "";
   const took = time((row.ended ?? sample.time) - row.begun);
   const pace = open ? perSecond(speed) : perSecond(finished / Math.max(row.ended - row.begun, 0.001));
-  const texts = [row.what, finished, row.total, row.failed, row.aborted, pace, took + left, open];
+  const texts = [row.what, finished, row.total, row.failed, row.aborted, pace, took + left, open, row.dependent];
   return [texts, () => {
     const part = (kind, value) => {
       const piece = element("i", { class: kind });
@@ -162,6 +163,7 @@ function submission(row) {
     const stop = () => change("abort_request", { session: row.session, kill: true },
       `Abort what is unfinished of this client, ${count(row.total - finished)} tasks? Running ones are killed.`);
     const button = open ? [element("button", { type: "button", class: "change", onclick: stop }, "abort")] : [];
+    if (row.dependent) button.unshift(element("button", { type: "button", class: "graph", onclick: () => openGraph(row) }, "graph"), " ");
     return [element("td", { class: "cmd" }, row.what), element("td", {}, bar),
       n(`${count(finished)} / ${count(row.total)}`), n(count(row.failed)), n(count(row.aborted)), n(pace),
       n(took + left), element("td", {}, ...button)];
@@ -268,6 +270,198 @@ async function show(id) {
     if (why.state !== "running" && why.state !== "waiting") return;
     await new Promise(done => setTimeout(done, 1000));
   }
+}
+
+// The graph of one submission: asked for while it is open, and only when a sample says that something has moved.
+
+const STATES = {
+  waiting: ["○", "waiting"], running: ["▶", "running"], ok: ["✓", "ended well"],
+  failed: ["✗", "failed"], aborted: ["⊘", "aborted"], impossible: ["!", "can never run"],
+};
+// With more tasks than this in all, or in one layer, a layer is one bar; more layers than that are not drawn.
+const DRAWN = 300, TALL = 24, LAYERS = 60;
+const CELL = { width: 164, height: 30 }, BOX = { width: 134, height: 24 };
+const WORST = ["failed", "impossible", "aborted", "running", "waiting", "ok"];
+let graph = null;
+
+function openGraph(row) {
+  graph = { id: row.id, total: row.total, mark: null, next: 0, asked: false, tasks: [], shape: null, marks: [], at: [0, 0] };
+  $("graph-of").textContent = row.what;
+  fill($("graph-key"), []);
+  fill($("graph-place"), []);
+  $("graph-note").textContent = "…";
+  $("graph-task").textContent = "\u00a0";
+  $("graph").hidden = false;
+  $("graph").scrollIntoView({ block: "nearest" });
+  $("graph-close").focus({ preventScroll: true });
+  readGraph();
+}
+
+async function readGraph() {
+  const open = graph, row = sample.submissions.find(row => row.id === open.id), t = sample.tasks;
+  open.total = row?.total ?? open.total;
+  const ended = row && [row.total, row.completed, row.failed, row.aborted];
+  const moving = row?.ended === null && [t.ready, t.blocked, t.running, sample.engines.map(e => e.task)];
+  const mark = JSON.stringify([ended, moving]);
+  if (document.hidden || open.asked || mark === open.mark || sample.time < open.next) return;
+  Object.assign(open, { asked: true, mark, next: sample.time + 0.5 });
+  try {
+    const answer = await ask("graph_request", { msg_id: open.id, tasks: open.total });
+    if (graph === open) drawGraph(answer);
+    // The history may be a moment behind the last sample that differs.
+    if (!moving && answer.tasks.some(isOpen)) Object.assign(open, { mark: null, next: sample.time + 2 });
+  } catch (error) {
+    // Not asked again until it is opened again.
+    open.next = Infinity;
+    if (graph === open) $("graph-note").textContent = error.message;
+  }
+  open.asked = false;
+}
+
+// A task's layer is one more than that of the last one it waits for; what has no such relation is left out.
+function layersOf(tasks) {
+  const linked = tasks.map(task => task.after.length > 0);
+  const depth = [], spot = [], layers = [];
+  tasks.forEach((task, at) => {
+    depth[at] = 0;
+    for (const before of task.after) {
+      linked[before] = true;
+      depth[at] = Math.max(depth[at], depth[before] + 1);
+    }
+  });
+  tasks.forEach((_, at) => linked[at] && (layers[depth[at]] ??= []).push(at));
+  for (const layer of layers) {
+    // Beside what it waits for: fewer lines cross.
+    const mean = at => tasks[at].after.reduce((sum, before) => sum + spot[before], 0) / (tasks[at].after.length || 1);
+    const key = new Map(layer.map(at => [at, mean(at)]));
+    layer.sort((a, b) => key.get(a) - key.get(b) || a - b);
+    layer.forEach((at, place) => { spot[at] = place - layer.length / 2; });
+  }
+  return layers;
+}
+
+const isOpen = task => task.state === "waiting" || task.state === "running";
+const sizeOf = tasks => tasks.reduce((sum, task) => sum + task.count, 0);
+
+function drawGraph({ tasks, whole }) {
+  const all = layersOf(tasks), linked = all.flat();
+  const open = all.findIndex(layer => layer.some(at => isOpen(tasks[at])));
+  const from = Math.max(0, Math.min(open - LAYERS / 4, all.length - LAYERS));
+  const layers = all.slice(from, from + LAYERS), many = linked.length > DRAWN;
+  const columns = layers.map(layer => many || layer.length > TALL ? [layer] : layer.map(at => [at]));
+  const alone = sizeOf(tasks) - sizeOf(linked.map(at => tasks[at]));
+  $("graph-note").textContent = [
+    !whole && `${count(sizeOf(tasks))} of ${count(graph.total)} tasks: those around the first that has not ended.`,
+    !linked.length && "None of these tasks waits for another of them.",
+    many ? `One bar for each layer, as there are more than ${DRAWN} tasks.`
+      : columns.some(column => column[0].length > 1) && `A layer of more than ${TALL} tasks is one bar.`,
+    all.length > LAYERS && `Layers ${from + 1} to ${from + layers.length} of ${count(all.length)}.`,
+    linked.length && alone && `${count(alone)} that neither wait nor are waited for are left out.`,
+  ].filter(Boolean).join(" ");
+  fill($("graph-key"), Object.entries(STATES).map(([state, [sign, words]]) => {
+    const size = sizeOf(tasks.filter(task => task.state === state));
+    return element("span", { class: "sign " + state, "data-state": state, "data-value": size }, element("b", {}, sign), ` ${words} ${count(size)}`);
+  }));
+  graph.tasks = tasks;
+  // While the same tasks stand in the same places, only what they say changes.
+  const shape = JSON.stringify(columns.map(column => column.map(cell => cell.map(at => [tasks[at].id, tasks[at].after]))));
+  if (shape !== graph.shape) buildGraph(columns);
+  // It opens where something moves, and is not moved under the reader's eyes later.
+  if (graph.shape === null) $("graph-place").scrollLeft = (open - from - 1) * CELL.width;
+  graph.shape = shape;
+  for (const mark of graph.marks.flat()) mark.tell();
+}
+
+function svg(name, attributes = {}, ...children) {
+  const node = document.createElementNS("http://www.w3.org/2000/svg", name);
+  for (const [key, value] of Object.entries(attributes)) node.setAttribute(key, value);
+  node.append(...children);
+  return node;
+}
+
+function buildGraph(columns) {
+  const rows = Math.max(1, ...columns.map(column => column.length)), half = BOX.height / 2;
+  const places = new Map(), edges = new Set();
+  columns.forEach((column, x) => column.forEach((cell, y) => {
+    const place = [x * CELL.width + 4, (y + (rows - column.length) / 2) * CELL.height + 4];
+    for (const at of cell) places.set(at, place);
+  }));
+  for (const [at, [x, y]] of places) {
+    for (const [a, b] of graph.tasks[at].after.map(before => places.get(before)).filter(Boolean)) {
+      edges.add(`M${a + BOX.width} ${b + half}C${a + BOX.width + 16} ${b + half} ${x - 16} ${y + half} ${x} ${y + half}`);
+    }
+  }
+  const focused = document.activeElement?.closest("#graph-place g")?.dataset.id;
+  graph.marks = columns.map((column, x) => column.map((cell, y) => markOf(cell, [x, y], places.get(cell[0]))));
+  fill($("graph-place"), [svg("svg", {
+    width: columns.length * CELL.width, height: rows * CELL.height + 4, role: "group",
+    "aria-label": "Tasks by layer: arrow keys move, Enter looks at one",
+  }, svg("path", { d: [...edges].join("") }), ...graph.marks.flat().map(mark => mark.node))]);
+  const again = graph.marks.flat().find(mark => mark.node.dataset.id === focused);
+  stand(again?.at ?? [0, 0], again !== undefined);
+}
+
+// A task, as its sign and the start of its name; or a layer, as a bar of how many are in which state.
+function markOf(cell, at, [x, y]) {
+  const title = svg("title"), sign = svg("text", { x: 7, y: 16 }), single = cell.length === 1;
+  const { id, name } = graph.tasks[cell[0]];
+  const parts = single ? [] : Object.keys(STATES).map(state => [state, svg("rect", { class: state, y: BOX.height - 6, height: 6 })]);
+  const node = svg("g", { role: "button", tabindex: -1, "data-id": id, transform: `translate(${x} ${y})` },
+    title, svg("rect", { class: "box", width: BOX.width, height: BOX.height, rx: 4 }), ...parts.map(([, part]) => part), sign,
+    ...(single ? [svg("text", { x: 23, y: 16 }, name.length > 15 ? name.slice(0, 14) + "…" : name)] : []));
+  const tell = () => {
+    const tasks = cell.map(at => graph.tasks[at]), all = sizeOf(tasks);
+    const sizes = Object.fromEntries(Object.keys(STATES).map(state => [state, sizeOf(tasks.filter(task => task.state === state))]));
+    const there = Object.entries(STATES).filter(([state]) => sizes[state]);
+    const words = single ? there.map(([, [, words]]) => words) : there.map(([state, [, words]]) => `${count(sizes[state])} ${words}`);
+    const said = (single ? `${id}: ${name}${all > 1 ? ` (${count(all)} tasks)` : ""}, ` : `${count(all)} tasks: `) + words.join(", ");
+    if (node.dataset.said === said) return;
+    const state = single ? tasks[0].state : "layer";
+    node.setAttribute("class", state);
+    node.setAttribute("aria-label", said);
+    Object.assign(node.dataset, { state, said });
+    title.textContent = said;
+    sign.textContent = there.map(([state, [sign]]) => single ? sign : sign + count(sizes[state])).join(" ");
+    let from = 0;
+    for (const [state, part] of parts) {
+      part.setAttribute("x", BOX.width * from / all);
+      part.setAttribute("width", BOX.width * sizes[state] / all);
+      from += sizes[state];
+    }
+    if (node === document.activeElement) $("graph-task").textContent = said;
+  };
+  // Of a layer, one that needs looking at.
+  const look = () => find(WORST.flatMap(state => cell.map(at => graph.tasks[at]).filter(task => task.state === state))[0]?.id ?? id);
+  return { node, at, tell, look };
+}
+
+// One of them is reached with Tab, the others from there with arrow keys.
+function stand([x, y], focus) {
+  const column = graph.marks[x], mark = column?.[Math.max(0, Math.min(y, column.length - 1))];
+  if (!mark) return;
+  graph.marks[graph.at[0]]?.[graph.at[1]]?.node.setAttribute("tabindex", -1);
+  mark.node.setAttribute("tabindex", 0);
+  graph.at = mark.at;
+  if (focus) mark.node.focus();
+}
+
+function listenGraph() {
+  const place = $("graph-place");
+  const on = (name, act) => place.addEventListener(name, event => {
+    const mark = graph?.marks.flat().find(mark => mark.node.contains(event.target));
+    if (mark) act(mark, event);
+  });
+  on("pointerover", mark => { $("graph-task").textContent = mark.node.dataset.said; });
+  on("focusin", mark => { stand(mark.at, false); $("graph-task").textContent = mark.node.dataset.said; });
+  on("click", mark => mark.look());
+  on("keydown", ({ at: [x, y], look }, event) => {
+    const act = {
+      ArrowLeft: () => stand([x - 1, y], true), ArrowRight: () => stand([x + 1, y], true),
+      ArrowUp: () => stand([x, y - 1], true), ArrowDown: () => stand([x, y + 1], true), Enter: look, " ": look,
+    }[event.key];
+    if (act) { event.preventDefault(); act(); }
+  });
+  $("graph-close").addEventListener("click", () => { graph = null; $("graph").hidden = true; });
 }
 
 // Pictures.
@@ -439,4 +633,5 @@ function listen() {
 }
 
 listen();
+listenGraph();
 connect();

@@ -425,6 +425,130 @@ fn the_pages_port_and_token() {
     assert_eq!((again.port, again.token), (page.port, page.token));
 }
 
+/// What the page is told of a submission, as one line a task: name, state, what it waits for.
+fn graph(page: &Page, request: &Value) -> Vec<String> {
+    let answer = page.post("/ask/graph_request", &request.to_string());
+    let answer: Value = serde_json::from_str(&answer.body).unwrap_or_else(|e| panic!("{e}"));
+    let tasks = answer["tasks"].as_array();
+    let tasks = tasks.unwrap_or_else(|| panic!("{answer}")).iter();
+    tasks
+        .map(|task| {
+            format!("{} {} {}", task["name"], task["state"], task["after"]).replace('"', "")
+        })
+        .collect()
+}
+
+#[test]
+fn a_graph_as_it_runs() {
+    let (cluster, page) = watched(&["--web", "-n", "2"]);
+    cluster.wait_engines(2);
+    // The first two are members of one array.
+    let jobs = [
+        json!({"id": "a", "cmd": "while [ ! -e go ]; do sleep 0.02; done # a"}),
+        json!({"id": "b", "cmd": "exit 3 # b"}),
+        json!({"id": "c", "after": "a", "cmd": "true # c"}),
+        json!({"id": "d", "after": ["a", "b"], "cmd": "true # d"}),
+        json!({"id": "e", "after": "c", "follow": "a", "cmd": "true # e"}),
+    ];
+    let lines: String = jobs.iter().map(|job| format!("{job}\n")).collect();
+    let ids = cluster.client_with(&["submit", "-"], &lines, LIMIT).ok();
+    let ids: Vec<&str> = ids.stdout.lines().collect();
+    let row = page
+        .events()
+        .map(|(_, sample)| sample["submissions"][0].clone())
+        .find(|row| row["total"] == json!(5))
+        .expect("a sample with the submission");
+    assert_eq!(row["dependent"], json!(3));
+    let request = json!({"msg_id": row["id"], "tasks": row["total"]});
+    let told = |name: &str, wanted: [&str; 5]| {
+        eventually(name, LIMIT, || {
+            let mut told = graph(&page, &request);
+            told.sort();
+            (told == wanted).then_some(())
+        });
+    };
+    told(
+        "the graph while a task runs",
+        [
+            "exit 3 # b failed []",
+            "true # c waiting [0]",
+            "true # d impossible [0,1]",
+            "true # e waiting [0,2]",
+            "while [ ! -e go ]; do sleep 0.02; done # a running []",
+        ],
+    );
+    // It is what is said of each task by itself.
+    let answer = page.post("/ask/graph_request", &request.to_string());
+    let answer: Value = serde_json::from_str(&answer.body).unwrap();
+    assert_eq!(answer["whole"], json!(true));
+    for task in answer["tasks"].as_array().unwrap() {
+        let id = task["id"].as_str().unwrap();
+        assert!(ids.contains(&id), "{id} is none of {ids:?}");
+        let explained = cluster.client(&["explain", "--json", id]).ok();
+        let explained: Value = serde_json::from_str(&explained.stdout).unwrap();
+        match task["state"].as_str().unwrap() {
+            "failed" | "impossible" => assert_eq!(explained["state"], json!("done")),
+            state => assert_eq!(explained["state"], json!(state)),
+        }
+    }
+    cluster.write("go", "");
+    told(
+        "the graph at the end",
+        [
+            "exit 3 # b failed []",
+            "true # c ok [0]",
+            "true # d impossible [0,1]",
+            "true # e ok [0,2]",
+            "while [ ! -e go ]; do sleep 0.02; done # a ok []",
+        ],
+    );
+    for (content, word) in [
+        (json!({"msg_id": "nobody"}), "KeyError"),
+        (json!({}), "KeyError"),
+        (json!({"msg_id": 5}), "ValueError"),
+        (json!({"msg_id": row["id"], "tasks": -1}), "ValueError"),
+    ] {
+        let answer = page.post("/ask/graph_request", &content.to_string());
+        assert!(answer.body.contains(word), "{content}: {}", answer.body);
+    }
+    for token in ["", "?token=", "?token=0123"] {
+        let answer = page.get(&format!("/ask/graph_request{token}"), &[]);
+        assert!(
+            matches!(answer.status, 401 | 403),
+            "{token}: {}",
+            answer.status
+        );
+    }
+    let (_cluster, page) = watched(&["--nodb", "--web"]);
+    let answer = page.post("/ask/graph_request", &request.to_string());
+    assert!(answer.body.contains("keeps no history"), "{}", answer.body);
+}
+
+#[test]
+fn of_a_large_graph_a_part_is_told() {
+    let (cluster, page) = watched(&["--web"]);
+    let client = RawClient::new(&cluster, "task");
+    let first = client.call("noop", &Value::Null, json!({}));
+    for _ in 0..2500 {
+        client.call("noop", &Value::Null, json!({"after": first}));
+    }
+    let request = json!({"msg_id": first, "tasks": 2501});
+    let told = eventually("the tasks", LIMIT, || {
+        let answer = page.post("/ask/graph_request", &request.to_string());
+        let told: Value = serde_json::from_str(&answer.body).unwrap();
+        (told["tasks"].as_array()?.len() == 2000).then_some(told)
+    });
+    assert_eq!(told["whole"], json!(false));
+    let [first, .., last] = &told["tasks"].as_array().unwrap()[..] else {
+        panic!("{told}")
+    };
+    assert_eq!(
+        (&first["name"], &first["state"]),
+        (&json!("noop"), &json!("waiting"))
+    );
+    assert_eq!(last["after"], json!([0]));
+}
+
 /// A cluster that has run a graph (as single messages), an array with a failure, and keeps a history.
 #[track_caller]
 fn past() -> Cluster {
