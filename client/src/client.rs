@@ -274,10 +274,6 @@ impl Client {
         &self.inner.connection
     }
 
-    pub(crate) fn session(&self) -> &Session {
-        &self.inner.session
-    }
-
     /// Submits a task (or, with `metadata.array`, many) to the scheduler; results go to `sink` as they come.
     ///
     /// # Errors
@@ -392,35 +388,6 @@ impl Client {
     /// [`Error::Closed`].
     pub fn listen(&self, listener: Arc<dyn Listener>) -> Result<()> {
         self.inner.handle.send(Request::Listen(listener))
-    }
-
-    /// A call with maps that are packed already, ready for [`Client::submit_all`].
-    pub(crate) fn prepare(
-        &self,
-        msg_type: &str,
-        (metadata, content): (&[u8], &[u8]),
-        buffers: Vec<Message>,
-        (sink, tag, ack): (Arc<dyn Sink>, u64, bool),
-    ) -> Submission {
-        let session = &self.inner.session;
-        let head = session.packed_header(msg_type);
-        let built = wire::build_packed(session, None, head, metadata, content, buffers);
-        let awaited = Awaited {
-            members: None,
-            ack,
-            engines: Vec::new(),
-            sink,
-            tag,
-        };
-        awaited.of(Channel::Task, built.number, built.frames)
-    }
-
-    /// Submits what was prepared.
-    pub(crate) fn submit_all(&self, submissions: Vec<Submission>) -> Result<()> {
-        for submission in &submissions {
-            self.fits(&submission.frames)?;
-        }
-        self.inner.handle.send(Request::SubmitAll(submissions))
     }
 
     /// Sends a task to one engine, past the scheduler.

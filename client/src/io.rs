@@ -145,8 +145,6 @@ pub(crate) fn touch(touched: &mut Vec<Arc<dyn Sink>>, sink: &Arc<dyn Sink>) {
 /// What the rest of the library asks of the thread.
 pub(crate) enum Request {
     Submit(Box<Submission>),
-    /// Many at once: one message between threads, one bell.
-    SubmitAll(Vec<Submission>),
     Query {
         number: u64,
         channel: Channel,
@@ -202,7 +200,6 @@ impl Handle {
     fn pass(&self, request: Request) -> Result<()> {
         let calls = match &request {
             Request::Submit(submission) => submission.members,
-            Request::SubmitAll(submissions) => submissions.iter().map(|s| s.members).sum(),
             _ => 0,
         };
         self.gather.sent(calls);

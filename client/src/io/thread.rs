@@ -309,11 +309,6 @@ impl Io {
         for _ in 0..BATCH {
             match self.requests.try_recv() {
                 Ok(Request::Submit(submission)) => self.submit(*submission),
-                Ok(Request::SubmitAll(submissions)) => {
-                    submissions
-                        .into_iter()
-                        .for_each(|submission| self.submit(submission));
-                }
                 Ok(Request::Query {
                     number,
                     channel,

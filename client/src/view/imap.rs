@@ -10,13 +10,10 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::load_balanced::pack;
-use crate::client::Client;
+use crate::client::{Client, Template};
 use crate::error::{Error, Result};
 use crate::io::{Part, Sink};
 use crate::result::value_of;
-
-/// Calls that are handed to the I/O thread at once.
-const BATCH: usize = 64;
 
 #[derive(Default)]
 struct Arrived {
@@ -52,9 +49,7 @@ impl Sink for Arrived {
 /// Results in the order of their arguments; [`Imap::unordered`] gives them as they come.
 pub struct Imap<R, I> {
     client: Client,
-    metadata: Vec<u8>,
-    content: Vec<u8>,
-    ack: bool,
+    template: Template,
     arguments: std::iter::Fuse<I>,
     in_flight: usize,
     ordered: bool,
@@ -77,14 +72,11 @@ impl<R: DeserializeOwned, A: Serialize, I: Iterator<Item = A>> Imap<R, I> {
         arguments: I,
         in_flight: usize,
     ) -> Result<Self> {
-        let session = client.session();
-        let metadata = session.pack(options);
-        let content = session.pack(&FunctionCall::named(name));
+        let call = FunctionCall::named(name);
+        let template = client.template(types::FUNCTION_REQUEST, options.clone(), &call);
         let mut imap = Self {
             client,
-            metadata,
-            content,
-            ack: options.ack,
+            template,
             arguments: arguments.fuse(),
             in_flight: in_flight.max(1),
             ordered: true,
@@ -109,28 +101,19 @@ impl<R: DeserializeOwned, A: Serialize, I: Iterator<Item = A>> Imap<R, I> {
 
     /// Submits until enough is on its way. In order, what waits for its turn counts too: memory stays bounded.
     fn fill(&mut self) -> Result<()> {
-        let mut prepared = Vec::new();
         while (self.submitted - self.finished) < self.in_flight as u64
             && self.early.len() < self.in_flight.saturating_mul(4)
         {
             let Some(argument) = self.arguments.next() else {
                 break;
             };
-            prepared.push(self.client.prepare(
-                types::FUNCTION_REQUEST,
-                (&self.metadata, &self.content),
-                vec![Message::from(pack(&argument)?)],
-                (self.arrived.clone(), self.submitted, self.ack),
-            ));
+            let buffers = vec![Message::from(pack(&argument)?)];
+            let sink = self.arrived.clone();
+            self.client
+                .submit_like(&self.template, None, buffers, sink, self.submitted)?;
             self.submitted += 1;
-            if prepared.len() >= BATCH {
-                self.client.submit_all(std::mem::take(&mut prepared))?;
-            }
         }
-        if prepared.is_empty() {
-            return Ok(());
-        }
-        self.client.submit_all(prepared)
+        Ok(())
     }
 
     fn step(&mut self) -> Result<Option<(u64, Part)>> {
@@ -166,7 +149,7 @@ impl<R: DeserializeOwned, A: Serialize, I: Iterator<Item = A>> Iterator for Imap
 
     fn next(&mut self) -> Option<Self::Item> {
         match self.step() {
-            Ok(Some((_, part))) => Some(value_of(&part, 0)),
+            Ok(Some((_, part))) => Some(value_of(&part, part.lo)),
             Ok(None) => None,
             Err(error) => {
                 // A client that is closed stays closed: end after saying so.
