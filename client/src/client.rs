@@ -283,32 +283,44 @@ impl Client {
         task: Outgoing<'_, C>,
         sink: Arc<dyn Sink>,
     ) -> Result<String> {
-        let session = &self.inner.session;
-        let content = session.pack(task.content);
-        if let (types::FUNCTION_REQUEST, None, [argument]) =
-            (task.msg_type, task.metadata.array, &task.buffers[..])
-            && let Some(id) =
-                self.inner
-                    .handle
-                    .gather((task.metadata, &content), argument, (&sink, task.tag))?
+        let content = self.inner.session.pack(task.content);
+        let kind = (task.msg_type, task.metadata, &content[..]);
+        self.submit_packed(kind, None, task.buffers, (sink, task.tag))
+    }
+
+    /// Submits a task of this type with these options and this packed content; `metadata` are the options, packed.
+    fn submit_packed(
+        &self,
+        (msg_type, options, content): (&str, &TaskRequest, &[u8]),
+        metadata: Option<&[u8]>,
+        buffers: Vec<Message>,
+        (sink, tag): (Arc<dyn Sink>, u64),
+    ) -> Result<String> {
+        let Inner {
+            session, handle, ..
+        } = &*self.inner;
+        if let (types::FUNCTION_REQUEST, None, [argument]) = (msg_type, options.array, &buffers[..])
+            && let Some(id) = handle.gather((options, content), argument, (&sink, tag))?
         {
             return Ok(id);
         }
+        let packed;
+        let metadata = match metadata {
+            Some(metadata) => metadata,
+            None => {
+                packed = session.pack(options);
+                &packed
+            }
+        };
+        let head = session.packed_header(msg_type);
+        let built = wire::build_packed(session, None, head, metadata, content, buffers);
         let awaited = Awaited {
-            members: task.metadata.array,
-            ack: task.metadata.ack,
+            members: options.array,
+            ack: options.ack,
             engines: Vec::new(),
             sink,
-            tag: task.tag,
+            tag,
         };
-        let built = wire::build_packed(
-            session,
-            None,
-            session.packed_header(task.msg_type),
-            &session.pack(task.metadata),
-            &content,
-            task.buffers,
-        );
         self.hand_over(Channel::Task, built, awaited)
     }
 
@@ -341,44 +353,16 @@ impl Client {
         sink: Arc<dyn Sink>,
         tag: u64,
     ) -> Result<String> {
-        let session = &self.inner.session;
-        if let (types::FUNCTION_REQUEST, None, [argument]) =
-            (template.msg_type, members, &buffers[..])
-            && let Some(id) = self.inner.handle.gather(
-                (&template.options, &template.content),
-                argument,
-                (&sink, tag),
-            )?
-        {
-            return Ok(id);
-        }
-        let array;
-        let metadata = match members {
-            None => &template.metadata,
-            Some(_) => {
-                array = session.pack(&TaskRequest {
-                    array: members,
-                    ..template.options.clone()
-                });
-                &array
-            }
+        let array = members.map(|_| TaskRequest {
+            array: members,
+            ..template.options.clone()
+        });
+        let (options, metadata) = match &array {
+            Some(options) => (options, None),
+            None => (&template.options, Some(&template.metadata[..])),
         };
-        let built = wire::build_packed(
-            session,
-            None,
-            session.packed_header(template.msg_type),
-            metadata,
-            &template.content,
-            buffers,
-        );
-        let awaited = Awaited {
-            members,
-            ack: template.options.ack,
-            engines: Vec::new(),
-            sink,
-            tag,
-        };
-        self.hand_over(Channel::Task, built, awaited)
+        let kind = (template.msg_type, options, &template.content[..]);
+        self.submit_packed(kind, metadata, buffers, (sink, tag))
     }
 
     /// Tells `listener` what this client's tasks print while they run, from now on. Tasks that end at once may have printed
