@@ -230,6 +230,47 @@ fn two_threads_share_a_client() {
     });
 }
 
+/// Calls that are submitted one by one while many are under way travel together; each is a call of its own.
+#[test]
+fn a_loop_of_calls() {
+    let (_cluster, client) = connected(2);
+    let view = client.load_balanced_view();
+    let busy: Vec<_> = (0..2)
+        .map(|_| view.apply::<f64>("sleep", &600.0).unwrap())
+        .collect();
+    let calls: Vec<_> = (0..2000u64)
+        .map(|number| view.apply::<u64>("echo", &number).unwrap())
+        .collect();
+    let wrong = view.apply::<()>("sleep", "a while").unwrap();
+    let ids: BTreeSet<_> = calls.iter().flat_map(|call| call.msg_ids()).collect();
+    assert_eq!(ids.len(), calls.len());
+    assert!(ids.iter().filter(|id| id.contains(':')).count() > 1900);
+    calls[1500].abort().unwrap();
+    for call in busy {
+        call.abort().unwrap();
+    }
+    for (number, call) in calls.iter().enumerate() {
+        let value = call.get_timeout(LIMIT);
+        if number == 1500 {
+            let text = value.unwrap_err().to_string();
+            assert!(text.to_lowercase().contains("abort"), "{text}");
+            continue;
+        }
+        assert_eq!(value.unwrap(), number as u64);
+        let info = call.metadata(0).unwrap();
+        assert_eq!((info.status.as_str(), info.range), ("ok", None));
+        assert!(info.duration.unwrap() < 1.0 && call.successful());
+    }
+    assert!(matches!(wrong.get_timeout(LIMIT), Err(Error::Task(_))));
+    let firsts: Vec<u64> = view
+        .imap("echo", 0u64.., 200)
+        .unwrap()
+        .take(1000)
+        .collect::<Result<_, _>>()
+        .unwrap();
+    assert_eq!(firsts, (0..1000).collect::<Vec<u64>>());
+}
+
 #[test]
 fn dependencies_between_results() {
     let (_cluster, client) = connected(2);
