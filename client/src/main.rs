@@ -20,6 +20,7 @@ use std::process::ExitCode;
 
 use cli::{Command, one_line};
 use failure::Failure;
+use ipbroker_client::protocol::usage;
 
 fn main() -> ExitCode {
     tracing_subscriber::fmt()
@@ -56,6 +57,6 @@ fn main() -> ExitCode {
 }
 
 fn fail(failure: &Failure) -> ExitCode {
-    eprintln!("ipclient: {failure}");
+    usage::complain("ipclient", failure);
     ExitCode::from(failure.code)
 }

@@ -19,11 +19,11 @@ fn main() -> ExitCode {
         }
         Err(AppError::Clap(error)) => {
             let text = error.render().to_string();
-            eprintln!("ipctl: {}", usage::one_line(&text, "ipctl"));
+            usage::complain("ipctl", usage::one_line(&text, "ipctl"));
             ExitCode::from(2)
         }
         Err(error) => {
-            eprintln!("ipctl: {error}");
+            usage::complain("ipctl", error);
             ExitCode::FAILURE
         }
     }

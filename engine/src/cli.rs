@@ -1,6 +1,6 @@
 //! The command line of `ipengine`.
 
-use std::{ffi::OsString, io::Write, path::PathBuf, process::ExitCode, time::Duration};
+use std::{ffi::OsString, path::PathBuf, process::ExitCode, time::Duration};
 
 use clap::{CommandFactory, Parser};
 use clap_complete::Shell;
@@ -130,7 +130,7 @@ pub(crate) fn main() -> ExitCode {
         }
         Err(error) => {
             let line = usage::one_line(&error.render().to_string(), "ipengine");
-            let _ = writeln!(std::io::stderr(), "ipengine: {line}");
+            usage::complain("ipengine", line);
             return ExitCode::from(2);
         }
     };
@@ -154,7 +154,7 @@ pub(crate) fn main() -> ExitCode {
     match run(options, traits) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            let _ = writeln!(std::io::stderr(), "ipengine: {error}");
+            usage::complain("ipengine", &error);
             match error {
                 RunError::Engine(
                     EngineError::Descriptors(_)

@@ -1,9 +1,16 @@
 //! What stands in the way of the programs, in one line for their users.
 
-use std::{fs, path::Path};
+use std::{fmt::Display, fs, io::Write, path::Path};
 
 /// The exit status of an engine process that can never start here: nobody starts it again. (`EX_CONFIG` of `sysexits.h`.)
 pub const HOPELESS: u8 = 78;
+
+/// Tells on standard error why a program ends, in one write: lines of several that share a terminal or a log stay whole.
+/// Nothing happens if nobody is there to read it.
+pub fn complain(program: &str, words: impl Display) {
+    let line = format!("{program}: {words}\n");
+    let _ = std::io::stderr().write_all(line.as_bytes());
+}
 
 /// Whether the system has what programs that start and watch processes need; some chroots and containers lack it.
 ///

@@ -141,7 +141,7 @@ class _Results(threading.Thread):
 def _deliver(pending: Dict[int, Any], output: "Output", kind: int, tag: Union[int, List[int]], lo: int, hi: int, metadata: Optional[bytes], value: Any, more: Any) -> None:
     if isinstance(tag, list):
         # Calls that travelled together.
-        failures, content, printed = more or ({}, None, ())
+        failures, content, printed = more if kind == MEMBERS else (None, None, ())
         for id, stdout, stderr in printed:
             output.rest(id, stdout, stderr)
         values = value if isinstance(value, list) else [None if kind == MEMBERS_ERROR else value] * len(tag)
@@ -150,7 +150,7 @@ def _deliver(pending: Dict[int, Any], output: "Output", kind: int, tag: Union[in
             if future is None:
                 continue  # cancelled
             if data is None:
-                future._fail(metadata, failures.get(index, value), content, index)
+                future._fail(metadata, failures[index] if failures else value, content, index)
             else:
                 future._succeed(metadata, data, None, content, index)
             _forget(future)
