@@ -39,7 +39,6 @@ pub(crate) struct EventsArgs {
 
 pub(crate) fn main(args: EventsArgs, cluster: &ClusterArgs) -> Outcome {
     let client = cluster.connect()?;
-    let zone = TimeZone::system();
     let mut news = News::default();
     let mut samples = Samples::new(&client);
     for _ in 0..args.samples.unwrap_or(u64::MAX) {
@@ -48,12 +47,7 @@ pub(crate) fn main(args: EventsArgs, cluster: &ClusterArgs) -> Outcome {
         if args.json {
             text = serde_json::to_string(&sample).map_err(std::io::Error::from)? + "\n";
         } else {
-            let nanos = (sample.time * 1e9) as i128;
-            let clock = Timestamp::from_nanosecond(nanos).unwrap_or_else(|_| Timestamp::now());
-            let clock = clock
-                .to_zoned(zone.clone())
-                .strftime("%H:%M:%S")
-                .to_string();
+            let clock = clock(sample.time);
             for line in news.of(&sample) {
                 text += &format!("{clock} {line}\n");
             }
@@ -63,6 +57,14 @@ pub(crate) fn main(args: EventsArgs, cluster: &ClusterArgs) -> Outcome {
         }
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// The time of the day here.
+pub(super) fn clock(time: f64) -> String {
+    let time = Timestamp::from_nanosecond((time * 1e9) as i128);
+    let time = time.unwrap_or_else(|_| Timestamp::now());
+    let here = time.to_zoned(TimeZone::system());
+    here.strftime("%H:%M:%S").to_string()
 }
 
 /// One sample after the other, also where a controller is started again.

@@ -13,7 +13,7 @@ use crate::cli::ClusterArgs;
 use crate::failure::Failure;
 
 /// How often it is looked for more.
-const PAUSE: Duration = Duration::from_millis(500);
+pub(super) const PAUSE: Duration = Duration::from_millis(500);
 
 /// Print what a task has written to standard output and standard error, also while it runs
 #[derive(Debug, Args)]
@@ -38,27 +38,15 @@ pub(crate) fn main(args: OutputArgs, cluster: &ClusterArgs) -> Outcome {
     let mut seen = [0; 2];
     let mut known = false;
     loop {
-        let now = client.output(id, seen)?;
-        if now.running && now.seen.iter().zip(seen).any(|(now, before)| *now < before) {
-            // It was begun again, elsewhere.
-            seen = [0; 2];
-            continue;
-        }
-        if now.running {
-            print([&now.text[0], &now.text[1]])?;
-            seen = now.seen;
-        } else if let Some(ended) = ended(&client, id)? {
-            let rest = |at: usize| ended[at].get(seen[at] as usize..).unwrap_or_default();
-            print([rest(0), rest(1)])?;
-            return Ok(ExitCode::SUCCESS);
-        }
-        if !args.follow {
-            return match now.running {
-                true => Ok(ExitCode::SUCCESS),
-                false => Err(nothing(&client, id)?),
-            };
-        }
-        if !now.running && client.explain(id)?.state == "unknown" {
+        let more = more(&client, id, &mut seen)?;
+        if let Some(more) = &more {
+            print(&more.text)?;
+            if !(more.running && args.follow) {
+                return Ok(ExitCode::SUCCESS);
+            }
+        } else if !args.follow {
+            return Err(nothing(&client, id)?);
+        } else if client.explain(id)?.state == "unknown" {
             return Err(match known {
                 true => Failure::new(format!("{id} has ended, and nothing is kept of it")),
                 false => nothing(&client, id)?,
@@ -69,7 +57,48 @@ pub(crate) fn main(args: OutputArgs, cluster: &ClusterArgs) -> Outcome {
     }
 }
 
-fn print([out, err]: [&str; 2]) -> Result<(), Failure> {
+/// What a task has written since it was last looked for.
+pub(super) struct More {
+    /// To standard output and standard error.
+    pub(super) text: [String; 2],
+    pub(super) running: bool,
+    /// It was begun again, elsewhere: this is from its beginning.
+    pub(super) anew: bool,
+}
+
+/// What a task has written beyond the bytes that were `seen`; `None`: it does not run, and nothing is kept of it.
+pub(super) fn more(
+    client: &Client,
+    id: &str,
+    seen: &mut [u64; 2],
+) -> Result<Option<More>, Failure> {
+    let mut now = client.output(id, *seen)?;
+    let anew = now.running
+        && now
+            .seen
+            .iter()
+            .zip(*seen)
+            .any(|(now, before)| *now < before);
+    if anew {
+        now = client.output(id, [0; 2])?;
+    }
+    if now.running {
+        *seen = now.seen;
+        return Ok(Some(More {
+            text: now.text,
+            running: true,
+            anew,
+        }));
+    }
+    let rest = |at: usize, all: &str| all.get(seen[at] as usize..).unwrap_or_default().to_owned();
+    Ok(ended(client, id)?.map(|[out, err]| More {
+        text: [rest(0, &out), rest(1, &err)],
+        running: false,
+        anew: false,
+    }))
+}
+
+fn print([out, err]: &[String; 2]) -> Result<(), Failure> {
     let (mut stdout, mut stderr) = (std::io::stdout().lock(), std::io::stderr().lock());
     stdout.write_all(out.as_bytes())?;
     stdout.flush()?;

@@ -1,30 +1,30 @@
 //! `ipclient top`: the cluster in a terminal.
 
+mod page;
 mod plain;
+mod rows;
 mod screen;
 mod state;
-mod terminal;
 
-use std::io::IsTerminal;
+use std::io::{self, IsTerminal};
 use std::process::ExitCode;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use clap::Args;
-use crossbeam_channel::Receiver;
+use crossbeam_channel::{Receiver, Sender};
 use ipbroker_client::Client;
 use ipbroker_client::protocol::message::Sample;
+use ratatui::backend::CrosstermBackend;
+use ratatui::crossterm::{event, execute, terminal};
+use ratatui::layout::Rect;
+use ratatui::{DefaultTerminal, Terminal, TerminalOptions, Viewport};
 use signal_hook::consts::{SIGCONT, SIGHUP, SIGINT, SIGQUIT, SIGTERM};
+use signal_hook::iterator::Signals;
 
 use self::state::{Act, State};
-use self::terminal::Terminal;
 use super::Outcome;
 use crate::cli::{ClusterArgs, seconds};
 use crate::failure::Failure;
-
-/// How long a key is waited for before it is looked for news and signals.
-const TICK: Duration = Duration::from_millis(100);
 
 /// The pause after an answer that did not come.
 const PAUSE: Duration = Duration::from_secs(1);
@@ -32,8 +32,8 @@ const PAUSE: Duration = Duration::from_secs(1);
 /// Watch the cluster in the terminal: submissions, engines, failures
 #[derive(Debug, Args)]
 #[command(after_help = "\
-Keys: q quits, Tab goes to the next table, arrows choose a row, Enter explains it, a aborts the submission, r runs the \
-chosen failures again; a and r ask first.
+Keys: q quits, ? shows all keys, Tab goes to the next table, arrows choose a row, Enter opens the page of its task, a aborts, \
+r runs failures again, / filters, s sorts, f follows the newest submission; a and r ask first.
 
 Example:
   ipclient top
@@ -50,9 +50,20 @@ pub(crate) struct TopArgs {
 /// What comes from the cluster: a sample, or why there is none.
 type News = Result<Box<Sample>, String>;
 
+/// What happens: threads wait for it, and nothing on the screen waits for the controller.
+enum Event {
+    Key(event::KeyEvent),
+    /// The terminal has another size, or a page has something new.
+    Redraw,
+    News(News),
+    Signal(i32),
+    /// The terminal is gone.
+    Gone(io::Error),
+}
+
 pub(crate) fn main(args: TopArgs, cluster: &ClusterArgs) -> Outcome {
     let able = std::env::var_os("TERM").is_some_and(|term| !term.is_empty() && term != "dumb");
-    let terminal = able && std::io::stdout().is_terminal() && std::io::stdin().is_terminal();
+    let terminal = able && io::stdout().is_terminal() && io::stdin().is_terminal();
     if !args.plain && !terminal {
         return Err(Failure::usage(
             "top needs a terminal; `ipclient top --plain` and `ipclient events` do not",
@@ -62,99 +73,144 @@ pub(crate) fn main(args: TopArgs, cluster: &ClusterArgs) -> Outcome {
     if args.plain {
         return plain::run(&client, args.interval);
     }
+    let (send, events) = crossbeam_channel::bounded(64);
     // The terminal is given back before the program ends by them.
-    let ended = Arc::new(AtomicUsize::new(0));
-    for signal in [SIGHUP, SIGINT, SIGQUIT, SIGTERM] {
-        signal_hook::flag::register_usize(signal, ended.clone(), signal.cast_unsigned() as usize)?;
-    }
-    let resumed = Arc::new(AtomicBool::new(false));
-    signal_hook::flag::register(SIGCONT, resumed.clone())?;
-    let news = listen(&client)?;
-    let mut terminal = Terminal::open()?;
-    watch(&mut terminal, &client, &news, (&ended, &resumed))
+    let mut signals = Signals::new([SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGCONT])?;
+    let tell = send.clone();
+    spawn("signals", move || {
+        for signal in signals.forever() {
+            let _ = tell.send(Event::Signal(signal));
+        }
+    })?;
+    listen(&client, send.clone())?;
+    let end = open().map_err(Failure::from).and_then(|mut terminal| {
+        let end = read_keys(send.clone()).map_err(Failure::from);
+        let end = end.and_then(|()| watch(&mut terminal, &client, &send, &events));
+        let _ = terminal.show_cursor();
+        // Where the terminal is gone, dropping it panics: it writes to standard error that it failed.
+        std::mem::forget(terminal);
+        end
+    });
+    let _ = ratatui::try_restore();
+    end
 }
 
-/// Asks for samples on a thread of its own: nothing on the screen waits for the controller.
-fn listen(client: &Client) -> std::io::Result<Receiver<News>> {
-    let (send, receive) = crossbeam_channel::bounded(4);
+fn spawn(name: &str, body: impl FnOnce() + Send + 'static) -> io::Result<()> {
+    let thread = std::thread::Builder::new().name(name.into());
+    thread.spawn(body).map(drop)
+}
+
+fn listen(client: &Client, events: Sender<Event>) -> io::Result<()> {
     let client = client.clone();
-    let listen = move || {
+    spawn("samples", move || {
         let mut after = 0;
         loop {
-            let news = client
-                .events(after)
-                .map(Box::new)
-                .map_err(|error| error.to_string());
+            let news = client.events(after).map(Box::new);
             let failed = news.is_err();
             if let Ok(sample) = &news {
                 after = sample.seq;
             }
-            if send.send(news).is_err() {
+            let news = Event::News(news.map_err(|error| error.to_string()));
+            if events.send(news).is_err() {
                 return;
             }
             if failed {
                 std::thread::sleep(PAUSE);
             }
         }
-    };
-    std::thread::Builder::new()
-        .name("samples".into())
-        .spawn(listen)?;
-    Ok(receive)
+    })
+}
+
+fn read_keys(events: Sender<Event>) -> io::Result<()> {
+    spawn("keys", move || {
+        loop {
+            let event = match event::read() {
+                Ok(event::Event::Key(key)) if key.is_press() => Event::Key(key),
+                Ok(event::Event::Resize(..)) => Event::Redraw,
+                Ok(_) => continue,
+                Err(error) => Event::Gone(error),
+            };
+            let gone = matches!(event, Event::Gone(_));
+            if events.send(event).is_err() || gone {
+                return;
+            }
+        }
+    })
+}
+
+fn open() -> io::Result<DefaultTerminal> {
+    let terminal = ratatui::try_init()?;
+    if terminal.size()?.area() > 0 {
+        return Ok(terminal);
+    }
+    // A serial line does not tell.
+    let viewport = Viewport::Fixed(Rect::new(0, 0, 80, 24));
+    Terminal::with_options(
+        CrosstermBackend::new(io::stdout()),
+        TerminalOptions { viewport },
+    )
+}
+
+/// Takes the terminal again after a stop: the shell has used it.
+fn again(terminal: &mut DefaultTerminal) -> io::Result<()> {
+    terminal::disable_raw_mode()?;
+    terminal::enable_raw_mode()?;
+    execute!(io::stdout(), terminal::EnterAlternateScreen)?;
+    terminal.hide_cursor()?;
+    terminal.clear()
 }
 
 fn watch(
-    terminal: &mut Terminal,
+    terminal: &mut DefaultTerminal,
     client: &Client,
-    news: &Receiver<News>,
-    (ended, resumed): (&AtomicUsize, &AtomicBool),
+    send: &Sender<Event>,
+    events: &Receiver<Event>,
 ) -> Outcome {
     let mut state = State::default();
     loop {
-        for news in news.try_iter() {
-            state.heard(news);
-        }
-        if resumed.swap(false, Ordering::Relaxed) {
-            terminal.again()?;
-        }
-        let (width, height) = terminal.size();
-        terminal.draw(&screen::draw(&state, width, height))?;
-        for key in terminal.keys(TICK)? {
-            match state.key(key) {
-                Some(Act::Quit) => return Ok(ExitCode::SUCCESS),
-                Some(act) => state.say(carry_out(client, act)),
-                None => {}
+        terminal.draw(|frame| screen::draw(frame, &state))?;
+        // There is always a sender: this function has one.
+        for event in events.recv().into_iter().chain(events.try_iter()) {
+            match event {
+                Event::Redraw => {}
+                Event::News(news) => state.heard(news),
+                Event::Signal(SIGCONT) => again(terminal)?,
+                Event::Signal(signal) => {
+                    return Ok(ExitCode::from(u8::try_from(128 + signal).unwrap_or(1)));
+                }
+                Event::Gone(error) => return Err(error.into()),
+                Event::Key(key) => match state.key(key) {
+                    Some(Act::Quit) => return Ok(ExitCode::SUCCESS),
+                    Some(Act::Open(target)) => {
+                        state.page = Some(page::open(client, target, send)?);
+                    }
+                    Some(act) => state.say(carry_out(client, act)),
+                    None => {}
+                },
             }
-        }
-        match u8::try_from(ended.load(Ordering::Relaxed)) {
-            Ok(0) => {}
-            signal => return Ok(ExitCode::from(128 + signal.unwrap_or(0))),
         }
     }
 }
 
 /// Does it, and says in a line what became of it.
 fn carry_out(client: &Client, act: Act) -> String {
-    let said = match act {
-        Act::Quit => return String::new(),
-        Act::Abort(session) => client.abort_session(&session).map(|reply| {
-            format!(
-                "aborted {} that waited; {} that run are being stopped",
-                reply.aborted, reply.stopping
-            )
-        }),
-        Act::Resubmit(ids) => client
-            .resubmit(&ids)
-            .map(|new| format!("{} submitted again", new.len())),
-        Act::Explain(id) => client.explain(&id).map(|why| {
-            let written = client.output(&id, [0; 2]).unwrap_or_default();
-            let lines = written
-                .text
-                .iter()
-                .filter_map(|text| text.lines().next_back());
-            let last = lines.fold(String::new(), |all, line| format!("{all} | {line}"));
-            format!("{id}: {}{last}", why.text)
-        }),
+    let aborted = match act {
+        Act::Quit | Act::Open(_) => return String::new(),
+        Act::Resubmit(ids) => {
+            let new = client.resubmit(&ids);
+            return new.map_or_else(
+                |error| error.to_string(),
+                |new| format!("{} submitted again", new.len()),
+            );
+        }
+        Act::AbortSession(session) => client.abort_session(&session),
+        Act::Abort(id) => client.abort(&[id], true),
     };
-    said.unwrap_or_else(|error| error.to_string())
+    match aborted {
+        Ok(reply) => format!(
+            "aborted {} that waited; {} that run are being stopped",
+            reply.aborted, reply.stopping
+        ),
+        Err(error) => error.to_string(),
+    }
 }

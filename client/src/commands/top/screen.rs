@@ -1,111 +1,195 @@
-//! What is on the screen, as lines. Nothing is said by colour.
+//! What is on the screen. Nothing is said by colour.
 
-use ipbroker_client::protocol::message::{
-    EngineSample, FailureSample, HostSample, SubmissionSample,
+use std::sync::PoisonError;
+
+use ipbroker_client::protocol::message::SubmissionSample;
+use ratatui::Frame;
+use ratatui::layout::{Constraint, Layout, Rect};
+use ratatui::style::{Modifier, Stylize};
+use ratatui::text::{Line, Span, Text};
+use ratatui::widgets::{
+    Block, Cell, Clear, HighlightSpacing, Padding, Paragraph, Row, Table as Widget, TableState,
+    Wrap,
 };
-use unicode_width::UnicodeWidthChar;
 
-use super::state::{State, Table};
-use super::terminal::{Line, Look};
+use super::page::Told;
+use super::rows::{Table, rows};
+use super::state::State;
+use crate::commands::events::clock;
 use crate::output::plural;
 
-const HELP: &str = "q quit  Tab next  arrows choose  Enter explain  a abort  r run failures again";
+const HELP: &str = "q quit  ? keys  Tab next  Enter task  a abort  r run  / find  s sort  f follow";
+const PAGE_HELP: &str = "q quit  ? keys  Esc back  a abort  r run again";
+const KEYS: &str = "\
+q, Ctrl-C     quit
+Tab           the next table
+arrows, j, k  choose a row; also Page Up, Page Down, Home, End
+Enter         the page of the task that the row is about; Esc: back
+/             show the rows that have a text in them; Esc: all
+s             sort by the next column (its heading has a *)
+f             follow: the newest submission stays chosen
+a             abort the submission, or the task of the engine or page
+r             run the failures, or the task of the page, again";
 
-/// The screen, `height` lines of at most `width` columns.
-pub(super) fn draw(state: &State, width: usize, height: usize) -> Vec<Line> {
-    let mut lines = vec![(title(state), Look::Bold), (counts(state), Look::Plain)];
-    if let Some(sample) = &state.sample {
-        lines.extend(hosts(&sample.hosts).map(|text| (text, Look::Plain)));
-        let troubles = sample.troubles.iter().take(3);
-        lines.extend(troubles.map(|text| (format!("! {text}"), Look::Bold)));
-        // At the bottom a line of help; a table has a heading and at least one row.
-        let room = height.saturating_sub(lines.len() + 1);
-        let failures = match sample.failures.len() {
-            0 => 0,
-            count => (count.min(5) + 1).min(room / 3),
-        };
-        let submissions = (sample.submissions.len() + 1)
-            .max(2)
-            .min((room - failures).div_ceil(2));
-        let engines = (room - failures).saturating_sub(submissions);
-        let rows = sample.submissions.iter().rev();
-        let rows = rows.map(|row| submission(state, row));
-        lines.extend(table(state, Table::Submissions, rows, submissions));
-        let rows = sample.engines.iter().map(|row| engine(sample.time, row));
-        lines.extend(table(state, Table::Engines, rows, engines));
-        lines.resize(
-            height.saturating_sub(failures + 1).max(lines.len()),
-            (String::new(), Look::Plain),
-        );
-        let rows = sample.failures.iter().rev();
-        let rows = rows.map(|row| failure(sample.time, row));
-        lines.extend(table(state, Table::Failures, rows, failures));
-    }
-    lines.truncate(height.saturating_sub(1));
-    lines.resize(height.saturating_sub(1), (String::new(), Look::Plain));
-    match &state.question {
-        Some((question, _)) => {
-            over(
-                &mut lines,
-                &format!("{question} y: yes, any other key: no"),
-                width,
-                height,
-            );
-        }
-        None if state.said.is_empty() => lines.push((HELP.into(), Look::Plain)),
-        None => over(&mut lines, &state.said, width, height),
-    }
-    let fitted = lines.into_iter().map(|(text, look)| Line {
-        text: fit(&text, width),
-        look,
-    });
-    fitted.take(height).collect()
-}
-
-/// Puts a text over the last lines, in as many as it takes.
-fn over(lines: &mut Vec<(String, Look)>, text: &str, width: usize, height: usize) {
-    let mut parts = Vec::new();
-    let mut part = String::new();
-    for word in text.split_whitespace() {
-        if !part.is_empty() && columns(&part) + 1 + columns(word) > width {
-            parts.push(std::mem::take(&mut part));
-        }
-        if !part.is_empty() {
-            part.push(' ');
-        }
-        part += word;
-    }
-    parts.push(part);
-    lines.truncate(height.saturating_sub(parts.len()));
-    lines.extend(parts.into_iter().map(|part| (part, Look::Reversed)));
-}
-
-/// A heading and the rows around the chosen one, `room` lines in all.
-fn table(
-    state: &State,
-    table: Table,
-    rows: impl Iterator<Item = String>,
-    room: usize,
-) -> Vec<(String, Look)> {
-    if room == 0 {
-        return Vec::new();
-    }
-    let here = state.table == table;
-    let mark = if here { " <" } else { "" };
-    let heading = match table {
-        Table::Submissions => "Submission   Ended           Failed Pace               First task",
-        Table::Engines => "Engine Host             Has   Ended     For   Works on",
-        Table::Failures => "Failures Last      What they said last",
+pub(super) fn draw(frame: &mut Frame<'_>, state: &State) {
+    let foot = match (&*state.said, &state.page) {
+        ("", Some(_)) => PAGE_HELP.to_owned(),
+        ("", None) if state.typing => format!("/{}_  Enter: keep  Esc: all", state.filter),
+        ("", None) if !state.filter.is_empty() => format!("/{}  Esc: all", state.filter),
+        ("", None) => HELP.to_owned(),
+        (said, _) => said.to_owned(),
     };
-    let mut lines = vec![(format!("{heading}{mark}"), Look::Heading)];
-    let place = state.place(table).unwrap_or(0);
-    let shown = room - 1;
-    let first = (place + 1).saturating_sub(shown);
-    for (index, row) in rows.enumerate().skip(first).take(shown) {
-        let chosen = here && index == place;
-        lines.push((row, if chosen { Look::Reversed } else { Look::Plain }));
+    let rows = if state.said.is_empty() { 1 } else { 2 };
+    let [all, bottom] =
+        Layout::vertical([Constraint::Fill(1), Constraint::Length(rows)]).areas(frame.area());
+    let foot = Paragraph::new(foot).wrap(Wrap::default());
+    frame.render_widget(if rows > 1 { foot.reversed() } else { foot }, bottom);
+    match &state.page {
+        Some(page) => {
+            let told = page.lock().unwrap_or_else(PoisonError::into_inner);
+            draw_page(frame, all, state, &told);
+        }
+        None => draw_tables(frame, all, state),
     }
-    lines
+    if let Some((question, _)) = &state.question {
+        dialog(
+            frame,
+            &format!("{question}\n\ny: yes, any other key: no"),
+            7,
+        );
+    } else if state.help {
+        dialog(frame, KEYS, 11);
+    }
+}
+
+/// A text over what is there.
+fn dialog(frame: &mut Frame<'_>, text: &str, height: u16) {
+    let area = frame.area();
+    let area = area.centered(Constraint::Length(72), Constraint::Length(height));
+    frame.render_widget(Clear, area);
+    let text = Paragraph::new(text).wrap(Wrap::default()).reversed();
+    frame.render_widget(text.block(Block::new().padding(Padding::uniform(1))), area);
+}
+
+fn draw_tables(frame: &mut Frame<'_>, area: Rect, state: &State) {
+    let mut top = vec![Line::from(title(state)).bold(), Line::from(counts(state))];
+    let Some(sample) = &state.sample else {
+        return frame.render_widget(Text::from(top), area);
+    };
+    let troubles = sample.troubles.iter().take(3);
+    top.extend(troubles.map(|text| Line::from(format!("! {text}")).bold()));
+    // A table has a heading and at least one row.
+    let room = usize::from(area.height).saturating_sub(top.len());
+    let failures = match sample.failures.len() {
+        0 => 0,
+        count => (count.min(5) + 1).min(room / 3),
+    };
+    let submissions = (sample.submissions.len() + 1).max(2);
+    let submissions = submissions.min((room - failures).div_ceil(2));
+    let lengths = [
+        top.len(),
+        submissions,
+        room - failures - submissions,
+        failures,
+    ];
+    let areas: [Rect; 4] = Layout::vertical(lengths.map(|rows| rows as u16)).areas(area);
+    frame.render_widget(Text::from(top), areas[0]);
+    for (table, area) in Table::ALL.into_iter().zip(&areas[1..]) {
+        draw_table(frame, *area, state, table);
+    }
+}
+
+fn draw_table(frame: &mut Frame<'_>, area: Rect, state: &State, table: Table) {
+    let rows = rows(state, table);
+    let mut shown = TableState::default().with_selected(state.place(table, &rows));
+    let columns = table.columns().iter().enumerate();
+    let heading = columns.map(|(column, (name, _))| {
+        let sorted = state.sorted[table as usize] == Some(column);
+        let follow = state.follow && table == Table::Submissions && column == 0;
+        let marks = [(sorted, "*"), (follow, " f")].map(|(is, mark)| if is { mark } else { "" });
+        Cell::from(format!("{name}{}", marks.concat())).underlined()
+    });
+    let widths = table.columns().iter().map(|(_, width)| match width {
+        0 => Constraint::Fill(1),
+        width => Constraint::Length(*width),
+    });
+    let here = state.table == table;
+    let rows = rows
+        .into_iter()
+        .map(|row| Row::new(row.cells.into_iter().map(|(text, _)| text)));
+    let widget = Widget::new(rows, widths)
+        .header(Row::new(heading).bold())
+        .highlight_spacing(HighlightSpacing::Always)
+        .highlight_symbol(if here { "> " } else { "  " });
+    let widget = if here {
+        widget.row_highlight_style(Modifier::REVERSED)
+    } else {
+        widget
+    };
+    frame.render_stateful_widget(widget, area, &mut shown);
+}
+
+fn draw_page(frame: &mut Frame<'_>, area: Rect, state: &State, told: &Told) {
+    let engines = state.sample.iter().flat_map(|sample| &sample.engines);
+    let mut engines = engines.filter(|engine| engine.task.as_deref() == Some(&told.id));
+    let engine = engines.next();
+    let mut head = vec![Line::from(format!("Task {}", told.id)).bold()];
+    let mut add = |name: &str, text: String| head.push(Line::from(format!("{name:<8}{text}")));
+    let name = engine.and_then(|engine| engine.what.as_ref());
+    if let Some(name) = name.or(told.name.as_ref()) {
+        add("what", name.clone());
+    }
+    if let Some(engine) = engine {
+        add("where", format!("engine {} on {}", engine.id, engine.host));
+        if let (Some(since), Some(sample)) = (engine.since, &state.sample) {
+            let time = short(sample.time - since);
+            add("since", format!("{}, for {time}", clock(since)));
+        }
+    }
+    add("state", told.why.state.clone());
+    add("why", told.why.text.clone());
+    for (engine, reason) in told.why.engines.iter().take(3) {
+        add("", format!("engine {engine}: {reason}"));
+    }
+    if !told.trouble.is_empty() {
+        add("!", told.trouble.clone());
+    }
+    let [out, err] = &told.text;
+    let err_share = Constraint::Fill(u16::from(!err.is_empty()));
+    let areas = [Constraint::Length(9), Constraint::Fill(2), err_share];
+    let areas: [Rect; 3] = Layout::vertical(areas).areas(area);
+    frame.render_widget(Paragraph::new(head).wrap(Wrap { trim: false }), areas[0]);
+    written(frame, areas[1], "standard output", out);
+    if !err.is_empty() {
+        written(frame, areas[2], "standard error", err);
+    }
+}
+
+/// The last lines of it that there is room for.
+fn written(frame: &mut Frame<'_>, area: Rect, name: &str, text: &str) {
+    let name = if text.is_empty() {
+        format!("{name}: nothing")
+    } else {
+        name.to_owned()
+    };
+    let rows = usize::from(area.height).saturating_sub(1);
+    let mut lines: Vec<Line<'_>> = text
+        .lines()
+        .rev()
+        .take(rows)
+        .map(|line| {
+            // What a line shows in the end, where it is written over.
+            let line = line
+                .trim_end_matches('\r')
+                .rsplit('\r')
+                .next()
+                .unwrap_or_default();
+            Line::from(line.replace('\t', "    "))
+        })
+        .collect();
+    lines.push(Line::from(Span::from(name).bold().underlined()));
+    lines.reverse();
+    frame.render_widget(Text::from(lines), area);
 }
 
 pub(super) fn title(state: &State) -> String {
@@ -151,21 +235,6 @@ pub(super) fn counts(state: &State) -> String {
     )
 }
 
-/// How loaded the hosts are, the busiest first, in a line.
-fn hosts(hosts: &[HostSample]) -> Option<String> {
-    let loads = hosts.iter().filter_map(|host| Some((host, host.load?)));
-    let mut loads: Vec<_> = loads.collect();
-    loads.sort_by(|(_, a), (_, b)| b.cpu.total_cmp(&a.cpu));
-    let texts = loads.iter().map(|(host, load)| {
-        let (cpu, memory) = (100.0 * load.cpu, percent(load.memory));
-        format!(
-            "{} {cpu:.0}% {memory:.0}%",
-            fit(&host.host, host.host.len().min(16))
-        )
-    });
-    (!loads.is_empty()).then(|| format!("cpu, memory: {}", texts.collect::<Vec<_>>().join("  ")))
-}
-
 /// How much of something is used.
 pub(super) fn percent((used, all): (u64, u64)) -> f64 {
     100.0 * used as f64 / all.max(1) as f64
@@ -196,70 +265,21 @@ pub(super) fn pace(state: &State, row: &SubmissionSample) -> String {
     }
 }
 
-fn submission(state: &State, row: &SubmissionSample) -> String {
-    let full = (10 * row.done()).checked_div(row.total).unwrap_or(0);
-    let full = usize::try_from(full.min(10)).unwrap_or(0);
-    let bar = format!("[{}{}]", "#".repeat(full), ".".repeat(10 - full));
-    let ended = format!("{}/{}", row.done(), row.total);
-    let failed = match row.failed {
-        0 => String::new(),
-        failed => failed.to_string(),
-    };
-    let pace = pace(state, row);
-    format!("{bar} {ended:<15} {failed:<6} {pace:<18} {}", row.what)
-}
-
-fn engine(now: f64, row: &EngineSample) -> String {
-    let since = row
-        .since
-        .map_or_else(String::new, |since| short(now - since));
-    let what = match &row.what {
-        Some(what) => what,
-        None if row.outstanding == 0 => "idle",
-        None => "",
-    };
-    let (host, has, ended) = (fit(&row.host, 16), row.outstanding, row.completed);
-    format!(
-        "{:<6} {host:<16} {has:<5} {ended:<9} {since:<5} {what}",
-        row.id
-    )
-}
-
-fn failure(now: f64, row: &FailureSample) -> String {
-    let ago = format!("{} ago", short(now - row.last));
-    format!("{:<8} {ago:<9} {}", row.count, row.text)
-}
-
-/// How many columns a terminal takes for it.
-fn columns(text: &str) -> usize {
-    text.chars().filter_map(UnicodeWidthChar::width).sum()
-}
-
-/// As much of it as fits; what would steer the terminal is left out.
-fn fit(text: &str, width: usize) -> String {
-    let mut fitted = String::new();
-    let mut taken = 0;
-    for c in text.chars() {
-        let Some(wide) = c.width() else {
-            continue;
-        };
-        if taken + wide > width {
-            break;
-        }
-        taken += wide;
-        fitted.push(c);
-    }
-    fitted
-}
-
 #[cfg(test)]
 mod tests {
-    use super::super::state::Key;
-    use super::*;
-    use ipbroker_client::protocol::message::Sample;
+    use std::sync::{Arc, Mutex};
 
-    fn text(lines: &[Line]) -> String {
-        lines.iter().map(|line| line.text.clone() + "\n").collect()
+    use ipbroker_client::protocol::message::{EngineSample, FailureSample, Sample};
+    use ratatui::Terminal;
+    use ratatui::backend::TestBackend;
+    use ratatui::crossterm::event::KeyCode;
+
+    use super::*;
+
+    fn text(state: &State, width: u16, height: u16) -> String {
+        let mut terminal = Terminal::new(TestBackend::new(width, height)).unwrap();
+        terminal.draw(|frame| draw(frame, state)).unwrap();
+        terminal.backend().to_string()
     }
 
     fn full() -> State {
@@ -299,26 +319,12 @@ mod tests {
     #[test]
     fn it_fits_into_any_terminal() {
         let mut state = full();
-        for asked in [false, true] {
-            if asked {
-                state.key(Key::Letter('a'));
-            }
-            for (width, height) in [(80, 24), (20, 4), (1, 1), (300, 100), (80, 0)] {
-                let lines = draw(&state, width, height);
-                assert_eq!(lines.len(), height, "{width}×{height}");
-                for line in &lines {
-                    assert!(columns(&line.text) <= width, "{line:?}");
-                    assert!(!line.text.contains('\x1b'), "{line:?}");
-                }
-            }
-        }
-        assert_eq!(draw(&State::default(), 80, 24).len(), 24);
-    }
-
-    #[test]
-    fn what_matters_is_there_in_80_by_24() {
-        let mut state = full();
-        let shown = text(&draw(&state, 80, 24));
+        let page = Told {
+            id: "a_1".into(),
+            text: ["one\n\x1b[31mtwo\tthree\r\n".into(), "10%\r20%\r\n".into()],
+            ..Told::default()
+        };
+        let all = text(&state, 80, 24);
         for part in [
             "[#####.....] 5/10",
             "100 engines, 100 busy",
@@ -326,19 +332,52 @@ mod tests {
             "failure 8",
             "q quit",
             "10s   sleep 1",
-            "Submission",
-            "Engine",
+            "> [##",
         ] {
-            assert!(shown.contains(part), "no {part:?} in\n{shown}");
+            assert!(all.contains(part), "no {part:?} in\n{all}");
         }
+        for turn in 0..4 {
+            for (width, height) in [(80, 24), (20, 4), (1, 1), (300, 100), (80, 0)] {
+                assert!(!text(&state, width, height).contains('\x1b'));
+            }
+            match turn {
+                0 => drop(state.key(KeyCode::Char('a').into())),
+                1 => {
+                    assert!(text(&state, 80, 24).contains("Abort 5 tasks"));
+                    state.key(KeyCode::Char('n').into());
+                    state.key(KeyCode::Char('?').into());
+                }
+                _ => {
+                    state.key(KeyCode::Char('n').into());
+                    state.page = Some(Arc::new(Mutex::new(Told { ..page.clone() })));
+                }
+            }
+        }
+        let all = text(&state, 80, 24);
+        for part in [
+            "Task a_1",
+            "two    three",
+            "standard error",
+            "20%",
+            "Esc back",
+        ] {
+            assert!(all.contains(part), "no {part:?} in\n{all}");
+        }
+        assert!(!all.contains("10%"));
+        assert!(text(&State::default(), 80, 24).contains("waiting for the controller"));
+    }
+
+    #[test]
+    fn help_fits() {
+        assert!(HELP.len() <= 80);
+        let mut state = full();
         for _ in 0..40 {
-            state.key(Key::Down);
+            state.key(KeyCode::Down.into());
         }
-        let lines = draw(&state, 80, 24);
-        assert!(lines.iter().any(|line| line.look == Look::Reversed));
-        state.key(Key::Letter('a'));
-        assert!(text(&draw(&state, 80, 24)).contains("Abort 5 tasks"));
-        state.key(Key::Letter('n'));
-        assert!(text(&draw(&state, 80, 24)).contains("q quit"));
+        let all = text(&state, 80, 24);
+        assert_eq!(all.matches("> [##").count(), 1, "{all}");
+        state.key(KeyCode::Char('?').into());
+        let all = text(&state, 80, 24);
+        assert!(KEYS.lines().all(|line| all.contains(line)), "{all}");
     }
 }

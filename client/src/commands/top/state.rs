@@ -3,47 +3,28 @@
 use std::collections::{HashMap, VecDeque};
 
 use ipbroker_client::protocol::message::{Sample, SubmissionSample};
+use ratatui::crossterm::event::{KeyCode, KeyEvent, KeyModifiers};
 
 use super::News;
+use super::page::{Page, Target};
+use super::rows::{Row, Table, rows};
+use crate::output::{cut, plural};
 
 /// Over how many seconds a rate is taken.
 const RATE: f64 = 5.0;
-
-/// The tables.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub(super) enum Table {
-    #[default]
-    Submissions,
-    Engines,
-    Failures,
-}
-
-impl Table {
-    pub(super) const ALL: [Self; 3] = [Self::Submissions, Self::Engines, Self::Failures];
-}
-
-/// A key.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Key {
-    Letter(char),
-    Up,
-    Down,
-    Next,
-    Before,
-    Enter,
-    Escape,
-}
 
 /// What is to be done.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Act {
     Quit,
     /// All of this session.
+    AbortSession(String),
+    /// This task.
     Abort(String),
     /// These once more.
     Resubmit(Vec<String>),
-    /// Why this is where it is.
-    Explain(String),
+    /// A task's page.
+    Open(Target),
 }
 
 #[derive(Debug, Default)]
@@ -55,6 +36,17 @@ pub(super) struct State {
     pub(super) table: Table,
     /// The row chosen in each table, by what it is about: rows come and go.
     chosen: HashMap<usize, String>,
+    /// The column by which each table is sorted.
+    pub(super) sorted: [Option<usize>; 3],
+    /// What rows must have in them, and whether it is being typed.
+    pub(super) filter: String,
+    pub(super) typing: bool,
+    /// The newest submission is always the chosen one.
+    pub(super) follow: bool,
+    /// All keys are shown.
+    pub(super) help: bool,
+    /// What is shown instead of the tables.
+    pub(super) page: Option<Page>,
     /// To be answered with y before it is done.
     pub(super) question: Option<(String, Act)>,
     /// What the last act came to.
@@ -91,6 +83,7 @@ impl State {
         }
         self.lost = None;
         self.sample = Some(sample);
+        self.to_newest();
     }
 
     /// Tasks that end in a second: of a submission, or of all.
@@ -115,112 +108,195 @@ impl State {
         }
     }
 
-    /// What the rows of a table are about, in the order in which they are shown.
-    pub(super) fn rows(&self, table: Table) -> Vec<String> {
-        let Some(sample) = &self.sample else {
-            return Vec::new();
-        };
-        let submissions = sample.submissions.iter().rev();
-        let failures = sample.failures.iter().rev();
-        let engines = sample.engines.iter();
-        match table {
-            Table::Submissions => submissions.map(|row| row.id.clone()).collect(),
-            Table::Engines => engines.map(|row| row.id.to_string()).collect(),
-            Table::Failures => failures.map(|row| row.text.clone()).collect(),
-        }
+    /// The place of the chosen row.
+    pub(super) fn place(&self, table: Table, rows: &[Row]) -> Option<usize> {
+        let chosen = self.chosen.get(&(table as usize));
+        let place = chosen.and_then(|chosen| rows.iter().position(|row| row.key == *chosen));
+        (!rows.is_empty()).then_some(place.unwrap_or(0))
     }
 
-    /// The place of the chosen row.
-    pub(super) fn place(&self, table: Table) -> Option<usize> {
-        let rows = self.rows(table);
-        if rows.is_empty() {
-            return None;
-        }
-        let chosen = self.chosen.get(&(table as usize));
-        Some(
-            chosen
-                .and_then(|chosen| rows.iter().position(|row| row == chosen))
-                .unwrap_or(0),
-        )
+    /// The chosen row's place in the sample, if this is the table that keys are for.
+    fn chosen(&self, table: Table) -> Option<(&Sample, usize)> {
+        let rows = rows(self, table);
+        let place = self.place(table, &rows).filter(|_| self.table == table)?;
+        Some((self.sample.as_deref()?, rows[place].at))
     }
 
     fn choose(&mut self, step: isize) {
-        let rows = self.rows(self.table);
-        if let Some(place) = self.place(self.table) {
+        let mut rows = rows(self, self.table);
+        if let Some(place) = self.place(self.table, &rows) {
             let place = place.saturating_add_signed(step).min(rows.len() - 1);
-            self.chosen.insert(self.table as usize, rows[place].clone());
+            let chosen = rows.swap_remove(place).key;
+            self.chosen.insert(self.table as usize, chosen);
+            self.follow &= self.table != Table::Submissions;
         }
     }
 
-    pub(super) fn say(&mut self, text: String) {
-        self.said = text;
+    fn to_newest(&mut self) {
+        let newest = self.sample.as_ref().and_then(|all| all.submissions.last());
+        if let Some(newest) = newest.filter(|_| self.follow) {
+            let table = Table::Submissions as usize;
+            self.chosen.insert(table, newest.id.clone());
+        }
+    }
+
+    pub(super) fn say(&mut self, text: impl Into<String>) {
+        self.said = text.into();
     }
 
     /// What a key asks for.
-    pub(super) fn key(&mut self, key: Key) -> Option<Act> {
+    pub(super) fn key(&mut self, key: KeyEvent) -> Option<Act> {
+        let key = match (key.code, key.modifiers.contains(KeyModifiers::CONTROL)) {
+            (KeyCode::Char('c' | 'd'), true) => return Some(Act::Quit),
+            (_, true) => return None,
+            (code, false) => code,
+        };
         if let Some((_, act)) = self.question.take() {
-            return (key == Key::Letter('y')).then_some(act);
+            return (key == KeyCode::Char('y')).then_some(act);
         }
         self.said.clear();
+        if self.typing {
+            self.type_filter(key);
+            return None;
+        }
+        if std::mem::take(&mut self.help) && key != KeyCode::Char('q') {
+            return None;
+        }
+        let tables = self.page.is_none();
         match key {
-            Key::Letter('q') => return Some(Act::Quit),
-            Key::Next => self.turn(1),
-            Key::Before => self.turn(2),
-            Key::Up | Key::Letter('k') => self.choose(-1),
-            Key::Down | Key::Letter('j') => self.choose(1),
-            Key::Enter => return self.about().map(Act::Explain),
-            Key::Letter('a') => self.ask_abort(),
-            Key::Letter('r') => self.ask_resubmit(),
-            Key::Letter(_) | Key::Escape => {}
+            KeyCode::Char('q') => return Some(Act::Quit),
+            KeyCode::Char('?') => self.help = true,
+            KeyCode::Char('a') => self.ask_abort(),
+            KeyCode::Char('r') => self.ask_resubmit(),
+            KeyCode::Esc if tables => self.filter.clear(),
+            KeyCode::Esc => self.page = None,
+            KeyCode::Tab if tables => self.turn(1),
+            KeyCode::BackTab if tables => self.turn(2),
+            KeyCode::Up | KeyCode::Char('k') if tables => self.choose(-1),
+            KeyCode::Down | KeyCode::Char('j') if tables => self.choose(1),
+            KeyCode::PageUp if tables => self.choose(-10),
+            KeyCode::PageDown if tables => self.choose(10),
+            KeyCode::Home if tables => self.choose(isize::MIN),
+            KeyCode::End if tables => self.choose(isize::MAX),
+            KeyCode::Enter if tables => return self.about(),
+            KeyCode::Char('/') if tables => self.typing = true,
+            KeyCode::Char('s') if tables => self.sort(),
+            KeyCode::Char('f') if tables => {
+                self.follow = !self.follow;
+                self.to_newest();
+            }
+            _ => {}
         }
         None
+    }
+
+    fn type_filter(&mut self, key: KeyCode) {
+        match key {
+            KeyCode::Char(letter) => self.filter.push(letter),
+            KeyCode::Backspace => drop(self.filter.pop()),
+            KeyCode::Enter => self.typing = false,
+            KeyCode::Esc => {
+                self.typing = false;
+                self.filter.clear();
+            }
+            _ => {}
+        }
     }
 
     fn turn(&mut self, steps: usize) {
         self.table = Table::ALL[(self.table as usize + steps) % Table::ALL.len()];
     }
 
-    /// The task that the chosen row is about.
-    fn about(&self) -> Option<String> {
-        let sample = self.sample.as_ref()?;
-        let place = self.place(self.table)?;
-        match self.table {
-            // A submission is known by its first task.
-            Table::Submissions => self.rows(self.table).into_iter().nth(place),
-            Table::Engines => sample.engines.get(place)?.task.clone(),
-            Table::Failures => sample.failures.iter().rev().nth(place)?.ids.last().cloned(),
+    /// By the next column, and after the last as they come.
+    fn sort(&mut self) {
+        let by = &mut self.sorted[self.table as usize];
+        let next = by.map_or(0, |by| by + 1);
+        *by = (next < self.table.columns().len()).then_some(next);
+    }
+
+    /// The page of the task that the chosen row is about.
+    fn about(&mut self) -> Option<Act> {
+        let target = match (self.table, self.chosen(self.table)?) {
+            (Table::Submissions, (sample, at)) => {
+                let row = &sample.submissions[at];
+                let own = format!("{}_", row.session);
+                let mut tasks = sample.engines.iter().filter_map(|row| row.task.as_ref());
+                Some(Target::FirstOf {
+                    id: row.id.clone(),
+                    total: row.total,
+                    running: tasks.find(|task| task.starts_with(&own)).cloned(),
+                })
+            }
+            (Table::Engines, (sample, at)) => sample.engines[at].task.clone().map(Target::Task),
+            (Table::Failures, (sample, at)) => {
+                let last = sample.failures[at].ids.last();
+                last.cloned().map(Target::Task)
+            }
+        };
+        if target.is_none() {
+            self.say("no task is known there");
         }
+        target.map(Act::Open)
+    }
+
+    /// The task of the page: its id, and its state.
+    fn on_page(&self) -> Option<(String, String)> {
+        let told = self.page.as_ref()?.lock().ok()?;
+        Some((told.id.clone(), told.why.state.clone()))
     }
 
     fn ask_abort(&mut self) {
-        let Some((sample, place)) = self.sample.as_ref().zip(self.place(Table::Submissions)) else {
-            return;
-        };
-        let Some(row) = sample.submissions.iter().rev().nth(place) else {
-            return;
-        };
-        let open = row.total.saturating_sub(row.done());
-        if self.table != Table::Submissions || open == 0 {
-            self.said = "choose a submission that has not ended (Tab, arrows), then a".into();
+        if self.page.is_some() {
+            match self.on_page() {
+                Some((id, state)) if matches!(&*state, "waiting" | "running") => {
+                    self.question = Some((format!("Abort {id}?"), Act::Abort(id)));
+                }
+                _ => self.say("this task does not wait or run"),
+            }
             return;
         }
-        let question = format!(
-            "Abort {open} tasks of this client ({}), running ones too?",
-            row.what
-        );
-        self.question = Some((question, Act::Abort(row.session.clone())));
+        if let Some((sample, at)) = self.chosen(Table::Engines)
+            && let Some(id) = sample.engines[at].task.clone()
+        {
+            let what = sample.engines[at].what.as_deref().unwrap_or_default();
+            let question = format!("Abort {id} ({})?", cut(what, 60));
+            self.question = Some((question, Act::Abort(id)));
+            return;
+        }
+        let row = self.chosen(Table::Submissions);
+        let row = row.map(|(sample, at)| &sample.submissions[at]);
+        match row.map(|row| (row, row.total.saturating_sub(row.done()))) {
+            Some((row, open @ 1..)) => {
+                let question = format!(
+                    "Abort {} of this client ({}), running ones too?",
+                    plural(open, "task"),
+                    cut(&row.what, 60)
+                );
+                self.question = Some((question, Act::AbortSession(row.session.clone())));
+            }
+            _ => self.say("choose what has not ended (Tab, arrows), then a"),
+        }
     }
 
     fn ask_resubmit(&mut self) {
-        let chosen = self.sample.as_ref().zip(self.place(Table::Failures));
-        let row = chosen.and_then(|(sample, place)| sample.failures.iter().rev().nth(place));
-        match row.filter(|row| self.table == Table::Failures && !row.ids.is_empty()) {
+        if self.page.is_some() {
+            match self.on_page() {
+                Some((id, state)) if state == "done" => {
+                    self.question = Some((format!("Run {id} again?"), Act::Resubmit(vec![id])));
+                }
+                _ => self.say("this task has not ended"),
+            }
+            return;
+        }
+        let row = self.chosen(Table::Failures);
+        let row = row.map(|(sample, at)| &sample.failures[at]);
+        match row.filter(|row| !row.ids.is_empty()) {
             Some(row) => {
-                let question =
-                    format!("Run {} of these tasks again ({})?", row.ids.len(), row.text);
+                let (count, text) = (row.ids.len(), cut(&row.text, 60));
+                let question = format!("Run {count} of these tasks again ({text})?");
                 self.question = Some((question, Act::Resubmit(row.ids.clone())));
             }
-            None => self.said = "choose a failure (Tab, arrows), then r".into(),
+            None => self.say("choose a failure (Tab, arrows), then r"),
         }
     }
 }
@@ -248,35 +324,43 @@ mod tests {
         Box::new(sample)
     }
 
+    fn press(code: KeyCode) -> KeyEvent {
+        KeyEvent::new(code, KeyModifiers::NONE)
+    }
+
+    fn place(state: &State) -> Option<usize> {
+        state.place(Table::Submissions, &rows(state, Table::Submissions))
+    }
+
     #[test]
     fn the_chosen_row_stays_though_others_come() {
         let mut state = State::default();
         state.heard(Ok(sample(1, &[("a", 5, 0), ("b", 5, 0)])));
-        assert_eq!(state.place(Table::Submissions), Some(0));
-        state.key(Key::Down);
-        state.key(Key::Down);
-        assert_eq!(state.place(Table::Submissions), Some(1));
+        assert_eq!(place(&state), Some(0));
+        state.key(press(KeyCode::Down));
+        state.key(press(KeyCode::Down));
+        assert_eq!(place(&state), Some(1));
         state.heard(Ok(sample(2, &[("a", 5, 0), ("b", 5, 0), ("c", 5, 0)])));
-        assert_eq!(state.place(Table::Submissions), Some(2));
+        assert_eq!(place(&state), Some(2));
         state.heard(Ok(sample(3, &[("c", 5, 0)])));
-        assert_eq!(state.place(Table::Submissions), Some(0));
+        assert_eq!(place(&state), Some(0));
     }
 
     #[test]
     fn nothing_is_done_without_a_yes() {
         let mut state = State::default();
-        assert_eq!(state.key(Key::Letter('a')), None);
+        assert_eq!(state.key(press(KeyCode::Char('a'))), None);
         state.heard(Ok(sample(1, &[("a", 5, 1)])));
-        assert_eq!(state.key(Key::Letter('a')), None);
+        assert_eq!(state.key(press(KeyCode::Char('a'))), None);
         assert!(state.question.as_ref().unwrap().0.contains("4 tasks"));
-        assert_eq!(state.key(Key::Letter('n')), None);
+        assert_eq!(state.key(press(KeyCode::Char('n'))), None);
         assert!(state.question.is_none());
-        state.key(Key::Letter('a'));
+        state.key(press(KeyCode::Char('a')));
         assert_eq!(
-            state.key(Key::Letter('y')),
-            Some(Act::Abort("session of a".into()))
+            state.key(press(KeyCode::Char('y'))),
+            Some(Act::AbortSession("session of a".into()))
         );
-        assert_eq!(state.key(Key::Letter('r')), None);
+        assert_eq!(state.key(press(KeyCode::Char('r'))), None);
         assert!(state.said.contains("choose a failure"));
         let mut failed = sample(2, &[("a", 5, 1)]);
         failed.failures.push(FailureSample {
@@ -285,13 +369,13 @@ mod tests {
             ..FailureSample::default()
         });
         state.heard(Ok(failed));
-        state.key(Key::Before);
-        state.key(Key::Letter('r'));
+        state.key(press(KeyCode::BackTab));
+        state.key(press(KeyCode::Char('r')));
         assert_eq!(
-            state.key(Key::Letter('y')),
+            state.key(press(KeyCode::Char('y'))),
             Some(Act::Resubmit(vec!["a:3".into()]))
         );
-        assert_eq!(state.key(Key::Letter('q')), Some(Act::Quit));
+        assert_eq!(state.key(press(KeyCode::Char('q'))), Some(Act::Quit));
     }
 
     #[test]
@@ -306,5 +390,42 @@ mod tests {
         // Another controller.
         state.heard(Ok(sample(11, &[("z", 100, 1)])));
         assert_eq!(state.rate(None), 0.0);
+    }
+
+    #[test]
+    fn rows_are_filtered_sorted_and_followed() {
+        let mut state = State::default();
+        let keys = |state: &mut State, keys: &str| {
+            for key in keys.chars() {
+                state.key(press(KeyCode::Char(key)));
+            }
+        };
+        let shown = |state: &State| -> String {
+            let rows = rows(state, Table::Submissions);
+            rows.iter().map(|row| &*row.key).collect()
+        };
+        state.heard(Ok(sample(1, &[("a", 9, 3), ("b", 9, 1), ("c", 9, 2)])));
+        assert_eq!(shown(&state), "cba");
+        keys(&mut state, "s");
+        assert_eq!(shown(&state), "acb");
+        keys(&mut state, "/2/9");
+        assert_eq!(shown(&state), "c");
+        state.key(press(KeyCode::Backspace));
+        state.key(press(KeyCode::Enter));
+        assert_eq!((shown(&state), &*state.filter), ("c".into(), "2/"));
+        state.key(press(KeyCode::Esc));
+        keys(&mut state, "s");
+        assert_eq!(shown(&state), "acb");
+        keys(&mut state, "ssss");
+        assert_eq!(shown(&state), "cba");
+        keys(&mut state, "jf");
+        assert_eq!(place(&state), Some(0));
+        state.heard(Ok(sample(
+            2,
+            &[("a", 9, 3), ("b", 9, 1), ("c", 9, 2), ("d", 9, 0)],
+        )));
+        assert_eq!(place(&state), Some(0));
+        keys(&mut state, "j");
+        assert!(!state.follow);
     }
 }
