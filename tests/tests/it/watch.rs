@@ -1,6 +1,7 @@
 //! What a cluster tells those who watch it: the page and its stream, metrics, events.
 
 use std::{
+    ffi::OsString,
     fs,
     io::Write,
     os::unix::fs::PermissionsExt,
@@ -9,6 +10,7 @@ use std::{
 };
 
 use ipbroker_tests::{Cluster, LIMIT, Program, RawClient, eventually, http::Page, program};
+use rustix::process::{Pid, Signal};
 use serde_json::{Value, json};
 
 /// A cluster with a page.
@@ -749,6 +751,20 @@ fn the_address_of_the_page_is_told() {
     assert!(refused.stderr.contains("ipctl --web"), "{}", refused.stderr);
 }
 
+/// The line that starts `ipclient top`, and what it has in its environment.
+fn top_line(cluster: &Cluster) -> (String, Vec<(OsString, OsString)>) {
+    let (program, profile) = (program("ipclient"), cluster.profile());
+    let line = format!(
+        "{} --profile-dir {} top",
+        program.display(),
+        profile.display()
+    );
+    let command = cluster.bare("ipclient");
+    let environment = command.get_envs();
+    let environment = environment.filter_map(|(name, value)| Some((name.into(), value?.into())));
+    (line, environment.collect())
+}
+
 /// `ipclient top` in a terminal of 80 by 24, and where its keys go.
 fn top(cluster: &Cluster) -> (Program, fs::File) {
     let fifo = cluster.path("keys");
@@ -760,25 +776,39 @@ fn top(cluster: &Cluster) -> (Program, fs::File) {
         .write(true)
         .open(&fifo)
         .unwrap();
-    let line = format!(
-        "stty rows 24 cols 80; exec {} --profile-dir {} top",
-        program("ipclient").display(),
-        cluster.profile().display()
-    );
+    let (line, environment) = top_line(cluster);
     // From util-linux: runs a command in a terminal of its own.
-    let mut command = cluster.bare("ipclient");
-    let environment: Vec<_> = command
-        .get_envs()
-        .filter_map(|(name, value)| Some((name.to_owned(), value?.to_owned())))
-        .collect();
-    command = Command::new("script");
+    let mut command = Command::new("script");
     command
-        .args(["-qec", &line, "/dev/null"])
+        .args(["-qec", &format!("stty rows 24 cols 80; exec {line}")])
+        .arg("/dev/null")
         .envs(environment)
         .env("TERM", "xterm")
         .current_dir(cluster.dir())
         .stdin(keys.try_clone().unwrap());
     (Program::spawn(command, cluster.dir()), keys)
+}
+
+/// Waits until the terminal shows all of these; what it shows then.
+#[track_caller]
+fn shown(terminal: &Program, words: &[&str]) -> String {
+    shows(words, || {
+        let mut parser = vt100::Parser::new(24, 80, 0);
+        parser.process(terminal.stdout().as_bytes());
+        parser.screen().contents()
+    })
+}
+
+#[track_caller]
+fn shows(words: &[&str], screen: impl Fn() -> String) -> String {
+    let mut last = String::new();
+    for word in words {
+        eventually(word, LIMIT, || {
+            last = screen();
+            last.contains(word).then_some(())
+        });
+    }
+    last
 }
 
 /// Entering and leaving the other screen, as terminals are told.
@@ -793,53 +823,196 @@ fn top_in_a_terminal() {
     let id = cluster.client_with(&["submit", "-"], jobs, LIMIT).ok();
     let running = id.stdout.lines().nth(1).unwrap().to_owned();
     let (terminal, mut keys) = top(&cluster);
-    let said = |word: &str| {
-        eventually(word, LIMIT, || {
-            terminal.stdout().contains(word).then_some(())
-        })
-    };
-    for word in [
-        SCREEN[0],
+    let said = |words: &[&str]| shown(&terminal, words);
+    said(&[
         "2 engines",
         "Submission",
         "1/2",
         "sleep 88",
+        "bad luck",
         "q quit",
-    ] {
-        said(word);
-    }
+    ]);
+    assert!(terminal.stdout().contains(SCREEN[0]));
+    let mut press = |text: &str| keys.write_all(text.as_bytes()).unwrap();
+    press("?");
+    said(&["Page Up, Page Down"]);
+    press(" /SLEEP 8");
+    said(&["/SLEEP 8_"]);
+    let filtered = eventually("only the engine that sleeps", LIMIT, || {
+        let all = said(&["/SLEEP 8_"]);
+        (!all.contains("idle") && !all.contains("bad luck")).then_some(all)
+    });
+    assert!(filtered.contains("sleep 88"), "{filtered}");
+    press("\x7f\r");
+    said(&["/SLEEP   Esc: all"]);
+    press("\x1b");
+    said(&["idle", "q quit"]);
+    press("ssf");
+    said(&["Ended*", "Submission f"]);
     // Abort asks first.
-    keys.write_all(b"a").unwrap();
-    said("Abort 1 tasks of this client");
-    keys.write_all(b"n").unwrap();
-    keys.write_all(b"ay").unwrap();
-    said("being stopped");
+    press("a");
+    said(&["Abort 1 task of this client"]);
+    press("n");
+    press("ay");
+    said(&["being stopped"]);
     cluster.client(&["wait", "--timeout", "20", &running]);
     let status = cluster.client(&["status", "--json"]).ok();
     let status: Value = serde_json::from_str(&status.stdout).unwrap();
     assert_eq!(status["tasks"]["aborted"], json!(1), "{status}");
-    keys.write_all(b"q").unwrap();
+    press("q");
     let ended = terminal.finish(LIMIT).ok();
     assert!(ended.stdout.contains(SCREEN[1]), "{}", ended.stdout);
+    // Nothing is said in colour.
+    for color in ["\x1b[3", "\x1b[4", "\x1b[9"] {
+        for end in ["0", "1", "2", "3", "4", "5", "6", "7", "8"] {
+            let colored = format!("{color}{end}m");
+            assert!(!ended.stdout.contains(&colored), "{colored:?}");
+        }
+    }
 }
 
 #[test]
 fn top_gives_the_terminal_back_on_a_signal() {
-    let cluster = Cluster::builder().arg("--nodb").start();
-    let (terminal, _keys) = top(&cluster);
-    eventually("the screen", LIMIT, || {
-        terminal.stdout().contains("q quit").then_some(())
+    for signal in [Signal::TERM, Signal::HUP, Signal::INT, Signal::QUIT] {
+        let cluster = Cluster::builder().arg("--nodb").start();
+        let (terminal, _keys) = top(&cluster);
+        shown(&terminal, &["q quit"]);
+        let tops = cluster.processes().into_iter();
+        let mut tops = tops.filter(|(_, line)| {
+            line.contains("ipclient") && line.trim_end().ends_with(" top") && !line.contains("stty")
+        });
+        let (pid, _) = tops.next().expect("it runs");
+        rustix::process::kill_process(Pid::from_raw(pid).unwrap(), signal).unwrap();
+        let ended = terminal.finish(LIMIT);
+        assert_eq!(ended.code(), 128 + signal.as_raw(), "{ended:?}");
+        assert!(ended.stdout.contains(SCREEN[1]), "{}", ended.stdout);
+    }
+}
+
+#[test]
+fn top_opens_the_page_of_a_task() {
+    let cluster = Cluster::builder().args(["-n", "1"]).start();
+    cluster.wait_engines(1);
+    let jobs = "{\"cmd\": \"echo bad luck >&2; exit 1\"}\n\
+                {\"cmd\": \"echo one; until [ -e go ]; do sleep 0.02; done; echo oops >&2; sleep 66\"}\n\
+                {\"cmd\": \"echo later\"}\n";
+    let submitted = cluster.client_with(&["submit", "--capture", "-"], jobs, LIMIT);
+    let ids: Vec<String> = submitted.ok().stdout.lines().map(str::to_owned).collect();
+    let (terminal, mut keys) = top(&cluster);
+    let mut press = |text: &str| keys.write_all(text.as_bytes()).unwrap();
+    let page = |id: &str| format!("Task {id}");
+    shown(&terminal, &["1/3", "bad luck"]);
+    // The first of the submission that has not ended.
+    press("\r");
+    let words = [
+        "echo one; until",
+        "engine 0 on",
+        "running",
+        "one",
+        "Esc back",
+    ];
+    shown(&terminal, &[&page(&ids[1])]);
+    shown(&terminal, &words);
+    cluster.write("go", "");
+    shown(&terminal, &["standard error", "oops"]);
+    // The failure, from the last table.
+    press("\x1b");
+    shown(&terminal, &["q quit", "Works on"]);
+    press("\x1b[Z\r");
+    shown(&terminal, &[&page(&ids[0])]);
+    shown(&terminal, &["exit 1", "done", "bad luck"]);
+    press("r");
+    shown(&terminal, &["again?"]);
+    press("y");
+    shown(&terminal, &["1 submitted again"]);
+    press("q");
+    terminal.finish(LIMIT).ok();
+}
+
+#[test]
+fn top_in_tmux() {
+    if !Command::new("tmux")
+        .arg("-V")
+        .output()
+        .is_ok_and(|tmux| tmux.status.success())
+    {
+        eprintln!("skipped: no tmux here");
+        return;
+    }
+    let cluster = Cluster::builder().args(["-n", "2"]).start();
+    cluster.wait_engines(2);
+    let job = "{\"cmd\": \"echo one; until [ -e go ]; do sleep 0.02; done; echo two; sleep 77\"}\n";
+    let submitted = cluster.client_with(&["submit", "--capture", "-"], job, LIMIT);
+    let id = submitted.ok().stdout.trim_end().to_owned();
+    let (line, environment) = top_line(&cluster);
+    let tmux = |args: &[&str]| {
+        let mut command = Command::new("tmux");
+        command
+            .args(["-f", "/dev/null", "-S"])
+            .arg(cluster.path("tmux"));
+        let done = command
+            .args(args)
+            .envs(environment.iter().cloned())
+            .env_remove("TMUX");
+        let done = done.current_dir(cluster.dir()).output().expect("tmux");
+        String::from_utf8_lossy(&done.stdout).into_owned()
+    };
+    let open = |name: &str, line: &str| {
+        tmux(&[
+            "new-session",
+            "-d",
+            "-s",
+            name,
+            "-x",
+            "80",
+            "-y",
+            "24",
+            line,
+        ]);
+    };
+    let screen = || tmux(&["capture-pane", "-p", "-t", "=top:"]);
+    let press = |keys: &[&str]| drop(tmux(&[&["send-keys", "-t", "=top:"], keys].concat()));
+    open("top", &line);
+    shows(&["2 engines", "0/1", "Works on", "echo one"], screen);
+    press(&["Tab", "s", "s", "s", "s", "s"]);
+    shows(&["Has*"], screen);
+    press(&["Enter"]);
+    shows(
+        &[
+            &format!("Task {id}"),
+            "running",
+            "standard output",
+            "\none\n",
+        ],
+        screen,
+    );
+    cluster.write("go", "");
+    shows(&["\none\ntwo\n"], screen);
+    press(&["a"]);
+    shows(&[&format!("Abort {id}?")], screen);
+    press(&["y"]);
+    shows(&["being stopped", "done"], screen);
+    press(&["Escape"]);
+    eventually("both engines to be idle", LIMIT, || {
+        let all = screen();
+        (all.matches(" idle").count() == 2 && all.contains("1/1")).then_some(())
     });
-    let tops = cluster.processes().into_iter();
-    let mut tops = tops.filter(|(_, line)| {
-        line.contains("ipclient") && line.trim_end().ends_with(" top") && !line.contains("stty")
+    // The second one keeps tmux running.
+    open("gone", &format!("trap '' HUP; {line}; echo $? > code"));
+    shows(&["2 engines"], || {
+        tmux(&["capture-pane", "-p", "-t", "=gone:"])
     });
-    let (pid, _) = tops.next().expect("it runs");
-    let pid = rustix::process::Pid::from_raw(pid).unwrap();
-    rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
-    let ended = terminal.finish(LIMIT);
-    assert_eq!(ended.code(), 128 + 15, "{ended:?}");
-    assert!(ended.stdout.contains(SCREEN[1]), "{}", ended.stdout);
+    press(&["q"]);
+    eventually("it to end", LIMIT, || {
+        (tmux(&["list-sessions", "-F", "#S"]) == "gone\n").then_some(())
+    });
+    // A terminal that goes away ends it, too, and in order.
+    tmux(&["kill-server"]);
+    let code = eventually("it to end", LIMIT, || {
+        let code = fs::read_to_string(cluster.path("code")).ok()?;
+        code.trim_end().parse::<i32>().ok()
+    });
+    assert!([1, 128 + 1].contains(&code), "{code}");
 }
 
 #[test]
