@@ -83,7 +83,7 @@ impl State {
         }
         self.lost = None;
         self.sample = Some(sample);
-        self.to_newest();
+        self.choose_newest();
     }
 
     /// Tasks that end in a second: of a submission, or of all.
@@ -132,7 +132,7 @@ impl State {
         }
     }
 
-    fn to_newest(&mut self) {
+    fn choose_newest(&mut self) {
         let newest = self.sample.as_ref().and_then(|all| all.submissions.last());
         if let Some(newest) = newest.filter(|_| self.follow) {
             let table = Table::Submissions as usize;
@@ -183,7 +183,7 @@ impl State {
             KeyCode::Char('s') if tables => self.sort(),
             KeyCode::Char('f') if tables => {
                 self.follow = !self.follow;
-                self.to_newest();
+                self.choose_newest();
             }
             _ => {}
         }
