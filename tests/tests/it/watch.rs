@@ -920,7 +920,7 @@ fn top_opens_the_page_of_a_task() {
     shown(&terminal, &["q quit", "Works on"]);
     press("\x1b[Z\r");
     shown(&terminal, &[&page(&ids[0])]);
-    shown(&terminal, &["exit 1", "done", "bad luck"]);
+    shown(&terminal, &["exit 1", "done", "said    ", "bad luck"]);
     press("r");
     shown(&terminal, &["again?"]);
     press("y");

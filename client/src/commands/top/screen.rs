@@ -151,6 +151,10 @@ fn draw_page(frame: &mut Frame<'_>, area: Rect, state: &State, told: &Told) {
     for (engine, reason) in told.why.engines.iter().take(3) {
         add("", format!("engine {engine}: {reason}"));
     }
+    let mut failures = state.sample.iter().flat_map(|sample| &sample.failures);
+    if let Some(failure) = failures.find(|failure| failure.ids.contains(&told.id)) {
+        add("said", failure.text.clone());
+    }
     if !told.trouble.is_empty() {
         add("!", told.trouble.clone());
     }
