@@ -12,7 +12,7 @@ use std::{
 
 use ipbroker_client::{Client, Error};
 use ipbroker_protocol::message::Command;
-use ipbroker_tests::{Cluster, LIMIT};
+use ipbroker_tests::{Cluster, LIMIT, eventually};
 
 fn connected(engines: usize) -> (Cluster, Client) {
     let cluster = Cluster::with_engines(engines);
@@ -238,6 +238,14 @@ fn a_loop_of_calls() {
     let busy: Vec<_> = (0..2)
         .map(|_| view.apply::<f64>("sleep", &600.0).unwrap())
         .collect();
+    // Once the client has heard that the controller takes bundles, and many are under way.
+    let mut early = Vec::new();
+    eventually("calls to travel together", LIMIT, || {
+        let call = view.apply::<u64>("echo", &0u64).unwrap();
+        let together = call.msg_ids()[0].contains(':');
+        early.push(call);
+        together.then_some(())
+    });
     let calls: Vec<_> = (0..2000u64)
         .map(|number| view.apply::<u64>("echo", &number).unwrap())
         .collect();
