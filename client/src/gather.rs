@@ -79,7 +79,9 @@ impl Gather {
         argument: &[u8],
         (sink, tag): (&Arc<dyn Sink>, u64),
     ) -> Option<(String, bool, Option<Submission>)> {
-        if argument.len() > LARGE || !self.allowed.load(Ordering::Relaxed) {
+        // What depends on other calls goes by itself, behind them: the array that is open may leave before one that is full.
+        let depends = !options.after.is_empty() || !options.follow.is_empty();
+        if depends || argument.len() > LARGE || !self.allowed.load(Ordering::Relaxed) {
             return None;
         }
         let mut place = self.lock();
