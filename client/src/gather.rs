@@ -4,13 +4,15 @@
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use crossbeam_channel::Sender;
 use ipbroker_protocol::array::{Packed, member_id};
 use ipbroker_protocol::bundle::LARGE;
 use ipbroker_protocol::message::{TaskRequest, types};
 use ipbroker_protocol::session::Session;
 use ipbroker_protocol::zmq::Message;
 
-use crate::io::{Channel, Sink, Submission, Takers};
+use crate::error::{Error, Result};
+use crate::io::{Channel, Request, Sink, Submission, Takers};
 use crate::wire;
 
 /// Calls leave at once while fewer than this are under way.
@@ -20,10 +22,13 @@ const MEMBERS: usize = 4096;
 /// … and bytes of their arguments.
 const BYTES: usize = 256 << 10;
 
-/// The array that is being filled, and when calls are gathered at all.
-#[derive(Default)]
+/// The way to the background thread, through which all is sent in the order in which it was asked for; and the array that
+/// is being filled.
 pub(crate) struct Gather {
     open: Mutex<Option<Open>>,
+    /// Sent to only under that lock.
+    requests: Sender<Request>,
+    session: Arc<Session>,
     /// Calls that were sent and have not ended.
     under_way: AtomicUsize,
     /// The controller takes bundles, so it gives members of arrays to engines one by one.
@@ -42,6 +47,16 @@ struct Open {
 }
 
 impl Gather {
+    pub(crate) fn new(requests: Sender<Request>, session: Arc<Session>) -> Self {
+        Self {
+            open: Mutex::default(),
+            requests,
+            session,
+            under_way: AtomicUsize::new(0),
+            allowed: AtomicBool::new(false),
+        }
+    }
+
     fn lock(&self) -> MutexGuard<'_, Option<Open>> {
         self.open.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -49,11 +64,6 @@ impl Gather {
     /// Whether many calls are under way already.
     pub(crate) fn is_busy(&self) -> bool {
         self.under_way.load(Ordering::Relaxed) >= MANY
-    }
-
-    /// Calls were sent.
-    pub(crate) fn sent(&self, calls: u64) {
-        self.under_way.fetch_add(calls as usize, Ordering::Relaxed);
     }
 
     /// Calls have ended.
@@ -71,18 +81,22 @@ impl Gather {
         self.lock().is_some()
     }
 
-    /// Takes a call, if it may wait for others; its id, whether it is the first, and what is to be sent before it.
+    /// Sends what waits, and then this.
+    pub(crate) fn send(&self, request: Request) -> Result<()> {
+        let mut open = self.lock();
+        self.close(&mut open)?;
+        self.pass(request)
+    }
+
+    /// Takes a call, if it may wait for others; its id, and whether it is the first.
     pub(crate) fn add(
         &self,
-        session: &Session,
         (options, content): (&TaskRequest, &[u8]),
         argument: &[u8],
         (sink, tag): (&Arc<dyn Sink>, u64),
-    ) -> Option<(String, bool, Option<Submission>)> {
-        // What depends on other calls goes by itself, behind them: the array that is open may leave before one that is full.
-        let depends = !options.after.is_empty() || !options.follow.is_empty();
-        if depends || argument.len() > LARGE || !self.allowed.load(Ordering::Relaxed) {
-            return None;
+    ) -> Result<Option<(String, bool)>> {
+        if argument.len() > LARGE || !self.allowed.load(Ordering::Relaxed) {
+            return Ok(None);
         }
         let mut place = self.lock();
         let fits = |open: &Open| {
@@ -91,18 +105,17 @@ impl Gather {
                 && open.content == content
                 && open.options == *options
         };
-        let mut full = None;
         if !place.as_ref().is_some_and(fits) {
             if !self.is_busy() {
-                return None;
+                return Ok(None);
             }
-            full = place.take().map(|open| open.close(session));
+            self.close(&mut place)?;
         }
         let first = place.is_none();
         let open = place.get_or_insert_with(|| Open {
             options: options.clone(),
             content: content.to_vec(),
-            id: session.next_id(),
+            id: self.session.next_id(),
             arguments: Packed::new(),
             tags: Vec::new(),
             sinks: Vec::new(),
@@ -116,17 +129,33 @@ impl Gather {
             Some((end, last)) if Arc::ptr_eq(last, sink) => *end = count,
             _ => open.sinks.push((count, sink.clone())),
         }
-        Some((id, first, full))
+        Ok(Some((id, first)))
     }
 
-    /// What waits, ready to leave.
-    pub(crate) fn take(&self, session: &Session) -> Option<Submission> {
-        self.lock().take().map(|open| open.close(session))
+    /// Sends what waits; false: nothing does.
+    pub(crate) fn flush(&self) -> Result<bool> {
+        self.close(&mut self.lock())
+    }
+
+    fn close(&self, place: &mut Option<Open>) -> Result<bool> {
+        let Some(open) = place.take() else {
+            return Ok(false);
+        };
+        self.pass(Request::Submit(Box::new(open.submission(&self.session))))?;
+        Ok(true)
+    }
+
+    fn pass(&self, request: Request) -> Result<()> {
+        if let Request::Submit(submission) = &request {
+            self.under_way
+                .fetch_add(submission.members as usize, Ordering::Relaxed);
+        }
+        self.requests.send(request).map_err(|_| Error::Closed)
     }
 }
 
 impl Open {
-    fn close(mut self, session: &Session) -> Submission {
+    fn submission(mut self, session: &Session) -> Submission {
         let count = self.arguments.len() as u64;
         let (offsets, blob) = self.arguments.into_buffers();
         let mut buffers = vec![Message::from(offsets), Message::from(blob)];

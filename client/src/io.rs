@@ -10,10 +10,9 @@ use crossbeam_channel::Sender;
 use ipbroker_protocol::envelope::Envelope;
 use ipbroker_protocol::frames::Frames;
 use ipbroker_protocol::message::TaskRequest;
-use ipbroker_protocol::session::Session;
 use ipbroker_protocol::wake::Waker;
 
-use crate::error::{Error, Result, TaskError};
+use crate::error::{Result, TaskError};
 use crate::gather::Gather;
 use crate::reply::Reply;
 
@@ -160,19 +159,14 @@ pub(crate) enum Request {
 /// The way to the thread.
 #[derive(Clone)]
 pub(crate) struct Handle {
-    pub(crate) requests: Sender<Request>,
     pub(crate) waker: Waker,
-    pub(crate) session: Arc<Session>,
     pub(crate) gather: Arc<Gather>,
 }
 
 impl Handle {
     /// Asks the thread for something, after what was asked for before.
     pub(crate) fn send(&self, request: Request) -> Result<()> {
-        if let Some(calls) = self.gather.take(&self.session) {
-            self.pass(Request::Submit(Box::new(calls)))?;
-        }
-        self.pass(request)?;
+        self.gather.send(request)?;
         self.waker.wake();
         Ok(())
     }
@@ -184,26 +178,14 @@ impl Handle {
         argument: &[u8],
         taker: (&Arc<dyn Sink>, u64),
     ) -> Result<Option<String>> {
-        let Some((id, first, full)) = self.gather.add(&self.session, kind, argument, taker) else {
+        let Some((id, first)) = self.gather.add(kind, argument, taker)? else {
             return Ok(None);
         };
-        if let Some(calls) = full {
-            self.pass(Request::Submit(Box::new(calls)))?;
-        }
         if first {
             // It sees to it that they do not wait long.
             self.waker.wake();
         }
         Ok(Some(id))
-    }
-
-    fn pass(&self, request: Request) -> Result<()> {
-        let calls = match &request {
-            Request::Submit(submission) => submission.members,
-            _ => 0,
-        };
-        self.gather.sent(calls);
-        self.requests.send(request).map_err(|_| Error::Closed)
     }
 }
 

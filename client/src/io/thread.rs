@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Receiver, Sender, TryRecvError};
+use crossbeam_channel::{Receiver, Sender};
 use ipbroker_protocol::array::member_id;
 use ipbroker_protocol::bundle;
 use ipbroker_protocol::connection::ClientConnection;
@@ -148,8 +148,7 @@ pub(crate) fn start(settings: Settings) -> Result<(Handle, std::thread::JoinHand
     let (waker, wake) = ipbroker_protocol::wake::pair()?;
     let (sender, requests) = crossbeam_channel::unbounded();
     let now = Instant::now();
-    let session = settings.session.clone();
-    let gather = Arc::<Gather>::default();
+    let gather = Arc::new(Gather::new(sender, settings.session.clone()));
     let io = Io {
         context,
         settings,
@@ -181,15 +180,7 @@ pub(crate) fn start(settings: Settings) -> Result<(Handle, std::thread::JoinHand
     let thread = std::thread::Builder::new()
         .name("ipbroker-client".into())
         .spawn(move || io.run())?;
-    Ok((
-        Handle {
-            requests: sender,
-            waker,
-            session,
-            gather,
-        },
-        thread,
-    ))
+    Ok((Handle { waker, gather }, thread))
 }
 
 fn connect(
@@ -224,9 +215,15 @@ impl Io {
             }
             self.receive(&mut frames);
             self.timers();
-            if !self.gathers() {
-                self.leave();
+            if self.gathers() {
+                continue;
             }
+            // Behind what was asked for before it.
+            let gathered = self.gather.flush();
+            if gathered.is_ok_and(|some| some) && !self.take_requests() {
+                break;
+            }
+            self.leave();
         }
         self.flush();
         // What was submitted goes out (linger); what is awaited has nobody left to await it.
@@ -268,10 +265,6 @@ impl Io {
             }
         }
         self.gathering = None;
-        if let Some(calls) = self.gather.take(&self.settings.session) {
-            self.gather.sent(calls.members);
-            self.submit(calls);
-        }
         false
     }
 
@@ -322,8 +315,8 @@ impl Io {
                     self.queries.remove(&number);
                 }
                 Ok(Request::Listen(listener)) => self.listen(listener),
-                Ok(Request::Close) | Err(TryRecvError::Disconnected) => return false,
-                Err(TryRecvError::Empty) => return true,
+                Ok(Request::Close) => return false,
+                Err(_) => return true,
             }
         }
         // More is waiting: do not sleep.
