@@ -3,9 +3,10 @@
 //! Without work ahead an engine idles for one message time per task; with it, tasks may wait behind a long
 //! one while another engine is free. So tasks are given ahead only where the message time is at least a
 //! fiftieth of the task time, and then as much as covers twice the message time. Chunks of arrays are
-//! sized for [`CHUNK`], and never beyond an even share of half of what is left.
+//! sized for [`CHUNK`], and never beyond an even share of half of what is left, unless that were so quick
+//! that the message would cost more than it.
 
-use super::engine::{Engine, OVERHEAD_LEAST, OVERHEAD_MOST};
+use super::engine::{Engine, OVERHEAD, OVERHEAD_LEAST, OVERHEAD_MOST};
 use super::types::{Hwm, MILLISECOND, Nanos};
 
 /// Task time assumed of what never ran: nothing is given ahead before it is known.
@@ -78,7 +79,11 @@ impl Engine {
 
     /// Members of an array to give it now, of `left` that wait for `engines`.
     pub(super) fn chunk(&self, left: u32, engines: usize, estimate: Option<Nanos>) -> u32 {
-        let share = left.div_ceil(2 * engines.max(1) as u32).max(1);
+        let share = left.div_ceil(2 * engines.max(1) as u32);
+        let worth = match estimate {
+            Some(time) => self.overhead.min(OVERHEAD) as Nanos / time.max(1),
+            None => 1,
+        };
         let most = match self.hwm {
             Hwm::Fixed(most) => most.saturating_sub(self.active()),
             Hwm::Unlimited => CHUNK_MOST,
@@ -89,7 +94,8 @@ impl Engine {
                     .clamp(1, u64::from(CHUNK_MOST)) as u32,
             },
         };
-        share.min(most).max(1)
+        let least = worth.min(u64::from(left)) as u32;
+        share.max(least).min(most).max(1)
     }
 
     /// A message there and back took this long besides the run.
