@@ -68,6 +68,26 @@ impl<'a> Request<'a> {
         self.task.kind == Kind::Execute && !content.silent && content.stop_on_error
     }
 
+    /// Publishes that the request is done with, for which clients wait as they do for its reply.
+    fn publish_end(&self) {
+        let session = self.seat.session();
+        let topic = format!("engine.{}.status", self.seat.id());
+        let idle = session.message(
+            vec![Message::from(topic.as_str())],
+            &session.header("status"),
+            Some(self.task.envelope.header()),
+            &json!({"engine": self.seat.uuid}),
+            &json!({"execution_state": "idle"}),
+            Vec::new(),
+        );
+        self.process.outbox.push(Outgoing {
+            seat: self.seat.index,
+            channel: Channel::IoPub,
+            frames: idle.into_frames(),
+            answers: None,
+        });
+    }
+
     fn info(&self) -> serde_json::Value {
         json!({"engine_uuid": self.seat.uuid, "engine_id": self.seat.id(), "method": self.task.kind.name()})
     }
@@ -133,6 +153,9 @@ impl Executor for Request<'_> {
                 if !parallel {
                     reply.name_engine(&session, &self.info());
                 }
+                if reply.quiet {
+                    self.publish_end();
+                }
                 out.append(&mut reply.content);
                 self.buffers = reply.buffers;
                 match (reply.status.as_str(), reply.ename.as_str()) {
@@ -156,23 +179,8 @@ impl Executor for Request<'_> {
             ..error.clone()
         };
         out.extend_from_slice(&self.packer.pack(&error));
-        // The kernel never heard of it, or will not speak of it again; clients wait for the end of the output too.
-        let session = self.seat.session();
-        let topic = format!("engine.{}.status", self.seat.id());
-        let idle = session.message(
-            vec![Message::from(topic.as_str())],
-            &session.header("status"),
-            Some(self.task.envelope.header()),
-            &json!({"engine": self.seat.uuid}),
-            &json!({"execution_state": "idle"}),
-            Vec::new(),
-        );
-        self.process.outbox.push(Outgoing {
-            seat: self.seat.index,
-            channel: Channel::IoPub,
-            frames: idle.into_frames(),
-            answers: None,
-        });
+        // The kernel never heard of it, or will not speak of it again.
+        self.publish_end();
     }
 
     fn content(&self) -> bool {

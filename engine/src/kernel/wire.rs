@@ -109,6 +109,8 @@ pub(crate) struct Reply {
     pub(crate) content: Vec<u8>,
     /// What follows it.
     pub(crate) buffers: Vec<Message>,
+    /// The kernel has published nothing about the request, not even its end.
+    pub(crate) quiet: bool,
 }
 
 impl Reply {
@@ -119,6 +121,7 @@ impl Reply {
             ename: ename.to_owned(),
             content: cluster.pack(&ErrorContent::new(ename, words)),
             buffers: Vec::new(),
+            quiet: false,
         }
     }
 
@@ -141,6 +144,12 @@ struct Content {
     ename: String,
 }
 
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct Metadata {
+    quiet: bool,
+}
+
 /// Reads what came on the shell channel; none if it is not the reply to that request.
 pub(super) fn reply(
     frames: Vec<Message>,
@@ -156,12 +165,14 @@ pub(super) fn reply(
     }
     let content = repack(message.content(), kernel.packer, cluster.packer);
     let Content { status, ename } = kernel.unpack(message.content()).unwrap_or_default();
+    let Metadata { quiet } = kernel.unpack(message.metadata()).unwrap_or_default();
     Some(match content {
         Ok(content) => Reply {
             status,
             ename,
             content,
             buffers: message.take_buffers(),
+            quiet,
         },
         Err(error) => Reply::error(
             cluster,
