@@ -212,6 +212,7 @@ impl JobArgs {
         }
         let timeout = self.timeout.map(|timeout| timeout.as_secs_f64());
         placement.timeout = own.timeout.or(timeout);
+        placement.time = own.time.or(self.time);
         placement.retries = own.retries.or(self.retries);
         placement.retry_delay = own.retry_delay.or(self.retry_delay);
         placement.max_crashes = own.max_crashes.or(self.max_crashes);

@@ -5,7 +5,7 @@ use std::{
     os::unix::net::UnixStream,
     path::PathBuf,
     sync::{Arc, PoisonError},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use ipbroker_protocol::{
@@ -213,6 +213,7 @@ impl Default for Builder {
             settings: Settings {
                 grace: Duration::from_secs(60),
                 idle: None,
+                ends: None,
                 tags: Vec::new(),
                 aliases: Vec::new(),
                 first_id: None,
@@ -331,6 +332,13 @@ impl Builder {
     #[must_use]
     pub fn idle(mut self, limit: Option<Duration>) -> Self {
         self.settings.idle = limit;
+        self
+    }
+
+    /// How long the engine may stay: tasks that may run for longer are not given to it. Default: as long as it is wanted.
+    #[must_use]
+    pub fn time_limit(mut self, limit: Option<Duration>) -> Self {
+        self.settings.ends = limit.and_then(|limit| Instant::now().checked_add(limit));
         self
     }
 

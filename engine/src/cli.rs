@@ -1,6 +1,11 @@
 //! The command line of `ipengine`.
 
-use std::{ffi::OsString, path::PathBuf, process::ExitCode, time::Duration};
+use std::{
+    ffi::OsString,
+    path::PathBuf,
+    process::ExitCode,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
 
 use clap::{CommandFactory, Parser};
 use clap_complete::Shell;
@@ -58,6 +63,10 @@ struct Options {
     /// Seconds without a task after which the engines leave [default: never]
     #[arg(long, value_name = "S", value_parser = seconds)]
     idle: Option<f64>,
+    /// Seconds that the engines may stay: a job whose `time` is longer than what is left goes elsewhere [default: what
+    /// Slurm or PBS says of its allocation, else no limit]
+    #[arg(long, value_name = "S", value_parser = seconds)]
+    time_limit: Option<f64>,
     /// Tags by which tasks choose engines
     #[arg(long, value_name = "TAG,…", value_delimiter = ',')]
     tags: Vec<String>,
@@ -106,6 +115,16 @@ fn seconds(text: &str) -> Result<f64, String> {
         Ok(seconds) if (0.0..1e9).contains(&seconds) => Ok(seconds),
         _ => Err("a number of seconds, 0 or more".into()),
     }
+}
+
+/// The seconds that are left of the allocation of a batch system, if that says it.
+fn allocated() -> Option<f64> {
+    let number = |name| std::env::var(name).ok()?.parse::<f64>().ok();
+    let now = || SystemTime::now().duration_since(UNIX_EPOCH).ok();
+    let slurm = || Some(number("SLURM_JOB_END_TIME")? - now()?.as_secs_f64());
+    // All of it: its engines start first.
+    let left = slurm().or_else(|| number("PBS_WALLTIME"))?;
+    (left < 1e9).then_some(left.max(0.0))
 }
 
 fn level(text: &str) -> Result<LevelFilter, String> {
@@ -232,6 +251,12 @@ fn run(mut options: Options, traits: Vec<String>) -> Result<(), RunError> {
         .pin(options.pin)
         .grace(Duration::from_secs_f64(options.grace))
         .idle(options.idle.map(Duration::from_secs_f64))
+        .time_limit(
+            options
+                .time_limit
+                .or_else(allocated)
+                .map(Duration::from_secs_f64),
+        )
         .wait(Duration::from_secs_f64(options.wait));
     for (name, pool) in options.resource {
         builder = builder.resource(&name, pool);

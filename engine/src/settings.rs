@@ -1,6 +1,6 @@
 //! How an engine process is set up.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use ipbroker_protocol::resources::Pools;
 
@@ -11,6 +11,8 @@ pub(crate) struct Settings {
     pub(crate) grace: Duration,
     /// How long all engines of the process may be idle before they leave; none: for ever.
     pub(crate) idle: Option<Duration>,
+    /// When the process has to end; none: when it is told to.
+    pub(crate) ends: Option<Instant>,
     /// Tags of the engines.
     pub(crate) tags: Vec<String>,
     /// Further names of this host.

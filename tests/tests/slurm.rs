@@ -277,3 +277,51 @@ fn a_cluster_grows_while_tasks_wait_and_shrinks_when_idle() {
     controller.finish(2 * LIMIT).ok();
     assert_eq!(slurm.says("squeue", &["-h"]), "");
 }
+
+#[test]
+fn engines_are_asked_for_as_far_as_they_could_run_what_waits() {
+    let Some(slurm) = Slurm::start() else { return };
+    let conf = slurm.conf().display().to_string();
+    let cluster = Cluster::builder()
+        .env("SLURM_CONF", &conf)
+        .args([
+            "--engines",
+            "slurm",
+            "--max",
+            "4",
+            "--idle",
+            "4s",
+            "--",
+            "--time=20",
+        ])
+        .start();
+    let jobs = "{\"cmd\": \"true\", \"time\": \"2h\"}\n{\"cmd\": \"true\", \"gpus\": 3}\n";
+    let waits = cluster.client_with(&["submit"], jobs, LIMIT).ok().stdout;
+    let status = || {
+        let status = cluster.client(&["status", "--json"]).ok();
+        status.json_lines().remove(0)
+    };
+    let jobs = |status: &serde_json::Value| status["batch"]["jobs"].as_array().map(Vec::len);
+    // An engine shows what there is: neither these nor any time of theirs is enough.
+    eventually("an engine", 2 * LIMIT, || {
+        (status()["engines"].as_u64() > Some(0)).then_some(())
+    });
+    for (id, words) in waits.lines().zip(["stays for 120 min", "3 gpus"]) {
+        let why = cluster.client(&["explain", id]).ok().stdout;
+        assert!(why.contains(words), "{why}");
+    }
+    eventually("no job of Slurm", 2 * LIMIT, || {
+        (jobs(&status()) == Some(0)).then_some(())
+    });
+    // What they can run brings them again, and nothing else does.
+    let more = "{\"cmd\": \"true\", \"time\": \"5m\"}\n";
+    let id = cluster.client_with(&["submit"], more, LIMIT).ok().stdout;
+    cluster
+        .client_with(&["wait", id.trim()], "", 2 * LIMIT)
+        .ok();
+    let status = status();
+    assert!(
+        status["tasks"]["ready"] == 2 && jobs(&status) <= Some(1),
+        "{status}"
+    );
+}

@@ -81,6 +81,7 @@ pub(crate) fn read(options: &Bound<'_, PyDict>) -> PyResult<(TaskRequest, Limit)
             failure,
         };
     }
+    request.time = limit.time;
     Ok((request, limit))
 }
 

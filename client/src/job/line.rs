@@ -58,6 +58,8 @@ pub struct Placement {
     pub alternatives: Vec<Request>,
     /// So many whole hosts, and none of these; 0: none.
     pub nodes: u32,
+    /// Seconds it may run, as its limit says.
+    pub time: Option<f64>,
 }
 
 impl Placement {
@@ -67,6 +69,7 @@ impl Placement {
             after: self.dependency(&self.after, ids),
             follow: self.dependency(&self.follow, ids),
             timeout: self.timeout,
+            time: self.time,
             retries: self.retries.unwrap_or(0),
             retry_delay: self.retry_delay,
             max_crashes: self.max_crashes,
@@ -373,6 +376,7 @@ fn from_object(object: &Map<String, Value>) -> Result<Job, LineError> {
             resources,
             alternatives,
             nodes: keys.nodes()?,
+            time: limit.time,
         },
         ..Job::default()
     };

@@ -298,7 +298,7 @@ impl LoadBalancedView {
     /// [`Error::Closed`].
     pub fn command(&self, command: &Command) -> Result<AsyncResult<CommandResult, One>> {
         let set = Arc::new(TaskSet::default());
-        let metadata = self.with_require(command);
+        let metadata = self.options_of(command);
         let msg_type = types::COMMAND_REQUEST;
         self.send(&set, msg_type, &metadata, command, Vec::new())?;
         Ok(AsyncResult::new(self.client.clone(), set))
@@ -315,13 +315,15 @@ impl LoadBalancedView {
     ) -> Result<AsyncMapResult<CommandResult>> {
         let view = Self {
             client: self.client.clone(),
-            options: self.with_require(template),
+            options: self.options_of(template),
         };
         view.arrays(types::COMMAND_REQUEST, template, commands)
     }
 
-    fn with_require(&self, command: &Command) -> TaskRequest {
+    /// The options of a command: what it says itself is for the scheduler, too.
+    fn options_of(&self, command: &Command) -> TaskRequest {
         let mut metadata = self.options.clone();
+        metadata.time = command.limit.time;
         if metadata.require.is_empty() {
             metadata.require = command.require.clone();
         }

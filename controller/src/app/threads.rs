@@ -20,7 +20,7 @@ use crate::{
     mailbox::{Post, mailbox},
     relay::{control, iopub, mux},
     scheduler::{
-        command::{Answer, Command, TaskTotals},
+        command::{Answer, Command},
         core::{Config, Scheme, scheme},
         pure::PureThread,
         task::TaskThread,
@@ -262,12 +262,12 @@ impl Controller {
     pub(crate) fn ways(&self) -> Ways {
         let (tasks, hub) = (self.links.tasks.clone(), self.events.clone());
         Ways {
-            waiting: Box::new(move || {
+            demand: Box::new(move |limit| {
                 let (give, take) = crossbeam_channel::bounded(1);
-                tasks.send(Command::Totals {
-                    session: None,
-                    answer: Answer::new(move |totals: TaskTotals| {
-                        let _ = give.send(totals.ready);
+                tasks.send(Command::Demand {
+                    limit,
+                    answer: Answer::new(move |engines| {
+                        let _ = give.send(engines);
                     }),
                 });
                 // A controller that ends does not answer.

@@ -548,7 +548,7 @@ impl Hub {
 }
 
 /// Metadata of a resubmitted task of ours that goes with it; the peer's hub keeps none.
-const KEPT: [&str; 18] = [
+const KEPT: [&str; 19] = [
     "hosts",
     "prefer",
     "prefer_wait",
@@ -562,6 +562,7 @@ const KEPT: [&str; 18] = [
     "max_crashes",
     "priority",
     "timeout",
+    "time",
     "array",
     "wide",
     "label",

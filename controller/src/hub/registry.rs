@@ -412,6 +412,7 @@ fn profile(id: u32, registration: Registration) -> EngineProfile {
         pid: registration.pid,
         cores: registration.cores,
         machine: registration.machine,
+        stays: registration.stays,
         resources: registration.resources,
         cpuset: registration.cpuset,
         version: registration.version,

@@ -55,6 +55,8 @@ pub struct EngineProfile {
     pub cores: Option<u32>,
     /// Which machine it is on, when it told.
     pub machine: Option<String>,
+    /// How long it stays, in seconds, when it told.
+    pub stays: Option<f64>,
     /// What that machine has beside its cores.
     pub resources: Pools,
     /// The cores that it may use.
@@ -343,6 +345,13 @@ pub enum Command {
         session: Option<String>,
         /// The counts.
         answer: Answer<TaskTotals>,
+    },
+    /// How many engines what is ready could use, counted up to `limit`.
+    Demand {
+        /// More need not be counted.
+        limit: u64,
+        /// The number.
+        answer: Answer<u64>,
     },
     /// Ids of everything unfinished, of one session or of all.
     Unfinished {

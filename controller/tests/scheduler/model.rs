@@ -73,6 +73,8 @@ struct Task {
     after: Option<Dependency>,
     follow: Option<Dependency>,
     timeout: Nanos,
+    /// How long it may run.
+    time: Nanos,
     may_return: bool,
     invalid: bool,
     members: Vec<Member>,
@@ -96,6 +98,8 @@ struct Node {
     caps: BTreeSet<&'static str>,
     host: String,
     tags: Vec<String>,
+    /// When it has to go.
+    ends: Nanos,
     /// Task, member; those with an outcome too, as long as it has not answered.
     holds: Vec<(usize, u32)>,
     /// What its task was granted.
@@ -238,7 +242,7 @@ impl World {
             }
         }
         let all: Vec<&'static str> = CAPS.to_vec();
-        self.add_node("h0", &["t0".into(), "t1".into(), "t2".into()], &all)?;
+        self.add_node("h0", &["t0".into(), "t1".into(), "t2".into()], &all, None)?;
         self.after_event()?;
         for round in 0..100_000 {
             self.event += 1;

@@ -655,3 +655,40 @@ fn the_makespan_of_a_mix_is_near_the_best_of_many() {
     eprintln!("makespan {now}, the best of 1000 random list schedules {best}");
     assert!(now * 100 <= best * 105, "{now} against {best}");
 }
+
+#[test]
+fn demand_counts_what_more_engines_could_run() {
+    let mut core = core();
+    let cpus = |n: u64| [("cpus", n * 1000)];
+    ask(&mut core, "wide", 2, &cpus(4));
+    ask(&mut core, "gpu", 1, &[("gpus", 1000)]);
+    ask_nodes(&mut core, "whole", 3, 0);
+    let long = GroupSpec {
+        msg_id: "long",
+        client: b"me",
+        needs: core.needs(&["run"]),
+        time: 10 * SECOND,
+        ..GroupSpec::default()
+    };
+    core.submit(0, &long).expect("a new id");
+    // Nothing is known of engines: each stands for a cpu.
+    assert_eq!(core.demand(100), 2 * 4 + 1 + 3 + 1);
+    assert_eq!(core.demand(5), 5);
+    // They have two cpus each, no GPU, and stay for 9 s. One of the wide tasks runs.
+    let host = host("h", 4, &[]);
+    for uuid in ["a", "b"] {
+        core.engine_joined(
+            0,
+            &EngineSpec {
+                uuid,
+                capabilities: &["run".to_owned()],
+                host: Some(&host),
+                stays: Some(9 * SECOND),
+                ..EngineSpec::default()
+            },
+        );
+    }
+    assert_eq!(core.demand(100), 2 + 3 * 2);
+    let why = core.explain(SECOND, "long");
+    assert!(why.engines[0].1.contains("has to go in 0 min"), "{why:?}");
+}

@@ -94,6 +94,8 @@ impl Server {
             pid: Some(std::process::id()),
             cores: Some(host::cores()),
             machine: Some(self.machine.clone()),
+            stays: (self.settings.ends)
+                .map(|ends| ends.saturating_duration_since(now).as_secs_f64()),
             resources: self.resources.clone(),
             cpuset: self.cpuset.clone(),
             tags: self.settings.tags.clone(),

@@ -39,6 +39,9 @@ pub struct Registration {
     /// Which machine it is on: engines that say the same share what it has.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub machine: Option<String>,
+    /// How long it stays, in seconds; absent: as long as it is wanted.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub stays: Option<f64>,
     /// What that machine has.
     #[serde(skip_serializing_if = "Pools::is_empty")]
     pub resources: Pools,

@@ -26,6 +26,8 @@ pub struct TaskMetadata {
     pub follow: Dependency,
     /// Seconds it may wait; `None` and values ≤ 0: for ever.
     pub timeout: Option<f64>,
+    /// Seconds it may run: it goes to an engine that stays so long.
+    pub time: Option<f64>,
     /// How often it is tried again.
     pub retries: Option<u32>,
     /// Seconds before the first retry; twice as long before each further one.
@@ -88,6 +90,9 @@ pub struct TaskRequest {
     /// Seconds it may wait.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub timeout: Option<f64>,
+    /// Seconds it may run: it goes to an engine that stays so long.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub time: Option<f64>,
     /// How often it is tried again.
     #[serde(skip_serializing_if = "is_zero")]
     pub retries: u32,

@@ -700,3 +700,39 @@ fn whole_hosts_that_make_no_sense_are_refused_in_a_line() {
         assert_eq!(reply.content["ename"], "ValueError", "{metadata}");
     }
 }
+
+#[test]
+fn a_job_goes_where_the_allocation_lasts_for_it() {
+    let mut cluster = Cluster::builder().start();
+    let start = |cluster: &mut Cluster, arg: &str, end: &str| {
+        let mut command = cluster.command("ipengine");
+        command.arg(arg).env("SLURM_JOB_END_TIME", end);
+        let engine = programs::Program::spawn(command, cluster.dir());
+        cluster.engines.push(engine);
+    };
+    // Half an hour by its option, and by what Slurm says.
+    start(&mut cluster, "--time-limit=1800", "");
+    cluster.wait_engines(1);
+    let jobs: Vec<Value> = [("10m", "a"), ("2h", "b"), ("29m", "c")]
+        .map(|(time, id)| json!({"cmd": "echo $IPBROKER_ENGINE_ID", "time": time, "id": id}))
+        .into();
+    let ids = cluster
+        .client_with(&["submit", "--capture"], &lines(&jobs), LIMIT)
+        .ok()
+        .stdout;
+    let ids: Vec<&str> = ids.lines().collect();
+    cluster.client(&["wait", ids[0], ids[2]]).ok();
+    let why = cluster.client(&["explain", ids[1]]).ok().stdout;
+    for words in ["stays for 120 min", "has to go in 29 min"] {
+        assert!(why.contains(words), "{why}");
+    }
+    let now = std::time::UNIX_EPOCH.elapsed().expect("a date").as_secs();
+    start(&mut cluster, "-n=1", &(now + 1800).to_string());
+    cluster.wait_engines(2);
+    let why = cluster.client(&["explain", ids[1]]).ok().stdout;
+    assert_eq!(why.matches("has to go in 29 min").count(), 2, "{why}");
+    cluster.start_engines(1);
+    cluster.client(&["wait", ids[1]]).ok();
+    let results = cluster.client(&["results", ids[1]]).ok().json_lines();
+    assert_eq!(results[0]["result"]["stdout"], "2\n", "{results:?}");
+}

@@ -160,7 +160,7 @@ impl Keeper {
     /// Submits more while tasks wait.
     fn grow(&mut self, growth: Growth) -> Result<(), BatchError> {
         self.fill(growth)?;
-        let Some(waiting) = (self.ways.waiting)() else {
+        let Some(demand) = (self.ways.demand)(u64::from(growth.max) + 1) else {
             return Ok(());
         };
         loop {
@@ -170,8 +170,7 @@ impl Keeper {
             };
             let coming = u64::from(self.engines(comes));
             let room = growth.max.saturating_sub(self.engines(|_| true));
-            // Not more engines than tasks that wait for one.
-            let wanted = u32::try_from(waiting.saturating_sub(coming)).unwrap_or(u32::MAX);
+            let wanted = u32::try_from(demand.saturating_sub(coming)).unwrap_or(u32::MAX);
             let engines = room.min(wanted).min(self.plan.engines);
             if engines == 0 || self.in_queue() >= BACKLOG {
                 return Ok(());

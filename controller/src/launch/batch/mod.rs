@@ -66,8 +66,8 @@ pub struct Growth {
 
 /// What a launcher asks and tells the controller.
 pub struct Ways {
-    /// How many tasks wait for an engine; none while that is not known.
-    pub waiting: Box<dyn Fn() -> Option<u64> + Send>,
+    /// How many engines the tasks that wait could use, counted up to a limit; none while that is not known.
+    pub demand: Box<dyn Fn(u64) -> Option<u64> + Send>,
     /// Tells what there is, for `status`, whenever it has changed.
     pub tell: Box<dyn Fn(Value) + Send>,
 }

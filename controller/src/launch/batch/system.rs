@@ -45,8 +45,8 @@ pub static SYSTEMS: [System; 5] = [
         name: "slurm",
         submit: "sbatch",
         script_on_stdin: false,
-        // One task an engine: Slurm says where, and counts its cores.
-        template: "#!/bin/sh\n#SBATCH --job-name=ipengine\n#SBATCH --ntasks={n}\n#SBATCH --output={dir}/ipengine-%j.log\n#SBATCH --open-mode=append\nexec srun --kill-on-bad-exit=0 {program} {args}\n",
+        // One task an engine: Slurm says where, and counts its cores. Before version 23 it does not tell a job when that ends.
+        template: "#!/bin/sh\n#SBATCH --job-name=ipengine\n#SBATCH --ntasks={n}\n#SBATCH --output={dir}/ipengine-%j.log\n#SBATCH --open-mode=append\n: \"${SLURM_JOB_END_TIME:=$(date +%s -d \"$(squeue --noheader --format=%e --jobs=$SLURM_JOB_ID)\" 2>/dev/null)}\"\nexport SLURM_JOB_END_TIME\nexec srun --kill-on-bad-exit=0 {program} {args}\n",
         number: |text| {
             text.lines()
                 .find_map(|l| l.strip_prefix("Submitted batch job "))

@@ -298,7 +298,7 @@ fn a_job_is_watched_and_cancelled() {
 
 fn ways() -> Ways {
     Ways {
-        waiting: Box::new(|| None),
+        demand: Box::new(|_| None),
         tell: Box::new(drop),
     }
 }

@@ -17,11 +17,23 @@ pub(super) enum Timer {
     Abort(u32),
     /// An engine from before the restart did not come back.
     Absent(u32),
+    /// An engine stays too short for some tasks from now on. One that has left meanwhile is in no pool.
+    Ends(u32),
 }
 
 impl Core {
     /// Time passes.
     pub fn tick(&mut self, now: Nanos) {
+        self.now = now;
+        // Before anything that is due gives out tasks.
+        let due = self.timers.iter().take_while(|(at, _)| *at <= now);
+        let ending = due.filter_map(|(_, timer)| match timer {
+            Timer::Ends(slot) => Some(*slot),
+            _ => None,
+        });
+        for slot in ending.collect::<Vec<_>>() {
+            self.leave_pools(slot);
+        }
         while let Some(&(at, timer)) = self.timers.first()
             && at <= now
         {
@@ -53,6 +65,7 @@ impl Core {
                     let reason = "it did not come back after the controller restarted";
                     self.remove_engine(now, slot, None, reason);
                 }
+                Timer::Ends(_) => {}
             }
             self.settle(now);
         }

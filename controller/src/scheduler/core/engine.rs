@@ -73,6 +73,8 @@ pub(super) struct Engine {
     pub closed: bool,
     /// When an awaited engine is given up.
     pub absent_at: Nanos,
+    /// When it has to go.
+    pub ends: Nanos,
 }
 
 /// Message time assumed before the first is measured, and its bounds.
@@ -124,6 +126,7 @@ impl Engine {
             kept_for: NONE,
             closed: false,
             absent_at: 0,
+            ends: Nanos::MAX,
         }
     }
 

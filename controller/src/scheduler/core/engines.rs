@@ -23,6 +23,7 @@ pub(super) struct Holding {
 impl Core {
     /// An engine registered, again if its uuid is known: it keeps what it was given, until [`Core::engine_holds`] says better.
     pub fn engine_joined(&mut self, now: Nanos, spec: &EngineSpec<'_>) -> EngineKey {
+        self.now = now;
         let uuid = self.hasher.id(spec.uuid.as_bytes());
         self.departed.remove(&uuid);
         self.seats.clear();
@@ -63,11 +64,15 @@ impl Core {
         engine.needs = needs;
         engine.can_give_back = spec.can_give_back;
         engine.hwm = hwm;
+        engine.ends = spec
+            .stays
+            .map_or(Nanos::MAX, |stays| now.saturating_add(stays));
         engine.recalled = 0;
         engine.progress = now;
         let key = engine.key();
         self.unreserve_engine(slot);
         self.settle_on_host(slot, spec.host);
+        self.note_most(slot);
         self.whole_joined(slot);
         self.close(slot);
         self.live.push(slot);
@@ -281,6 +286,11 @@ impl Core {
             ..Engine::new(slot)
         };
         self.free_slots.push(slot);
+        self.decide_bereft(now, classes);
+    }
+
+    /// Decides anew on what waits in those of these classes that have no engine any more.
+    pub(super) fn decide_bereft(&mut self, now: Nanos, classes: Vec<u32>) {
         for class in classes {
             let gone = {
                 let Some(entry) = self.pools.classes.get(class as usize) else {

@@ -6,7 +6,7 @@ use super::Core;
 use super::group::{Dep, Stage};
 use super::id::{NONE, split_member};
 use super::past::Found;
-use super::types::{EngineKey, Explanation, Nanos, Request, TaskState};
+use super::types::{EngineKey, Explanation, Nanos, Request, SECOND, TaskState};
 
 /// Names listed in an explanation.
 const NAMES: usize = 4;
@@ -88,7 +88,7 @@ impl Core {
         Explanation {
             state,
             text,
-            engines: self.obstacles(subject),
+            engines: self.obstacles(now, subject),
         }
     }
 
@@ -282,7 +282,7 @@ impl Core {
     }
 
     /// Why each registered engine does not take it now.
-    fn obstacles(&self, index: u32) -> Vec<(EngineKey, String)> {
+    fn obstacles(&self, now: Nanos, index: u32) -> Vec<(EngineKey, String)> {
         let class = self.groups[index].class;
         let constraints = self.constraints(class);
         let refused = &self.pools.classes[class as usize].refused;
@@ -310,9 +310,11 @@ impl Core {
                 format!("is not on {}", constraints.hosts.join(" or "))
             } else if let Some(tag) = constraints.tags.iter().find(|t| !engine.tags.contains(t)) {
                 format!("lacks the tag {tag}")
+            } else if constraints.time > engine.ends.saturating_sub(now) {
+                format!("has to go in {}", minutes(engine.ends.saturating_sub(now)))
             } else if refused.contains(&engine.key()) {
                 "it failed there or lacked what it requires".to_owned()
-            } else if !constraints.prefer.is_empty() && !constraints.matches(engine) {
+            } else if !constraints.prefer.is_empty() && !constraints.matches(engine, now) {
                 "is not preferred".to_owned()
             } else if engine.leaving {
                 "is leaving".to_owned()
@@ -379,6 +381,14 @@ impl Core {
         }
         if !constraints.tags.is_empty() {
             asks.push(format!("has the tags {}", constraints.tags.join(", ")));
+        }
+        if constraints.time > 0
+            && self
+                .live
+                .iter()
+                .any(|&s| self.engines[s as usize].ends < Nanos::MAX)
+        {
+            asks.push(format!("stays for {}", minutes(constraints.time)));
         }
         if constraints.nodes > 0 {
             asks.push(format!("is on one of {} whole hosts", constraints.nodes));
@@ -565,6 +575,11 @@ fn request_words(request: &Request) -> String {
         [one] => one.clone(),
         [most @ .., last] => format!("{} and {last}", most.join(", ")),
     }
+}
+
+/// `90 min`
+fn minutes(time: Nanos) -> String {
+    format!("{} min", time / (60 * SECOND))
 }
 
 fn seconds(later: Nanos, earlier: Nanos) -> String {

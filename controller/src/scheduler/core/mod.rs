@@ -52,6 +52,7 @@ mod abort;
 mod auto;
 mod clients;
 mod clock;
+mod demand;
 mod engine;
 mod engines;
 mod explain;
@@ -86,6 +87,7 @@ pub use types::*;
 
 use clients::{Bucket, Client};
 use clock::Timer;
+use demand::Most;
 use engine::Engine;
 use graph::{Ended, Watchers};
 use group::Groups;
@@ -174,6 +176,9 @@ pub struct Core {
     /// Ids the store was asked for.
     asked: HashSet<TaskId, FixedState>,
     timers: BTreeSet<(Nanos, Timer)>,
+    most: Most,
+    /// The time of the last event by which engines came, tasks came, or time passed.
+    now: Nanos,
 
     /// Outcomes to be told to dependents.
     ended: VecDeque<Ended>,
@@ -240,6 +245,8 @@ impl Core {
             watchers: HashMap::default(),
             asked: HashSet::default(),
             timers: BTreeSet::new(),
+            most: Most::default(),
+            now: 0,
             ended: VecDeque::new(),
             hungry: VecDeque::new(),
             changed: VecDeque::new(),

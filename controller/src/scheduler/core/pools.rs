@@ -12,12 +12,13 @@ use foldhash::fast::FixedState;
 use std::collections::HashMap;
 
 use super::Core;
+use super::clock::Timer;
 use super::engine::Engine;
 use super::hosts::open_to;
 use super::id::{IdHasher, TaskId};
 use super::lanes::ClassQueue;
 use super::scheme::{Candidate, Index};
-use super::types::{EngineKey, Request};
+use super::types::{EngineKey, Nanos, Request};
 
 /// Uuids with their hashes.
 pub(super) type Targets = Box<[(TaskId, Box<str>)]>;
@@ -40,6 +41,8 @@ pub(super) struct Constraints {
     pub request: Option<Arc<Request>>,
     /// So many hosts it must have for itself.
     pub nodes: u32,
+    /// So long it must stay.
+    pub time: Nanos,
 }
 
 impl Constraints {
@@ -47,7 +50,11 @@ impl Constraints {
         let [a, b, c, d] = self.nodes.to_le_bytes();
         let flags = [self.retryable, self.targets.is_some(), false, false].map(u8::from);
         let [e, f, g, h] = flags;
-        let head = [self.needs.to_le_bytes(), [a, b, c, d, e, f, g, h]];
+        let head = [
+            self.needs.to_le_bytes(),
+            [a, b, c, d, e, f, g, h],
+            self.time.to_le_bytes(),
+        ];
         let section: &[u8] = &[0xff];
         let amounts: Vec<(&str, [u8; 8])> = (self.request.iter().flat_map(|r| r.iter()))
             .map(|(name, amount)| (&**name, amount.to_le_bytes()))
@@ -68,9 +75,10 @@ impl Constraints {
     }
 
     /// Whether the engine has what is asked, targets apart.
-    pub(super) fn suits(&self, engine: &Engine) -> bool {
+    pub(super) fn suits(&self, engine: &Engine, now: Nanos) -> bool {
         let has = |list: &[Box<str>], name: &str| list.iter().any(|n| n.eq_ignore_ascii_case(name));
         self.needs & !engine.needs == 0
+            && self.time <= engine.ends.saturating_sub(now)
             && (self.hosts.is_empty() || self.hosts.iter().any(|h| has(&engine.hosts, h)))
             && self.tags.iter().all(|t| engine.tags.contains(t))
             && (self.prefer.is_empty()
@@ -80,11 +88,11 @@ impl Constraints {
                     .any(|p| has(&engine.hosts, p) || engine.tags.contains(p)))
     }
 
-    pub(super) fn matches(&self, engine: &Engine) -> bool {
+    pub(super) fn matches(&self, engine: &Engine, now: Nanos) -> bool {
         self.targets
             .as_ref()
             .is_none_or(|t| t.iter().any(|(uuid, _)| *uuid == engine.uuid))
-            && self.suits(engine)
+            && self.suits(engine, now)
     }
 }
 
@@ -275,7 +283,7 @@ impl Core {
                     .filter_map(|(uuid, _)| self.by_uuid.get(uuid).copied())
                     .filter(|&s| {
                         self.engines[s as usize].live
-                            && constraints.suits(&self.engines[s as usize])
+                            && constraints.suits(&self.engines[s as usize], self.now)
                     })
                     .collect();
                 slots.sort_unstable();
@@ -283,7 +291,7 @@ impl Core {
                 slots
             }
             None => {
-                let suits = |&s: &u32| constraints.suits(&self.engines[s as usize]);
+                let suits = |&s: &u32| constraints.suits(&self.engines[s as usize], self.now);
                 self.live.iter().copied().filter(suits).collect()
             }
         };
@@ -308,6 +316,12 @@ impl Core {
         let pool = &mut self.pools.pools[pool_index as usize];
         pool.engines.push(slot);
         let engine = &mut self.engines[slot as usize];
+        let time = pool.constraints.time;
+        if time > 0 && engine.ends < Nanos::MAX {
+            // Just after the last moment at which it may be given such a task.
+            self.timers
+                .insert((engine.ends - time + 1, Timer::Ends(slot)));
+        }
         for &class in &pool.classes {
             if !self.pools.classes[class as usize]
                 .refused
@@ -353,7 +367,7 @@ impl Core {
         let mut in_vain: Vec<u32> = Vec::new();
         let engine = &self.engines[slot as usize];
         for (index, pool) in &self.pools.pools {
-            if pool.constraints.matches(engine) {
+            if pool.constraints.matches(engine, self.now) {
                 pools.push(index as u32);
             } else if pool
                 .constraints
@@ -386,6 +400,35 @@ impl Core {
             }
         }
         classes
+    }
+
+    /// The engine leaves the pools whose tasks take longer than it stays.
+    pub(super) fn leave_pools(&mut self, slot: u32) {
+        let (now, engine) = (self.now, &mut self.engines[slot as usize]);
+        let (key, kept_for) = (engine.key(), engine.kept_for);
+        let mut lost = Vec::new();
+        for (_, pool) in &mut self.pools.pools {
+            if pool.constraints.time <= engine.ends.saturating_sub(now) {
+                continue;
+            }
+            if let Some(at) = pool.engines.iter().position(|&s| s == slot) {
+                pool.engines.remove(at);
+                if let Some(index) = &mut pool.index {
+                    index.remove(key);
+                }
+                lost.extend(&pool.classes);
+            }
+        }
+        engine.classes.retain(|class| !lost.contains(class));
+        let pools = &self.pools.pools;
+        engine
+            .pools
+            .retain(|&pool| pools[pool as usize].engines.contains(&slot));
+        if lost.contains(&kept_for) {
+            self.unreserve_engine(slot);
+        }
+        self.recount_hosts();
+        self.decide_bereft(now, lost);
     }
 
     /// Tells the indexes how the engine stands. Returns whether it has room for anything.
@@ -476,7 +519,8 @@ impl Core {
                     Some(&slot) => {
                         let engine = &self.engines[slot as usize];
                         engine.live
-                            && (class.refused.contains(&engine.key()) || !constraints.suits(engine))
+                            && (class.refused.contains(&engine.key())
+                                || !constraints.suits(engine, self.now))
                     }
                     None => self.departed.contains(uuid),
                 })

@@ -147,6 +147,6 @@ impl Core {
     pub(super) fn suits(&self, slot: u32, class: u32) -> bool {
         let entry = &self.pools.classes[class as usize];
         let engine = &self.engines[slot as usize];
-        !entry.refused.contains(&engine.key()) && self.constraints(class).matches(engine)
+        !entry.refused.contains(&engine.key()) && self.constraints(class).matches(engine, self.now)
     }
 }

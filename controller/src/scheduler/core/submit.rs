@@ -144,6 +144,7 @@ impl Core {
         if spec.count == 0 || spec.count == NONE {
             return Err(Refusal::Empty);
         }
+        self.now = now;
         // Also an id that a member of an array has.
         let known = self.state(spec.msg_id);
         if known != TaskState::Unknown {
@@ -238,6 +239,7 @@ impl Core {
             && spec.targets.is_empty()
             && spec.hosts.is_empty()
             && spec.tags.is_empty()
+            && spec.time == 0
         {
             return self.plain_class(spec.needs.0, retryable);
         }
@@ -265,6 +267,7 @@ impl Core {
                 prefer: Box::new([]),
                 request: requests.first().cloned(),
                 nodes: spec.nodes,
+                time: spec.time,
             },
             requests.get(1..).unwrap_or_default(),
             &[],

@@ -193,6 +193,8 @@ pub struct GroupSpec<'a> {
     pub follow: Option<&'a Dependency>,
     /// How long it may wait each time it waits; 0: for ever.
     pub timeout: Nanos,
+    /// How long it may run: it goes only to an engine that stays so long (0: to any).
+    pub time: Nanos,
     /// How often it is run again after a failure.
     pub retries: u32,
     /// How long it waits before the first of these; twice as long before each further one, [`RETRY_DELAY_MOST`] at most.
@@ -229,6 +231,7 @@ impl Default for GroupSpec<'_> {
             after: None,
             follow: None,
             timeout: 0,
+            time: 0,
             retries: 0,
             retry_delay: 0,
             crashes: None,
@@ -270,6 +273,8 @@ pub struct EngineSpec<'a> {
     pub hwm: Option<Hwm>,
     /// Its host (`None`: one of its own, with one cpu).
     pub host: Option<&'a HostSpec>,
+    /// How long it stays; `None`: as long as it is wanted.
+    pub stays: Option<Nanos>,
 }
 
 /// Members that an engine holds.

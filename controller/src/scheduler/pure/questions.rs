@@ -43,6 +43,8 @@ impl Pure {
                 running: self.books.len() as u64,
                 ..TaskTotals::default()
             }),
+            // Nothing is known of what waits.
+            Command::Demand { answer, .. } => answer.send(0),
             Command::Unfinished { answer, .. } => answer.send(self.books.ids()),
             Command::Abort {
                 selection, answer, ..

@@ -439,6 +439,12 @@ fn needs_of(
     Ok(needs)
 }
 
+/// Seconds; 0 where they are none.
+pub(super) fn nanos(seconds: Option<f64>) -> core::Nanos {
+    let some = seconds.filter(|seconds| *seconds > 0.0);
+    some.map_or(0, |seconds| (seconds.min(1e9) * SECOND as f64) as u64)
+}
+
 /// What metadata asks of the core. `ours`: the request is of a kind that only our programs know.
 pub(super) fn wishes<'a>(
     metadata: &'a TaskMetadata,
@@ -446,24 +452,22 @@ pub(super) fn wishes<'a>(
     after: Option<&'a core::Dependency>,
     follow: Option<&'a core::Dependency>,
 ) -> GroupSpec<'a> {
-    let seconds = |value: Option<f64>| {
-        value
-            .filter(|value| *value > 0.0)
-            .map_or(0, |value| (value.min(1e9) * SECOND as f64) as u64)
-    };
+    // In whole minutes, so that tasks that differ little are alike.
+    let minutes = |value: Option<f64>| nanos(value).div_ceil(60 * SECOND) * 60 * SECOND;
     GroupSpec {
         targets: &metadata.targets,
         hosts: &metadata.hosts,
         tags: &metadata.tags,
         prefer: &metadata.prefer,
-        prefer_wait: seconds(metadata.prefer_wait.or(Some(PREFER_WAIT))),
+        prefer_wait: nanos(metadata.prefer_wait.or(Some(PREFER_WAIT))),
         priority: metadata.priority.unwrap_or(0),
         after,
         follow,
-        timeout: seconds(metadata.timeout),
+        timeout: nanos(metadata.timeout),
+        time: minutes(metadata.time),
         retries: metadata.retries.unwrap_or(0),
         nodes: metadata.nodes.unwrap_or(0),
-        retry_delay: seconds(metadata.retry_delay),
+        retry_delay: nanos(metadata.retry_delay),
         crashes: metadata.max_crashes,
         each: metadata.each.unwrap_or(false),
         may_return: ours,

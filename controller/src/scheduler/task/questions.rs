@@ -19,6 +19,7 @@ use ipbroker_protocol::{
 use super::{
     Outgoing, Scheduler, engines,
     groups::Group,
+    intake::nanos,
     resources::{self, Seat},
 };
 use crate::scheduler::{
@@ -66,6 +67,7 @@ impl Scheduler {
             Command::TaskStates { ids, answer } => {
                 answer.send(ids.iter().map(|id| state(self.core.state(id))).collect())
             }
+            Command::Demand { limit, answer } => answer.send(self.core.demand(limit)),
             Command::Totals { session, answer } => answer.send(totals(
                 self.core
                     .totals(session.as_ref().map(|session| session.as_bytes())),
@@ -109,6 +111,7 @@ impl Scheduler {
                 can_give_back: profile.can("give_back"),
                 hwm: None,
                 host: host_spec.as_ref(),
+                stays: profile.stays.map(|seconds| nanos(Some(seconds))),
             },
         );
         let host = profile.hosts.first().map_or("unknown", String::as_str);

@@ -33,7 +33,8 @@ impl World {
             .filter(|i| (b >> i) % 2 == 1)
             .map(|i| format!("t{i}"))
             .collect();
-        self.add_node(&format!("h{}", b / 8 % 3), &tags, &caps)
+        let stays = (a / 8 % 3 == 0).then(|| Nanos::from(1 + b / 32 % 8) * 10 * MS);
+        self.add_node(&format!("h{}", b / 8 % 3), &tags, &caps, stays)
     }
 
     /// An engine that can run anything plain.
@@ -45,11 +46,17 @@ impl World {
     pub(crate) fn join_host(&mut self, host: &str) -> Check {
         self.event += 1;
         self.events += 1;
-        self.add_node(host, &[], &CAPS)?;
+        self.add_node(host, &[], &CAPS, None)?;
         self.after_event()
     }
 
-    pub(super) fn add_node(&mut self, host: &str, tags: &[String], caps: &[&'static str]) -> Check {
+    pub(super) fn add_node(
+        &mut self,
+        host: &str,
+        tags: &[String],
+        caps: &[&'static str],
+        stays: Option<Nanos>,
+    ) -> Check {
         let uuid = format!("e{}", self.joined);
         self.joined += 1;
         let host_spec = host_spec(host);
@@ -65,6 +72,7 @@ impl World {
                 can_give_back: self.joined.is_multiple_of(2),
                 hwm: None,
                 host: Some(&host_spec),
+                stays,
             },
         );
         self.nodes.push(Node {
@@ -75,6 +83,7 @@ impl World {
             caps: caps.iter().copied().collect(),
             host: host.to_owned(),
             tags: tags.to_vec(),
+            ends: stays.map_or(Nanos::MAX, |stays| self.now + stays),
             holds: Vec::new(),
             grant: None,
             whole: BTreeSet::new(),

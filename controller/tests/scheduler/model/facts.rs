@@ -117,6 +117,7 @@ impl World {
             && (task.targets.is_empty() || task.targets.contains(&node.uuid))
             && (task.hosts.is_empty() || task.hosts.contains(&node.host))
             && task.tags.iter().all(|tag| node.tags.contains(tag))
+            && task.time <= node.ends.saturating_sub(self.now)
             && !task.members[m].refused.contains(&n)
     }
 

@@ -53,6 +53,7 @@ impl World {
             _ => {}
         }
         let timeout = if bits(c, 12, 5) == 0 { 15 * MS } else { 0 };
+        let time = [0, 0, 0, 20 * MS, 50 * MS][bits(a, 13, 5) as usize];
         let (mut after, mut follow) = (None, None);
         let kind = bits(d, 0, 7);
         if kind >= 4 {
@@ -100,6 +101,7 @@ impl World {
                 after,
                 follow,
                 timeout,
+                time,
                 may_return,
                 invalid: false,
                 members: vec![
@@ -173,6 +175,7 @@ impl World {
             after,
             follow,
             timeout: 0,
+            time: 0,
             may_return,
             invalid: false,
             members: vec![member],
@@ -226,6 +229,7 @@ impl World {
             after: after.as_ref(),
             follow: follow.as_ref(),
             timeout: task.timeout,
+            time: task.time,
             retries: task.members[0].retries,
             retry_delay: task.members[0].delay,
             crashes: task.members[0].crashes,

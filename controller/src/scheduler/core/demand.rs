@@ -1,0 +1,72 @@
+//! How many engines the tasks that are ready could use: what a cluster that grows asks.
+
+use std::collections::BTreeMap;
+
+use ipbroker_protocol::resources::{Amount, CPUS, ONE};
+
+use super::Core;
+use super::group::Stage;
+use super::types::Nanos;
+
+/// The most that any engine so far had of its host and of its time; the next ones will be like them.
+#[derive(Default)]
+pub(super) struct Most {
+    stocks: BTreeMap<Box<str>, Amount>,
+    stays: Nanos,
+}
+
+impl Core {
+    /// An engine is there, and its host is counted.
+    pub(super) fn note_most(&mut self, slot: u32) {
+        let engine = &self.engines[slot as usize];
+        self.most.stays = self.most.stays.max(engine.ends.saturating_sub(self.now));
+        for (name, stock) in self.hosts.of(engine).iter().flat_map(|host| &host.stocks) {
+            let most = self.most.stocks.entry(name.clone()).or_default();
+            *most = (*most).max(stock.total);
+        }
+    }
+
+    /// Whether an engine like the best so far could run tasks of the class; before there was any, one might.
+    fn might_run(&self, class: u32) -> bool {
+        let had = |name: &str| self.most.stocks.get(name).copied().unwrap_or(0);
+        let mut requests = self.requests(class).peekable();
+        self.most.stays == 0
+            || self.constraints(class).time <= self.most.stays
+                && (requests.peek().is_none()
+                    || requests.any(|request| request.iter().all(|(name, n)| *n <= had(name))))
+    }
+
+    /// How many engines the tasks that are ready could use at once, counted up to `limit`: one each, more where a task asks
+    /// for more cpus than an engine stands for, or for whole hosts; none for what more engines like those so far could not run.
+    pub fn demand(&self, limit: u64) -> u64 {
+        let engines = self.live.iter().map(|&slot| &self.engines[slot as usize]);
+        let (mut on_a_host, mut cpus) = (1, ONE);
+        for host in engines.filter_map(|engine| self.hosts.of(engine)) {
+            let count = host.engines.len().max(1) as u64;
+            on_a_host = on_a_host.max(count);
+            cpus = cpus.max(host.total(CPUS) / count);
+        }
+        let mut sum = 0;
+        for (class, entry) in &self.pools.classes {
+            let class = class as u32;
+            if entry.queue.len == 0 || !self.might_run(class) {
+                continue;
+            }
+            let request = self.requests(class).next();
+            let asked =
+                request.and_then(|request| request.iter().find(|(name, _)| **name == *CPUS));
+            let asked = asked.map_or(0, |(_, amount)| amount.div_ceil(cpus));
+            let each = asked.max(u64::from(entry.nodes) * on_a_host).max(1);
+            for group in self.members_of_class(class) {
+                let group = &self.groups[group];
+                if group.stage != Stage::Blocked {
+                    sum += u64::from(group.waiting()) * each;
+                }
+                if sum >= limit {
+                    return limit;
+                }
+            }
+        }
+        sum
+    }
+}
