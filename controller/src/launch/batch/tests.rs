@@ -31,11 +31,12 @@ const COMMAND: &str = r"'/opt/my tools/ipengine' --file /home/me/.ipython/profil
 
 #[test]
 fn scripts_are_what_the_manuals_ask_for() {
-    // sbatch(1): options before the first command; %j is the job's number.
+    // sbatch(1): options before the first command; %j is the job's number. squeue(1): %e is the time at which it ends.
+    let end = r#": "${SLURM_JOB_END_TIME:=$(date +%s -d "$(squeue --noheader --format=%e --jobs=$SLURM_JOB_ID)" 2>/dev/null)}""#;
     assert_eq!(
         script("slurm", 64),
         format!(
-            "#!/bin/sh\n#SBATCH --job-name=ipengine\n#SBATCH --ntasks=64\n#SBATCH --output=/DIR/ipengine-%j.log\n#SBATCH --open-mode=append\nexec srun --kill-on-bad-exit=0 {COMMAND}\n"
+            "#!/bin/sh\n#SBATCH --job-name=ipengine\n#SBATCH --ntasks=64\n#SBATCH --output=/DIR/ipengine-%j.log\n#SBATCH --open-mode=append\n{end}\nexport SLURM_JOB_END_TIME\nexec srun --kill-on-bad-exit=0 {COMMAND}\n"
         )
     );
     // qsub(1B) of OpenPBS: -J X-Y with X < Y, so an array of one is none.
