@@ -11,8 +11,7 @@ use std::{
 };
 
 use ipbroker_protocol::message::{
-    EngineSample, EventsRequest, FailureSample, HostSample, Sample, Slice, SubmissionSample,
-    TaskCounts,
+    EngineSample, EventsRequest, HostSample, Sample, Slice, TaskCounts,
 };
 use serde::Deserialize;
 use serde_json::Value;
@@ -208,7 +207,7 @@ impl Hub {
         }
     }
 
-    fn snapshot(&self, tasks: Watched, direct: &Rows, relay_bytes: usize) -> Snapshot {
+    fn snapshot(&self, mut tasks: Watched, direct: &Rows, relay_bytes: usize) -> Snapshot {
         let time = SystemTime::now()
             .duration_since(UNIX_EPOCH)
             .map_or(0.0, |since| since.as_secs_f64());
@@ -247,32 +246,15 @@ impl Hub {
             ..host
         });
         let hosts: Vec<HostSample> = hosts.collect();
-        let submissions = tasks.submissions.iter().map(|row| SubmissionSample {
-            id: row.id.clone(),
-            session: row.session.clone(),
-            what: row.what.clone(),
-            total: row.total,
-            completed: row.completed,
-            failed: row.failed,
-            aborted: row.aborted,
-            dependent: row.dependent,
-            begun: at(row.begun),
-            ended: row.ended.map(at),
-        });
-        let failures = tasks.failures.iter().map(|row| FailureSample {
-            text: row.text.clone(),
-            count: row.count,
-            last: at(row.last),
-            ids: row.ids.clone(),
-        });
-        let slices = tasks.work.iter().map(|work| Slice {
-            engine: work.engine,
-            begun: at(work.begun),
-            ended: at(work.ended),
-            outcome: work.outcome.into(),
-            count: work.count,
-            id: work.id.clone(),
-        });
+        for row in &mut tasks.submissions {
+            (row.begun, row.ended) = (at(row.begun), row.ended.map(at));
+        }
+        for row in &mut tasks.failures {
+            row.last = at(row.last);
+        }
+        for slice in &mut tasks.slices {
+            (slice.begun, slice.ended) = (at(slice.begun), at(slice.ended));
+        }
         let store = self.links.store.status();
         let totals = tasks.totals;
         Snapshot {
@@ -295,9 +277,9 @@ impl Hub {
                 },
                 engines,
                 hosts,
-                submissions: submissions.collect(),
-                failures: failures.collect(),
-                slices: slices.collect(),
+                submissions: tasks.submissions,
+                failures: tasks.failures,
+                slices: tasks.slices,
                 troubles: self.all_troubles(),
             },
             submitted: tasks.submitted,

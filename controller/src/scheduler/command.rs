@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 
-use ipbroker_protocol::message::{Stats, Stock};
+use ipbroker_protocol::message::{FailureSample, Slice, Stats, Stock, SubmissionSample};
 use ipbroker_protocol::resources::{Grant, Pools};
 use ipbroker_protocol::zmq::Message;
 
@@ -211,11 +211,11 @@ pub struct Watched {
     /// What engines have.
     pub engines: Vec<EngineWork>,
     /// What clients have submitted, oldest first.
-    pub submissions: Vec<SubmissionRow>,
+    pub submissions: Vec<SubmissionSample>,
     /// Failures by what they said, most recent last.
-    pub failures: Vec<FailureRow>,
+    pub failures: Vec<FailureSample>,
     /// Work done since the last sample; of very much only some.
-    pub work: Vec<Work>,
+    pub slices: Vec<Slice>,
     /// Tasks by run time, in the classes of [`WATCH_BUCKETS`].
     pub durations: Vec<u64>,
     /// The sum of their run times.
@@ -237,61 +237,6 @@ pub struct EngineWork {
     pub what: Option<String>,
     /// Since when it has worked on it.
     pub since: Option<f64>,
-}
-
-/// What one client has submitted without a pause.
-#[derive(Debug, Clone, Default, PartialEq)]
-pub struct SubmissionRow {
-    /// Id of its first task.
-    pub id: String,
-    /// The client's session.
-    pub session: String,
-    /// Its first task in a line.
-    pub what: String,
-    /// Tasks.
-    pub total: u64,
-    /// Ended well.
-    pub completed: u64,
-    /// Ended in an error.
-    pub failed: u64,
-    /// Aborted.
-    pub aborted: u64,
-    /// Submitted with dependencies.
-    pub dependent: u64,
-    /// When the first came.
-    pub begun: f64,
-    /// When the last ended, if all have.
-    pub ended: Option<f64>,
-}
-
-/// Failures that said the same.
-#[derive(Debug, Clone, Default, PartialEq)]
-pub struct FailureRow {
-    /// What they said.
-    pub text: String,
-    /// How many there were.
-    pub count: u64,
-    /// When the last was.
-    pub last: f64,
-    /// Ids of the last ones.
-    pub ids: Vec<String>,
-}
-
-/// An engine's work on one message.
-#[derive(Debug, Clone, Default, PartialEq)]
-pub struct Work {
-    /// The engine's number.
-    pub engine: u32,
-    /// When it began.
-    pub begun: f64,
-    /// When its reply came.
-    pub ended: f64,
-    /// `ok`, `failed` or `aborted`: the worst of several.
-    pub outcome: &'static str,
-    /// Members.
-    pub count: u32,
-    /// The task's id.
-    pub id: String,
 }
 
 /// A request to the task thread (scheduler or pure; what the pure one cannot know it answers as

@@ -10,7 +10,6 @@ use ipbroker_protocol::{
         capability, types,
     },
     route,
-    socket::routing,
     zmq::Message,
 };
 
@@ -271,14 +270,6 @@ impl Server {
             uuid: self.seats[seat].uuid.clone(),
             tasks: std::mem::take(&mut link.received),
         };
-        let session = self.seats[seat].session();
-        let mut message = session.request(types::RECEIVED_NOTICE, &notice);
-        message.set_identities([Message::from(routing::TASK)]);
-        self.send(Outgoing {
-            seat,
-            channel: Channel::Shell,
-            frames: message.into_frames(),
-            answers: None,
-        });
+        self.tell_scheduler(seat, types::RECEIVED_NOTICE, &notice);
     }
 }

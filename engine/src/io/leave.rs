@@ -17,6 +17,7 @@ use ipbroker_protocol::{
     socket::routing,
     zmq::Message,
 };
+use serde::Serialize;
 use serde_json::json;
 
 use super::{Leave, Link, Server};
@@ -106,7 +107,7 @@ impl Server {
         });
         if self.pulse.up {
             // First of all, so that nothing comes back that is given back.
-            self.tell_scheduler(seat, types::LEAVE_REQUEST);
+            self.tell_leaving(seat, types::LEAVE_REQUEST);
         }
         let engine = self.seats[seat].clone();
         for returned in engine.close(&self.process.warden, why) {
@@ -130,11 +131,14 @@ impl Server {
         }
     }
 
-    fn tell_scheduler(&mut self, seat: usize, msg_type: &str) {
+    fn tell_leaving(&mut self, seat: usize, msg_type: &str) {
         let uuid = self.seats[seat].uuid.clone();
-        let mut message = self.seats[seat]
-            .session()
-            .request(msg_type, &Leaving { uuid });
+        self.tell_scheduler(seat, msg_type, &Leaving { uuid });
+    }
+
+    /// Sends the scheduler a message beside the replies, behind them.
+    pub(super) fn tell_scheduler(&mut self, seat: usize, msg_type: &str, content: &impl Serialize) {
+        let mut message = self.seats[seat].session().request(msg_type, content);
         message.set_identities([Message::from(routing::TASK)]);
         self.send(Outgoing {
             seat,
@@ -167,7 +171,7 @@ impl Server {
                 // The last reply may still be in the outbox.
                 self.flush();
                 if self.pulse.up {
-                    self.tell_scheduler(seat, types::LEFT_NOTICE);
+                    self.tell_leaving(seat, types::LEFT_NOTICE);
                     self.links[seat].leaving = Some(Leave {
                         said: Some(now + HEARD),
                         ..leave

@@ -438,12 +438,7 @@ impl Core {
             self.groups[index].stage = Stage::Over;
             self.stop_waiting(index);
         } else {
-            self.groups[parent]
-                .array_mut()
-                .expect("a parent is an array")
-                .children
-                .remove(&member);
-            self.drop_group(index);
+            self.drop_member(parent, index);
         }
         self.members_over(now, parent, member, member + 1, ok, engine);
     }
@@ -549,17 +544,22 @@ impl Core {
         }
     }
 
+    /// A member that had a group of its own needs it no longer.
+    fn drop_member(&mut self, parent: u32, index: u32) {
+        let member = self.groups[index].index();
+        let array = self.groups[parent].array_mut();
+        array
+            .expect("a parent is an array")
+            .children
+            .remove(&member);
+        self.drop_group(index);
+    }
+
     /// The engine of a task that has its outcome already has answered, or is gone.
     pub(super) fn drop_over(&mut self, index: u32) {
         match self.groups[index].parent() {
             Some(parent) => {
-                let member = self.groups[index].index();
-                self.groups[parent]
-                    .array_mut()
-                    .expect("a parent is an array")
-                    .children
-                    .remove(&member);
-                self.drop_group(index);
+                self.drop_member(parent, index);
                 self.drop_if_idle(parent);
             }
             None => {

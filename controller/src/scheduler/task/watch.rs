@@ -7,7 +7,12 @@
 use std::collections::VecDeque;
 
 use foldhash::HashMap;
-use ipbroker_protocol::{frames::slices, session::Packer, value::AnyMap};
+use ipbroker_protocol::{
+    frames::slices,
+    message::{FailureSample, Slice, SubmissionSample},
+    session::Packer,
+    value::AnyMap,
+};
 use serde_json::Value;
 use slab::Slab;
 
@@ -17,7 +22,7 @@ use super::{
     groups::{Body, Group},
 };
 use crate::scheduler::{
-    command::{EngineWork, FailureRow, SubmissionRow, WATCH_BUCKETS, Watched, Work},
+    command::{EngineWork, WATCH_BUCKETS, Watched},
     core::{EngineKey, Nanos, Outcome, SECOND},
 };
 
@@ -63,7 +68,7 @@ pub(super) struct Watch {
     failures: VecDeque<Failure>,
     /// Failures read since this moment.
     looks: (Nanos, usize),
-    slices: Vec<Work>,
+    slices: Vec<Slice>,
     slices_until: Nanos,
     durations: [u64; WATCH_BUCKETS.len() + 1],
     seconds: f64,
@@ -294,7 +299,7 @@ impl Watch {
             && let Some((engine, outcome, id)) = slice()
         {
             let took = (seconds * SECOND as f64) as u64;
-            self.slices.push(Work {
+            self.slices.push(Slice {
                 engine,
                 begun: now.saturating_sub(took) as f64 / SECOND as f64,
                 ended: now as f64 / SECOND as f64,
@@ -302,7 +307,8 @@ impl Watch {
                     Outcome::Ok => "ok",
                     Outcome::Aborted => "aborted",
                     Outcome::Error | Outcome::Unmet => "failed",
-                },
+                }
+                .to_owned(),
                 count,
                 id,
             });
@@ -344,10 +350,10 @@ impl Scheduler {
         }
         self.watch.slices_until = now + WATCHED;
         let watch = &mut self.watch;
-        let mut submissions: Vec<SubmissionRow> = watch
+        let mut submissions: Vec<SubmissionSample> = watch
             .rows
             .iter()
-            .map(|(_, row)| SubmissionRow {
+            .map(|(_, row)| SubmissionSample {
                 id: row.id.to_string(),
                 session: String::from_utf8_lossy(&row.session).into_owned(),
                 what: row.what.to_string(),
@@ -361,7 +367,7 @@ impl Scheduler {
             })
             .collect();
         submissions.sort_by(|a, b| a.begun.total_cmp(&b.begun));
-        let failures = watch.failures.iter().map(|failure| FailureRow {
+        let failures = watch.failures.iter().map(|failure| FailureSample {
             text: failure.text.clone(),
             count: failure.count,
             last: seconds(failure.last),
@@ -374,7 +380,7 @@ impl Scheduler {
             engines,
             submissions,
             failures: failures.collect(),
-            work: std::mem::take(&mut watch.slices),
+            slices: std::mem::take(&mut watch.slices),
             durations: watch.durations.to_vec(),
             seconds: watch.seconds,
         }
