@@ -5,11 +5,13 @@
 
 mod ask;
 mod dask;
+mod explain;
 mod heart;
 mod lease;
 mod own;
 mod peer;
 mod registry;
+mod renew;
 mod run;
 pub(crate) mod watch;
 

@@ -1,8 +1,7 @@
 //! The peer's requests, answered as its hub does.
 
 use ipbroker_protocol::{
-    message::{Header, Registration, RegistrationReply, types},
-    time,
+    message::{Registration, RegistrationReply, types},
     value::Map,
     zmq::Message,
 };
@@ -530,7 +529,7 @@ impl Hub {
                 Vec::new(),
             );
         };
-        let (new, frames) = match super::own::renewed(&self.session, &task) {
+        let (new, frames) = match super::renew::renewed(&self.session, &task) {
             Ok(renewed) => renewed,
             Err(error) => return self.reply_error(&to, &HubError::new("ValueError", error)),
         };
@@ -601,14 +600,5 @@ pub(super) fn strings(value: &Value) -> Vec<String> {
             .map(str::to_owned)
             .collect(),
         _ => Vec::new(),
-    }
-}
-
-/// A header for the same request under a new id.
-pub(super) fn renewed_header(header: &Header, id: String) -> Header {
-    Header {
-        msg_id: id,
-        date: time::now_utc(),
-        ..header.clone()
     }
 }

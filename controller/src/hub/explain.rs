@@ -1,0 +1,188 @@
+//! What our own programs ask about a task: why it is where it is, what it has written, which others it waits for.
+
+use ipbroker_protocol::message::{GraphReply, GraphRequest, OutputReply, OutputRequest, types};
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use super::{
+    ask::{Asker, HubError},
+    run::Hub,
+};
+use crate::{
+    relay::mux,
+    scheduler::command::{Command, Explanation, TaskState},
+    store::Lookup,
+};
+
+impl Hub {
+    pub(super) fn explain(&mut self, asker: &Asker, content: &Value) {
+        let Some(id) = content["msg_id"].as_str().map(str::to_owned) else {
+            return self.reply_error(
+                asker,
+                &HubError::new("ValueError", "an explain_request names a msg_id"),
+            );
+        };
+        let (to, wanted) = (asker.clone(), id.clone());
+        let answer = self.then(move |hub, explanation: Explanation| {
+            if explanation.state != TaskState::Unknown {
+                return hub.explained(&to, &explanation);
+            }
+            let id = wanted.clone();
+            let answer = hub.then(move |hub, direct: Vec<(String, Vec<String>)>| match direct.first() {
+                Some((uuid, _)) => {
+                    let id = hub.registry.by_uuid(uuid).map_or(String::new(), |engine| format!(" {}", engine.profile.id));
+                    let text = format!("It was sent directly to engine{id} ({uuid}), which has not answered yet.");
+                    hub.explained(&to, &Explanation { state: TaskState::Running, text, engines: Vec::new() });
+                }
+                None => hub.explain_past(to, id),
+            });
+            hub.links.mux.send(mux::Request::Running { ids: Some(vec![wanted]), answer });
+        });
+        self.links.tasks.send(Command::Explain { id, answer });
+    }
+
+    /// What a running task has written: its engine knows.
+    pub(super) fn output(&mut self, asker: &Asker, content: Value) {
+        let request = match OutputRequest::deserialize(content) {
+            Ok(request) if !request.msg_id.is_empty() => request,
+            Ok(_) => {
+                let error = HubError::new("ValueError", "an output_request names a msg_id");
+                return self.reply_error(asker, &error);
+            }
+            Err(error) => {
+                return self.reply_error(asker, &HubError::new("ValueError", error.to_string()));
+            }
+        };
+        let (to, id) = (asker.clone(), request.msg_id.clone());
+        let answer = self.then(move |hub, engine: Option<String>| {
+            if let Some(engine) = engine {
+                return hub.output_of(to, &engine, request);
+            }
+            let ids = Some(vec![request.msg_id.clone()]);
+            let answer = hub.then(move |hub, direct: Vec<(String, Vec<String>)>| {
+                match direct.first() {
+                    Some((engine, _)) => hub.output_of(to, engine, request),
+                    // It waits, or has ended, or nobody knows it.
+                    None => hub.reply_ok(&to, &OutputReply::default()),
+                }
+            });
+            hub.links.mux.send(mux::Request::Running { ids, answer });
+        });
+        self.links.tasks.send(Command::EngineOf { id, answer });
+    }
+
+    fn output_of(&mut self, to: Asker, engine: &str, request: OutputRequest) {
+        if !self.is_ours(engine) {
+            let what = format!("engine {engine} does not tell what its tasks have written");
+            return self.reply_error(&to, &HubError::new("NotImplementedError", what));
+        }
+        let name = engine.to_owned();
+        let answer = self.then(move |hub, content: Option<Value>| match content {
+            Some(content) => hub.reply(&to, &content, Vec::new()),
+            None => {
+                let error = HubError::new("EngineError", format!("engine {name} does not answer"));
+                hub.reply_error(&to, &error);
+            }
+        });
+        let control = &self.links.control;
+        control.ask(engine, types::OUTPUT_REQUEST, &request, answer);
+    }
+
+    /// Which tasks of a submission wait for which: the store knows, also of those that have ended.
+    pub(super) fn graph(&mut self, asker: &Asker, content: Value) {
+        let request = match GraphRequest::deserialize(content) {
+            Ok(request) => request,
+            Err(error) => {
+                return self.reply_error(asker, &HubError::new("ValueError", error.to_string()));
+            }
+        };
+        let to = asker.clone();
+        let answer = self.stored(
+            move |hub, found: Result<GraphReply, HubError>| match found {
+                Ok(graph) => hub.reply_ok(&to, &graph),
+                Err(error) => hub.reply_error(&to, &error),
+            },
+        );
+        self.links.store.graph(request, answer);
+    }
+
+    fn explain_past(&mut self, to: Asker, id: String) {
+        let asked = vec![id.clone()];
+        let answer = self.stored(move |hub, found: Result<Vec<(String, Lookup)>, HubError>| {
+            let (state, text) = match found.unwrap_or_default().first() {
+                Some((_, Lookup::Done(outcome))) => (
+                    TaskState::Done,
+                    format!("It has ended: {}.", outcome.as_str()),
+                ),
+                Some((_, Lookup::Pending)) => (
+                    TaskState::Waiting,
+                    "It is recorded as unfinished.".to_owned(),
+                ),
+                _ => (
+                    TaskState::Unknown,
+                    format!("Nothing is known of a task {id}."),
+                ),
+            };
+            hub.explained(
+                &to,
+                &Explanation {
+                    state,
+                    text,
+                    engines: Vec::new(),
+                },
+            );
+        });
+        self.links.store.outcomes(asked, answer);
+    }
+
+    fn explained(&mut self, to: &Asker, explanation: &Explanation) {
+        let state = match explanation.state {
+            TaskState::Waiting => "waiting",
+            TaskState::Running => "running",
+            TaskState::Done => "done",
+            TaskState::Unknown => "unknown",
+        };
+        let engines: Vec<(String, &String)> = explanation
+            .engines
+            .iter()
+            .map(|(uuid, why)| {
+                let name = self.registry.by_uuid(uuid).map(|engine| {
+                    let host = engine.profile.hosts.first().map_or("", String::as_str);
+                    format!("{} {host}", engine.profile.id)
+                        .trim_end()
+                        .to_owned()
+                });
+                (name.unwrap_or_else(|| uuid.clone()), why)
+            })
+            .collect();
+        let mut text = explanation.text.clone();
+        if explanation.state == TaskState::Waiting
+            && let Some(batch) = &self.batch
+        {
+            text = format!("{text}; {}", batch_words(batch));
+        }
+        let reply = json!({"status": "ok", "state": state, "text": text, "engines": engines});
+        self.reply(to, &reply, Vec::new());
+    }
+}
+
+/// What a batch system was asked for, for somebody whose task waits.
+fn batch_words(batch: &Value) -> String {
+    let system = batch["system"].as_str().unwrap_or_default();
+    let jobs = batch["jobs"].as_array().map_or(&[][..], Vec::as_slice);
+    let word = |job: &Value| {
+        let text = |key: &str| job[key].as_str().unwrap_or_default().to_owned();
+        format!(
+            "job {} of {} engine(s) {}",
+            text("job"),
+            job["engines"],
+            text("state")
+        )
+    };
+    let mut words: Vec<String> = jobs.iter().map(word).collect();
+    words.extend(batch["trouble"].as_str().map(str::to_owned));
+    if words.is_empty() {
+        words.push("no job".to_owned());
+    }
+    format!("{system}: {}", words.join(", "))
+}
