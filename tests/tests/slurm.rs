@@ -325,3 +325,46 @@ fn engines_are_asked_for_as_far_as_they_could_run_what_waits() {
         "{status}"
     );
 }
+
+#[test]
+fn after_a_refusal_nothing_is_submitted_for_a_while() {
+    let cluster = Cluster::builder().prepare();
+    let (fake, asked) = (cluster.path("sbatch"), cluster.path("asked"));
+    let script = format!(
+        "#!/bin/sh\necho >> {}\necho no nodes left >&2\nexit 1\n",
+        asked.display()
+    );
+    fs::write(&fake, script).expect("a script");
+    fs::set_permissions(&fake, fs::Permissions::from_mode(0o755)).expect("permissions");
+    let path = std::env::var("PATH").expect("a PATH");
+    let mut command = cluster.command("ipctl");
+    command
+        .args(["--engines", "slurm", "--max", "2"])
+        .env("PATH", format!("{}:{path}", cluster.dir().display()));
+    let controller = ipbroker_tests::programs::Program::spawn(command, cluster.dir());
+    let submit = || {
+        cluster
+            .client_with(&["submit", "true"], "", LIMIT)
+            .ok()
+            .stdout
+    };
+    let id = eventually("a controller", LIMIT, || {
+        cluster.connection_file("client").exists().then(submit)
+    });
+    let why = eventually("what came of it", LIMIT, || {
+        let why = cluster.client(&["explain", id.trim()]).ok().stdout;
+        why.contains("no nodes left").then_some(why)
+    });
+    assert!(
+        why.contains("nothing is submitted to slurm for 10 s"),
+        "{why}"
+    );
+    // It is looked at twice a second.
+    let begun = std::time::Instant::now();
+    eventually("two seconds", LIMIT, || {
+        (begun.elapsed().as_secs() >= 2).then_some(())
+    });
+    assert_eq!(cluster.read("asked"), "\n");
+    controller.signal(Signal::INT);
+    controller.finish(2 * LIMIT).ok();
+}
