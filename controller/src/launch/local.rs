@@ -28,6 +28,9 @@ const PER_PROCESS: u32 = 64;
 /// The pause before a process that died is started again, and the longest.
 const PAUSES: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(30));
 
+/// How often a process may die at the start of the cluster, before any engine has come up.
+const TRIES: u32 = 4;
+
 /// A process that lived this long begins with the shortest pause again.
 const STEADY: Duration = Duration::from_secs(30);
 
@@ -224,18 +227,26 @@ impl Local {
     /// Something happened to a process.
     ///
     /// # Errors
-    /// One line for the user when no engine has come up and this one never can.
+    /// One line for the user when no engine has come up and this one cannot, or does not after some tries.
     pub fn event(&mut self, event: LocalEvent) -> Result<(), String> {
         match event {
             LocalEvent::Ended(slot, pid, status) => {
                 let hopeless = Some(i32::from(usage::HOPELESS));
                 let began = self.slots[slot].pid == Some(pid) && self.registered == 0;
                 self.ended(slot, pid, status);
-                if began && !self.stopping && status.is_some_and(|status| status.code() == hopeless)
-                {
+                if !began || self.stopping {
+                    return Ok(());
+                }
+                let engines: u32 = self.slots.iter().map(|slot| slot.engines).sum();
+                if status.is_some_and(|status| status.code() == hopeless) {
                     return Err(format!(
-                        "{} engines cannot be started here: the engine process has said why",
-                        self.slots.iter().map(|slot| slot.engines).sum::<u32>()
+                        "{engines} engines cannot be started here: the engine process has said why"
+                    ));
+                }
+                if self.slots[slot].pause >= PAUSES.0 * 2u32.pow(TRIES) {
+                    return Err(format!(
+                        "{engines} engines cannot be started: {} has ended {TRIES} times before an engine came up; what it said is above",
+                        self.program().display()
                     ));
                 }
             }
@@ -517,6 +528,22 @@ mod tests {
                 .take(local.slots.len() - 1)
                 .all(|event| matches!(event, LocalEvent::Ended(..)))
         );
+    }
+
+    #[test]
+    fn what_never_comes_up_is_given_up() {
+        let dir = tempfile::tempdir().unwrap();
+        let (mut local, events) = local(dir.path(), "exit 1");
+        local.start(1, false).unwrap();
+        let mut ended = 0;
+        let error = loop {
+            let event = events.recv_timeout(WAIT).unwrap();
+            ended += u32::from(matches!(event, LocalEvent::Ended(..)));
+            if let Err(error) = local.event(event) {
+                break error;
+            }
+        };
+        assert!(ended == TRIES && error.contains("ended 4 times"), "{error}");
     }
 
     #[test]
