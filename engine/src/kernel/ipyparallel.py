@@ -94,12 +94,13 @@ class Kernel(IPythonParallelKernel):
         socket = self.shell_stream.socket
         if self.should_handle(socket, request, idents):
             self.before = self.session.sent
-            self.pre_handler_hook()
             try:
+                self.pre_handler_hook()
                 self.apply_request(socket, idents, request)
                 told = self.before is None
-            except KeyboardInterrupt:
-                self.log.error("interrupted while it replied")
+            except (Exception, KeyboardInterrupt):
+                # The engine is told of the end, and sees that there is no reply.
+                self.log.exception("the reply to a call could not be sent")
             finally:
                 self.before = None
                 self.post_handler_hook()
