@@ -330,7 +330,11 @@ impl Reply {
                 status: if error.aborted { "aborted" } else { "error" }.into(),
                 ename: Some(error.ename),
                 evalue: Some(error.evalue),
-                ..CommandResult::default()
+                // A command that was stopped has a code and output all the same.
+                ..self
+                    .packer
+                    .unpack(self.packed_content())
+                    .unwrap_or_default()
             }
         } else {
             let unpacked = if self.array {

@@ -344,7 +344,7 @@ fn after_a_refusal_nothing_is_submitted_for_a_while() {
     let controller = ipbroker_tests::programs::Program::spawn(command, cluster.dir());
     let submit = || {
         cluster
-            .client_with(&["submit", "true"], "", LIMIT)
+            .client_with(&["submit"], "{\"cmd\": \"true\"}\n", LIMIT)
             .ok()
             .stdout
     };

@@ -282,7 +282,7 @@ fn memory_is_a_limit_and_cores_are_pinned() {
     let jobs = [
         json!({"cmd": cpu, "cpus": 1}),
         json!({"cmd": eat, "memory": "100M"}),
-        json!({"cmd": "sleep 30", "time": 0.3}),
+        json!({"cmd": "echo begun; sleep 30", "time": 0.3, "capture": 100}),
     ];
     let results = run(&cluster, &[], &jobs);
     let of = |cmd: &str| &results.iter().find(|line| line["cmd"] == cmd).unwrap()["result"];
@@ -295,11 +295,12 @@ fn memory_is_a_limit_and_cores_are_pinned() {
         "{}",
         of(eat)
     );
-    assert!(
-        of("sleep 30")["error"]
-            .as_str()
-            .unwrap_or_default()
-            .contains("time limit")
+    let late = of("echo begun; sleep 30");
+    let error = late["error"].as_str().unwrap_or_default();
+    assert!(error.contains("time limit"), "{late}");
+    assert_eq!(
+        (&late["code"], &late["stdout"]),
+        (&json!(143), &json!("begun\n"))
     );
     // As options, for jobs that say nothing.
     let printed = cluster.client(&[
