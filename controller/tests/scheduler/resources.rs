@@ -691,4 +691,17 @@ fn demand_counts_what_more_engines_could_run() {
     assert_eq!(core.demand(100), 2 + 3 * 2);
     let why = core.explain(SECOND, "long");
     assert!(why.engines[0].1.contains("has to go in 0 min"), "{why:?}");
+    // The next ones would be like them.
+    for engine in core.engines() {
+        core.engine_left(SECOND, engine, Some(&[]), "");
+    }
+    for id in ["long", "gpu"] {
+        let why = core.explain(SECOND, id).text;
+        assert!(
+            why.contains("None that was here could have run it"),
+            "{why}"
+        );
+    }
+    let why = core.explain(SECOND, "wide").text;
+    assert!(why.ends_with("No engine is registered."), "{why}");
 }

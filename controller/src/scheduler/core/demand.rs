@@ -27,7 +27,7 @@ impl Core {
     }
 
     /// Whether an engine like the best so far could run tasks of the class; before there was any, one might.
-    fn might_run(&self, class: u32) -> bool {
+    pub(super) fn might_run(&self, class: u32) -> bool {
         let had = |name: &str| self.most.stocks.get(name).copied().unwrap_or(0);
         let mut requests = self.requests(class).peekable();
         self.most.stays == 0

@@ -186,7 +186,11 @@ impl Core {
             .filter(|&&s| !refused.contains(&self.engines[s as usize].key()))
             .count();
         if self.live.is_empty() {
-            return "No engine is registered.".to_owned();
+            return match self.might_run(class) {
+                true => "No engine is registered.".to_owned(),
+                // A cluster that grows does not ask for more of them for it.
+                false => self.nowhere(class) + " None that was here could have run it.",
+            };
         }
         if able == 0 {
             let mut text = self.nowhere(class);
@@ -382,12 +386,9 @@ impl Core {
         if !constraints.tags.is_empty() {
             asks.push(format!("has the tags {}", constraints.tags.join(", ")));
         }
-        if constraints.time > 0
-            && self
-                .live
-                .iter()
-                .any(|&s| self.engines[s as usize].ends < Nanos::MAX)
-        {
+        // Where engines come and go, it says how long it needs one.
+        let end = |&s: &u32| self.engines[s as usize].ends < Nanos::MAX;
+        if constraints.time > 0 && (!self.might_run(class) || self.live.iter().any(end)) {
             asks.push(format!("stays for {}", minutes(constraints.time)));
         }
         if constraints.nodes > 0 {
