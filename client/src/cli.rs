@@ -129,6 +129,7 @@ pub(crate) enum Command {
     Web(commands::web::WebArgs),
     Fs(commands::fs::FsArgs),
     Completions(commands::completions::CompletionsArgs),
+    Man(commands::man::ManArgs),
 }
 
 /// What holds for all jobs of a call, where the job itself does not say otherwise.
@@ -438,33 +439,6 @@ mod tests {
         ] {
             let words = [&["ipclient", "run", option], others].concat();
             assert_eq!(parse_words(&words).is_ok(), good, "{others:?}");
-        }
-    }
-
-    /// A man page for each program and subcommand, with every option. With $IPBROKER_MAN_DIR they are kept there, which is
-    /// how scripts/release makes them: the program itself need not link what writes them.
-    #[test]
-    fn man_pages() {
-        let temporary = tempfile::tempdir().unwrap();
-        let kept = std::env::var_os("IPBROKER_MAN_DIR").map(PathBuf::from);
-        let dir = kept.as_deref().unwrap_or(temporary.path());
-        let mut command = Cli::command();
-        command.build();
-        clap_mangen::generate_to(command.clone(), dir).unwrap();
-        for command in std::iter::once(&command).chain(command.get_subcommands()) {
-            if command.get_name() == "help" {
-                continue;
-            }
-            let name = command.get_display_name().unwrap_or(command.get_name());
-            let page = std::fs::read_to_string(dir.join(format!("{name}.1"))).unwrap();
-            assert!(page.contains(".SH SYNOPSIS"), "{name}: {page}");
-            for option in command.get_opts().filter(|option| !option.is_hide_set()) {
-                let Some(long) = option.get_long() else {
-                    continue;
-                };
-                let long = long.replace('-', "\\-");
-                assert!(page.contains(&format!("\\-\\-{long}")), "{name}: no {long}");
-            }
         }
     }
 }

@@ -7,6 +7,7 @@ pub(crate) mod events;
 pub(crate) mod explain;
 pub(crate) mod fs;
 pub(crate) mod graph;
+pub(crate) mod man;
 pub(crate) mod map;
 pub(crate) mod mapreduce;
 pub(crate) mod output;
@@ -62,5 +63,6 @@ pub(crate) fn dispatch(
         Command::Web(_) => web::main(cluster),
         Command::Fs(args) => fs::main(args, cluster),
         Command::Completions(args) => completions::main(args),
+        Command::Man(args) => man::main(args),
     }
 }

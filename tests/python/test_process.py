@@ -102,6 +102,37 @@ def test_exit_waits_for_what_an_executor_has_begun(clean, tmp_path):
     assert (tmp_path / "there").exists()
 
 
+def test_ctrl_c_loses_no_result(clean):
+    text = python(
+        """
+        import ipbroker, signal
+        waiting, interrupted = False, 0
+        def interrupt(*_):
+            global waiting, interrupted
+            if waiting:
+                waiting = False
+                interrupted += 1
+                raise KeyboardInterrupt
+        signal.signal(signal.SIGALRM, interrupt)
+        with ipbroker.Cluster(n=1) as cluster:
+            ex = cluster.client().executor()
+            signal.setitimer(signal.ITIMER_REAL, 0.0007, 0.0007)
+            for number in range(3000):
+                future = ex.submit(abs, -number)
+                try:
+                    waiting = True
+                    result = future.result()
+                    waiting = False
+                except KeyboardInterrupt:
+                    result = future.result(60)
+                assert result == number, (result, number)
+            signal.setitimer(signal.ITIMER_REAL, 0)
+        print(interrupted > 100)
+        """
+    )
+    assert text == "True\n"
+
+
 @pytest.mark.parametrize("what", ["ex.submit(calls.nap, 600).result()", "list(ex.map(calls.nap, [600] * 9))", "concurrent.futures.wait([ex.submit(calls.nap, 600)])", "client.run(['sleep 600']).wait()", "client.wait_for_engines(99)"])
 def test_ctrl_c_interrupts(clean, what):
     code = f"""

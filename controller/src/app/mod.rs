@@ -8,6 +8,7 @@ mod threads;
 
 use std::{
     ffi::OsString,
+    fs,
     io::{self, Read, Write},
     thread,
     time::{Duration, Instant},
@@ -125,6 +126,14 @@ fn start(args: Vec<OsString>, own: Option<Box<dyn Scheme>>) -> Result<(), AppErr
                 .write_all(&script)
                 .map_err(|source| AppError::System {
                     what: "cannot write the completions".into(),
+                    source,
+                });
+        }
+        Some(Action::Man { dir }) => {
+            return fs::create_dir_all(dir)
+                .and_then(|()| clap_mangen::generate_to(Cli::command(), dir))
+                .map_err(|source| AppError::System {
+                    what: format!("cannot write man pages into {}", dir.display()),
                     source,
                 });
         }

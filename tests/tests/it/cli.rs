@@ -71,6 +71,51 @@ fn completions() {
     }
 }
 
+/// A page for each program and subcommand, with every option of its `--help`.
+#[test]
+fn man_pages() {
+    let place = Cluster::builder().prepare();
+    for (program, words) in [
+        ("ipctl", &["man"][..]),
+        ("ipengine", &["--man"]),
+        ("ipclient", &["man"]),
+    ] {
+        let to = |dir| [words, &[dir]].concat();
+        ends(&place, place.bare(program), &to("made/man1")).ok();
+        fails_with(
+            &ends(&place, place.bare(program), &to("/proc/none")),
+            &["cannot write man pages into /proc/none"],
+        );
+        let pages = place.dir().join("made/man1");
+        let own = format!("{program}.1");
+        let starts = |name: &str| name == own || name.starts_with(&format!("{program}-"));
+        for entry in fs::read_dir(&pages).unwrap() {
+            let name = entry.unwrap().file_name().into_string().unwrap();
+            // Whole pages of the `help` subcommand say nothing.
+            if !starts(&name) || name.contains("-help") {
+                continue;
+            }
+            let page = fs::read_to_string(pages.join(&name)).unwrap();
+            assert!(page.contains(".SH SYNOPSIS"), "{name}: {page}");
+            let page = page.replace("\\-", "-");
+            let words = name.trim_end_matches(".1").strip_prefix(program).unwrap();
+            // `fs` has subcommands of its own; the name of another has a hyphen.
+            let words = words.trim_start_matches('-').replacen("fs-", "fs ", 1);
+            let help: Vec<&str> = words.split_whitespace().chain(["--help"]).collect();
+            let help = ends(&place, place.bare(program), &help).ok().stdout;
+            // What they do is further to the right.
+            let names = help.lines().filter(|line| !line.starts_with("        "));
+            let words = names.map(str::split_whitespace);
+            for option in words.flat_map(|line| line.take_while(|word| word.starts_with('-'))) {
+                let long = option.strip_prefix("--").unwrap_or_default();
+                let long = long.split([',', '=', '[']).next().unwrap_or_default();
+                assert!(page.contains(&format!("--{long}")), "{name}: no --{long}");
+            }
+        }
+        assert!(pages.join(&own).exists(), "{own}");
+    }
+}
+
 #[test]
 fn an_unknown_option_is_refused_by_name() {
     let place = Cluster::builder().prepare();
