@@ -266,17 +266,24 @@ fn engines_that_can_never_start_end_the_start() {
 #[test]
 fn who_cannot_write_says_so_and_stops_the_jobs() {
     let cluster = Cluster::with_engines(1);
-    let full = |args: &str, input: &str| {
+    let full_of = |program: &str, args: &str, input: &str| {
         let mut command = Command::new("sh");
-        let ipclient = ipbroker_tests::programs::program("ipclient");
-        let line = format!("exec '{}' {args} > /dev/full", ipclient.display());
+        let program = ipbroker_tests::programs::program(program);
+        let line = format!("exec '{}' {args} > /dev/full", program.display());
         command.args(["-c", &line]).current_dir(cluster.dir());
         ipbroker_tests::programs::run(command, cluster.dir(), input, LIMIT)
     };
+    let full = |args: &str, input: &str| full_of("ipclient", args, input);
     let profile = cluster.profile();
     let profile = format!("--profile-dir '{}'", profile.display());
     fails_with(&full(&format!("{profile} stats"), ""), &["No space left"]);
-    fails_with(&full("completions bash", ""), &["No space left"]);
+    for (program, args) in [
+        ("ipctl", "completions bash"),
+        ("ipengine", "--completions bash"),
+        ("ipclient", "completions bash"),
+    ] {
+        fails_with(&full_of(program, args, ""), &["No space left"]);
+    }
     let jobs: String = (0..100)
         .map(|number| format!("{{\"cmd\": \"sleep 0.1; echo >> ran; echo {number}\"}}\n"))
         .collect();
