@@ -241,13 +241,34 @@ def test_a_cluster_whose_hosts_are_not_there_says_so_at_once(clean, n):
     assert time.monotonic() - begin < 40
 
 
+def states(session):
+    """The processes of a session, and the state of each thread."""
+    for path in glob.glob("/proc/[0-9]*/task/*/stat"):
+        try:
+            with open(path) as file:
+                state, _, _, its = file.read().rpartition(")")[2].split()[:4]
+        except OSError:
+            continue  # it has just ended
+        if int(its) == session:
+            yield int(path.split("/")[2]), state
+
+
 def test_who_reads_the_log_does_not_write_over_it(clean):
     with ipbroker.Cluster(n=1) as cluster:
-        file = cluster._log.fileno()
+        file, session = cluster._log.fileno(), os.getsid(cluster._process.pid)
+        # What they write moves the place as well, which they share with who reads.
+        for pid in {pid for pid, _ in states(session)}:
+            os.kill(pid, signal.SIGSTOP)
+        end = time.monotonic() + 30
+        while {state for _, state in states(session)} != {"T"}:
+            assert time.monotonic() < end, list(states(session))
+            time.sleep(0.01)
         os.lseek(file, 5, os.SEEK_SET)
         assert "registered" in cluster.log
         assert os.lseek(file, 0, os.SEEK_CUR) == 5
         os.lseek(file, 0, os.SEEK_END)
+        for pid in {pid for pid, _ in states(session)}:
+            os.kill(pid, signal.SIGCONT)
     assert "controller stopped" in cluster.log
 
 
