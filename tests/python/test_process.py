@@ -102,10 +102,11 @@ def test_exit_waits_for_what_an_executor_has_begun(clean, tmp_path):
     assert (tmp_path / "there").exists()
 
 
-def test_ctrl_c_loses_no_result(clean):
+@pytest.mark.parametrize("others", [0, 1])
+def test_ctrl_c_loses_no_result(clean, others):
     text = python(
         """
-        import ipbroker, signal
+        import ipbroker, signal, sys, threading
         waiting, interrupted = False, 0
         def interrupt(*_):
             global waiting, interrupted
@@ -119,6 +120,9 @@ def test_ctrl_c_loses_no_result(clean):
             signal.setitimer(signal.ITIMER_REAL, 0.0007, 0.0007)
             for number in range(3000):
                 future = ex.submit(abs, -number)
+                threads = [threading.Thread(target=future.result, args=(60,)) for _ in range(int(sys.argv[1]))]
+                for thread in threads:
+                    thread.start()
                 try:
                     waiting = True
                     result = future.result()
@@ -126,9 +130,12 @@ def test_ctrl_c_loses_no_result(clean):
                 except KeyboardInterrupt:
                     result = future.result(60)
                 assert result == number, (result, number)
+                for thread in threads:
+                    thread.join()
             signal.setitimer(signal.ITIMER_REAL, 0)
         print(interrupted > 100)
-        """
+        """,
+        str(others),
     )
     assert text == "True\n"
 

@@ -157,7 +157,7 @@ class Future(concurrent.futures.Future):  # type: ignore[type-arg]
                     link.forget(self)
             except BaseException:
                 # Control-C: the other thread completes it.
-                link.native.give_back()
+                link.native.give_back(self._tag)
                 raise
 
     def __await__(self) -> Generator[Any, None, Any]:

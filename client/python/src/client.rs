@@ -344,7 +344,7 @@ impl NativeClient {
             return Ok(None);
         }
         if !pending.contains(tag)? {
-            self.queue.give_back();
+            self.queue.give_back(tag);
             return Ok(None);
         }
         let limit = Duration::from_secs_f64(limit);
@@ -353,8 +353,8 @@ impl NativeClient {
     }
 
     /// What [`Self::wait_own`] returned was not made use of.
-    fn give_back(&self) {
-        self.queue.give_back();
+    fn give_back(&self, tag: u64) {
+        self.queue.give_back(tag);
     }
 
     /// What calls print arrives, from now on.

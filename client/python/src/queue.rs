@@ -87,12 +87,15 @@ impl Queue {
     /// handed out and this may be among them.
     pub(crate) fn expect(&self, tag: u64) -> bool {
         let mut state = self.lock();
-        state.given = None;
-        let free = state.awaited.is_none() && !state.taken && state.arrived.is_empty();
-        if free && !state.closed {
-            state.awaited = Some(Awaited { tag, come: None });
+        // Another caller has it and may be interrupted; one that was given before is done with.
+        let given = state.given.as_ref().is_some_and(|(own, _)| *own == tag);
+        let busy = given || state.awaited.is_some() || state.taken || !state.arrived.is_empty();
+        if busy || state.closed {
+            return false;
         }
-        free && !state.closed
+        state.given = None;
+        state.awaited = Some(Awaited { tag, come: None });
+        true
     }
 
     /// Waits for what is [expected](Self::expect). `None`: it takes longer, or comes to the thread that fetches all results.
@@ -111,10 +114,10 @@ impl Queue {
     }
 
     /// The caller was interrupted: its result goes the way of all others.
-    pub(crate) fn give_back(&self) {
+    pub(crate) fn give_back(&self, tag: u64) {
         let mut state = self.lock();
-        state.awaited = None;
-        if let Some((tag, part)) = state.given.take() {
+        state.awaited.take_if(|own| own.tag == tag);
+        if let Some((tag, part)) = state.given.take_if(|given| given.0 == tag) {
             state.arrived.parts.push((Tags::One(tag), part));
             self.changed.notify_all();
         }
