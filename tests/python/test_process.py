@@ -102,44 +102,6 @@ def test_exit_waits_for_what_an_executor_has_begun(clean, tmp_path):
     assert (tmp_path / "there").exists()
 
 
-@pytest.mark.parametrize("others", [0, 1])
-def test_ctrl_c_loses_no_result(clean, others):
-    text = python(
-        """
-        import ipbroker, signal, sys, threading
-        waiting, interrupted = False, 0
-        def interrupt(*_):
-            global waiting, interrupted
-            if waiting:
-                waiting = False
-                interrupted += 1
-                raise KeyboardInterrupt
-        signal.signal(signal.SIGALRM, interrupt)
-        with ipbroker.Cluster(n=1) as cluster:
-            ex = cluster.client().executor()
-            signal.setitimer(signal.ITIMER_REAL, 0.0007, 0.0007)
-            for number in range(3000):
-                future = ex.submit(abs, -number)
-                threads = [threading.Thread(target=future.result, args=(60,)) for _ in range(int(sys.argv[1]))]
-                for thread in threads:
-                    thread.start()
-                try:
-                    waiting = True
-                    result = future.result()
-                    waiting = False
-                except KeyboardInterrupt:
-                    result = future.result(60)
-                assert result == number, (result, number)
-                for thread in threads:
-                    thread.join()
-            signal.setitimer(signal.ITIMER_REAL, 0)
-        print(interrupted > 100)
-        """,
-        str(others),
-    )
-    assert text == "True\n"
-
-
 @pytest.mark.parametrize("what", ["ex.submit(calls.nap, 600).result()", "list(ex.map(calls.nap, [600] * 9))", "concurrent.futures.wait([ex.submit(calls.nap, 600)])", "client.run(['sleep 600']).wait()", "client.wait_for_engines(99)"])
 def test_ctrl_c_interrupts(clean, what):
     code = f"""

@@ -15,8 +15,6 @@ if TYPE_CHECKING:
     from .client import Link
 
 T = TypeVar("T")
-OWN = 0.02
-"""Seconds that a caller waits for a call's result without the help of the thread that fetches all of them."""
 _DONE = (FINISHED, CANCELLED, CANCELLED_AND_NOTIFIED)
 
 
@@ -130,7 +128,8 @@ class Future(concurrent.futures.Future):  # type: ignore[type-arg]
         """The call's result, or what it raised."""
         if self._state == FINISHED and self._exception is None:
             return self._result
-        self._wait_own(timeout)
+        if self._link.forked:
+            self._check()
         return super().result(_nested.wait(self, timeout))
 
     def done(self) -> bool:
@@ -139,26 +138,13 @@ class Future(concurrent.futures.Future):  # type: ignore[type-arg]
 
     def exception(self, timeout: Optional[float] = None) -> Optional[BaseException]:
         """What the call raised, or None."""
-        self._wait_own(timeout)
+        if self._link.forked:
+            self._check()
         return super().exception(_nested.wait(self, timeout))
 
-    def _wait_own(self, timeout: Optional[float]) -> None:
-        """The one call that is under way, if it ends soon, needs no other thread."""
-        link = self._link
-        if link.forked:
-            if self._state not in _DONE:
-                raise ForkError(f"the call {self._name} was submitted by process {link.pid}, and its result goes there")
-        elif len(link.pending) == 1 and (timeout is None or timeout > OWN) and self._state == PENDING and not _nested.in_call():
-            try:
-                arrived = link.native.wait_own(self._tag, link.pending, OWN)
-                if arrived is not None:
-                    metadata, value = arrived
-                    self._succeed(metadata, value, None, None)
-                    link.forget(self)
-            except BaseException:
-                # Control-C: the other thread completes it.
-                link.native.give_back(self._tag)
-                raise
+    def _check(self) -> None:
+        if self._state not in _DONE:
+            raise ForkError(f"the call {self._name} was submitted by process {self._link.pid}, and its result goes there")
 
     def __await__(self) -> Generator[Any, None, Any]:
         import asyncio
@@ -182,8 +168,6 @@ class Future(concurrent.futures.Future):  # type: ignore[type-arg]
         try:
             value = loads(data, buffers=outside)
         except BaseException as error:
-            if isinstance(error, KeyboardInterrupt) and threading.current_thread() is threading.main_thread():
-                raise  # Control-C, while the caller waits for its own
             self._settle(None, _unpickled(self._name, error))
         else:
             self._settle(value, None)

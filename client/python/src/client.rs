@@ -331,32 +331,6 @@ impl NativeClient {
         Ok(Some((deliveries, arrived.printed, arrived.dropped)))
     }
 
-    /// Waits at most so many seconds for one call's result, in the caller's thread: `(metadata, value)`. None: it takes longer,
-    /// has come already (then it is in `pending` no more), or is none that a caller can take. [`Self::give_back`] undoes it.
-    fn wait_own<'py>(
-        &self,
-        py: Python<'py>,
-        tag: u64,
-        pending: &Bound<'py, PyDict>,
-        limit: f64,
-    ) -> PyResult<Option<(Bound<'py, PyBytes>, Bound<'py, PyBytes>)>> {
-        if !self.queue.expect(tag) {
-            return Ok(None);
-        }
-        if !pending.contains(tag)? {
-            self.queue.give_back(tag);
-            return Ok(None);
-        }
-        let limit = Duration::from_secs_f64(limit);
-        let part = py.detach(|| self.queue.wait_own(limit));
-        Ok(part.and_then(|part| results::plain(py, &part)))
-    }
-
-    /// What [`Self::wait_own`] returned was not made use of.
-    fn give_back(&self, tag: u64) {
-        self.queue.give_back(tag);
-    }
-
     /// What calls print arrives, from now on.
     fn listen(&self, py: Python<'_>) -> PyResult<()> {
         self.client(py)?

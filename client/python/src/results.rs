@@ -82,37 +82,6 @@ impl Failure {
     }
 }
 
-/// From this size on, a result is large.
-const LARGE: usize = 64 << 10;
-
-/// Whether it is the result of one call and nothing else: small, and nothing was printed.
-pub(crate) fn is_plain(part: &Part) -> bool {
-    let Ok(reply) = &part.outcome else {
-        return false;
-    };
-    let mut buffers = reply.buffers();
-    let small = buffers.next().is_some_and(|pickled| pickled.len() < LARGE);
-    small
-        && buffers.len() == 0
-        && part.hi - part.lo == 1
-        && reply.is_well()
-        && !reply.has_members()
-        && reply.packed_content().len() <= PLAIN
-}
-
-/// Metadata and value of what [is plain](is_plain).
-pub(crate) fn plain<'py>(
-    py: Python<'py>,
-    part: &Part,
-) -> Option<(Bound<'py, PyBytes>, Bound<'py, PyBytes>)> {
-    let reply = part.outcome.as_ref().ok()?;
-    let value = reply.buffers().next()?;
-    Some((PyBytes::new(py, reply.metadata()), PyBytes::new(py, value)))
-}
-
-/// A plain `{"status": "ok"}` is ten and a few bytes; what was printed makes it longer.
-const PLAIN: usize = 16;
-
 /// `(kind, tag, lo, hi, metadata, value, more)`; what value and more are depends on the kind. Calls that travelled together
 /// are members, with a list of tags.
 pub(crate) fn delivery<'py>(
@@ -150,7 +119,8 @@ pub(crate) fn delivery<'py>(
         None => PyBytes::new(py, b""),
     };
     let content = reply.packed_content();
-    let more = if buffers.len() == 0 && content.len() <= PLAIN {
+    // A plain {"status": "ok"} is ten and a few bytes; what was printed makes it longer.
+    let more = if buffers.len() == 0 && content.len() <= 16 {
         // As most are.
         None
     } else {
