@@ -6,6 +6,10 @@ use divan::{Bencher, counter::ItemsCount};
 use ipbroker_controller::scheduler::core::*;
 use ipbroker_protocol::resources::ONE;
 
+/// The allocator of the program.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 fn main() {
     divan::main();
 }

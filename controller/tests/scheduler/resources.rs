@@ -581,7 +581,7 @@ fn list_schedule(tasks: &[(u64, Request)], order: &[usize], hosts: usize) -> u64
         waiting.retain(|&task| {
             let request = &tasks[task].1;
             let place = used.iter().position(|used| {
-                let free = |(name, amount): &(Box<str>, u64)| {
+                let free = |(name, amount): &(Name, u64)| {
                     used.get(&**name).copied().unwrap_or(0) + amount <= total(name)
                 };
                 request.iter().all(free)

@@ -6,12 +6,12 @@ use ipbroker_protocol::resources::{Amount, CPUS, ONE};
 
 use super::Core;
 use super::group::Stage;
-use super::types::Nanos;
+use super::types::{Name, Nanos};
 
 /// The most that any engine so far had of its host and of its time; the next ones will be like them.
 #[derive(Default)]
 pub(super) struct Most {
-    stocks: BTreeMap<Box<str>, Amount>,
+    stocks: BTreeMap<Name, Amount>,
     stays: Nanos,
 }
 

@@ -444,7 +444,7 @@ impl Core {
                 return None;
             }
             for (most, (name, _)) in most.iter_mut().zip(request) {
-                let total = host.stocks.get(name).map_or(0, |stock| stock.total);
+                let total = host.total(name);
                 *most = (*most).max(total);
             }
         }

@@ -20,7 +20,7 @@ use ipbroker_protocol::resources::{Amount, CPUS, ONE};
 use super::engine::Engine;
 use super::id::NONE;
 use super::pools::Constraints;
-use super::types::{Grant, Granted, HostSpec, Request};
+use super::types::{Grant, Granted, HostSpec, Name, Request};
 use super::{Core, Seat};
 
 /// How often all cpus of a host may go to tasks that overtake one that waits for more than is free.
@@ -34,8 +34,79 @@ pub(super) const PLAIN: Amount = ONE;
 pub(super) struct Stock {
     pub total: Amount,
     pub used: Amount,
-    /// Its units, where they have names, and whether they are taken.
-    pub names: Vec<(Box<str>, bool)>,
+    /// Its units, where they have names.
+    pub units: Units,
+}
+
+/// Units with names, and how much of each is granted. Grants share the names.
+#[derive(Debug, Default)]
+pub(super) struct Units(Vec<(Name, Amount)>);
+
+impl Units {
+    fn new(names: impl Iterator<Item = Name>) -> Self {
+        Units(names.map(|name| (name, 0)).collect())
+    }
+
+    /// Those of which nothing is granted.
+    pub(super) fn free(&self) -> impl Iterator<Item = &Name> {
+        let free = self.0.iter().filter(|(_, granted)| *granted == 0);
+        free.map(|(name, _)| name)
+    }
+
+    /// `amount`, of as many units, of which least is granted.
+    fn take(&mut self, amount: Amount, count: usize) -> Vec<Name> {
+        let count = count.min(self.0.len());
+        let mut names = Vec::with_capacity(count);
+        let mut parts = parts(amount, count);
+        let mut grant = |(name, granted): &mut (Name, Amount)| {
+            *granted += parts.next().unwrap_or(0);
+            names.push(name.clone());
+        };
+        if self.free().take(count).count() == count {
+            let free = self.0.iter_mut().filter(|(_, granted)| *granted == 0);
+            free.take(count).for_each(grant);
+        } else {
+            let mut least: Vec<usize> = (0..self.0.len()).collect();
+            least.sort_by_key(|&at| self.0[at].1);
+            least.truncate(count);
+            least.sort_unstable();
+            for at in least {
+                grant(&mut self.0[at]);
+            }
+        }
+        names
+    }
+
+    /// Counts what was granted, or is given back.
+    fn mark(&mut self, granted: &Granted, taken: bool) {
+        let mut after = 0;
+        for (part, name) in parts(granted.amount, granted.names.len()).zip(&granted.names) {
+            // The next of the same strings, unless the host was described anew or the controller restarted.
+            let mut rest = self.0[after..].iter();
+            let same = rest.position(|(unit, _)| Arc::ptr_eq(unit, name));
+            let equal = || self.0.iter().position(|(unit, _)| unit == name);
+            let Some(at) = same.map(|at| after + at).or_else(equal) else {
+                continue;
+            };
+            after = at + 1;
+            let load = &mut self.0[at].1;
+            *load = if taken {
+                *load + part
+            } else {
+                load.saturating_sub(part)
+            };
+        }
+    }
+}
+
+/// How much of each of `count` units: the last one stands for all that is left.
+fn parts(amount: Amount, count: usize) -> impl Iterator<Item = Amount> {
+    let mut left = amount;
+    (1..=count).map(move |nth| {
+        let part = if nth == count { left } else { left.min(ONE) };
+        left -= part;
+        part
+    })
 }
 
 /// What is kept for a class on a host.
@@ -63,9 +134,8 @@ pub(super) struct Host {
     said_cpus: Amount,
     /// Engines that count on it: registered, or awaited after a restart.
     refs: u32,
-    pub stocks: BTreeMap<Box<str>, Stock>,
-    /// Cores, and how much of each is granted.
-    cores: Vec<(u32, Amount)>,
+    /// By name.
+    pub stocks: Vec<(Name, Stock)>,
     /// Engines that hold plain tasks.
     pub plain: u32,
     /// Engines that hold a task with resources.
@@ -93,8 +163,7 @@ impl Host {
             specs: Vec::new(),
             said_cpus: 0,
             refs: 0,
-            stocks: BTreeMap::new(),
-            cores: Vec::new(),
+            stocks: Vec::new(),
             plain: 0,
             held: 0,
             reservation: None,
@@ -147,21 +216,46 @@ impl Host {
         self.plain == 0 && self.held == 0 && self.held_by == NONE && self.reservation.is_none()
     }
 
+    fn stock(&self, name: &str) -> Option<&Stock> {
+        // There are few: looking at all of them is the quickest.
+        let mut stocks = self.stocks.iter();
+        stocks.find(|(n, _)| **n == *name).map(|(_, stock)| stock)
+    }
+
+    fn stock_mut(&mut self, name: &Name) -> &mut Stock {
+        let at = match self.stocks.iter().position(|(n, _)| n == name) {
+            Some(at) => at,
+            None => {
+                let at = self.stocks.partition_point(|(n, _)| n < name);
+                self.stocks.insert(at, (name.clone(), Stock::default()));
+                at
+            }
+        };
+        &mut self.stocks[at].1
+    }
+
     pub(super) fn total(&self, name: &str) -> Amount {
-        self.stocks.get(name).map_or(0, |stock| stock.total)
+        self.stock(name).map_or(0, |stock| stock.total)
     }
 
     /// In use; of cpus, those of plain tasks too.
-    pub(super) fn used(&self, name: &str) -> Amount {
-        let held = self.stocks.get(name).map_or(0, |stock| stock.used);
+    pub(super) fn in_use(&self, name: &str, stock: &Stock) -> Amount {
         if self.held_by != NONE {
-            return held.max(self.total(name));
-        }
-        if name == CPUS {
-            held + Amount::from(self.plain) * PLAIN
+            stock.used.max(stock.total)
+        } else if name == CPUS {
+            stock.used + Amount::from(self.plain) * PLAIN
         } else {
-            held
+            stock.used
         }
+    }
+
+    pub(super) fn used(&self, name: &str) -> Amount {
+        self.stock(name).map_or(0, |stock| self.in_use(name, stock))
+    }
+
+    fn has_free(&self, name: &str, amount: Amount) -> bool {
+        let stock = self.stock(name);
+        stock.is_some_and(|stock| self.in_use(name, stock) + amount <= stock.total)
     }
 
     /// It has all that, whoever holds it now.
@@ -173,9 +267,7 @@ impl Host {
 
     /// It has all that free.
     pub(super) fn fits(&self, request: &Request) -> bool {
-        request
-            .iter()
-            .all(|(name, amount)| self.used(name) + amount <= self.total(name))
+        request.iter().all(|(n, amount)| self.has_free(n, *amount))
     }
 
     fn beside(&self, name: &str, amount: Amount) -> bool {
@@ -197,11 +289,11 @@ impl Host {
     }
 
     pub(super) fn admits_plain(&self) -> bool {
-        self.used(CPUS) + PLAIN <= self.total(CPUS) && self.beside(CPUS, PLAIN)
+        self.has_free(CPUS, PLAIN) && self.beside(CPUS, PLAIN)
     }
 
     /// Counts what was started while something is kept; true if something is.
-    fn newcomer(&mut self, request: &[(Box<str>, Amount)], comes: bool) -> bool {
+    fn newcomer(&mut self, request: &[(Name, Amount)], comes: bool) -> bool {
         let Some(kept) = &mut self.reservation else {
             return false;
         };
@@ -220,20 +312,16 @@ impl Host {
 
     /// Takes what is asked for; the caller has seen that it is there.
     fn take(&mut self, request: &Request) -> Grant {
-        let mut grant = Grant::new();
+        let mut grant = Grant::with_capacity(request.len());
         for (name, amount) in request {
-            let stock = self.stocks.entry(name.clone()).or_default();
+            let stock = self.stock_mut(name);
             stock.used += amount;
-            let mut names = Vec::new();
-            if **name == *CPUS {
-                names = take_cores(&mut self.cores, *amount);
-            } else if !stock.names.is_empty() {
-                let free = stock.names.iter_mut().filter(|(_, taken)| !taken);
-                for (name, taken) in free.take((amount / ONE) as usize) {
-                    *taken = true;
-                    names.push(name.clone());
-                }
-            }
+            // A core may be shared by what asks for parts of it, other units are not.
+            let count = match **name == *CPUS {
+                true => amount.div_ceil(ONE),
+                false => amount / ONE,
+            };
+            let names = stock.units.take(*amount, count as usize);
             grant.push(Granted {
                 name: name.clone(),
                 amount: *amount,
@@ -246,70 +334,19 @@ impl Host {
     /// Marks as taken what was granted before a restart.
     fn take_again(&mut self, grant: &Grant) {
         for granted in grant {
-            let stock = self.stocks.entry(granted.name.clone()).or_default();
+            let stock = self.stock_mut(&granted.name);
             stock.used += granted.amount;
-            self.mark(granted, true);
+            stock.units.mark(granted, true);
         }
     }
 
     fn give_back(&mut self, grant: &Grant) {
         for granted in grant {
-            if let Some(stock) = self.stocks.get_mut(&granted.name) {
-                stock.used = stock.used.saturating_sub(granted.amount);
-            }
-            self.mark(granted, false);
+            let stock = self.stock_mut(&granted.name);
+            stock.used = stock.used.saturating_sub(granted.amount);
+            stock.units.mark(granted, false);
         }
     }
-
-    fn mark(&mut self, granted: &Granted, taken: bool) {
-        if *granted.name == *CPUS {
-            let mut left = granted.amount;
-            let last = granted.names.len().saturating_sub(1);
-            for (at, name) in granted.names.iter().enumerate() {
-                let core = self.cores.iter_mut().find(|(n, _)| n.to_string() == **name);
-                // More cpus than cores: the last one stands for all that is left.
-                let part = if at == last { left } else { left.min(ONE) };
-                left -= part;
-                if let Some((_, load)) = core {
-                    *load = if taken {
-                        *load + part
-                    } else {
-                        load.saturating_sub(part)
-                    };
-                }
-            }
-        } else if let Some(stock) = self.stocks.get_mut(&granted.name) {
-            for (_, is_taken) in stock
-                .names
-                .iter_mut()
-                .filter(|(name, _)| granted.names.contains(name))
-            {
-                *is_taken = taken;
-            }
-        }
-    }
-}
-
-/// The cores of which least is granted.
-fn take_cores(cores: &mut [(u32, Amount)], amount: Amount) -> Vec<Box<str>> {
-    let count = (amount.div_ceil(ONE) as usize).min(cores.len());
-    let mut order: Vec<usize> = (0..cores.len()).collect();
-    order.sort_by_key(|&at| cores[at].1);
-    order.truncate(count);
-    order.sort_unstable();
-    let mut left = amount;
-    let mut names = Vec::with_capacity(count);
-    for (nth, &at) in order.iter().enumerate() {
-        let part = if nth + 1 == count {
-            left
-        } else {
-            left.min(ONE)
-        };
-        left -= part;
-        cores[at].1 += part;
-        names.push(cores[at].0.to_string().into());
-    }
-    names
 }
 
 /// What a single unit of plain work takes, as a request.
@@ -496,7 +533,7 @@ impl Core {
         }
         let entry = &mut self.hosts.slab[host as usize];
         let cpus = entry.said_cpus.max(Amount::from(entry.refs) * ONE);
-        entry.stocks.entry(CPUS.into()).or_default().total = cpus;
+        entry.stock_mut(&CPUS.into()).total = cpus;
         let entry = &self.hosts.slab[host as usize];
         // What can never be had there any more is not waited for there.
         if let Some(kept) = &entry.reservation
@@ -511,39 +548,34 @@ impl Core {
     fn hear_host(&mut self, host: u32) {
         let entry = &mut self.hosts.slab[host as usize];
         let mut cores: Vec<u32> = Vec::new();
-        let mut sums: BTreeMap<&str, Amount> = BTreeMap::new();
-        let mut lists: BTreeMap<&str, Vec<&Box<str>>> = BTreeMap::new();
+        let mut stocks: BTreeMap<Name, Stock> = BTreeMap::new();
+        let mut lists: BTreeMap<&Name, Vec<&Name>> = BTreeMap::new();
         for (spec, _) in &entry.specs {
             cores.extend(&spec.cores);
             for (name, amount) in &spec.sums {
-                let most = sums.entry(name).or_default();
-                *most = (*most).max(*amount);
+                let stock = stocks.entry(name.clone()).or_default();
+                stock.total = stock.total.max(*amount);
             }
             for (name, names) in &spec.lists {
                 let all = lists.entry(name).or_default();
-                all.extend(
-                    names
-                        .iter()
-                        .filter(|n| !all.contains(n))
-                        .collect::<Vec<_>>(),
-                );
+                for name in names {
+                    if !all.contains(&name) {
+                        all.push(name);
+                    }
+                }
             }
         }
         cores.sort_unstable();
         cores.dedup();
-        let mut stocks: BTreeMap<Box<str>, Stock> = BTreeMap::new();
-        entry.said_cpus = (cores.len() as Amount * ONE).max(sums.remove(CPUS).unwrap_or(0));
-        stocks.entry(CPUS.into()).or_default();
-        for (name, amount) in sums {
-            stocks.entry(name.into()).or_default().total = amount;
-        }
         for (name, names) in lists {
-            let stock = stocks.entry(name.into()).or_default();
+            let stock = stocks.entry(name.clone()).or_default();
             stock.total = names.len() as Amount * ONE;
-            stock.names = names.into_iter().map(|n| (n.clone(), false)).collect();
+            stock.units = Units::new(names.into_iter().cloned());
         }
-        entry.stocks = stocks;
-        entry.cores = cores.into_iter().map(|core| (core, 0)).collect();
+        let cpus = stocks.entry(CPUS.into()).or_default();
+        entry.said_cpus = (cores.len() as Amount * ONE).max(cpus.total);
+        cpus.units = Units::new(cores.iter().map(|core| core.to_string().into()));
+        entry.stocks = stocks.into_iter().collect();
         // Who holds something goes on holding it, even what is not there any more.
         let holders: Vec<u32> = self
             .engines
@@ -561,7 +593,7 @@ impl Core {
     }
 
     /// The task that the engine is given next has these of its host.
-    pub(super) fn take_resources(&mut self, slot: u32, class: u32) -> (Box<Grant>, u32) {
+    pub(super) fn take_resources(&mut self, slot: u32, class: u32) -> (Arc<Grant>, u32) {
         let host = self.hosts.of(&self.engines[slot as usize]);
         let admitted = |request: &Arc<Request>| host.is_some_and(|host| host.admits(request));
         let found = self.requests(class).position(admitted);
@@ -575,7 +607,7 @@ impl Core {
         host.held += 1;
         engine.newcomer = host.newcomer(&request, true);
         engine.grant = Some(grant.clone());
-        (Box::new((*grant).clone()), nth as u32)
+        (grant, nth as u32)
     }
 
     /// The task that an engine held before a restart has this of its host, which is known by now.
@@ -597,7 +629,7 @@ impl Core {
         let engine = &mut self.engines[slot as usize];
         let host = &mut self.hosts.slab[engine.host as usize];
         let grant = seat.grant.unwrap_or_else(|| {
-            let plain = |(name, amount): &(Box<str>, Amount)| Granted {
+            let plain = |(name, amount): &(Name, Amount)| Granted {
                 name: name.clone(),
                 amount: *amount,
                 names: Vec::new(),
@@ -744,21 +776,19 @@ impl Core {
     /// Whether the host of an engine that was proposed for a pool has what its tasks ask for. If not, none of the host's
     /// engines is proposed again before something is released there.
     pub(super) fn has_now(&mut self, pool: u32, slot: u32) -> bool {
-        let Some(request) = self.pools.pools[pool as usize].constraints.request.clone() else {
+        let Some(request) = &self.pools.pools[pool as usize].constraints.request else {
             return true;
         };
         let host = self.engines[slot as usize].host;
         let Some(entry) = self.hosts.slab.get_mut(host as usize) else {
             return false;
         };
-        if entry.admits(&request) {
-            return true;
-        }
-        if !entry.blocked.contains(&pool) {
+        let admits = entry.admits(request);
+        if !admits && !entry.blocked.contains(&pool) {
             entry.blocked.push(pool);
             self.enter_idle(pool, host);
         }
-        false
+        admits
     }
 
     /// Whether the host of an engine that was proposed for plain tasks has a cpu for another one. If not, none of the host's

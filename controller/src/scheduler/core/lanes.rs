@@ -211,6 +211,9 @@ impl Core {
         if queue.len == 0 {
             return None;
         }
+        if let [only] = queue.lanes[..] {
+            return Some(only);
+        }
         loop {
             let mut top = queue.turns.peek_mut()?;
             let Reverse((served, _, index)) = *top;
@@ -257,23 +260,12 @@ impl Core {
         let floor = (engine.waits > 0).then_some(engine.floor);
         let count = engine.classes.len();
         let start = engine.rotate as usize;
-        let mut best = None;
+        let mut best: Option<(TurnKey, (u32, u32))> = None;
         let mut first: Option<(TurnKey, u32)> = None;
         let (mut seen, mut passed) = (0, 0);
         for step in 0..count {
             let class = self.engines[slot as usize].classes[(start + step) % count];
-            let entry = &self.pools.classes[class as usize];
-            if entry.queue.len == 0 {
-                continue;
-            }
-            let takes = if entry.asks {
-                idle && self.has_any_now(class, slot)
-            } else {
-                any || (retry && self.constraints(class).retryable)
-            };
-            if !takes
-                && (passed == CLASSES_SEEN || floor.is_some() || !self.waits_here(slot, class))
-            {
+            if self.pools.classes[class as usize].queue.len == 0 {
                 continue;
             }
             let lane = match floor {
@@ -285,22 +277,31 @@ impl Core {
             };
             let lane = &self.lanes[lane_index as usize];
             let group = lane.top.first(&self.groups);
-            let seq = self.groups[group].seq;
             let key = (
                 self.clients[lane.client as usize].served,
                 lane.client,
                 Reverse(lane.top.priority),
-                seq,
+                self.groups[group].seq,
                 self.groups[group].index(),
             );
-            if !takes {
-                passed += 1;
-                if first.as_ref().is_none_or(|(k, _)| key < *k) {
-                    first = Some((key, class));
-                }
-                continue;
-            }
+            // What comes after something that it may take is not looked at any closer.
             if best.as_ref().is_none_or(|(k, _)| key < *k) {
+                let takes = if self.pools.classes[class as usize].asks {
+                    idle && self.has_any_now(class, slot)
+                } else {
+                    any || (retry && self.constraints(class).retryable)
+                };
+                if !takes {
+                    if passed < CLASSES_SEEN
+                        && floor.is_none()
+                        && first.as_ref().is_none_or(|(k, _)| key < *k)
+                        && self.waits_here(slot, class)
+                    {
+                        passed += 1;
+                        first = Some((key, class));
+                    }
+                    continue;
+                }
                 best = Some((key, (class, group)));
             }
             seen += 1;

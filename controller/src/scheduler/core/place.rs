@@ -1,5 +1,7 @@
 //! Giving tasks to engines.
 
+use std::sync::Arc;
+
 use super::Core;
 use super::auto::UNKNOWN;
 use super::clients::Bucket;
@@ -197,7 +199,7 @@ impl Core {
 
     /// What a task of the class that is given to the engine now has of its host, and which alternative that is. Nothing is
     /// kept for the class any more.
-    fn grant(&mut self, slot: u32, class: u32) -> (Option<Box<Grant>>, Option<u32>) {
+    fn grant(&mut self, slot: u32, class: u32) -> (Option<Arc<Grant>>, Option<u32>) {
         let entry = &self.pools.classes[class as usize];
         if entry.kept_on != NONE || entry.overtaken > 0 {
             self.unreserve(class);

@@ -15,7 +15,7 @@ use super::Core;
 use super::clock::Timer;
 use super::engine::Engine;
 use super::hosts::open_to;
-use super::id::{IdHasher, TaskId};
+use super::id::TaskId;
 use super::lanes::ClassQueue;
 use super::scheme::{Candidate, Index};
 use super::types::{EngineKey, Nanos, Request};
@@ -24,7 +24,7 @@ use super::types::{EngineKey, Nanos, Request};
 pub(super) type Targets = Box<[(TaskId, Box<str>)]>;
 
 /// What is asked of an engine.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub(super) struct Constraints {
     pub needs: u64,
     /// The task may be run again, so it may be given ahead to engines that cannot give back.
@@ -46,34 +46,6 @@ pub(super) struct Constraints {
 }
 
 impl Constraints {
-    fn hash(&self, hasher: &IdHasher) -> TaskId {
-        let [a, b, c, d] = self.nodes.to_le_bytes();
-        let flags = [self.retryable, self.targets.is_some(), false, false].map(u8::from);
-        let [e, f, g, h] = flags;
-        let head = [
-            self.needs.to_le_bytes(),
-            [a, b, c, d, e, f, g, h],
-            self.time.to_le_bytes(),
-        ];
-        let section: &[u8] = &[0xff];
-        let amounts: Vec<(&str, [u8; 8])> = (self.request.iter().flat_map(|r| r.iter()))
-            .map(|(name, amount)| (&**name, amount.to_le_bytes()))
-            .collect();
-        hasher.names(
-            head.iter()
-                .map(|h| &h[..])
-                .chain(self.targets.iter().flatten().map(|(_, n)| n.as_bytes()))
-                .chain([section])
-                .chain(self.hosts.iter().map(|n| n.as_bytes()))
-                .chain([section])
-                .chain(self.tags.iter().map(|n| n.as_bytes()))
-                .chain([section])
-                .chain(self.prefer.iter().map(|n| n.as_bytes()))
-                .chain([section])
-                .chain(amounts.iter().flat_map(|(name, n)| [name.as_bytes(), n])),
-        )
-    }
-
     /// Whether the engine has what is asked, targets apart.
     pub(super) fn suits(&self, engine: &Engine, now: Nanos) -> bool {
         let has = |list: &[Box<str>], name: &str| list.iter().any(|n| n.eq_ignore_ascii_case(name));
@@ -152,10 +124,15 @@ pub(super) struct Pools {
     scratch: Option<Box<dyn Index>>,
     /// The class of the last task without constraints.
     last_plain: Option<(u64, bool, u32)>,
+    /// The classes of the last tasks with some, by a hash of all that they said.
+    pub recent: HashMap<TaskId, u32, FixedState>,
 }
 
 /// From so many engines on, explicit targets have an index too.
 const INDEXED: usize = 8;
+
+/// So many ways to ask are remembered.
+pub(super) const RECENT: usize = 1024;
 
 impl Core {
     pub(super) fn constraints(&self, class: u32) -> &Constraints {
@@ -268,7 +245,7 @@ impl Core {
     }
 
     fn pool(&mut self, constraints: Constraints) -> u32 {
-        let key = constraints.hash(&self.hasher);
+        let key = self.hasher.of(&constraints);
         match self.pools.by_key.get(&key) {
             Some(&pool) => pool,
             None => self.make_pool(key, constraints),
@@ -438,10 +415,14 @@ impl Core {
         let (any, retry) = engine.room();
         let standing = (any, retry, engine.idle(), engine.active(), engine.last_used);
         if engine.standing != standing {
+            let other = engine.idle() || engine.standing.2;
             engine.standing = standing;
             for &at in &engine.pools {
                 let pool = &mut self.pools.pools[at as usize];
-                if let Some(index) = &mut pool.index {
+                // Tasks that ask only care whether it is idle.
+                if let Some(index) = &mut pool.index
+                    && (other || pool.constraints.request.is_none())
+                {
                     let open = open_to(&self.hosts, at, &pool.constraints, engine);
                     enter(index, engine, open);
                 }
@@ -609,9 +590,8 @@ impl Core {
             pool.classes.retain(|&c| c != class);
             let entry = self.pools.classes.remove(class as usize);
             self.free_lanes_of(&entry);
-            if self.pools.last_plain.is_some_and(|(_, _, c)| c == class) {
-                self.pools.last_plain = None;
-            }
+            self.pools.last_plain = None;
+            self.pools.recent.clear();
             self.drop_unused_pool(pool_index);
             for &other in &entry.others {
                 let pool = &mut self.pools.pools[other as usize];

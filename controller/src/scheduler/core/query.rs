@@ -1,5 +1,7 @@
 //! What is asked of the core.
 
+use ipbroker_protocol::resources::CPUS;
+
 use super::Core;
 use super::group::{DETACHED, Stage};
 use super::id::{NONE, split_member};
@@ -276,10 +278,10 @@ impl Core {
                     .stocks
                     .iter()
                     .map(|(name, stock)| {
-                        let whole = host.held_by != NONE;
-                        let free = stock.names.iter().filter(|(_, taken)| !taken && !whole);
-                        let names = free.map(|(name, _)| name.clone()).collect();
-                        (name.clone(), stock.total, host.used(name), names)
+                        let hidden = host.held_by != NONE || **name == *CPUS;
+                        let names = stock.units.free().filter(|_| !hidden).cloned();
+                        let names = names.collect();
+                        (name.clone(), stock.total, host.in_use(name, stock), names)
                     })
                     .collect(),
                 holders: host

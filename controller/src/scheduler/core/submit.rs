@@ -10,7 +10,7 @@ use super::group::{Array, DETACHED, Extra, Flight, Group, MAY_RETURN, Stage};
 use super::hosts::PLAIN;
 use super::id::{NONE, TaskId};
 use super::place::{from_units, to_units};
-use super::pools::Constraints;
+use super::pools::{Constraints, RECENT};
 use super::ranges::RangeSet;
 use super::types::{
     FailKind, Grant, GroupKey, GroupSpec, Nanos, RETRY_DELAY_MOST, Refusal, Request, TaskState,
@@ -221,6 +221,32 @@ impl Core {
 
     fn class_of(&mut self, spec: &GroupSpec<'_>) -> u32 {
         let retryable = spec.crashes.unwrap_or(spec.retries) > 0;
+        if spec.requests.is_empty()
+            && spec.nodes == 0
+            && spec.targets.is_empty()
+            && spec.hosts.is_empty()
+            && spec.tags.is_empty()
+            && spec.time == 0
+        {
+            return self.plain_class(spec.needs.0, retryable);
+        }
+        let (requests, targets) = (spec.requests, spec.targets);
+        let kinds = (spec.hosts, spec.tags, spec.nodes, spec.time);
+        let said = self
+            .hasher
+            .of(&(spec.needs.0, retryable, requests, targets, kinds));
+        if let Some(&class) = self.pools.recent.get(&said) {
+            return class;
+        }
+        let class = self.constrained_class(spec, retryable);
+        if self.pools.recent.len() >= RECENT {
+            self.pools.recent.clear();
+        }
+        self.pools.recent.insert(said, class);
+        class
+    }
+
+    fn constrained_class(&mut self, spec: &GroupSpec<'_>, retryable: bool) -> u32 {
         let requests: Vec<Arc<Request>> = spec
             .requests
             .iter()
@@ -234,15 +260,6 @@ impl Core {
                 Arc::new(request)
             })
             .collect();
-        if requests.is_empty()
-            && spec.nodes == 0
-            && spec.targets.is_empty()
-            && spec.hosts.is_empty()
-            && spec.tags.is_empty()
-            && spec.time == 0
-        {
-            return self.plain_class(spec.needs.0, retryable);
-        }
         let sorted = |names: &[String]| {
             let mut names: Vec<Box<str>> = names.iter().map(|n| n.as_str().into()).collect();
             names.sort_unstable();

@@ -89,18 +89,21 @@ impl Default for Dependency {
     }
 }
 
+/// The name of a resource, or of one unit of it.
+pub type Name = Arc<str>;
+
 /// What a task asks of its host: amounts by name, sorted, `cpus` among them.
-pub type Request = Vec<(Box<str>, Amount)>;
+pub type Request = Vec<(Name, Amount)>;
 
 /// What a task was granted of one resource.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Granted {
     /// The resource.
-    pub name: Box<str>,
+    pub name: Name,
     /// How much of it.
     pub amount: Amount,
     /// Which ones, where they have names.
-    pub names: Vec<Box<str>>,
+    pub names: Vec<Name>,
 }
 
 /// What a task was granted of its host.
@@ -115,9 +118,9 @@ pub struct HostSpec {
     /// never fewer cpus than engines.
     pub cores: Vec<u32>,
     /// What there is by amount.
-    pub sums: Vec<(Box<str>, Amount)>,
+    pub sums: Vec<(Name, Amount)>,
     /// What there is by name.
-    pub lists: Vec<(Box<str>, Vec<Box<str>>)>,
+    pub lists: Vec<(Name, Vec<Name>)>,
 }
 
 /// What a host has, and who holds it.
@@ -138,7 +141,7 @@ pub struct HostState {
 }
 
 /// A resource of a host: its name, all of it, what is in use, and the names of the free ones.
-pub type StockState = (Box<str>, Amount, Amount, Vec<Box<str>>);
+pub type StockState = (Name, Amount, Amount, Vec<Name>);
 
 /// What is kept on a host for a task that waits there for more than is free.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -389,7 +392,7 @@ pub enum Action {
         /// 0 for the first time; never the same again for the same members and engine.
         attempt: u32,
         /// What it has of its host, if it asked.
-        grant: Option<Box<Grant>>,
+        grant: Option<Arc<Grant>>,
         /// Which of its alternatives that is, from 0, if it has several.
         alternative: Option<u32>,
         /// If it holds whole hosts: an engine of each, the one that runs it first.

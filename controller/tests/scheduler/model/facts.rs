@@ -267,7 +267,7 @@ impl World {
         }
         let host = &self.nodes[n].host;
         let has = |request: &Request| {
-            let all = |(name, amount): &(Box<str>, u64)| *amount <= self.total(host, name);
+            let all = |(name, amount): &(Name, u64)| *amount <= self.total(host, name);
             request.iter().all(all)
         };
         self.asks(t).iter().any(has)
@@ -311,7 +311,7 @@ impl World {
             return false;
         };
         // What it has still been given in the same event is before or after.
-        let beside = |(name, amount): &(Box<str>, u64)| {
+        let beside = |(name, amount): &(Name, u64)| {
             let asked = kept.request.iter().find(|(n, _)| n == name);
             asked.is_none_or(|(_, asked)| {
                 let newcomers = self.newcomers(&node.host, name, *event);
