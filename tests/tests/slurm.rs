@@ -327,6 +327,37 @@ fn engines_are_asked_for_as_far_as_they_could_run_what_waits() {
 }
 
 #[test]
+fn jobs_are_as_long_as_what_waits_for_them() {
+    let Some(slurm) = Slurm::start() else { return };
+    let conf = slurm.conf().display().to_string();
+    let cluster = Cluster::builder()
+        .env("SLURM_CONF", &conf)
+        .args(["--engines", "slurm", "--max", "3", "--idle", "60s"])
+        .start();
+    let run = |job: &str| {
+        let id = cluster.client_with(&["submit"], job, LIMIT).ok().stdout;
+        cluster
+            .client_with(&["wait", id.trim()], "", 2 * LIMIT)
+            .ok();
+    };
+    let lengths = || {
+        let queue = slurm.says("squeue", &["-h", "-o", "%l"]);
+        let mut lengths: Vec<String> = queue.lines().map(str::to_owned).collect();
+        lengths.sort();
+        lengths
+    };
+    // The longest, and five minutes in which its engine starts.
+    run("{\"cmd\": \"true\", \"time\": \"5m\"}\n");
+    assert_eq!(lengths(), ["10:00"]);
+    // Its engine is idle, and will be gone too early.
+    run("{\"cmd\": \"true\", \"time\": \"2h\"}\n");
+    assert_eq!(lengths(), ["10:00", "2:05:00"]);
+    // Who does not say how long it takes goes anywhere.
+    run("{\"cmd\": \"true\"}\n");
+    assert_eq!(lengths().len(), 2);
+}
+
+#[test]
 fn after_a_refusal_nothing_is_submitted_for_a_while() {
     let cluster = Cluster::builder().prepare();
     let (fake, asked) = (cluster.path("sbatch"), cluster.path("asked"));

@@ -420,6 +420,7 @@ impl Settings {
                 system: batch::System::find(system).map_err(launch)?,
                 engines: self.engines.unwrap_or(1),
                 growth: self.hosts.growth(),
+                time: Duration::ZERO,
                 options: self.hosts.batch_options.clone(),
                 template: self.hosts.batch_template.clone(),
                 program: local::engine_program(self.hosts.engine_program.as_deref()),

@@ -21,7 +21,7 @@ use crate::{
     relay::{control, iopub, mux},
     scheduler::{
         command::{Answer, Command},
-        core::{Config, Scheme, scheme},
+        core::{Config, Demand, Scheme, scheme},
         pure::PureThread,
         task::TaskThread,
     },
@@ -262,16 +262,19 @@ impl Controller {
     pub(crate) fn ways(&self) -> Ways {
         let (tasks, hub) = (self.links.tasks.clone(), self.events.clone());
         Ways {
-            demand: Box::new(move |limit| {
+            demand: Box::new(move |limit, as_asked| {
                 let (give, take) = crossbeam_channel::bounded(1);
                 tasks.send(Command::Demand {
                     limit,
-                    answer: Answer::new(move |engines| {
-                        let _ = give.send(engines);
+                    as_asked,
+                    answer: Answer::new(move |demand| {
+                        let _ = give.send(demand);
                     }),
                 });
                 // A controller that ends does not answer.
-                take.recv_timeout(Duration::from_secs(5)).ok()
+                let demand: Vec<Demand> = take.recv_timeout(Duration::from_secs(5)).ok()?;
+                let of = |demand: Demand| (Duration::from_nanos(demand.time), demand.engines);
+                Some(demand.into_iter().map(of).collect())
             }),
             tell: Box::new(move |batch| {
                 hub.send(Event::Continue(Box::new(move |hub| {

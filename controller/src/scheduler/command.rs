@@ -11,6 +11,8 @@ use ipbroker_protocol::message::{FailureSample, Slice, Stats, Stock, SubmissionS
 use ipbroker_protocol::resources::{Grant, Pools};
 use ipbroker_protocol::zmq::Message;
 
+use super::core;
+
 /// Where the answer to a question goes. It is called at most once; dropping it unanswered (the
 /// thread is on its way out) is allowed.
 pub struct Answer<T>(Box<dyn FnOnce(T) + Send>);
@@ -291,12 +293,14 @@ pub enum Command {
         /// The counts.
         answer: Answer<TaskTotals>,
     },
-    /// How many engines what is ready could use, counted up to `limit`.
+    /// How many engines what is ready could use, and for how long ([`core::Core::demand`]).
     Demand {
         /// More need not be counted.
         limit: u64,
-        /// The number.
-        answer: Answer<u64>,
+        /// They will stay as long as tasks ask.
+        as_asked: bool,
+        /// The engines.
+        answer: Answer<Vec<core::Demand>>,
     },
     /// Ids of everything unfinished, of one session or of all.
     Unfinished {

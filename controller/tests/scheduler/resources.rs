@@ -672,8 +672,12 @@ fn demand_counts_what_more_engines_could_run() {
     };
     core.submit(0, &long).expect("a new id");
     // Nothing is known of engines: each stands for a cpu.
-    assert_eq!(core.demand(100), 2 * 4 + 1 + 3 + 1);
-    assert_eq!(core.demand(5), 5);
+    let demand = |engines, time| Demand { engines, time };
+    let all = 2 * 4 + 1 + 3 + 1;
+    assert_eq!(core.demand(100, false), [demand(all, 0)]);
+    assert_eq!(core.demand(5, false), [demand(5, 0)]);
+    let apart = [demand(1, 10 * SECOND), demand(all - 1, 0)];
+    assert_eq!(core.demand(100, true), apart);
     // They have two cpus each, no GPU, and stay for 9 s. One of the wide tasks runs.
     let host = host("h", 4, &[]);
     for uuid in ["a", "b"] {
@@ -688,7 +692,10 @@ fn demand_counts_what_more_engines_could_run() {
             },
         );
     }
-    assert_eq!(core.demand(100), 2 + 3 * 2);
+    assert_eq!(core.demand(100, false), [demand(2 + 3 * 2, 0)]);
+    let apart = [demand(1, 10 * SECOND), demand(2 + 3 * 2, 0)];
+    assert_eq!(core.demand(100, true), apart);
+    core.demand(100, false);
     let why = core.explain(SECOND, "long");
     assert!(why.engines[0].1.contains("has to go in 0 min"), "{why:?}");
     // The next ones would be like them.

@@ -17,7 +17,7 @@ use serde_json::json;
 
 use super::{
     BatchError, Growth, Job, JobState, LaunchEvent, Plan, Sink, Ways, cancel, last_words, state,
-    submit, survivors, write_record, write_script,
+    submit, survivors, template, write_record, write_script,
 };
 
 /// How often jobs are looked at that run; others six times as often.
@@ -93,7 +93,9 @@ impl Keeper {
             self.watch(job);
         }
         match self.plan.growth {
-            None if self.jobs.is_empty() => self.submit(self.plan.engines, true)?,
+            None if self.jobs.is_empty() => {
+                self.submit(self.plan.engines, true, Duration::ZERO)?;
+            }
             None => {}
             Some(growth) => self.fill(growth)?,
         }
@@ -110,10 +112,10 @@ impl Keeper {
         });
     }
 
-    /// Submits a job of so many engines.
-    fn submit(&mut self, engines: u32, stays: bool) -> Result<(), BatchError> {
+    /// Submits a job of so many engines, for tasks that may run so long.
+    fn submit(&mut self, engines: u32, stays: bool, time: Duration) -> Result<(), BatchError> {
         let mut plan = self.plan.clone();
-        plan.engines = engines;
+        (plan.engines, plan.time) = (engines, time);
         if let (Some(growth), false) = (&self.plan.growth, stays) {
             plan.engine_args
                 .push(format!("--idle={}", growth.idle.as_secs_f64()));
@@ -128,6 +130,7 @@ impl Keeper {
             number,
             engines,
             stays,
+            time,
         });
         Ok(())
     }
@@ -153,30 +156,40 @@ impl Keeper {
             if engines == 0 {
                 return Ok(());
             }
-            self.submit(engines, true)?;
+            self.submit(engines, true, Duration::ZERO)?;
         }
     }
 
     /// Submits more while tasks wait.
     fn grow(&mut self, growth: Growth) -> Result<(), BatchError> {
         self.fill(growth)?;
-        let Some(demand) = (self.ways.demand)(u64::from(growth.max) + 1) else {
-            return Ok(());
-        };
-        loop {
-            let comes = |watched: &Watched| match watched.state {
-                JobState::Waiting(_) => true,
-                _ => watched.since.elapsed() < COMING,
-            };
-            let coming = u64::from(self.engines(comes));
-            let room = growth.max.saturating_sub(self.engines(|_| true));
-            let wanted = u32::try_from(demand.saturating_sub(coming)).unwrap_or(u32::MAX);
-            let engines = room.min(wanted).min(self.plan.engines);
-            if engines == 0 || self.in_queue() >= BACKLOG {
-                return Ok(());
+        let limit = u64::from(growth.max) + 1;
+        let template = template(&self.plan)?;
+        let as_asked = (self.plan.system).takes_time(&template, &self.plan.options);
+        let demand = (self.ways.demand)(limit, as_asked).unwrap_or_default();
+        // What is for long tasks is for short ones, too.
+        let mut wanted = 0;
+        for (time, more) in demand {
+            wanted += more;
+            while let Some(engines) = self.lacking(growth, wanted, time) {
+                self.submit(engines, false, time)?;
             }
-            self.submit(engines, false)?;
         }
+        Ok(())
+    }
+
+    /// How many engines the next job is, of those that are wanted for so long.
+    fn lacking(&self, growth: Growth, wanted: u64, time: Duration) -> Option<u32> {
+        let comes = |watched: &Watched| match watched.state {
+            _ if watched.job.time < time => false,
+            JobState::Waiting(_) => true,
+            _ => watched.since.elapsed() < COMING,
+        };
+        let coming = u64::from(self.engines(comes));
+        let room = growth.max.saturating_sub(self.engines(|_| true));
+        let wanted = u32::try_from(wanted.saturating_sub(coming)).unwrap_or(u32::MAX);
+        let engines = room.min(wanted).min(self.plan.engines);
+        (engines > 0 && self.in_queue() < BACKLOG).then_some(engines)
     }
 
     fn fail(&mut self, why: String) {

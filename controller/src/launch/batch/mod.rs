@@ -7,6 +7,7 @@ mod system;
 pub use system::{JobState, SYSTEMS, System};
 
 use std::{
+    borrow::Cow,
     fs, io,
     io::Read,
     path::{Path, PathBuf},
@@ -35,6 +36,8 @@ pub struct Plan {
     pub engines: u32,
     /// How many jobs follow; none: just one is submitted.
     pub growth: Option<Growth>,
+    /// The longest that a task of theirs may run; 0: as long as the batch system gives them.
+    pub time: Duration,
     /// Options for the submit command.
     pub options: Vec<String>,
     /// A script of the user's own, with the same `{…}` in it.
@@ -66,8 +69,9 @@ pub struct Growth {
 
 /// What a launcher asks and tells the controller.
 pub struct Ways {
-    /// How many engines the tasks that wait could use, counted up to a limit; none while that is not known.
-    pub demand: Box<dyn Fn(u64) -> Option<u64> + Send>,
+    /// How many engines the tasks that wait could use, counted up to a limit, and how long the longest of these tasks may
+    /// run, longest first (0: they do not say it; all, unless engines stay as long as is asked); none while that is not known.
+    pub demand: Box<dyn Fn(u64, bool) -> Option<Vec<(Duration, u64)>> + Send>,
     /// Tells what there is, for `status`, whenever it has changed.
     pub tell: Box<dyn Fn(Value) + Send>,
 }
@@ -88,6 +92,9 @@ struct Job {
     engines: u32,
     /// Its engines do not leave when they are idle.
     stays: bool,
+    /// The longest that a task of theirs may run; 0: nobody said it.
+    #[serde(default)]
+    time: Duration,
 }
 
 /// Why nothing was submitted.
@@ -241,15 +248,25 @@ fn state(system: &System, job: &str) -> Option<JobState> {
     )
 }
 
+fn template(plan: &Plan) -> Result<Cow<'static, str>, BatchError> {
+    match &plan.template {
+        None => Ok(plan.system.template.into()),
+        Some(path) => match fs::read_to_string(path) {
+            Ok(text) => Ok(text.into()),
+            Err(source) => Err(BatchError::File {
+                path: path.clone(),
+                source,
+            }),
+        },
+    }
+}
+
 fn write_script(plan: &Plan) -> Result<PathBuf, BatchError> {
     let failed = |path: &Path| {
         let path = path.to_owned();
         move |source| BatchError::File { path, source }
     };
-    let template = match &plan.template {
-        Some(path) => fs::read_to_string(path).map_err(failed(path))?,
-        None => plan.system.template.to_owned(),
-    };
+    let template = template(plan)?;
     fs::create_dir_all(&plan.dir).map_err(failed(&plan.dir))?;
     let text = plan.system.fill(&template, plan);
     let path = plan.dir.join(format!("ipengine.{}", plan.system.name));

@@ -1,5 +1,7 @@
 //! The batch systems: their scripts, commands and answers.
 
+use std::time::Duration;
+
 use ipbroker_protocol::shell::quote;
 
 use super::{BatchError, Plan};
@@ -7,7 +9,8 @@ use super::{BatchError, Plan};
 /// One batch system.
 ///
 /// In a template `{n}` or `{engines}` is the number of engines, `{program}` the quoted ipengine, `{args}` its quoted options, `{dir}` the
-/// directory of the output files, `{array:…}` a line that is there only for more than one engine (the `…`).
+/// directory of the output files, `{array:…}` a line that is there only for more than one engine (the `…`), `{time:…}` one that
+/// is there only if the tasks that wait say how long the job must be: in it `{minutes}` or `{seconds}`.
 #[derive(Debug)]
 pub struct System {
     /// Its name on the command line.
@@ -26,6 +29,8 @@ pub struct System {
     pub state: fn(&str, bool, &str, &str) -> Option<JobState>,
     /// The command that ends a job.
     pub cancel: &'static str,
+    /// How options begin that say how long a job may run; those of `-l` contain it.
+    pub limits: &'static [&'static str],
 }
 
 /// How a job is.
@@ -46,7 +51,7 @@ pub static SYSTEMS: [System; 5] = [
         submit: "sbatch",
         script_on_stdin: false,
         // One task an engine: Slurm says where, and counts its cores. Before version 23 it does not tell a job when that ends.
-        template: "#!/bin/sh\n#SBATCH --job-name=ipengine\n#SBATCH --ntasks={n}\n#SBATCH --output={dir}/ipengine-%j.log\n#SBATCH --open-mode=append\n: \"${SLURM_JOB_END_TIME:=$(date +%s -d \"$(squeue --noheader --format=%e --jobs=$SLURM_JOB_ID)\" 2>/dev/null)}\"\nexport SLURM_JOB_END_TIME\nexec srun --kill-on-bad-exit=0 {program} {args}\n",
+        template: "#!/bin/sh\n#SBATCH --job-name=ipengine\n#SBATCH --ntasks={n}\n#SBATCH --output={dir}/ipengine-%j.log\n#SBATCH --open-mode=append\n{time:#SBATCH --time={minutes}}\n: \"${SLURM_JOB_END_TIME:=$(date +%s -d \"$(squeue --noheader --format=%e --jobs=$SLURM_JOB_ID)\" 2>/dev/null)}\"\nexport SLURM_JOB_END_TIME\nexec srun --kill-on-bad-exit=0 {program} {args}\n",
         number: |text| {
             text.lines()
                 .find_map(|l| l.strip_prefix("Submitted batch job "))
@@ -74,12 +79,13 @@ pub static SYSTEMS: [System; 5] = [
             None => None,
         },
         cancel: "scancel",
+        limits: &["--time", "-t"],
     },
     System {
         name: "pbs",
         submit: "qsub",
         script_on_stdin: false,
-        template: "#!/bin/sh\n#PBS -V\n#PBS -N ipengine\n#PBS -j oe\n#PBS -o {dir}/\n{array:#PBS -J 1-{n}}\ncd \"$PBS_O_WORKDIR\"\nexec {program} {args}\n",
+        template: "#!/bin/sh\n#PBS -V\n#PBS -N ipengine\n#PBS -j oe\n#PBS -o {dir}/\n{array:#PBS -J 1-{n}}\n{time:#PBS -l walltime={seconds}}\ncd \"$PBS_O_WORKDIR\"\nexec {program} {args}\n",
         number: |text| {
             text.lines()
                 .map(str::trim)
@@ -102,12 +108,13 @@ pub static SYSTEMS: [System; 5] = [
             None => None,
         },
         cancel: "qdel",
+        limits: &["walltime"],
     },
     System {
         name: "sge",
         submit: "qsub",
         script_on_stdin: false,
-        template: "#!/bin/sh\n#$ -S /bin/sh\n#$ -V\n#$ -cwd\n#$ -N ipengine\n#$ -j y\n#$ -o {dir}/\n{array:#$ -t 1-{n}}\nexec {program} {args}\n",
+        template: "#!/bin/sh\n#$ -S /bin/sh\n#$ -V\n#$ -cwd\n#$ -N ipengine\n#$ -j y\n#$ -o {dir}/\n{array:#$ -t 1-{n}}\n{time:#$ -l h_rt={seconds}}\nexec {program} {args}\n",
         // Your job 4 ("ipengine") …, Your job-array 5.1-4:1 ("ipengine") …
         number: |text| {
             text.lines()
@@ -138,12 +145,13 @@ pub static SYSTEMS: [System; 5] = [
             )
         },
         cancel: "qdel",
+        limits: &["h_rt"],
     },
     System {
         name: "lsf",
         submit: "bsub",
         script_on_stdin: true,
-        template: "#!/bin/sh\n#BSUB -J \"ipengine[1-{n}]\"\n#BSUB -oo {dir}/ipengine-%J-%I.log\nexec {program} {args}\n",
+        template: "#!/bin/sh\n#BSUB -J \"ipengine[1-{n}]\"\n#BSUB -oo {dir}/ipengine-%J-%I.log\n{time:#BSUB -W {minutes}}\nexec {program} {args}\n",
         number: |text| {
             text.split_once("Job <")
                 .and_then(|(_, rest)| first_number(rest))
@@ -180,6 +188,7 @@ pub static SYSTEMS: [System; 5] = [
             )
         },
         cancel: "bkill",
+        limits: &["-W"],
     },
     System {
         name: "htcondor",
@@ -219,8 +228,15 @@ pub static SYSTEMS: [System; 5] = [
             })
         },
         cancel: "condor_rm",
+        limits: &[],
     },
 ];
+
+/// How a line begins that is there only if the job must be of some length.
+const TIME: &str = "{time:";
+
+/// Jobs are longer than the longest of their tasks by this, in which their engines start.
+const STARTS: Duration = Duration::from_secs(300);
 
 fn first_number(text: &str) -> Option<String> {
     let start = text.find(|c: char| c.is_ascii_digit())?;
@@ -265,6 +281,19 @@ impl System {
             })
     }
 
+    /// Whether a job can be as long as tasks ask: nobody has said how long it is.
+    pub(super) fn takes_time(&self, template: &str, options: &[String]) -> bool {
+        let says = |option: &String| {
+            self.limits
+                .iter()
+                .any(|limit| match limit.starts_with('-') {
+                    true => option.starts_with(limit),
+                    false => option.contains(limit),
+                })
+        };
+        template.contains(TIME) && !options.iter().any(says)
+    }
+
     pub(super) fn fill(&self, template: &str, plan: &Plan) -> String {
         let condor = self.name == "htcondor";
         // Condor brings the connection file along, into the job's own directory.
@@ -287,15 +316,17 @@ impl System {
             .collect();
         let mut out = String::new();
         for line in template.lines() {
-            let line = match line
-                .strip_prefix("{array:")
-                .and_then(|l| l.strip_suffix('}'))
-            {
-                Some(_) if plan.engines == 1 => continue,
-                Some(inner) => inner,
-                None => line,
+            let only = |head| line.strip_prefix(head)?.strip_suffix('}');
+            let line = match (only("{array:"), only(TIME)) {
+                (Some(_), _) if plan.engines == 1 => continue,
+                (_, Some(_)) if plan.time.is_zero() => continue,
+                (Some(inner), _) | (_, Some(inner)) => inner,
+                (None, None) => line,
             };
+            let seconds = (plan.time + STARTS).as_secs();
             let line = line
+                .replace("{minutes}", &seconds.div_ceil(60).to_string())
+                .replace("{seconds}", &seconds.to_string())
                 .replace("{n}", &plan.engines.to_string())
                 .replace("{engines}", &plan.engines.to_string())
                 .replace("{program}", &quote(&program))

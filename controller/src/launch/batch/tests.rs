@@ -7,6 +7,7 @@ fn plan(system: &str, engines: u32, dir: &Path) -> Plan {
         system: System::find(system).unwrap(),
         engines,
         growth: None,
+        time: Duration::ZERO,
         options: vec!["--partition=debug".into()],
         template: None,
         program: "/opt/my tools/ipengine".into(),
@@ -72,6 +73,31 @@ fn scripts_are_what_the_manuals_ask_for() {
         "{condor}"
     );
     assert!(condor.contains("transfer_input_files = /home/me/.ipython/profile_default/security/ipcontroller-engine.json\n") && condor.ends_with("queue 4\n"), "{condor}");
+}
+
+#[test]
+fn jobs_are_as_long_as_tasks_ask_unless_somebody_says_otherwise() {
+    let dir = tempfile::tempdir().unwrap();
+    let lines = [
+        ("slurm", "#SBATCH --time=13", "--time=8:00:00"),
+        ("pbs", "#PBS -l walltime=725", "-lnodes=1,walltime=3600"),
+        ("sge", "#$ -l h_rt=725", "h_rt=1:0:0"),
+        ("lsf", "#BSUB -W 13", "-W"),
+    ];
+    for (system, line, option) in lines {
+        let mut plan = plan(system, 1, dir.path());
+        assert!(!script(system, 1).contains("time:"));
+        plan.time = Duration::from_millis(425_500);
+        let path = write_script(&plan).unwrap();
+        let text = fs::read_to_string(path).unwrap();
+        assert!(text.lines().any(|l| l == line), "{text}");
+        let takes_time = |option: &str| {
+            let options = [option.to_owned()];
+            (plan.system).takes_time(plan.system.template, &options)
+        };
+        assert!(takes_time("--partition=h_r-t") && !takes_time(option));
+        assert!(!plan.system.takes_time("exec srun {program} {args}", &[]));
+    }
 }
 
 #[test]
@@ -225,6 +251,7 @@ fn a_job_is_watched_and_cancelled() {
             })
         },
         cancel: "",
+        limits: &[],
     };
     let dir = tempfile::tempdir().unwrap();
     let cancel = dir.path().join("cancel");
@@ -299,7 +326,7 @@ fn a_job_is_watched_and_cancelled() {
 
 fn ways() -> Ways {
     Ways {
-        demand: Box::new(|_| None),
+        demand: Box::new(|_, _| None),
         tell: Box::new(drop),
     }
 }
@@ -320,5 +347,6 @@ fn copy(s: &System) -> System {
         query: s.query,
         state: s.state,
         cancel: s.cancel,
+        limits: s.limits,
     }
 }

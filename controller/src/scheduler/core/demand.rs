@@ -1,4 +1,4 @@
-//! How many engines the tasks that are ready could use: what a cluster that grows asks.
+//! How many engines the tasks that are ready could use, and for how long: what a cluster that grows asks.
 
 use std::collections::BTreeMap;
 
@@ -13,6 +13,17 @@ use super::types::{Name, Nanos};
 pub(super) struct Most {
     stocks: BTreeMap<Name, Amount>,
     stays: Nanos,
+    /// The next ones will stay as long as tasks ask.
+    as_asked: bool,
+}
+
+/// So many engines, which stay so long.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Demand {
+    /// How many.
+    pub engines: u64,
+    /// For tasks that say how long they may run, the longest of these; 0: for tasks that do not say it.
+    pub time: Nanos,
 }
 
 impl Core {
@@ -31,14 +42,17 @@ impl Core {
         let had = |name: &str| self.most.stocks.get(name).copied().unwrap_or(0);
         let mut requests = self.requests(class).peekable();
         self.most.stays == 0
-            || self.constraints(class).time <= self.most.stays
+            || (self.most.as_asked || self.constraints(class).time <= self.most.stays)
                 && (requests.peek().is_none()
                     || requests.any(|request| request.iter().all(|(name, n)| *n <= had(name))))
     }
 
     /// How many engines the tasks that are ready could use at once, counted up to `limit`: one each, more where a task asks
-    /// for more cpus than an engine stands for, or for whole hosts; none for what more engines like those so far could not run.
-    pub fn demand(&self, limit: u64) -> u64 {
+    /// for more cpus than an engine stands for, or for whole hosts; none for what more engines like those so far could not
+    /// run. `as_asked`: they will stay as long as is asked for here; if so, those for tasks that say how long they may run
+    /// are apart, and come first.
+    pub fn demand(&mut self, limit: u64, as_asked: bool) -> Vec<Demand> {
+        self.most.as_asked = as_asked;
         let engines = self.live.iter().map(|&slot| &self.engines[slot as usize]);
         let (mut on_a_host, mut cpus) = (1, ONE);
         for host in engines.filter_map(|engine| self.hosts.of(engine)) {
@@ -46,7 +60,7 @@ impl Core {
             on_a_host = on_a_host.max(count);
             cpus = cpus.max(host.total(CPUS) / count);
         }
-        let mut sum = 0;
+        let (mut timed, mut others) = (Demand::default(), Demand::default());
         for (class, entry) in &self.pools.classes {
             let class = class as u32;
             if entry.queue.len == 0 || !self.might_run(class) {
@@ -57,16 +71,24 @@ impl Core {
                 request.and_then(|request| request.iter().find(|(name, _)| **name == *CPUS));
             let asked = asked.map_or(0, |(_, amount)| amount.div_ceil(cpus));
             let each = asked.max(u64::from(entry.nodes) * on_a_host).max(1);
-            for group in self.members_of_class(class) {
-                let group = &self.groups[group];
-                if group.stage != Stage::Blocked {
-                    sum += u64::from(group.waiting()) * each;
-                }
-                if sum >= limit {
-                    return limit;
-                }
+            let time = self.constraints(class).time;
+            let demand = match as_asked && time > 0 {
+                true => &mut timed,
+                false => &mut others,
+            };
+            if as_asked {
+                demand.time = demand.time.max(time);
             }
+            if demand.engines == limit {
+                continue;
+            }
+            let waiting = self.members_of_class(class).into_iter();
+            let waiting = waiting.map(|group| &self.groups[group]);
+            let waiting = waiting.filter(|group| group.stage != Stage::Blocked);
+            let tasks: u64 = waiting.map(|group| u64::from(group.waiting())).sum();
+            demand.engines = limit.min(demand.engines + tasks * each);
         }
-        sum
+        let some = |demand: &Demand| demand.engines > 0;
+        [timed, others].into_iter().filter(some).collect()
     }
 }

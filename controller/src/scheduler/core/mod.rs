@@ -87,6 +87,7 @@ pub use types::*;
 
 use clients::{Bucket, Client};
 use clock::Timer;
+pub use demand::Demand;
 use demand::Most;
 use engine::Engine;
 use graph::{Ended, Watchers};

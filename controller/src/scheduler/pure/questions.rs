@@ -44,7 +44,7 @@ impl Pure {
                 ..TaskTotals::default()
             }),
             // Nothing is known of what waits.
-            Command::Demand { answer, .. } => answer.send(0),
+            Command::Demand { answer, .. } => answer.send(Vec::new()),
             Command::Unfinished { answer, .. } => answer.send(self.books.ids()),
             Command::Abort {
                 selection, answer, ..

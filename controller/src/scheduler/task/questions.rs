@@ -67,7 +67,11 @@ impl Scheduler {
             Command::TaskStates { ids, answer } => {
                 answer.send(ids.iter().map(|id| state(self.core.state(id))).collect())
             }
-            Command::Demand { limit, answer } => answer.send(self.core.demand(limit)),
+            Command::Demand {
+                limit,
+                as_asked,
+                answer,
+            } => answer.send(self.core.demand(limit, as_asked)),
             Command::Totals { session, answer } => answer.send(totals(
                 self.core
                     .totals(session.as_ref().map(|session| session.as_bytes())),
