@@ -67,11 +67,14 @@ pub struct Growth {
     pub idle: Duration,
 }
 
+/// How many engines tasks could use, by the longest that these tasks may run (0: they do not say it), longest first.
+pub type Demand = Vec<(Duration, u64)>;
+
 /// What a launcher asks and tells the controller.
 pub struct Ways {
-    /// How many engines the tasks that wait could use, counted up to a limit, and how long the longest of these tasks may
-    /// run, longest first (0: they do not say it; all, unless engines stay as long as is asked); none while that is not known.
-    pub demand: Box<dyn Fn(u64, bool) -> Option<Vec<(Duration, u64)>> + Send>,
+    /// What the tasks that wait could use, with so many engines at most; apart by length if engines stay as long as is asked.
+    /// None while that is not known.
+    pub demand: Box<dyn Fn(u64, bool) -> Option<Demand> + Send>,
     /// Tells what there is, for `status`, whenever it has changed.
     pub tell: Box<dyn Fn(Value) + Send>,
 }
