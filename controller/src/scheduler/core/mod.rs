@@ -58,6 +58,7 @@ mod engines;
 mod explain;
 mod graph;
 mod group;
+mod host;
 mod hosts;
 mod id;
 mod lanes;

@@ -5,7 +5,8 @@ use std::sync::Arc;
 use ipbroker_protocol::resources::CPUS;
 
 use super::Core;
-use super::hosts::{ROUNDS, Reservation, plain_request};
+use super::host::{Reservation, plain_request};
+use super::hosts::ROUNDS;
 use super::id::NONE;
 use super::types::Request;
 

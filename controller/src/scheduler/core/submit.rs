@@ -7,7 +7,7 @@ use ipbroker_protocol::resources::CPUS;
 use super::auto::Estimate;
 use super::clients::{Bucket, End};
 use super::group::{Array, DETACHED, Extra, Flight, Group, MAY_RETURN, Stage};
-use super::hosts::PLAIN;
+use super::host::PLAIN;
 use super::id::{NONE, TaskId};
 use super::place::{from_units, to_units};
 use super::pools::{Constraints, RECENT};
