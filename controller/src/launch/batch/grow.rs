@@ -336,14 +336,12 @@ impl Keeper {
 
     /// Cancels everything; the launcher does not wait for longer than its grace.
     fn end(self) {
-        for watched in &self.jobs {
-            if let Err(reason) = cancel(self.plan.system, &watched.job.number) {
-                let host = self.name(&watched.job.number);
-                (self.sink)(LaunchEvent::Failed {
-                    reason: format!("{host}: {reason}"),
-                    host,
-                });
-            }
+        let numbers: Vec<&str> = self.jobs.iter().map(|w| &*w.job.number).collect();
+        if let Err(reason) = cancel(self.plan.system, &numbers) {
+            (self.sink)(LaunchEvent::Failed {
+                host: self.plan.system.name.to_owned(),
+                reason,
+            });
         }
     }
 }

@@ -322,15 +322,20 @@ fn words_of(output: &Output) -> String {
         .unwrap_or_else(|| output.status.to_string())
 }
 
-/// Cancels a job and waits until it is gone.
-fn cancel(system: &System, job: &str) -> Result<(), String> {
+/// Cancels jobs, all before it waits until they are gone: that may take longer than there is time.
+fn cancel(system: &System, jobs: &[&str]) -> Result<(), String> {
+    if jobs.is_empty() {
+        return Ok(());
+    }
     Command::new(system.cancel)
-        .arg(job)
+        .args(jobs)
         .stdin(Stdio::null())
         .output()
-        .map_err(|error| format!("`{} {job}`: {error}", system.cancel))?;
-    while state(system, job).is_some_and(|state| state != JobState::Gone) {
-        thread::sleep(Duration::from_millis(200));
+        .map_err(|error| format!("`{} {}`: {error}", system.cancel, jobs.join(" ")))?;
+    for job in jobs {
+        while state(system, job).is_some_and(|state| state != JobState::Gone) {
+            thread::sleep(Duration::from_millis(200));
+        }
     }
     Ok(())
 }
