@@ -296,17 +296,26 @@ fn submit(plan: &Plan, script: &Path) -> Result<String, BatchError> {
         source,
     })?;
     let words = words_of(&output);
-    if !output.status.success() {
-        return Err(BatchError::Refused {
+    if output.status.success() {
+        return (system.number)(&String::from_utf8_lossy(&output.stdout)).ok_or(
+            BatchError::NoNumber {
+                command: system.submit.to_owned(),
+                output: words,
+            },
+        );
+    }
+    // Grid Engine calls a job that no queue may run today an error, and takes it: it would stay there, known to nobody.
+    match (system.number)(&String::from_utf8_lossy(&output.stderr)) {
+        Some(number) if words.contains("has been submitted") => {
+            tracing::warn!("{}: {words}", system.submit);
+            Ok(number)
+        }
+        _ => Err(BatchError::Refused {
             command: system.submit.to_owned(),
             script: script.to_owned(),
             reason: words,
-        });
+        }),
     }
-    (system.number)(&String::from_utf8_lossy(&output.stdout)).ok_or(BatchError::NoNumber {
-        command: system.submit.to_owned(),
-        output: words,
-    })
 }
 
 fn words_of(output: &Output) -> String {
