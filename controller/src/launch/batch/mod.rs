@@ -352,10 +352,15 @@ fn cancel(system: &System, jobs: &[&str]) -> Result<(), String> {
 /// What a job has said last: the reason, if it failed.
 fn last_words(dir: &Path, job: &str) -> Vec<String> {
     let number: String = job.chars().take_while(char::is_ascii_digit).collect();
-    let mark = format!("ipengine-{number}");
+    // PBS and Grid Engine name it themselves.
+    let marks = ["ipengine-", "ipengine.o"].map(|head| format!("{head}{number}"));
     let mut words = Vec::new();
     let entries = fs::read_dir(dir).into_iter().flatten().flatten();
-    let of_job = |name: &std::ffi::OsStr| name.to_string_lossy().starts_with(&mark);
+    let of_job = |name: &std::ffi::OsStr| {
+        let name = name.to_string_lossy();
+        let rest = marks.iter().find_map(|mark| name.strip_prefix(&**mark));
+        rest.is_some_and(|rest| !rest.starts_with(|c: char| c.is_ascii_digit()))
+    };
     for entry in entries.filter(|entry| of_job(&entry.file_name())).take(4) {
         let mut text = String::new();
         let read =
