@@ -114,7 +114,8 @@ pub static SYSTEMS: [System; 5] = [
         name: "sge",
         submit: "qsub",
         script_on_stdin: false,
-        template: "#!/bin/sh\n#$ -S /bin/sh\n#$ -V\n#$ -cwd\n#$ -N ipengine\n#$ -j y\n#$ -o {dir}/\n{array:#$ -t 1-{n}}\n{time:#$ -l h_rt={seconds}}\nexec {program} {args}\n",
+        // It tells a job how long it may run only when asked, in seconds.
+        template: "#!/bin/sh\n#$ -S /bin/sh\n#$ -V\n#$ -cwd\n#$ -N ipengine\n#$ -j y\n#$ -o {dir}/\n{array:#$ -t 1-{n}}\n{time:#$ -l h_rt={seconds}}\nlimit=$(qstat -j $JOB_ID 2>/dev/null | sed -n 's/^hard.resource_list:.*h_rt=\\([0-9]*\\).*/\\1/p')\nexec {program} {args} ${limit:+--time-limit=$limit}\n",
         // Your job 4 ("ipengine") …, Your job-array 5.1-4:1 ("ipengine") …
         number: |text| {
             text.lines()

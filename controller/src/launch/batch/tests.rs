@@ -48,11 +48,12 @@ fn scripts_are_what_the_manuals_ask_for() {
         )
     );
     assert!(!script("pbs", 1).contains("-J"));
-    // qsub(1) of Grid Engine: lines that begin with #$; -t for array jobs.
+    // qsub(1) of Grid Engine: lines that begin with #$; -t for array jobs. What `qstat -j` lists is hard_resource_list in some.
+    let limit = r"limit=$(qstat -j $JOB_ID 2>/dev/null | sed -n 's/^hard.resource_list:.*h_rt=\([0-9]*\).*/\1/p')";
     assert_eq!(
         script("sge", 4),
         format!(
-            "#!/bin/sh\n#$ -S /bin/sh\n#$ -V\n#$ -cwd\n#$ -N ipengine\n#$ -j y\n#$ -o /DIR/\n#$ -t 1-4\nexec {COMMAND}\n"
+            "#!/bin/sh\n#$ -S /bin/sh\n#$ -V\n#$ -cwd\n#$ -N ipengine\n#$ -j y\n#$ -o /DIR/\n#$ -t 1-4\n{limit}\nexec {COMMAND} ${{limit:+--time-limit=$limit}}\n"
         )
     );
     // bsub(1): -J "name[1-n]"; the script comes on standard input.
@@ -228,6 +229,22 @@ fn unknown_systems_and_refusals_are_told() {
             .to_string()
             .contains("none")
     );
+}
+
+#[test]
+fn last_words_are_those_of_the_job() {
+    let dir = tempfile::tempdir().unwrap();
+    for name in [
+        "ipengine-6-1.log",
+        "ipengine.o6.2",
+        "ipengine.o61",
+        "ipengine.sge",
+    ] {
+        fs::write(dir.path().join(name), format!("of {name}\n")).unwrap();
+    }
+    let mut words = last_words(dir.path(), "6[].server");
+    words.sort();
+    assert_eq!(words, ["of ipengine-6-1.log", "of ipengine.o6.2"]);
 }
 
 /// A launcher against a batch system made of shell scripts: what is submitted, watched and cancelled, in order.
