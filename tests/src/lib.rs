@@ -4,6 +4,7 @@
 // libzmq comes in through the protocol crate, even where nothing else of it is used.
 use ipbroker_protocol as _;
 
+pub mod batch;
 pub mod cluster;
 pub mod fuzz;
 pub mod http;
