@@ -459,3 +459,22 @@ fn what_runs_when_its_time_is_over_runs_again_in_the_next_job() {
     assert_eq!(left.filter(asleep).collect::<Vec<_>>(), []);
     end(cluster, &grid);
 }
+
+#[test]
+fn jobs_are_as_long_as_what_waits_for_them() {
+    let Some(grid) = GridEngine::start() else {
+        return;
+    };
+    let cluster = grid.cluster().args(["--engines", "sge", "--max", "1"]);
+    let cluster = cluster.start();
+    let job = "{\"cmd\": \"true\", \"time\": \"5m\"}\n";
+    let id = cluster.client_with(&["submit"], job, LIMIT).ok().stdout;
+    cluster
+        .client_with(&["wait", id.trim()], "", 2 * LIMIT)
+        .ok();
+    // The longest, and five minutes in which its engine starts.
+    let number = &grid.tasks()[0].0;
+    let told = grid.says("qstat", &["-j", number]);
+    assert!(told.contains("h_rt=600"), "{told}");
+    end(cluster, &grid);
+}
