@@ -443,7 +443,7 @@ impl Client {
     ) -> Result<Envelope> {
         let (number, receive) = self.begin_query(channel, engine, (msg_type, content), buffers)?;
         match receive.recv_timeout(timeout) {
-            Ok(envelope) => Ok(envelope),
+            Ok(answer) => answer,
             Err(RecvTimeoutError::Disconnected) => Err(Error::Closed),
             Err(RecvTimeoutError::Timeout) => {
                 self.inner.handle.send(Request::Forget(number))?;
@@ -469,7 +469,7 @@ impl Client {
         engine: Option<&str>,
         (msg_type, content): (&str, &C),
         buffers: Vec<Message>,
-    ) -> Result<(u64, Receiver<Envelope>)> {
+    ) -> Result<(u64, Receiver<Result<Envelope>>)> {
         let session = &self.inner.session;
         let Built { number, frames, .. } =
             wire::build(session, engine, msg_type, &Empty {}, content, buffers);
@@ -478,6 +478,7 @@ impl Client {
         self.inner.handle.send(Request::Query {
             number,
             channel,
+            engine: engine.map(str::to_owned),
             frames,
             answer,
         })?;

@@ -170,5 +170,16 @@ pub struct TaskError {
     pub host: Option<String>,
 }
 
+impl TaskError {
+    /// What was asked of an engine that is gone.
+    pub(crate) fn lost(uuid: &str) -> Self {
+        Self {
+            ename: "EngineError".into(),
+            evalue: format!("engine {uuid} left or died before it answered"),
+            ..Self::default()
+        }
+    }
+}
+
 /// This library's results.
 pub type Result<T, E = Error> = std::result::Result<T, E>;

@@ -147,8 +147,10 @@ pub(crate) enum Request {
     Query {
         number: u64,
         channel: Channel,
+        /// Who is to answer it: the controller, where it is none.
+        engine: Option<String>,
         frames: Frames,
-        answer: Sender<Envelope>,
+        answer: Sender<Result<Envelope>>,
     },
     Forget(u64),
     /// From now on, output is listened to.

@@ -137,11 +137,7 @@ impl Table {
             let Some(pending) = self.entries.get(&number) else {
                 continue;
             };
-            let error = Arc::new(TaskError {
-                ename: "EngineError".into(),
-                evalue: format!("engine {uuid} left or died before it answered"),
-                ..TaskError::default()
-            });
+            let error = Arc::new(TaskError::lost(uuid));
             let whole = pending.engines.len() == 1;
             let at = pending
                 .engines

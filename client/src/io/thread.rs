@@ -22,7 +22,7 @@ use ipbroker_protocol::zmq::{self, Context, Message, PollItem, Socket};
 use super::pending::{Pending, Table};
 use super::{Channel, Handle, Listener, Request, Sink, Submission, number_of};
 use crate::engines::{ConnectionReply, Engines};
-use crate::error::Result;
+use crate::error::{Error, Result, TaskError};
 use crate::gather::Gather;
 use crate::reply::Reply;
 use crate::wire;
@@ -96,7 +96,8 @@ struct Io {
     gathering: Option<Instant>,
     /// The scheduler takes bundles.
     bundles: bool,
-    queries: HashMap<u64, Sender<Envelope>>,
+    /// Who asked, and the engine that is to answer.
+    queries: HashMap<u64, (Option<String>, Sender<Result<Envelope>>)>,
     /// Sinks that have had deliveries since the last flush, and how many those were.
     touched: Vec<Arc<dyn Sink>>,
     delivered: usize,
@@ -305,10 +306,11 @@ impl Io {
                 Ok(Request::Query {
                     number,
                     channel,
+                    engine,
                     frames,
                     answer,
                 }) => {
-                    self.queries.insert(number, answer);
+                    self.queries.insert(number, (engine, answer));
                     self.send(channel, frames);
                 }
                 Ok(Request::Forget(number)) => {
@@ -569,9 +571,9 @@ impl Io {
                 self.engines_number = None;
                 self.settings.engines.answered(reply);
             }
-        } else if let Some(answer) = self.queries.remove(&number) {
+        } else if let Some((_, answer)) = self.queries.remove(&number) {
             if let Ok(envelope) = frames.into_envelope() {
-                let _ = answer.send(envelope);
+                let _ = answer.send(Ok(envelope));
             }
         } else if let Some(pending) = self.table.get(number) {
             let range = range(packer, pending, engine, parts.metadata);
@@ -633,6 +635,13 @@ impl Io {
                 if let Ok(engine) = packer.unpack::<Engine>(envelope.content()) {
                     self.settings.engines.left(engine.id);
                     self.table.engine_lost(&engine.uuid, &mut self.touched);
+                    let asked = |_: &u64, query: &mut (Option<String>, _)| {
+                        query.0.as_deref() == Some(&engine.uuid)
+                    };
+                    for (_, (_, answer)) in self.queries.extract_if(asked) {
+                        let _ =
+                            answer.send(Err(Error::Task(Arc::new(TaskError::lost(&engine.uuid)))));
+                    }
                 }
             }
             types::SHUTDOWN_NOTIFICATION => {

@@ -12,7 +12,7 @@ use ipbroker_client::job::{Job, JobResult, JobStatus};
 use ipbroker_client::protocol::hex;
 use ipbroker_client::protocol::message::Staged;
 use ipbroker_client::protocol::zmq::Message;
-use ipbroker_client::{Client, Host, Reply};
+use ipbroker_client::{Client, Error, Host, Reply};
 use sha2::{Digest, Sha256};
 
 use super::Runner;
@@ -135,8 +135,11 @@ impl Files {
             .map(|(input, staged)| (local(cwd, &input.local), staged.sha256.clone()))
             .collect();
         for host in hosts {
-            self.place(host, &files)
-                .map_err(|e| format!("put: {}: {e}", host.name()))?;
+            match self.place(host, &files) {
+                // It was lost meanwhile: the job goes elsewhere, and has them sent again there if it must.
+                Err(Error::Task(_)) => {}
+                placed => placed.map_err(|e| format!("put: {}: {e}", host.name()))?,
+            }
         }
         Ok(inputs)
     }
@@ -247,7 +250,13 @@ impl Runner<'_> {
         };
         // Without hosts they go with the message after all.
         let inline = put.iter().all(|input| input.buffer.is_some());
-        let request = self.options.request(&job.placement, self.batch.ids());
+        let mut request = self.options.request(&job.placement, self.batch.ids());
+        if self.options.near && !inline {
+            // If the one host that has its inputs is lost, it is told that none of these can run it, and goes again with
+            // them; without a list it would wait for another engine.
+            let engines = self.client.engines()?;
+            request.targets = engines.into_iter().map(|engine| engine.uuid).collect();
+        }
         let mut command = self.options.command(job);
         command.put = put;
         self.files.moving.insert(index, (job.clone(), inline));
