@@ -5,7 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use ipbroker_tests::{LIMIT, Lab, eventually, programs::Program};
+use ipbroker_tests::{Finished, LIMIT, Lab, eventually, programs::Program};
 use rustix::process::Signal;
 use serde_json::Value;
 
@@ -568,6 +568,149 @@ fn submitted_files(lab: &Lab) {
         let left = lab.on(host, "ls -d /tmp/ipbroker-job-* 2>/dev/null | wc -l");
         assert_eq!(left.trim(), "0");
     }
+}
+
+/// One word a line, and nothing else.
+const WORDS: &str = "tr -cs A-Za-z '\\n' | sed '/^$/d'";
+
+/// Puts the documentation where the controller lives, a text for each of its directories; and counts its words, in
+/// lines as `uniq -c` has them.
+fn texts(lab: &Lab) -> (Vec<String>, BTreeSet<String>) {
+    let docs = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs");
+    let mut counts = BTreeMap::<String, usize>::new();
+    let names = ["tasks", "start", "operations", "coming-from"].map(|name| {
+        let mut text = String::new();
+        for page in std::fs::read_dir(docs.join(name)).expect("a directory") {
+            let page = page.expect("an entry").path();
+            if page.extension().is_some_and(|e| e == "md") {
+                text += &std::fs::read_to_string(page).expect("a page");
+            }
+        }
+        let words = text.split(|c: char| !c.is_ascii_alphabetic());
+        for word in words.filter(|word| !word.is_empty()) {
+            *counts.entry(word.to_owned()).or_default() += 1;
+        }
+        let name = format!("{name}.txt");
+        std::fs::write(lab.home().join(&name), text).expect("a file");
+        name
+    });
+    let lines = counts.iter().map(|(word, n)| format!("{n} {word}"));
+    (names.to_vec(), lines.collect())
+}
+
+/// What reducers printed, as `texts` has it. A line that comes twice is found.
+#[track_caller]
+fn counted(output: &str) -> BTreeSet<String> {
+    let lines: BTreeSet<String> = output.lines().map(|l| l.trim().to_owned()).collect();
+    assert_eq!(lines.len(), output.lines().count(), "a word came twice");
+    lines
+}
+
+fn mapreduce<'a>(more: &[&'a str], files: &'a [String]) -> Vec<&'a str> {
+    let args = ["mapreduce", "--hosts", "a:1,b:1", "--map-chunksize", "16K"];
+    let files = files.iter().map(String::as_str);
+    args.into_iter()
+        .chain(more.iter().copied())
+        .chain(files)
+        .collect()
+}
+
+#[test]
+fn words_are_counted_on_hosts_that_share_nothing() {
+    let Some(lab) = Lab::up(&["a", "b"]) else {
+        return;
+    };
+    let (files, expected) = texts(&lab);
+    // The client's directory is not there.
+    let args = mapreduce(&[WORDS, "uniq -c"], &files);
+    let strange = lab.run("ipclient", &args, "", 4 * LIMIT);
+    assert_eq!(
+        (strange.code(), strange.stdout.as_str()),
+        (1, ""),
+        "{}",
+        strange.stderr
+    );
+    assert!(
+        strange
+            .stderr
+            .contains("name a directory that all hosts have with --wd"),
+        "{}",
+        strange.stderr
+    );
+    let args = mapreduce(
+        &["--wd", "...", "--json", "-o", "counts", WORDS, "uniq -c"],
+        &files,
+    );
+    let said = lab.run("ipclient", &args, "", 4 * LIMIT).ok().stdout;
+    let said: Value = serde_json::from_str(&said).expect("JSON");
+    assert_eq!(said["sent"], true, "{said}");
+    for stage in ["map", "reduce"] {
+        for host in ["a", "b"] {
+            assert!(said[stage]["hosts"][host].is_u64(), "{said}");
+        }
+    }
+    let parts = ["part-00000", "part-00001"]
+        .map(|part| std::fs::read_to_string(lab.home().join("counts").join(part)).expect("a part"));
+    assert!(counted(&parts.concat()) == expected, "{parts:?}");
+    lab.wait_for_nothing(&["a", "b"]);
+}
+
+/// One of two hosts is cut off while it maps, or while it reduces; `more`: how often a job may lose its engine.
+fn a_host_dies_under(stage: &str, more: &[&str]) -> Option<(Finished, BTreeSet<String>)> {
+    let lab = Lab::up(&["a", "b"])?;
+    let (files, expected) = texts(&lab);
+    // Long enough to be found at it.
+    let slow = |of: &str, then: &str| match of == stage {
+        true => format!("touch /tmp/at-it; sleep 1; {then}"),
+        false => then.to_owned(),
+    };
+    let (mapper, reducer) = (slow("map", WORDS), slow("reduce", "uniq -c"));
+    let args = [
+        &[
+            "--wd",
+            "...",
+            "--reducers",
+            "8",
+            "--local-option=--ping=200",
+        ],
+        more,
+        &[&mapper, &reducer],
+    ];
+    let running = lab.spawn("ipclient", &mapreduce(&args.concat(), &files));
+    eventually("a job of b", 2 * LIMIT, || {
+        let there = lab.on("b", "ls /tmp");
+        there.contains("at-it").then_some(())
+    });
+    lab.verb("cut", &["b"]);
+    Some((running.finish(4 * LIMIT), expected))
+}
+
+#[test]
+fn words_are_counted_though_a_host_dies_that_maps() {
+    let more = ["--max-crashes", "3"];
+    let Some((ended, expected)) = a_host_dies_under("map", &more) else {
+        return;
+    };
+    assert!(counted(&ended.ok().stdout) == expected);
+}
+
+#[test]
+fn words_are_counted_though_a_host_dies_that_reduces() {
+    let more = ["--max-crashes", "3"];
+    let Some((ended, expected)) = a_host_dies_under("reduce", &more) else {
+        return;
+    };
+    assert!(counted(&ended.ok().stdout) == expected);
+}
+
+#[test]
+fn a_host_that_dies_under_mapreduce_is_told() {
+    let Some((ended, _)) = a_host_dies_under("map", &[]) else {
+        return;
+    };
+    assert_eq!(ended.code(), 1, "{}", ended.stderr);
+    let line = "(b) was lost while it ran the task: its heartbeat stopped";
+    assert!(ended.stderr.contains(line), "{}", ended.stderr);
 }
 
 #[test]
