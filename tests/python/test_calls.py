@@ -314,6 +314,13 @@ def test_questions(client):
     future.result(30)
     assert client.explain(future)
     assert isinstance(client.status(), dict) and client.stats()["nodes"]
+    report = client.report([future])
+    assert repr(report) == "<ipbroker.Report of 1 task>" and report.html.rstrip().endswith("</html>")
+    assert "<iframe sandbox srcdoc=" in report._repr_html_() and "<html" not in report._repr_html_()
+    with pytest.raises(ipbroker.IpbrokerError, match="^the controller has no record of nonsense"):
+        client.report("nonsense")
+    with pytest.raises(ValueError, match="no ids"):
+        client.report([])
     with pytest.raises(ipbroker.PicklingError, match="current_client"):
         client.submit(calls.square, client)
 

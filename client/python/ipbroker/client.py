@@ -20,6 +20,7 @@ from .output import Output
 if TYPE_CHECKING:
     from .executor import Executor
     from .jobs import Jobs
+    from .report import Report
     from .view import View
 
 OK, ERROR, MEMBERS, MEMBERS_ERROR, JOBS = range(5)
@@ -328,6 +329,18 @@ class Client:
     def records(self, ids: Ids) -> Dict[str, Dict[str, Any]]:
         """What the store knows of tasks, by id."""
         return dict(json.loads(self._link.native.records(_ids(ids))))
+
+    def report(self, ids: Optional[Ids] = None, *, since: Optional[str] = None) -> "Report":
+        """How tasks went, as ``ipclient report`` tells it: of these ids, or of all ``since`` a while (``"1h"``) or a date, or of all
+        that the store knows. A notebook shows it, ``.save(path)`` writes it."""
+        from .report import report
+
+        if ids is not None and since is not None:
+            raise ValueError("ids or since, not both")
+        wanted = [] if ids is None else _ids(ids)
+        if ids is not None and not wanted:
+            raise ValueError("no ids: without any, the report is of all tasks")
+        return report(self._where, self.connection_file, wanted, since)
 
     def abort(self, ids: Optional[Ids] = None, *, kill: bool = True) -> Dict[str, Any]:
         """Ends tasks (default: all of this client's): waiting ones at once, running ones too unless ``kill`` is false."""
