@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use clap::Args;
 use ipbroker_client::Client;
+use ipbroker_client::protocol::array::split_id;
 use serde_json::Value;
 
 use super::Outcome;
@@ -19,6 +20,7 @@ pub(super) const PAUSE: Duration = Duration::from_millis(500);
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Of a running task that writes much, the last 64 KiB; of one that has ended, what was kept of it (--capture of `ipclient run`). \
+Beyond what --capture keeps (64 KiB unless it says more) nothing is seen, also while it runs. \
 What goes into files of the task's own (`out`, `err`, >) is not seen here.
 
 Example:
@@ -114,7 +116,10 @@ fn ended(client: &Client, id: &str) -> Result<Option<[String; 2]>, Failure> {
     let Some(record) = outcomes.records.get(id) else {
         return Ok(None);
     };
-    if let Some(count) = record.members() {
+    // A member's record has the metadata of its array.
+    if let Some(count) = record.members()
+        && split_id(id).1.is_none()
+    {
         return Err(Failure::usage(format!(
             "{id} is an array: name one of its members, {id}:0 to {id}:{}",
             count.saturating_sub(1)

@@ -10,6 +10,7 @@ use super::event::{Event, Exception, Finished, Frames, Outcome, Stream, TaskRef,
 use super::fold::{Fold, Folds, Keyed, Parts, ResultColumns, Submitted, Times, head, some};
 use super::options::Packing;
 use super::ranges::RangeMap;
+use super::row::find_key;
 use super::shared::Shared;
 use super::unpack::parse_time;
 use super::update;
@@ -491,34 +492,29 @@ impl Applier {
         stream: Stream,
         text: &str,
     ) -> rusqlite::Result<()> {
-        self.placeholder(conn, msg_id)?;
+        let key = self.placeholder(conn, msg_id)?;
         let sql = match stream {
-            Stream::Stdout => {
-                "UPDATE task SET stdout = COALESCE(stdout, '') || ?2 WHERE msg_id = ?1"
-            }
-            Stream::Stderr => {
-                "UPDATE task SET stderr = COALESCE(stderr, '') || ?2 WHERE msg_id = ?1"
-            }
+            Stream::Stdout => "UPDATE task SET stdout = COALESCE(stdout, '') || ?2 WHERE key = ?1",
+            Stream::Stderr => "UPDATE task SET stderr = COALESCE(stderr, '') || ?2 WHERE key = ?1",
         };
         tolerate(
-            conn.prepare_cached(sql)?.execute((msg_id, text)).map(drop),
+            conn.prepare_cached(sql)?
+                .execute((key.cast_signed(), text))
+                .map(drop),
             "output",
         )
     }
 
-    /// Makes a row for what came before its task.
-    fn placeholder(&self, conn: &Connection, msg_id: &str) -> rusqlite::Result<()> {
-        let known = conn
-            .prepare_cached("SELECT 1 FROM task WHERE msg_id = ?1")?
-            .exists([msg_id])?;
-        if !known {
-            let key = self.shared.next_key.fetch_add(1, Relaxed);
-            conn.prepare_cached(
-                "INSERT INTO task (key, msg_id, status) VALUES (?1, ?2, 'waiting')",
-            )?
-            .execute((key.cast_signed(), msg_id))?;
+    /// The row of a task, which is made for what comes before it. A member of an array has its array's: a row of its own
+    /// would hide what that says of it.
+    fn placeholder(&self, conn: &Connection, msg_id: &str) -> rusqlite::Result<u64> {
+        if let Some((key, _)) = find_key(conn, msg_id)? {
+            return Ok(key);
         }
-        Ok(())
+        let key = self.shared.next_key.fetch_add(1, Relaxed);
+        conn.prepare_cached("INSERT INTO task (key, msg_id, status) VALUES (?1, ?2, 'waiting')")?
+            .execute((key.cast_signed(), msg_id))?;
+        Ok(key)
     }
 
     fn write_held(&mut self, conn: &Connection) -> rusqlite::Result<()> {

@@ -125,6 +125,8 @@ pub(crate) struct Task {
     counts: Option<[u64; 3]>,
     /// The member's own result, cut out of its range's.
     member_result: Option<Vec<u8>>,
+    /// What became of the member's command, or why there is no result: what the reply of a task of its own would say.
+    member_content: Option<Map<String, Value>>,
     /// The member's own run time in s, if its range told of each.
     member_duration: Option<f64>,
 }
@@ -263,7 +265,8 @@ impl Task {
             return Ok(());
         }
         let (content, buffers) = self.result.content_and_buffers(spill)?;
-        self.member_told(&unpack(&content, packing)["members"], member - lo);
+        let content = unpack(&content, packing);
+        self.member_told(&content["members"], member - lo);
         let metadata = self.result.metadata.as_deref();
         let metadata = metadata.map_or_else(Glance::default, |m| Glance::at(m, packing));
         let index = if metadata.same == Some(true) {
@@ -273,6 +276,28 @@ impl Task {
         };
         self.member_result =
             slice(&buffers, index, metadata.wide == Some(true)).map(<[u8]>::to_vec);
+        let header = self.request.header.as_deref();
+        let is_command = header.is_some_and(|header| {
+            Glance::at(header, packing).msg_type.as_deref() == Some("command_request")
+        });
+        self.member_content = match &self.member_result {
+            // The value of a function is nobody's business but the client's; what it printed may be told.
+            Some(_) if self.status == "ok" && !is_command => {
+                let told = self.member_duration.map(|_| [&self.stdout, &self.stderr]);
+                let texts = ["stdout", "stderr"]
+                    .into_iter()
+                    .zip(told.into_iter().flatten());
+                let texts =
+                    texts.filter_map(|(name, text)| Some((name.to_owned(), text.clone()?.into())));
+                let status = ("status".to_owned(), self.status.as_str().into());
+                Some([status].into_iter().chain(texts).collect())
+            }
+            // No map of MessagePack begins with this byte.
+            Some(result) if result.first() == Some(&b'{') => object(unpack(result, Packing::Json)),
+            Some(result) => object(unpack(result, Packing::MsgPack)),
+            // The range failed as a whole, as when its engine died.
+            None => object(content).filter(|content| content.contains_key("ename")),
+        };
         self.result.buffers = None;
         Ok(())
     }
@@ -358,7 +383,10 @@ impl Task {
                 (Some([ok, error, aborted]), _) => {
                     json!({"status": self.status, "count": self.count, "ok": ok, "error": error, "aborted": aborted})
                 }
-                (None, true) => json!({"status": self.status}),
+                (None, true) => match &self.member_content {
+                    Some(content) => content.clone().into(),
+                    None => json!({"status": self.status}),
+                },
                 (None, false) => packed(&self.result.content),
             },
             _ => Value::Null,
@@ -435,6 +463,13 @@ impl Task {
             };
         }
         Ok(record)
+    }
+}
+
+fn object(value: Value) -> Option<Map<String, Value>> {
+    match value {
+        Value::Object(map) => Some(map),
+        _ => None,
     }
 }
 

@@ -287,6 +287,68 @@ fn what_runs_is_told_and_can_be_ended_and_begun_again() {
 }
 
 #[test]
+fn a_member_of_an_array_is_told_of_as_a_task_of_its_own_is() {
+    let (cluster, page) = watched(&["--web", "-n", "1"]);
+    cluster.wait_engines(1);
+    let jobs = "{\"cmd\": \"echo well\"}\n{\"cmd\": \"echo bad >&2; exit 3\"}\n";
+    let run = cluster.client_with(&["run", "--capture", "-"], jobs, LIMIT);
+    assert_eq!(run.code(), 1, "{run:?}");
+    let lines = |text: &str| -> Vec<Value> {
+        let lines = text.lines().map(serde_json::from_str);
+        lines.collect::<Result<_, _>>().unwrap()
+    };
+    let id_of = |line: &Value| line["result"]["msg_id"].as_str().unwrap().to_owned();
+    let mut ids: Vec<String> = lines(&run.stdout).iter().map(id_of).collect();
+    ids.sort();
+    assert!(ids[0].ends_with(":0") && ids[1].ends_with(":1"), "{ids:?}");
+    let told = || {
+        let results = cluster.client(&["results", &ids[0], &ids[1]]);
+        assert_eq!(results.code(), 1, "{results:?}");
+        for (line, (code, out, err)) in lines(&results.stdout)
+            .iter()
+            .zip([(0, "well\n", ""), (3, "", "bad\n")])
+        {
+            let result = &line["result"];
+            assert_eq!(
+                (&result["status"], &result["code"]),
+                (&json!("ok"), &json!(code))
+            );
+            assert_eq!(
+                (&result["stdout"], &result["stderr"]),
+                (&json!(out), &json!(err))
+            );
+        }
+        let output = cluster.client(&["output", &ids[1]]).ok();
+        assert_eq!((&*output.stdout, &*output.stderr), ("", "bad\n"));
+        let question = json!({"msg_ids": [ids[1]], "buffers": false}).to_string();
+        let shown: Value =
+            serde_json::from_str(&page.post("/ask/result_request", &question).body).unwrap();
+        let shown = &shown[&ids[1]]["result_content"];
+        assert_eq!(
+            (&shown["code"], &shown["stderr"]),
+            (&json!(3), &json!("bad\n"))
+        );
+    };
+    told();
+    // It is still known after it was run again, which may be done as often as one likes.
+    for _ in 0..2 {
+        let question = json!({"msg_ids": [ids[1]]}).to_string();
+        let again = page.post("/ask/resubmit_request", &question);
+        let again: Value = serde_json::from_str(&again.body).unwrap();
+        let new = again["resubmitted"][&ids[1]].as_str();
+        let new = new.unwrap_or_else(|| panic!("{again}"));
+        assert_eq!(cluster.client(&["wait", new]).code(), 1);
+        told();
+    }
+    let report = cluster.client(&["report", "-o", "-"]).ok();
+    assert!(
+        report.stdout.contains("<h1>4 tasks</h1>"),
+        "{}",
+        report.stdout
+    );
+}
+
+#[test]
 fn what_a_task_writes_can_be_read_while_it_runs() {
     for scheme in ["leastload", "pure"] {
         let (cluster, page) = watched(&["--web", "-n", "1", &format!("--scheme={scheme}")]);
