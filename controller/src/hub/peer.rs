@@ -1,5 +1,7 @@
 //! The peer's requests, answered as its hub does.
 
+use std::collections::HashMap;
+
 use ipbroker_protocol::{
     message::{Registration, RegistrationReply, types},
     value::Map,
@@ -146,8 +148,8 @@ impl Hub {
                 rest(
                     hub,
                     Rows {
-                        direct,
-                        scheduled: tasks.engines,
+                        direct: by_uuid(direct),
+                        scheduled: by_uuid(tasks.engines),
                         unassigned: tasks.unassigned,
                         ids: tasks.unassigned_ids,
                     },
@@ -545,10 +547,10 @@ impl Hub {
     }
 }
 
-/// What both relays say of the engines.
+/// What both relays say of the engines, by their uuids: there may be ten thousand, each of which is looked for.
 pub(super) struct Rows {
-    direct: Vec<EngineTasks>,
-    scheduled: Vec<EngineTasks>,
+    direct: HashMap<String, EngineTasks>,
+    scheduled: HashMap<String, EngineTasks>,
     unassigned: u64,
     ids: Vec<String>,
 }
@@ -557,8 +559,8 @@ impl Rows {
     /// What the direct relay alone says.
     pub(super) fn direct_only(direct: Vec<EngineTasks>) -> Self {
         Self {
-            direct,
-            scheduled: Vec::new(),
+            direct: by_uuid(direct),
+            scheduled: HashMap::new(),
             unassigned: 0,
             ids: Vec::new(),
         }
@@ -566,24 +568,22 @@ impl Rows {
 
     /// Tasks that were sent directly and are not answered.
     pub(super) fn all_direct(&self) -> u64 {
-        self.direct.iter().map(|row| row.running).sum()
+        self.direct.values().map(|row| row.running).sum()
     }
 
     pub(super) fn direct(&self, uuid: &str) -> EngineTasks {
-        self.direct
-            .iter()
-            .find(|row| row.uuid == uuid)
-            .cloned()
-            .unwrap_or_default()
+        self.direct.get(uuid).cloned().unwrap_or_default()
     }
 
     pub(super) fn scheduled(&self, uuid: &str) -> EngineTasks {
-        self.scheduled
-            .iter()
-            .find(|row| row.uuid == uuid)
-            .cloned()
-            .unwrap_or_default()
+        self.scheduled.get(uuid).cloned().unwrap_or_default()
     }
+}
+
+fn by_uuid(rows: Vec<EngineTasks>) -> HashMap<String, EngineTasks> {
+    rows.into_iter()
+        .map(|row| (row.uuid.clone(), row))
+        .collect()
 }
 
 fn no_such(id: &str) -> HubError {

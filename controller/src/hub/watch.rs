@@ -5,7 +5,7 @@
 //! thread finds the newest sample in a place of its own ([`tokio::sync::watch`]).
 
 use std::{
-    collections::{BTreeMap, VecDeque},
+    collections::{BTreeMap, HashMap, VecDeque},
     sync::Arc,
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
@@ -23,7 +23,7 @@ use super::{
 };
 use crate::{
     relay::mux,
-    scheduler::command::{Command, Watched},
+    scheduler::command::{Command, EngineWork, Watched},
 };
 
 /// The least time between two samples.
@@ -213,9 +213,11 @@ impl Hub {
             .map_or(0.0, |since| since.as_secs_f64());
         let begun = time - tasks.now;
         let at = |seconds: f64| begun + seconds;
+        let by_uuid = tasks.engines.iter().map(|row| (row.uuid.as_str(), row));
+        let by_uuid: HashMap<&str, &EngineWork> = by_uuid.collect();
         let engines = self.registry.iter().map(|(id, engine)| {
             let profile = &engine.profile;
-            let work = tasks.engines.iter().find(|row| row.uuid == profile.uuid);
+            let work = by_uuid.get(profile.uuid.as_str());
             let direct = direct.direct(&profile.uuid);
             EngineSample {
                 id,
