@@ -13,7 +13,7 @@ use jiff::tz::TimeZone;
 use super::Outcome;
 use crate::cli::ClusterArgs;
 use crate::failure::Failure;
-use crate::output;
+use crate::output::{self, plural};
 
 /// How long a controller that does not answer is waited for, and the pause before it is asked again.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -157,8 +157,10 @@ impl News {
                 Some(known) => *known,
                 None => {
                     lines.push(format!(
-                        "{} begins: {} tasks, {}",
-                        row.id, row.total, row.what
+                        "{} begins: {}, {}",
+                        row.id,
+                        plural(row.total, "task"),
+                        row.what
                     ));
                     (0, sample.time, false)
                 }

@@ -20,7 +20,7 @@ use super::Outcome;
 use super::results::result;
 use crate::cli::ClusterArgs;
 use crate::failure::Failure;
-use crate::output::cut;
+use crate::output::{cut, plural};
 
 /// Ids in one question to the hub.
 const CHUNK: usize = 1000;
@@ -48,8 +48,8 @@ pub(crate) fn draw(
 ) -> Outcome {
     let runs = runs(&cluster.connect()?, args)?;
     if write(&args.output, |out| content(&runs, out))? {
-        let (tasks, file) = (tasks(&runs), args.output.display());
-        eprintln!("ipclient: {tasks} tasks in {file}{then}");
+        let (tasks, file) = (plural(tasks(&runs), "task"), args.output.display());
+        eprintln!("ipclient: {tasks} in {file}{then}");
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -10,6 +10,7 @@ use jiff::tz::TimeZone;
 use super::Outcome;
 use super::past::{End, PastArgs, Run, begin, draw, steps, tasks};
 use crate::cli::ClusterArgs;
+use crate::output::plural;
 use crate::output::table::duration;
 
 /// Rows of a table.
@@ -138,7 +139,7 @@ fn quantile(sorted: &[f64], q: f64) -> f64 {
 
 fn report(runs: &[Run]) -> String {
     let facts = Facts::new(runs);
-    let tasks = tasks(runs);
+    let tasks = plural(tasks(runs), "task");
     let (busy, makespan) = (facts.busy(), facts.makespan());
     let engines = facts.engines.len();
     let mut waits: Vec<f64> = facts
@@ -159,7 +160,7 @@ fn report(runs: &[Run]) -> String {
     let _ = write!(
         html,
         "<!doctype html>\n<html lang=\"en\">\n<meta charset=\"utf-8\">\n<meta name=\"viewport\" content=\"width=device-width\">\n\
-         <title>ipbroker: {tasks} tasks, {}</title>\n<style>\n{STYLE}</style>\n<h1>{tasks} tasks</h1>\n<p>From {} to {}.</p>\n",
+         <title>ipbroker: {tasks}, {}</title>\n<style>\n{STYLE}</style>\n<h1>{tasks}</h1>\n<p>From {} to {}.</p>\n",
         date(facts.begin),
         date(facts.begin),
         date(facts.end)
@@ -482,10 +483,12 @@ fn path(facts: &Facts<'_>) -> String {
     let mut last = facts.begin;
     let mut rows = Vec::new();
     for run in path {
-        let (begun, ended) = run.ran.unwrap_or((last, last));
+        // It cannot have waited before it was there.
+        let since = last.max(run.submitted);
+        let (begun, ended) = run.ran.unwrap_or((since, since));
         rows.push(vec![
             run.name.clone(),
-            duration((begun - last).max(0.0)),
+            duration((begun - since).max(0.0)),
             duration(ended - begun),
             place(run),
             run.id.clone(),
@@ -612,6 +615,16 @@ mod tests {
             !html.contains("<script") && !html.contains("http://") && !html.contains("https://")
         );
         assert_eq!(html.matches("<svg").count(), html.matches("</svg>").count());
+    }
+
+    #[test]
+    fn nothing_has_waited_before_it_was_there() {
+        let mut late = run("late", (5.5, 9.0), 0, &[]);
+        late.submitted = 5.0;
+        let html = report(&[run("early", (0.0, 1.0), 0, &[]), late]);
+        let path = html.split("Critical path").nth(1).unwrap();
+        let row = "<td>&lt;late&gt;</td><td>0.5 s</td><td>3.5 s</td>";
+        assert!(path.contains(row), "no {row} in\n{path}");
     }
 
     #[test]

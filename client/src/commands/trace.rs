@@ -96,16 +96,17 @@ fn trace(runs: &[Run], out: &mut dyn Write) -> std::io::Result<()> {
             }
         }
         for id in &run.after {
-            let Some((before, (_, finished))) =
+            let Some((before, (started, finished))) =
                 by_id.get(id.as_str()).and_then(|run| Some((run, run.ran?)))
             else {
                 continue;
             };
             flow += 1;
             let (from_pid, from_tid) = place(before);
-            // A flow begins and ends inside of slices.
+            // A flow begins and ends inside of slices, also after Perfetto has made whole nanoseconds of their times.
+            let inside = (micros(finished, started) / 2.0).clamp(0.0, 1.0);
             events.put(&json!({
-                "ph": "s", "pid": from_pid, "tid": from_tid, "ts": at(finished) - 0.001, "id": flow, "name": "after",
+                "ph": "s", "pid": from_pid, "tid": from_tid, "ts": at(finished) - inside, "id": flow, "name": "after",
                 "cat": "dependency",
             }))?;
             events.put(&json!({
@@ -162,6 +163,39 @@ impl Events<'_> {
 mod tests {
     use super::super::past::End;
     use super::*;
+
+    #[test]
+    fn arrows_begin_inside_of_slices() {
+        // Perfetto counts whole nanoseconds.
+        let nanos = |value: &Value| (value.as_f64().unwrap() * 1e3) as i64;
+        for n in 0..500 {
+            let begun = 1_796_031_721.268_762_8 + f64::from(n) * 0.123_456_7;
+            let ended = begun + f64::from(n) * 0.000_01;
+            let first = Run {
+                id: "a".into(),
+                count: 1,
+                submitted: 1_796_031_721.0,
+                ran: Some((begun, ended)),
+                engine: Some(2),
+                ..Run::default()
+            };
+            let second = Run {
+                id: "b".into(),
+                ran: Some((ended + 0.001, ended + 0.002)),
+                after: vec!["a".into()],
+                ..first.clone()
+            };
+            let mut text = Vec::new();
+            trace(&[first, second], &mut text).unwrap();
+            let trace: Value = serde_json::from_slice(&text).unwrap();
+            let events = trace["traceEvents"].as_array().unwrap();
+            let of = |phase: &str| events.iter().find(|event| event["ph"] == phase).unwrap();
+            let (slice, arrow) = (of("X"), of("s"));
+            let from = nanos(&slice["ts"]);
+            let inside = from..(from + nanos(&slice["dur"])).max(from + 1);
+            assert!(inside.contains(&nanos(&arrow["ts"])), "{slice} {arrow}");
+        }
+    }
 
     #[test]
     fn a_task_its_dependant_and_what_waited() {

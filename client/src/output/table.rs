@@ -31,9 +31,18 @@ pub(crate) fn print(table: &Table) -> std::io::Result<()> {
 pub(crate) fn duration(seconds: f64) -> String {
     match seconds {
         s if s < 100.0 => format!("{s:.1} s"),
-        s if s < 6000.0 => format!("{:.0} min", s / 60.0),
-        s if s < 2.0 * 86_400.0 => format!("{:.0} h", s / 3600.0),
-        s => format!("{:.0} d", s / 86_400.0),
+        s if s < 6000.0 => parts(s, (60, "min"), "s"),
+        s if s < 2.0 * 86_400.0 => parts(s / 60.0, (60, "h"), "min"),
+        s => parts(s / 3600.0, (24, "d"), "h"),
+    }
+}
+
+/// So many small units, as large ones and the rest: a large one alone is too coarse where times are compared.
+fn parts(small: f64, (each, large): (u64, &str), name: &str) -> String {
+    let small = small.round() as u64;
+    match small % each {
+        0 => format!("{} {large}", small / each),
+        rest => format!("{} {large} {rest} {name}", small / each),
     }
 }
 
@@ -45,7 +54,9 @@ mod tests {
     fn durations_are_short() {
         assert_eq!(duration(1.25), "1.2 s");
         assert_eq!(duration(600.0), "10 min");
+        assert_eq!(duration(133.3), "2 min 13 s");
         assert_eq!(duration(7200.0), "2 h");
+        assert_eq!(duration(7340.0), "2 h 2 min");
         assert_eq!(duration(864_000.0), "10 d");
     }
 }
