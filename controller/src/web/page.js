@@ -69,6 +69,7 @@ const ended = () => points.slice(-40).map(p => [p[0], p[3] + p[4] + p[5]]);
 // Words for numbers.
 
 const count = n => n.toLocaleString("en");
+const tasksOf = n => `${count(n)} ${n === 1 ? "task" : "tasks"}`;
 const perSecond = n => n >= 100 ? count(Math.round(n)) : n >= 0.05 || n === 0 ? n.toFixed(1) : n.toFixed(3);
 
 function time(seconds) {
@@ -161,12 +162,12 @@ function submission(row) {
     const bar = element("div", { class: "bar", title: `${count(finished)} of ${count(row.total)} ended` },
       part("ok", row.completed), part("failed", row.failed), part("aborted", row.aborted));
     const stop = () => change("abort_request", { session: row.session, kill: true },
-      `Abort what is unfinished of this client, ${count(row.total - finished)} tasks? Running ones are killed.`);
+      `Abort what is unfinished of this client, ${tasksOf(row.total - finished)}? Running ones are killed.`);
     const button = open ? [element("button", { type: "button", class: "change", onclick: stop }, "abort")] : [];
     if (row.dependent) button.unshift(element("button", { type: "button", class: "graph", onclick: () => openGraph(row) }, "graph"), " ");
     return [element("td", { class: "cmd" }, row.what), element("td", {}, bar),
       n(`${count(finished)} / ${count(row.total)}`), n(count(row.failed)), n(count(row.aborted)), n(pace),
-      n(took + left), element("td", {}, ...button)];
+      n(took + left), element("td", { class: "one" }, ...button)];
   }];
 }
 
@@ -174,13 +175,13 @@ function failure(row) {
   const ago = time(sample.time - row.last) + " ago";
   return [[row.count, ago, row.ids], () => {
     const again = () => change("resubmit_request", { msg_ids: row.ids },
-      `Submit ${row.ids.length} of these tasks again?`);
+      `Submit ${tasksOf(row.ids.length)} again?`);
     const button = row.ids.length ? [element("button", { type: "button", class: "change", onclick: again },
       `run ${row.ids.length === row.count ? "" : "the last "}${row.ids.length} again`)] : [];
     const look = row.ids.slice(-1).map(id =>
       element("button", { type: "button", onclick: () => find(id) }, "look at one"));
-    return [element("td", { class: "cmd" }, row.text), n(count(row.count)), element("td", {}, ago),
-      element("td", {}, ...look, " ", ...button)];
+    return [element("td", { class: "cmd" }, row.text), n(count(row.count)), element("td", { class: "one" }, ago),
+      element("td", { class: "one" }, ...look, " ", ...button)];
   }];
 }
 
@@ -230,9 +231,13 @@ function change(name, content, question) {
   dialog.showModal();
 }
 
+// What became of a request stays in sight for a while, wherever the reader is; what is known of a task stands in its own place.
+let saidUntil = null;
 function say(text) {
-  $("found").textContent = text;
-  $("find").scrollIntoView({ block: "nearest" });
+  $("said").textContent = text;
+  $("said").hidden = false;
+  clearTimeout(saidUntil);
+  saidUntil = setTimeout(() => { $("said").hidden = true; }, 15_000);
 }
 
 // One task is shown at a time, as it stands now, until another is looked for.
@@ -241,16 +246,40 @@ let followed = null;
 function find(id) {
   $("id").value = id;
   followed = id;
-  say("…");
-  show(id).catch(error => say(error.message));
+  const found = text => { if (followed === id) $("found").textContent = text; };
+  found("…");
+  taskButtons(null);
+  $("find").scrollIntoView({ block: "nearest" });
+  show(id, found).catch(error => found(error.message));
 }
 
-async function show(id) {
+// What may be done about the task that is shown.
+function taskButtons(state) {
+  $("task-abort").hidden = state !== "running" && state !== "waiting";
+  $("task-again").hidden = state !== "done";
+}
+
+// Rows of what the page knows that have these words in them, with an id to look at.
+function search(words) {
+  const has = text => text?.toLowerCase().includes(words.toLowerCase());
+  return [
+    ...sample.engines.filter(row => row.task && has(row.what)).map(row => `runs on engine ${row.id}: ${row.task}: ${row.what}`),
+    ...sample.submissions.filter(row => has(row.what)).map(row => `submission of ${tasksOf(row.total)}: ${row.id}: ${row.what}`),
+    ...sample.failures.filter(row => row.ids.length && has(row.text)).map(row => `${count(row.count)} failed: ${row.ids.at(-1)}: ${row.text}`),
+  ];
+}
+
+async function show(id, found) {
   const told = ["", ""];
-  let seen = [0, 0];
+  let seen = [0, 0], what = sample?.engines.find(row => row.task === id)?.what;
   while (followed === id) {
     const why = await ask("explain_request", { msg_id: id });
-    const lines = [`${id}: ${why.state}`, why.text, ...why.engines.map(([name, reason]) => `  engine ${name}: ${reason}`)];
+    const rows = why.state === "unknown" && sample ? search(id) : [];
+    if (rows.length) return found(rows.join("\n"));
+    // Its command is in the history, if there is one.
+    what ??= await ask("graph_request", { msg_id: id, tasks: 1 }).then(graph => graph.tasks.find(task => task.id === id)?.name ?? "", () => "");
+    if (why.state === "unknown") why.text += " Nor are these words in what runs, in the first task of a submission or in a failure.";
+    const lines = [`${id}: ${why.state}`, ...what ? [what] : [], why.text, ...why.engines.map(([name, reason]) => `  engine ${name}: ${reason}`)];
     const add = (key, value) => {
       if (value !== null && value !== "" && !(Array.isArray(value) && !value.length)) {
         lines.push(`${key}: ${typeof value === "string" ? value : JSON.stringify(value)}`);
@@ -266,7 +295,9 @@ async function show(id) {
       const reply = await ask("result_request", { msg_ids: [id], buffers: false });
       Object.entries(reply[id]?.result_content ?? {}).forEach(([key, value]) => add(key, value));
     }
-    if (followed === id) $("found").textContent = lines.join("\n");
+    if (followed === id) taskButtons(why.state);
+    // What colours a terminal is noise here.
+    found(lines.join("\n").replace(/\x1b\[[0-9;?]*[A-Za-z]/g, ""));
     if (why.state !== "running" && why.state !== "waiting") return;
     await new Promise(done => setTimeout(done, 1000));
   }
@@ -555,10 +586,11 @@ function stream() {
   rowsOfStream = { engines, high, left, begin, width };
   pen.fillStyle = style("quiet");
   engines.forEach((id, at) => (at % (high < 12 ? 4 : 1) === 0) && pen.fillText(String(id), 6, at * high + high - 3));
-  for (let at = 0; at <= 4; at++) {
-    const time = begin + view.span * at / 4;
-    pen.textAlign = at === 4 ? "right" : "left";
-    pen.fillText(clock(time), at === 4 ? width - 4 : x(time), height - 5);
+  const marks = width < 480 ? 1 : 4;
+  for (let at = 0; at <= marks; at++) {
+    const time = begin + view.span * at / marks;
+    pen.textAlign = at === marks ? "right" : "left";
+    pen.fillText(clock(time), at === marks ? width - 4 : x(time), height - 5);
   }
   pen.textAlign = "left";
   const colors = { ok: style("ok"), failed: style("failed"), aborted: style("aborted"), now: style("now") };
@@ -628,6 +660,8 @@ function listen() {
   $("farther").addEventListener("click", () => zoom(2));
   $("follow").addEventListener("click", () => { view.end = view.end === null ? sample?.time ?? null : null; redraw(); });
   $("find").addEventListener("submit", event => { event.preventDefault(); if ($("id").value.trim()) find($("id").value.trim()); });
+  $("task-abort").addEventListener("click", () => change("abort_request", { msg_ids: [followed], kill: true }, `Abort ${followed}? If it runs, it is killed.`));
+  $("task-again").addEventListener("click", () => change("resubmit_request", { msg_ids: [followed] }, `Submit ${followed} again?`));
   addEventListener("resize", redraw);
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", redraw);
 }
