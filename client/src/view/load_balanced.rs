@@ -304,7 +304,8 @@ impl LoadBalancedView {
         Ok(AsyncResult::new(self.client.clone(), set))
     }
 
-    /// Runs many shell commands. Each may replace any key of `template`.
+    /// Runs many shell commands. Each may replace any key of `template`. Where they may go is the template's to say: of a
+    /// command's own `limit.time` and `require` the engine alone hears.
     ///
     /// # Errors
     /// [`Error::Encode`], [`Error::Closed`].
