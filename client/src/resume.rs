@@ -228,6 +228,10 @@ impl Resume {
             .past
             .get(&identity)
             .and_then(|copies| copies.get(copy as usize - 1).cloned().flatten());
+        // What a failed job has left is not what it creates: its host may have had no time to say so.
+        if past.as_ref().is_some_and(|past| !past.ok) {
+            job.creates.clear();
+        }
         if let Some(past) = past
             && !self.again(past.ok)
         {

@@ -162,13 +162,11 @@ impl<'a> Commands<'a> {
             })?;
         }
         let below = |path: &String| place.dir().join(self.expand(path));
-        let (creates, needs) = (
-            command.creates.iter().map(below),
-            command.needs.iter().map(below),
-        );
-        if fresh::up_to_date(creates, needs)
-            .map_err(|missing| (Verdict::Failed, "FileNotFoundError", missing))?
-        {
+        let creates: Vec<_> = command.creates.iter().map(below).collect();
+        let fresh = fresh::up_to_date(&creates, command.needs.iter().map(below))
+            .map_err(|missing| (Verdict::Failed, "FileNotFoundError", missing))?;
+        // What an attempt has left that failed, or went with its engine, is not what the job creates.
+        if fresh && self.task.wants.attempt.is_none() {
             (result.status, result.code, result.up_to_date) = ("ok".into(), Some(0), true);
             return Ok(Verdict::Ok);
         }
@@ -189,6 +187,14 @@ impl<'a> Commands<'a> {
                 error.evalue,
             )
         })?;
+        let before = fresh::Before::new(creates);
+        let writing = |files: &fresh::Before| {
+            if !before.is_empty() {
+                let (seat, files) = (self.seat.index, files.clone());
+                self.process.tell_reaper(&Line::Writing { seat, files });
+            }
+        };
+        writing(&before);
         let mut watch = Watch::new(self.process, self.seat, &self.task.envelope, command.stream);
         let pinned = (self.process.pin)
             .then(|| granted::Pinned::new(&self.task.wants.granted))
@@ -203,7 +209,11 @@ impl<'a> Commands<'a> {
         drop(pinned);
         let late = self.seat.running.finish();
         self.process.slate.group(self.seat.index, 0);
-        let mut ended = ran.map_err(|error| (Verdict::Failed, error.name(), error.to_string()))?;
+        let none = fresh::Before::default();
+        let mut ended = ran.map_err(|error| {
+            writing(&none);
+            (Verdict::Failed, error.name(), error.to_string())
+        })?;
         if let Some(used) = cage.as_ref().and_then(job::Cage::exceeded) {
             ended.stopped = Some(Stop::MemoryLimit {
                 limit: memory.unwrap_or_default(),
@@ -215,6 +225,14 @@ impl<'a> Commands<'a> {
             .stopped
             .take()
             .filter(|_| late.is_some() || cage.is_some());
+        if stop.is_some() {
+            // Before its files are marked: nobody writes them any more.
+            kill_strays(&id);
+        }
+        if stop.is_some() || ended.code != 0 {
+            before.distrust();
+        }
+        writing(&none);
         result.code = Some(ended.code);
         if command.capture > 0 {
             // The bytes themselves go along where they are no text.
@@ -234,7 +252,6 @@ impl<'a> Commands<'a> {
             }
         }
         if let Some(stop) = stop {
-            kill_strays(&id);
             result.limit = match stop {
                 Stop::TimeLimit(_) => Some("time".into()),
                 Stop::MemoryLimit { .. } => Some("memory".into()),

@@ -2,7 +2,7 @@
 
 mod array;
 mod command;
-mod fresh;
+pub(crate) mod fresh;
 mod function;
 mod granted;
 mod kernel;

@@ -9,6 +9,7 @@ mod slate;
 mod sweep;
 
 use std::{
+    collections::HashMap,
     io::{self, Read, Write},
     os::unix::process::CommandExt,
     path::PathBuf,
@@ -18,6 +19,8 @@ use std::{
 };
 
 use serde::{Deserialize, Serialize};
+
+use crate::executor::fresh::Before;
 
 pub(crate) use slate::{Slate, read};
 pub(crate) use sweep::{MARK, TASK, kill_strays, mark, sweep};
@@ -47,6 +50,13 @@ pub(crate) enum Line {
     Left(i32),
     /// A directory that is to go with the engine process at the latest.
     Directory(PathBuf),
+    /// What the job of an engine creates, of which it may have written half; nothing when it has ended.
+    Writing {
+        /// Which engine of the process.
+        seat: usize,
+        /// Its files, as they were.
+        files: Before,
+    },
     /// The engine process leaves on purpose: nothing is to be reported.
     Clean,
 }
@@ -147,6 +157,7 @@ fn serve(report: impl FnOnce(Obituary)) {
     let mut connection = None;
     let mut left = Vec::new();
     let mut directories: Vec<PathBuf> = Vec::new();
+    let mut writing = HashMap::new();
     let mut clean = false;
     let mut text = Vec::new();
     let mut input = io::stdin().lock();
@@ -173,6 +184,9 @@ fn serve(report: impl FnOnce(Obituary)) {
                     directories.retain(|directory| directory.exists());
                     directories.push(directory);
                 }
+                Ok(Line::Writing { seat, files }) => {
+                    writing.insert(seat, files);
+                }
                 Ok(Line::Clean) => clean = true,
                 Err(_) => {}
             }
@@ -185,6 +199,7 @@ fn serve(report: impl FnOnce(Obituary)) {
     let mut groups = testament.groups;
     groups.extend(left);
     sweep(&groups, &id, grace);
+    writing.values().for_each(Before::distrust);
     for directory in directories {
         let _ = std::fs::remove_dir_all(directory);
     }

@@ -315,6 +315,58 @@ fn what_is_up_to_date_is_not_run() {
     assert_eq!(place.read("b"), "2\n2\n");
 }
 
+/// Half a file has the time of a whole one.
+#[test]
+fn what_a_failed_job_leaves_is_not_up_to_date() {
+    let place = place();
+    let jobs = [
+        json!({"id": "retried", "creates": "a", "retries": 1,
+            "cmd": "echo half > a; test -e failed || { touch failed; exit 3; }; echo whole > a"}),
+        json!({"id": "crashed", "creates": "b", "max_crashes": 1,
+            "cmd": "echo half > b; test -e crashed || { touch crashed; kill -9 $PPID; sleep 60; }; echo whole > b"}),
+        json!({"id": "stopped", "creates": "c", "limit": {"time": 0.3},
+            "cmd": "echo half > c; test -e stopped || { touch stopped; sleep 60; }; echo whole > c"}),
+    ];
+    write(&place, &jobs);
+    let run = || {
+        let mut command = place.bare("ipclient");
+        command.args(["run", "--local", "1", "jobs.jsonl"]);
+        programs::run(command, place.dir(), "", LIMIT * 2)
+    };
+    let first = run();
+    assert_eq!(first.code(), 1, "{}", first.stderr);
+    assert_eq!(
+        ["a", "b", "c"].map(|name| place.read(name)),
+        ["whole\n", "whole\n", "half\n"],
+        "{}",
+        first.stdout
+    );
+    let second = run().ok();
+    for line in second.json_lines() {
+        let up_to_date = line["result"]["up_to_date"] == true;
+        assert_eq!(up_to_date, line["id"] != "stopped", "{line}");
+    }
+    assert_eq!(place.read("c"), "whole\n");
+}
+
+/// A client that is killed takes its private cluster along: the half files of what ran are known as such.
+#[test]
+fn half_files_of_a_killed_run_are_made_again() {
+    let place = place();
+    let job = "echo half > a; test -e begun || { touch begun; sleep 60; }; echo whole > a";
+    write(&place, &[json!({"cmd": job, "creates": "a"})]);
+    let mut killed = Program::spawn(command(&place, &[]), place.dir());
+    eventually("the job to begin", LIMIT, || {
+        place.path("begun").exists().then_some(())
+    });
+    killed.kill();
+    eventually("the private cluster to end", LIMIT, || {
+        place.processes().is_empty().then_some(())
+    });
+    run(&place, &[]).ok();
+    assert_eq!(place.read("a"), "whole\n");
+}
+
 #[test]
 fn the_first_failure_may_be_the_last() {
     let place = place();
