@@ -1,6 +1,9 @@
 //! `ipclient run`: job lines in, the same lines with their results out.
 
+use std::collections::HashMap;
+use std::collections::hash_map::DefaultHasher;
 use std::fs::File;
+use std::hash::{Hash, Hasher};
 use std::io::{BufWriter, IsTerminal, Stdout, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
@@ -86,13 +89,18 @@ pub(crate) enum OnFail {
 
 pub(crate) fn main(args: RunArgs, cluster: &ClusterArgs) -> Outcome {
     let streaming = source::is_stream(args.file.as_deref());
-    let outdir = args.outdir.as_deref().map(OutDir::new).transpose()?;
+    let mut outdir = args.outdir.as_deref().map(OutDir::new).transpose()?;
     // A file is looked at before a cluster is bothered.
     let jobs = match &args.file {
         Some(file) if !streaming => {
             let mut jobs = source::read_file(file)?;
-            if let Some(outdir) = &outdir {
-                jobs.iter_mut().for_each(|job| outdir.apply(job));
+            if let Some(outdir) = &mut outdir {
+                for job in &mut jobs {
+                    outdir.apply(job).map_err(|why| {
+                        let name = source::name(Some(file));
+                        Failure::usage(format!("{name}:{}: {why}; nothing was submitted", job.line))
+                    })?;
+                }
             }
             Some(jobs)
         }
@@ -137,9 +145,12 @@ pub(crate) fn main(args: RunArgs, cluster: &ClusterArgs) -> Outcome {
         pulse: private.as_ref().map(LocalCluster::pulse),
         source: source::name(args.file.as_ref()),
         unit: "line",
-        again: match &args.results {
-            Some(_) => "the same command once more runs only these and what is new",
-            None => "with --results FILE the same command once more runs only what is left",
+        again: match (&args.results, args.rerun.unwrap_or_default()) {
+            (Some(_), Rerun::Failed) => {
+                "the same command once more runs only these and what is new"
+            }
+            (Some(_), _) => "the same command with --rerun failed runs only these and what is new",
+            (None, _) => "with --results FILE the same command once more runs only what is left",
         },
         halt: match args.on_fail {
             OnFail::Continue => None,
@@ -238,7 +249,11 @@ fn notify(args: &EndArgs, jobs: u64, failed: u64, code: u8) {
 }
 
 /// `--outdir`.
-struct OutDir(String);
+struct OutDir {
+    dir: String,
+    /// Hashes of the names that were given, and the lines that have them: a stream may have millions.
+    taken: HashMap<u64, u64>,
+}
 
 impl OutDir {
     fn new(dir: &Path) -> Result<Self, Failure> {
@@ -247,18 +262,33 @@ impl OutDir {
         let dir = dir.canonicalize().map_err(problem)?;
         dir.into_os_string()
             .into_string()
-            .map(Self)
+            .map(|dir| Self {
+                dir,
+                taken: HashMap::new(),
+            })
             .map_err(|_| Failure::usage("--outdir: its path is not UTF-8"))
     }
 
-    fn apply(&self, job: &mut Job) {
+    /// Two jobs with files of one name would lose what one of them writes.
+    fn apply(&mut self, job: &mut Job) -> Result<(), String> {
+        if job.out.is_some() && job.err.is_some() {
+            return Ok(());
+        }
         let name = match &job.id {
             Some(id) => id.replace(['/', '\0'], "_"),
             None => job.line.to_string(),
         };
-        let dir = &self.0;
+        let mut hasher = DefaultHasher::new();
+        name.hash(&mut hasher);
+        if let Some(line) = self.taken.insert(hasher.finish(), job.line) {
+            return Err(format!(
+                "its output would go into the same files {name}.out and {name}.err of --outdir as that of line {line}: give it another id"
+            ));
+        }
+        let dir = &self.dir;
         job.out.get_or_insert_with(|| format!("{dir}/{name}.out"));
         job.err.get_or_insert_with(|| format!("{dir}/{name}.err"));
+        Ok(())
     }
 }
 
@@ -280,7 +310,7 @@ fn open_results(args: &RunArgs, jobs: Option<&[Job]>) -> Result<Option<Resume>, 
 /// The lines of a stream with the files of `--outdir` and the hosts of `--locate`, without what has its result already.
 fn changed(
     lines: Receiver<Vec<Line>>,
-    outdir: Option<OutDir>,
+    mut outdir: Option<OutDir>,
     resume: Arc<Mutex<Option<Resume>>>,
     mut locate: Locate,
 ) -> Receiver<Vec<Line>> {
@@ -289,8 +319,8 @@ fn changed(
         let Line::Job(mut job) = line else {
             return Some(line);
         };
-        if let Some(outdir) = &outdir {
-            outdir.apply(&mut job);
+        if let Some(Err(why)) = outdir.as_mut().map(|outdir| outdir.apply(&mut job)) {
+            return Some(Line::Refused(job, why));
         }
         let mut resume = resume.lock().unwrap_or_else(PoisonError::into_inner);
         match resume
@@ -363,7 +393,10 @@ impl Printer for Lines {
         );
         // At once and whole: whoever kills us has this result.
         if let Some(results) = &mut self.results {
-            results.write_all(self.line.as_bytes())?;
+            let written = results.write_all(self.line.as_bytes());
+            written.map_err(|error| {
+                std::io::Error::new(error.kind(), format!("--results: {error}"))
+            })?;
         }
         match &mut self.out {
             Some(out) => out.write_all(self.line.as_bytes()),

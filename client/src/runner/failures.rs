@@ -82,8 +82,30 @@ impl Runner<'_> {
 }
 
 fn short(text: &str) -> String {
-    let line = text.split_whitespace().collect::<Vec<_>>().join(" ");
+    let line = printable(text)
+        .split_whitespace()
+        .collect::<Vec<_>>()
+        .join(" ");
     cut(&line, SHOWN)
+}
+
+/// `text` without what would change the terminal: colours that a job began stay on when its line is cut, or shown alone.
+fn printable(text: &str) -> String {
+    let mut chars = text.chars().peekable();
+    let mut plain = String::with_capacity(text.len());
+    while let Some(char) = chars.next() {
+        if char == '\x1b' {
+            // It goes with what belongs to it: `ESC [ … m`, and `ESC ( B` of `tput sgr0`.
+            match chars.next_if(|char| ['[', '('].contains(char)) {
+                Some('[') => drop(chars.find(|char| ('@'..='~').contains(char))),
+                Some(_) => drop(chars.next()),
+                None => {}
+            }
+        } else if !char.is_control() || char.is_whitespace() {
+            plain.push(char);
+        }
+    }
+    plain
 }
 
 fn last_line(text: &str) -> Option<String> {
@@ -115,6 +137,10 @@ mod tests {
             Some("two three")
         );
         assert_eq!(last_line(" \n"), None);
+        assert_eq!(
+            last_line("\x1b[1;31merror:\x1b(B\x1b[m no\u{8}\x07 file\x1b[").as_deref(),
+            Some("error: no file")
+        );
         assert_eq!(short(&"ä".repeat(200)).chars().count(), SHOWN + 1);
     }
 }

@@ -434,6 +434,15 @@ fn failures_are_told_at_the_end() {
         "{told}"
     );
     assert!(told.contains("the same command once more"), "{told}");
+    // The same command would not run them.
+    let others = run(&place, &["--rerun", "all"]);
+    assert!(
+        others
+            .stderr
+            .contains("the same command with --rerun failed"),
+        "{}",
+        others.stderr
+    );
     // In files, when the output is not captured, and on a terminal anyway.
     write(&place, &jobs[6..]);
     let files = run(&place, &["--rerun", "all"]);
@@ -463,6 +472,13 @@ fn failures_are_told_at_the_end() {
         "{}",
         shown.stdout
     );
+    // Nothing of theirs changes the terminal.
+    write(
+        &place,
+        &[json!({"cmd": "tput -T xterm setaf 1 >&2; printf 'in red\\a' >&2; false"})],
+    );
+    let red = run(&place, &["--capture"]);
+    assert!(red.stderr.contains("\n      in red\n"), "{:?}", red.stderr);
     // What was looked at is not part of the result.
     assert!(
         !place.read("out").contains("stderr"),

@@ -268,6 +268,31 @@ fn outdir_gives_each_job_its_own_files() {
         .collect();
     texts.sort();
     assert_eq!(texts, ["", "", "first\n", "second\n"]);
+    // An id may be what another job's files are called already: one would write over the other's output.
+    for (id, other) in [("2", None), ("a/b", Some("a_b"))] {
+        let mut second = json!({"cmd": "echo second"});
+        if let Some(other) = other {
+            second["id"] = json!(other);
+        }
+        let jobs = [json!({"cmd": "echo first", "id": id}), second];
+        let name = id.replace('/', "_");
+        let words = format!("the same files {name}.out and {name}.err");
+        let run = local(&place, &["--outdir", "twice"], &jobs);
+        assert_eq!((run.code(), run.stderr.lines().count()), (2, 1));
+        assert!(
+            run.stderr.contains("jobs.jsonl:2: ") && run.stderr.contains(&words),
+            "{}",
+            run.stderr
+        );
+        // Of a stream the first runs before the second is known.
+        let mut stream = place.bare("ipclient");
+        stream.args(["run", "--local", "1", "--outdir", "twice", "-"]);
+        let input = format!("{}\n{}\n", jobs[0], jobs[1]);
+        let lines = programs::run(stream, place.dir(), &input, LIMIT * 2).json_lines();
+        assert_eq!(result(&lines, "echo first")["code"], 0, "{lines:?}");
+        let error = result(&lines, "echo second")["error"].as_str().unwrap();
+        assert!(error.contains(&words), "{error}");
+    }
 }
 
 /// A line whose command reads its input, and a text that no cache of this host has.
