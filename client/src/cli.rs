@@ -339,9 +339,19 @@ pub(crate) fn parse(arguments: Vec<OsString>) -> Result<(Cli, Option<Vec<OsStrin
     Ok((Cli::from_arg_matches(&matches)?, data))
 }
 
-/// A usage error in one line: what, where, and what to do.
-pub(crate) fn one_line(error: &clap::Error) -> String {
-    usage::one_line(&error.render().to_string(), "ipclient")
+/// A usage error in one line: what, where, and what to do. Errors in values do not say in which command they were made, and
+/// the help of `ipclient` alone has none of its options.
+pub(crate) fn one_line(error: &clap::Error, arguments: &[OsString]) -> String {
+    let cli = Cli::command();
+    let command = arguments
+        .iter()
+        .skip(1)
+        .find_map(|word| cli.find_subcommand(word));
+    let program = match command {
+        Some(command) => format!("ipclient {}", command.get_name()),
+        None => "ipclient".to_owned(),
+    };
+    usage::one_line(&error.render().to_string(), &program)
 }
 
 #[cfg(test)]
@@ -404,7 +414,8 @@ mod tests {
             &["ipclient", "map", "tar", "-m", ":::", "f"],
             &["ipclient", "map", "sort", "-r", "f"],
         ] {
-            let line = one_line(&parse_words(words).unwrap_err());
+            let arguments: Vec<OsString> = words.iter().map(Into::into).collect();
+            let line = one_line(&parse_words(words).unwrap_err(), &arguments);
             assert!(line.contains(words[3]) && line.contains("quote"), "{line}");
         }
         for words in [
@@ -418,17 +429,23 @@ mod tests {
 
     #[test]
     fn usage_errors_are_one_line() {
-        let error = parse_words(&["ipclient", "run", "--frobnicate"]).unwrap_err();
-        let line = one_line(&error);
+        let told = |words: &[&str]| {
+            let arguments: Vec<OsString> = words.iter().map(Into::into).collect();
+            one_line(&parse_words(words).unwrap_err(), &arguments)
+        };
+        let line = told(&["ipclient", "run", "--frobnicate"]);
         assert!(
             !line.contains('\n')
                 && line.contains("--frobnicate")
                 && line.ends_with("(see `ipclient run --help`)"),
             "{line}"
         );
-        let error = parse_words(&["ipclient", "run", "--local", "0"]).unwrap_err();
-        let line = one_line(&error);
-        assert!(!line.contains('\n') && line.contains("--local"), "{line}");
+        let line = told(&["ipclient", "--profile", "x", "run", "--local", "many"]);
+        assert!(
+            line.contains("--local <N>")
+                && line.ends_with("a whole number is needed (see `ipclient run --help`)"),
+            "{line}"
+        );
         let option = "--local-option=--scheme=lru";
         // Without a private cluster nobody would read it.
         for (others, good) in [

@@ -32,7 +32,8 @@ fn main() -> ExitCode {
         )
         .with_writer(std::io::stderr)
         .init();
-    let (cli, data) = match cli::parse(std::env::args_os().collect()) {
+    let arguments: Vec<_> = std::env::args_os().collect();
+    let (cli, data) = match cli::parse(arguments.clone()) {
         Ok(parsed) => parsed,
         Err(error)
             if error.exit_code() == 0
@@ -43,7 +44,7 @@ fn main() -> ExitCode {
             let _ = error.print();
             return ExitCode::from(error.exit_code() as u8);
         }
-        Err(error) => return fail(&Failure::usage(one_line(&error))),
+        Err(error) => return fail(&Failure::usage(one_line(&error, &arguments))),
     };
     if data.is_some() && !matches!(cli.command, Command::Map(_)) {
         return fail(&Failure::usage(

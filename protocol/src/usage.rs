@@ -67,11 +67,12 @@ pub fn one_line(rendered: &str, program: &str) -> String {
         .split_whitespace()
         .take_while(|word| !word.starts_with(['[', '<', '-']))
         .collect();
-    format!(
-        "{} (see `{} --help`)",
-        parts.join("; ").replace(":; ", ": "),
-        command.join(" ")
-    )
+    let mut text = parts.join("; ").replace(":; ", ": ");
+    // Rust's words for a number that is none say nothing to others.
+    if let Some(before) = text.strip_suffix("invalid digit found in string") {
+        text = format!("{before}a whole number is needed");
+    }
+    format!("{text} (see `{} --help`)", command.join(" "))
 }
 
 #[cfg(test)]
