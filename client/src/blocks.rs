@@ -15,10 +15,20 @@ pub(crate) struct PipeArgs {
     #[arg(long, value_name = "SIZE", value_parser = size, requires = "pipe")]
     block: Option<usize>,
     /// What begins a record
-    #[arg(long, value_name = "TEXT", requires = "pipe")]
+    #[arg(
+        long,
+        value_name = "TEXT",
+        requires = "pipe",
+        allow_hyphen_values = true
+    )]
     recstart: Option<String>,
     /// What ends a record [default: a line break]
-    #[arg(long, value_name = "TEXT", requires = "pipe")]
+    #[arg(
+        long,
+        value_name = "TEXT",
+        requires = "pipe",
+        allow_hyphen_values = true
+    )]
     recend: Option<String>,
 }
 

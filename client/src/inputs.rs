@@ -41,8 +41,8 @@ pub(crate) struct InputArgs {
     /// Arguments in files end with this character (also \n, \t, \0)
     #[arg(short = 'd', long, value_name = "CHARACTER", value_parser = delimiter)]
     delimiter: Option<u8>,
-    /// An argument that is this one is the end of its file
-    #[arg(short = 'E', value_name = "WORD")]
+    /// An argument that is this one is the end of its source
+    #[arg(short = 'E', value_name = "WORD", allow_hyphen_values = true)]
     end: Option<String>,
     /// Leave out empty arguments
     #[arg(short = 'r', long, visible_alias = "no-run-if-empty")]
@@ -171,7 +171,10 @@ impl InputArgs {
         let path = match source {
             Source::Words(words) => {
                 let wanted = |word: &&String| !(self.no_empty && word.is_empty());
-                let words = words.iter().filter(wanted);
+                let words = words
+                    .iter()
+                    .take_while(|word| self.end.as_ref() != Some(*word));
+                let words = words.filter(wanted);
                 return Ok(words.map(|word| self.columns(word)).collect());
             }
             Source::File(path) => path,

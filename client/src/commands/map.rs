@@ -225,6 +225,12 @@ pub(crate) fn main(args: MapArgs, cluster: &ClusterArgs, data: Option<Vec<OsStri
         (true, None) => None,
         (false, data) => Some(args.input.records(data.unwrap_or_default())?),
     };
+    if args.input.shuf && (args.running.resume || args.running.resume_failed) {
+        return Err(Failure::usage(
+            "--shuf gives jobs other numbers each time, by which --resume and --resume-failed know them: some would never \
+             be run: leave --shuf out",
+        ));
+    }
     let cut = records.as_ref().map(|records| records.cut.clone());
     let names = records
         .as_ref()

@@ -169,6 +169,11 @@ fn what_cannot_be_is_said_in_one_line() {
             &["--joblog", "/no/such/dir/log", "echo", ":::", "a"],
             "/no/such/dir/log",
         ),
+        (
+            &["--shuf", "--joblog", "log", "--resume", "echo", ":::", "a"],
+            "--shuf",
+        ),
+        (&["-j", "50%", "echo", ":::", "a"], "map --help"),
         (&["--pipe", "cat", ":::", "a"], "--pipe"),
         (&["--pipe"], "--pipe"),
         (&["--block", "1M", "cat"], "--pipe"),
@@ -194,6 +199,7 @@ fn what_cannot_be_is_said_in_one_line() {
         assert!(run.stderr.contains(word), "{args:?}: {}", run.stderr);
     }
     assert_eq!(place.read("notes"), "my notes\n");
+    assert!(!place.path("log").exists());
 }
 
 #[test]

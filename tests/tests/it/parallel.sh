@@ -38,6 +38,7 @@ P -k --trim l 'echo x{}x' ::: ' a ' ' b'
 printf 'a\0b c\0' | P -k -0 echo x{}
 printf 'a;b;c' | P -k -d ';' echo x{}
 printf 'a\nb\nEND\nc\n' | P -k -E END echo
+P -k -E b echo ::: a b c
 printf 'a\n\nb\n' | P -k -r echo x{}
 P -k -N2 echo {2}-{1} ::: a b c d
 P -k -N2 echo ::: a b c
@@ -68,6 +69,7 @@ seq 1000 | P -k --pipe --block 1k 'wc -c'
 seq 20 | P -k --pipe --block 10 'echo {#}; cat'
 seq 10 | P -k --pipe -L4 -N1 'echo n; cat'
 printf 'a;b;c' | P -k --pipe -N1 --recend ';' 'cat; echo'
+printf 'a--b--c' | P -k --pipe -N1 --recend -- 'cat; echo'
 printf '>a\n1\n>b\n2\n' | P -k --pipe -N1 --recstart '>' 'echo n; cat'
 P -k --shuf echo {} ::: 1 2 3 4 5 | sort
 P -k --delay 0.05 echo ::: a b
