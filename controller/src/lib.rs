@@ -7,7 +7,6 @@ pub mod app;
 pub mod cli;
 pub mod config_py;
 pub mod hub;
-pub mod junk;
 pub mod launch;
 pub mod mailbox;
 pub mod relay;

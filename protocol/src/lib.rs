@@ -2,7 +2,7 @@
 //!
 //! The controller, the engine and the client meet only here. `PROTOCOL.md` beside this crate is normative; the modules
 //! follow its chapters: [`envelope`] (frames), [`bundle`] (many at once), [`route`] (engines that share connections), [`session`] (packing and signing), [`message`] (headers and contents),
-//! [`dependency`], [`resources`], [`connection`] and [`profile`] (files), [`socket`] and [`wake`] (I/O helpers), [`time`] (dates),
+//! [`dependency`], [`resources`], [`connection`] and [`profile`] (files), [`socket`], [`wake`] and [`junk`] (I/O helpers), [`time`] (dates),
 //! [`shell`], [`size`] and [`usage`] (command lines).
 
 /// The number of the protocol between our programs: raised when those of different numbers can no longer work together.
@@ -16,6 +16,7 @@ pub mod dependency;
 pub mod envelope;
 mod fields;
 pub mod frames;
+pub mod junk;
 pub mod message;
 pub mod profile;
 pub mod resources;

@@ -10,12 +10,11 @@ use std::{
 use crossbeam_channel::Sender;
 #[cfg(feature = "web")]
 use ipbroker_protocol::message::WebReply;
-use ipbroker_protocol::{session::Session, socket::CurveServer, zmq::Context};
+use ipbroker_protocol::{junk::JunkTotal, session::Session, socket::CurveServer, zmq::Context};
 
 use super::{AppError, MainEvent, Settings, bind, bind::Ports, files};
 use crate::{
     hub::{self, Event, Links},
-    junk::JunkTotal,
     launch::batch::Ways,
     mailbox::{Post, mailbox},
     relay::{control, iopub, mux},

@@ -20,6 +20,7 @@ pub(crate) use run::Hub;
 use std::{io, path::PathBuf, sync::Arc, thread, time::Duration};
 
 use ipbroker_protocol::{
+    junk::JunkTotal,
     message::WebReply,
     session::Session,
     socket,
@@ -28,7 +29,6 @@ use ipbroker_protocol::{
 };
 
 use crate::{
-    junk::JunkTotal,
     mailbox::{Mailbox, Post},
     relay::{control::ControlPost, iopub, mux},
     scheduler::command::{Command, EngineProfile},

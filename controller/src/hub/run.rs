@@ -8,6 +8,7 @@ use std::{
 };
 
 use ipbroker_protocol::{
+    junk::{Junk, JunkTotal},
     message::{ClockNotice, HeaderRef, HostLoad, types},
     route,
     session::{Empty, Session},
@@ -27,7 +28,6 @@ use super::{
     watch::Watch,
 };
 use crate::{
-    junk::{Junk, JunkTotal},
     mailbox::{Mailbox, Post},
     relay::{
         iopub,

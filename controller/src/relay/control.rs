@@ -9,6 +9,7 @@ use std::{
 use foldhash::{HashMap, HashMapExt};
 use ipbroker_protocol::{
     envelope::Envelope,
+    junk::JunkTotal,
     message::{AbortRequest, HeaderRef, ParentRef, types},
     session::{Session, UnpackError},
     value::Value,
@@ -23,7 +24,6 @@ use super::{
     outbox::Refused,
 };
 use crate::{
-    junk::JunkTotal,
     mailbox::{Mailbox, Post, mailbox},
     scheduler::command::{Answer, Command, Selection},
 };

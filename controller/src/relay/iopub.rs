@@ -5,6 +5,7 @@ use std::{io, thread};
 use foldhash::{HashMap, HashMapExt, HashSet, HashSetExt};
 use ipbroker_protocol::{
     envelope::Envelope,
+    junk::{Junk, JunkTotal},
     message::{HeaderRef, ParentRef},
     session::Session,
     socket,
@@ -15,7 +16,6 @@ use serde_json::{Value, json};
 
 use super::{BATCH, control::ControlPost};
 use crate::{
-    junk::{Junk, JunkTotal},
     mailbox::{Mailbox, Post, mailbox},
     store::{Recorder, Stream},
 };

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use ipbroker_protocol::{
     envelope::Envelope,
+    junk::{Junk, JunkTotal},
     route,
     session::Session,
     socket,
@@ -11,7 +12,6 @@ use ipbroker_protocol::{
 };
 
 use super::outbox::{Outbox, Refused};
-use crate::junk::{Junk, JunkTotal};
 
 pub(crate) struct Lane {
     name: &'static str,

@@ -5,6 +5,7 @@ use std::{collections::HashSet, io, thread};
 
 use ipbroker_protocol::{
     envelope::Envelope,
+    junk::JunkTotal,
     message::{ErrorContent, HeaderRef, ParentRef, ReplyMetadata},
     session::Session,
     socket,
@@ -20,7 +21,6 @@ use super::{
     outbox::SOCKET_MESSAGES,
 };
 use crate::{
-    junk::JunkTotal,
     mailbox::{Mailbox, Post, mailbox},
     scheduler::command::{Answer, EngineTasks, TaskState},
     store::{self, Finish, Outcome, Recorder, StoreHandle, Submission, TaskRef},

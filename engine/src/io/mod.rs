@@ -4,7 +4,6 @@ mod control;
 mod desk;
 mod heart;
 mod hub;
-mod junk;
 mod kept;
 mod leave;
 mod net;
@@ -21,6 +20,7 @@ use std::{
 use ipbroker_protocol::{
     bundle,
     frames::Frames,
+    junk::{Junk, JunkTotal},
     resources::Pools,
     route,
     session::Session,
@@ -39,7 +39,6 @@ use crate::{
 };
 use desk::Desk;
 use heart::Pulse;
-use junk::Junk;
 use kept::Kept;
 use net::{Net, Token};
 
@@ -193,7 +192,7 @@ impl Server {
             signals,
             signalled: false,
             at_once: false,
-            junk: Junk::default(),
+            junk: Junk::new("engine", &JunkTotal::default()),
             ready: VecDeque::new(),
             outgoing: Vec::new(),
             gathering: None,
@@ -537,7 +536,6 @@ impl Server {
         self.retry(now);
         self.watch_controller(now)?;
         self.register(now);
-        self.junk.tell(now);
         Ok(())
     }
 }

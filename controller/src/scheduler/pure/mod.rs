@@ -28,6 +28,7 @@ use std::{
 
 use foldhash::{HashMap, HashMapExt};
 use ipbroker_protocol::{
+    junk::{Junk, JunkTotal},
     message::SubmitAck,
     session::Session,
     socket,
@@ -37,7 +38,6 @@ use ipbroker_protocol::{
 use self::{arrays::Splitting, books::Books, intake::Verdict, leave::Leaves};
 use super::command::{Command, Departure};
 use crate::{
-    junk::{Junk, JunkTotal},
     mailbox::Mailbox,
     relay::outbox::{Outbox, try_send},
 };

@@ -33,6 +33,7 @@ use ipbroker_protocol::{
     bundle::Addressed,
     envelope::Envelope,
     frames::Frames,
+    junk::{Junk, JunkTotal},
     route,
     session::Session,
     zmq::{Message, Socket},
@@ -50,7 +51,6 @@ use super::{
     core::{Config, Core, Nanos, Scheme},
 };
 use crate::{
-    junk::{Junk, JunkTotal},
     mailbox::{Mailbox, Post, mailbox},
     relay::outbox::{Outbox, try_send},
     store::{Journal, Recovered, StoreHandle, StoredReply},

@@ -1,6 +1,7 @@
 //! What arrives and is no message: counted, and told in the log at most once a second a kind.
 
 use std::{
+    collections::HashMap,
     fmt::Display,
     sync::{
         Arc,
@@ -8,8 +9,6 @@ use std::{
     },
     time::{Duration, Instant},
 };
-
-use foldhash::{HashMap, HashMapExt};
 
 /// How often one kind is told.
 const EVERY: Duration = Duration::from_secs(1);
