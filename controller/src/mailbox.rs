@@ -52,12 +52,6 @@ impl<T> Mailbox<T> {
         // thread from its sockets.
         self.receiver.try_iter().take(waiting)
     }
-
-    /// The channel and the bell, for a thread that waits in its own way.
-    #[must_use]
-    pub fn into_parts(self) -> (Receiver<T>, Wake) {
-        (self.receiver, self.wake)
-    }
 }
 
 /// A new channel.

@@ -1,6 +1,5 @@
 //! The `result` of a job line and the line as it is printed.
 
-use super::line::Job;
 use super::value::{isoformat, timedelta};
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
@@ -215,13 +214,6 @@ pub fn write_line(
     }
     result.write(zone, to);
     to.push_str("}\n");
-}
-
-impl Job {
-    /// The job's line with its result; see [`write_line`].
-    pub fn write_result(&self, result: &JobResult, zone: &TimeZone, to: &mut String) {
-        write_line(&self.text, self.has_result, result, zone, to);
-    }
 }
 
 #[cfg(test)]

@@ -15,10 +15,14 @@ use super::{
     ask::{Asker, HubError},
     peer::strings,
     run::Hub,
+    watch::counts,
 };
 use crate::{
     relay::{iopub, mux},
-    scheduler::command::{Aborted, Command, Departure, Selection, TaskTotals},
+    scheduler::{
+        command::{Aborted, Command, Departure, Selection},
+        core::Totals,
+    },
     store::{Lookup, StoredReply},
 };
 
@@ -250,7 +254,7 @@ impl Hub {
 
     fn status(&mut self, asker: &Asker) {
         let to = asker.clone();
-        let answer = self.then(move |hub, tasks: TaskTotals| {
+        let answer = self.then(move |hub, tasks: Totals| {
             let answer = hub.then(move |hub, direct: Vec<(String, Vec<String>)>| {
                 let answer = hub
                     .then(move |hub, bytes: usize| hub.status_reply(&to, &tasks, &direct, bytes));
@@ -260,16 +264,13 @@ impl Hub {
                 .mux
                 .send(mux::Request::Running { ids: None, answer });
         });
-        self.links.tasks.send(Command::Totals {
-            session: None,
-            answer,
-        });
+        self.links.tasks.send(Command::Totals { answer });
     }
 
     fn status_reply(
         &mut self,
         to: &Asker,
-        tasks: &TaskTotals,
+        tasks: &Totals,
         direct: &[(String, Vec<String>)],
         relay_bytes: usize,
     ) {
@@ -304,15 +305,7 @@ impl Hub {
             "engines": self.registry.len(),
             "python_engines": python,
             "clients": self.leases.len(),
-            "tasks": {
-                "ready": tasks.ready,
-                "blocked": tasks.blocked,
-                "running": tasks.running,
-                "direct": direct,
-                "completed": tasks.completed,
-                "failed": tasks.failed,
-                "aborted": tasks.aborted,
-            },
+            "tasks": counts(tasks, direct as u64),
             "store": recorded,
             "relay_bytes": relay_bytes,
             "refused_messages": self.junk_total.get(),

@@ -23,8 +23,24 @@ use super::{
 };
 use crate::{
     relay::mux,
-    scheduler::command::{Command, EngineWork, Watched},
+    scheduler::{
+        command::{Command, EngineWork, Watched},
+        core::Totals,
+    },
 };
+
+/// Counts as they are told; `direct`: of tasks that went past the scheduler.
+pub(super) fn counts(tasks: &Totals, direct: u64) -> TaskCounts {
+    TaskCounts {
+        ready: tasks.ready,
+        blocked: tasks.blocked,
+        running: tasks.running,
+        direct,
+        completed: tasks.completed,
+        failed: tasks.failed,
+        aborted: tasks.aborted,
+    }
+}
 
 /// The least time between two samples.
 const PERIOD: Duration = Duration::from_millis(250);
@@ -258,7 +274,6 @@ impl Hub {
             (slice.begun, slice.ended) = (at(slice.begun), at(slice.ended));
         }
         let store = self.links.store.status();
-        let totals = tasks.totals;
         Snapshot {
             sample: Sample {
                 seq: self.watch.latest.sample.seq + 1,
@@ -268,15 +283,7 @@ impl Hub {
                 version: env!("CARGO_PKG_VERSION").into(),
                 scheme: self.settings.scheme.clone(),
                 clients: self.leases.len() as u64,
-                tasks: TaskCounts {
-                    ready: totals.ready,
-                    blocked: totals.blocked,
-                    running: totals.running,
-                    direct: direct.all_direct(),
-                    completed: totals.completed,
-                    failed: totals.failed,
-                    aborted: totals.aborted,
-                },
+                tasks: counts(&tasks.totals, direct.all_direct()),
                 engines,
                 hosts,
                 submissions: tasks.submissions,

@@ -168,23 +168,6 @@ pub struct TaskQueues {
     pub unassigned_ids: Vec<String>,
 }
 
-/// The tasks of one client session, or of all.
-#[derive(Debug, Clone, Default, PartialEq)]
-pub struct TaskTotals {
-    /// Waiting for an engine.
-    pub ready: u64,
-    /// Waiting for other tasks.
-    pub blocked: u64,
-    /// On an engine.
-    pub running: u64,
-    /// Ended well since the controller started.
-    pub completed: u64,
-    /// Ended in an error.
-    pub failed: u64,
-    /// Aborted.
-    pub aborted: u64,
-}
-
 /// Why a task is where it is.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Explanation {
@@ -207,7 +190,7 @@ pub struct Watched {
     /// When this was.
     pub now: f64,
     /// Tasks by state.
-    pub totals: TaskTotals,
+    pub totals: core::Totals,
     /// Tasks submitted since the controller started.
     pub submitted: u64,
     /// What engines have.
@@ -286,12 +269,10 @@ pub enum Command {
         /// A state each.
         answer: Answer<Vec<TaskState>>,
     },
-    /// Counts, of one session or of all.
+    /// Tasks by state.
     Totals {
-        /// The session, or all.
-        session: Option<String>,
         /// The counts.
-        answer: Answer<TaskTotals>,
+        answer: Answer<core::Totals>,
     },
     /// How many engines what is ready could use, and for how long ([`core::Core::demand`]).
     Demand {
@@ -301,13 +282,6 @@ pub enum Command {
         as_asked: bool,
         /// The engines.
         answer: Answer<Vec<core::Demand>>,
-    },
-    /// Ids of everything unfinished, of one session or of all.
-    Unfinished {
-        /// The session, or all.
-        session: Option<String>,
-        /// Their ids.
-        answer: Answer<Vec<String>>,
     },
     /// Ends tasks that wait, forbids retries of those that run, and tells which those are. The
     /// hub then tells the engines.

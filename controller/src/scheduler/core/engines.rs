@@ -140,11 +140,6 @@ impl Core {
         self.settle(now);
     }
 
-    /// Whether the engine was given something that it has not answered.
-    pub fn has_outstanding(&self, engine: EngineKey) -> bool {
-        self.is_registered(engine) && self.engines[engine.slot()].load > 0
-    }
-
     /// When what the engine has had for the longest was given to it.
     pub fn oldest_given(&self, engine: EngineKey) -> Option<Nanos> {
         if !self.is_registered(engine) {

@@ -23,11 +23,6 @@ impl Core {
         Some(self.groups.key(index))
     }
 
-    /// Whether the group's key is valid.
-    pub fn is_known(&self, group: GroupKey) -> bool {
-        self.groups.get(group).is_some()
-    }
-
     /// The engine of this uuid, registered or awaited after a restart.
     pub fn engine(&self, uuid: &str) -> Option<EngineKey> {
         let slot = *self.by_uuid.get(&self.hasher.id(uuid.as_bytes()))?;
@@ -182,42 +177,29 @@ impl Core {
         Some((self.outstanding(engine).into_iter().next()?, since))
     }
 
-    /// What is on no engine, of one client or of all (costs in proportion to what is in memory).
-    pub fn unassigned(&self, client: Option<&[u8]>) -> Vec<Span> {
-        self.spans(client, |core, index, spans| {
-            let group = &core.groups[index];
+    /// What is on no engine (costs in proportion to what is in memory).
+    pub fn unassigned(&self) -> Vec<Span> {
+        let mut found = Vec::new();
+        let mut waits = |index, lo, hi| {
+            found.push(Span {
+                group: self.groups.key(index),
+                range: lo..hi,
+            });
+        };
+        for (index, group) in self.groups.iter() {
             match group.array() {
                 Some(array) => array
                     .waiting
                     .iter()
-                    .for_each(|(lo, hi)| spans.push((index, lo, hi))),
+                    .for_each(|(lo, hi)| waits(index, lo, hi)),
                 None if group.waiting() > 0 => {
                     let parent = group.parent().unwrap_or(index);
-                    spans.push((parent, group.index(), group.index() + 1));
+                    waits(parent, group.index(), group.index() + 1);
                 }
                 None => {}
             }
-        })
-    }
-
-    /// Everything unfinished, of one client or of all (costs in proportion to what is in memory).
-    pub fn unfinished(&self, client: Option<&[u8]>) -> Vec<Span> {
-        self.spans(client, |core, index, spans| {
-            let group = &core.groups[index];
-            if group.parent().is_some() || group.stage == Stage::Over {
-                return;
-            }
-            match group.array() {
-                Some(array) => {
-                    array
-                        .done
-                        .gaps(0, group.count)
-                        .into_iter()
-                        .for_each(|(lo, hi)| spans.push((index, lo, hi)));
-                }
-                None => spans.push((index, 0, 1)),
-            }
-        })
+        }
+        found
     }
 
     /// Clients with unfinished tasks that go when they go.
@@ -235,33 +217,6 @@ impl Core {
         clients
             .into_iter()
             .map(|client| &*self.clients[client as usize].name)
-            .collect()
-    }
-
-    fn spans(
-        &self,
-        client: Option<&[u8]>,
-        visit: impl Fn(&Core, u32, &mut Vec<(u32, u32, u32)>),
-    ) -> Vec<Span> {
-        let only = match client {
-            None => None,
-            Some(name) => match self.client_index.get(name) {
-                Some(&client) => Some(client),
-                None => return Vec::new(),
-            },
-        };
-        let mut found = Vec::new();
-        for (index, group) in self.groups.iter() {
-            if only.is_none_or(|c| c == group.client) {
-                visit(self, index, &mut found);
-            }
-        }
-        found
-            .into_iter()
-            .map(|(g, lo, hi)| Span {
-                group: self.groups.key(g),
-                range: lo..hi,
-            })
             .collect()
     }
 

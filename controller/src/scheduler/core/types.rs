@@ -3,6 +3,7 @@
 use std::ops::{BitOr, Range};
 use std::sync::Arc;
 
+pub use ipbroker_protocol::dependency::Dependency;
 use ipbroker_protocol::resources::Amount;
 
 /// Time since the start of the controller, in nanoseconds. The core never reads a clock.
@@ -63,30 +64,6 @@ pub enum Hwm {
     Unlimited,
     /// At most this many.
     Fixed(u32),
-}
-
-/// What a task waits for: ids, and how their outcomes are read.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Dependency {
-    /// Ids of groups (`MSGID`) or of members (`MSGID:INDEX`).
-    pub ids: Vec<String>,
-    /// Met when all are (else: when any is).
-    pub all: bool,
-    /// A success counts.
-    pub success: bool,
-    /// A failure counts.
-    pub failure: bool,
-}
-
-impl Default for Dependency {
-    fn default() -> Self {
-        Dependency {
-            ids: Vec::new(),
-            all: true,
-            success: true,
-            failure: false,
-        }
-    }
 }
 
 /// The name of a resource, or of one unit of it.

@@ -9,8 +9,9 @@ use super::Pure;
 use crate::scheduler::{
     command::{
         Aborted, Command, EngineTasks, EngineWork, Explanation, Selection, TaskQueues, TaskState,
-        TaskTotals, Watched,
+        Watched,
     },
+    core::Totals,
     task::frames::at,
 };
 
@@ -39,13 +40,12 @@ impl Pure {
             Command::TaskStates { ids, answer } => {
                 answer.send(ids.iter().map(|id| self.state(id)).collect());
             }
-            Command::Totals { answer, .. } => answer.send(TaskTotals {
+            Command::Totals { answer } => answer.send(Totals {
                 running: self.books.len() as u64,
-                ..TaskTotals::default()
+                ..Totals::default()
             }),
             // Nothing is known of what waits.
             Command::Demand { answer, .. } => answer.send(Vec::new()),
-            Command::Unfinished { answer, .. } => answer.send(self.books.ids()),
             Command::Abort {
                 selection, answer, ..
             } => answer.send(self.abort(selection)),
@@ -71,9 +71,9 @@ impl Pure {
                 });
                 let running = self.books.len() as u64;
                 answer.send(Box::new(Watched {
-                    totals: TaskTotals {
+                    totals: Totals {
                         running,
-                        ..TaskTotals::default()
+                        ..Totals::default()
                     },
                     engines: engines.collect(),
                     ..Watched::default()

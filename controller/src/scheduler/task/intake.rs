@@ -212,8 +212,6 @@ impl Scheduler {
             .map(|frame| frame.len() + FRAME_OVERHEAD)
             .sum();
         let ours = matches!(msg_type, types::COMMAND_REQUEST | types::FUNCTION_REQUEST);
-        let after = dependency(&metadata.after);
-        let follow = dependency(&metadata.follow);
         let requests = requests(metadata).map_err(Bad::new)?;
         let spec = GroupSpec {
             requests: &requests,
@@ -227,7 +225,7 @@ impl Scheduler {
             needs,
             no_wait: metadata.no_wait.unwrap_or(false),
             bytes: bytes as u64,
-            ..wishes(metadata, ours, after.as_ref(), follow.as_ref())
+            ..wishes(metadata, ours)
         };
         let key = self.store.next_key();
         self.journal
@@ -265,7 +263,7 @@ impl Scheduler {
         match self.core.submit(now, &spec) {
             Ok(group_key) => {
                 let packer = self.session.packer;
-                let counted = (count, after.is_some() || follow.is_some());
+                let counted = (count, spec.after.or(spec.follow).is_some());
                 group.row = self.watch.submitted(now, spec.client, counted, msg_id, || {
                     watch::describe(packer, group.reply_type, frames, is_array.then_some(0))
                 });
@@ -446,12 +444,7 @@ pub(super) fn nanos(seconds: Option<f64>) -> core::Nanos {
 }
 
 /// What metadata asks of the core. `ours`: the request is of a kind that only our programs know.
-pub(super) fn wishes<'a>(
-    metadata: &'a TaskMetadata,
-    ours: bool,
-    after: Option<&'a core::Dependency>,
-    follow: Option<&'a core::Dependency>,
-) -> GroupSpec<'a> {
+pub(super) fn wishes(metadata: &TaskMetadata, ours: bool) -> GroupSpec<'_> {
     // In whole minutes, so that tasks that differ little are alike.
     let minutes = |value: Option<f64>| nanos(value).div_ceil(60 * SECOND) * 60 * SECOND;
     GroupSpec {
@@ -461,8 +454,8 @@ pub(super) fn wishes<'a>(
         prefer: &metadata.prefer,
         prefer_wait: nanos(metadata.prefer_wait.or(Some(PREFER_WAIT))),
         priority: metadata.priority.unwrap_or(0),
-        after,
-        follow,
+        after: some(&metadata.after),
+        follow: some(&metadata.follow),
         timeout: nanos(metadata.timeout),
         time: minutes(metadata.time),
         retries: metadata.retries.unwrap_or(0),
@@ -476,13 +469,8 @@ pub(super) fn wishes<'a>(
     }
 }
 
-pub(super) fn dependency(wire: &Dependency) -> Option<core::Dependency> {
-    (!wire.is_empty()).then(|| core::Dependency {
-        ids: wire.ids.clone(),
-        all: wire.all,
-        success: wire.success,
-        failure: wire.failure,
-    })
+fn some(dependency: &Dependency) -> Option<&Dependency> {
+    (!dependency.is_empty()).then_some(dependency)
 }
 
 /// The type of the reply to a request.

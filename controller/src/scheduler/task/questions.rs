@@ -25,9 +25,9 @@ use super::{
 use crate::scheduler::{
     command::{
         Aborted, Command, Departure, EngineProfile, EngineTasks, Explanation, Selection,
-        TaskQueues, TaskState, TaskTotals,
+        TaskQueues, TaskState,
     },
-    core::{self, EngineKey, EngineSpec, GroupKey, Held, Selector, Span, Totals},
+    core::{self, EngineKey, EngineSpec, GroupKey, Held, Selector, Span},
 };
 
 /// How long the last word of an engine may take after the hub has heard that it left.
@@ -72,16 +72,7 @@ impl Scheduler {
                 as_asked,
                 answer,
             } => answer.send(self.core.demand(limit, as_asked)),
-            Command::Totals { session, answer } => answer.send(totals(
-                self.core
-                    .totals(session.as_ref().map(|session| session.as_bytes())),
-            )),
-            Command::Unfinished { session, answer } => {
-                let spans = self
-                    .core
-                    .unfinished(session.as_ref().map(|session| session.as_bytes()));
-                answer.send(self.ids(&spans));
-            }
+            Command::Totals { answer } => answer.send(self.core.totals(None)),
             Command::Abort {
                 selection,
                 kill,
@@ -273,7 +264,7 @@ impl Scheduler {
         self.add_resources(&mut engines);
         let counts = self.core.totals(None);
         let unassigned_ids = if verbose {
-            self.ids(&self.core.unassigned(None))
+            self.ids(&self.core.unassigned())
         } else {
             Vec::new()
         };
@@ -433,26 +424,6 @@ fn state(state: core::TaskState) -> TaskState {
         core::TaskState::Blocked | core::TaskState::Waiting => TaskState::Waiting,
         core::TaskState::Running => TaskState::Running,
         core::TaskState::Ok | core::TaskState::Failed => TaskState::Done,
-    }
-}
-
-pub(super) fn totals(totals: Totals) -> TaskTotals {
-    let Totals {
-        ready,
-        blocked,
-        running,
-        completed,
-        failed,
-        aborted,
-        ..
-    } = totals;
-    TaskTotals {
-        ready,
-        blocked,
-        running,
-        completed,
-        failed,
-        aborted,
     }
 }
 

@@ -9,7 +9,7 @@ use ipbroker_protocol::{
 use super::{
     Answered, Outgoing, Scheduler,
     groups::{Body, Group},
-    intake::{dependency, reply_type, wishes},
+    intake::{reply_type, wishes},
     resources::requests,
     watch::{self, Ended},
 };
@@ -66,7 +66,6 @@ impl Scheduler {
         };
         let ours = matches!(&*msg_type, types::COMMAND_REQUEST | types::FUNCTION_REQUEST);
         let count = u32::try_from(task.count).map_err(|_| "too many members")?;
-        let (after, follow) = (dependency(&wire.after), dependency(&wire.follow));
         let bytes: usize = frames
             .iter()
             .map(|frame| frame.len() + FRAME_OVERHEAD)
@@ -84,7 +83,7 @@ impl Scheduler {
             needs,
             retries: task.retries.or(wire.retries).unwrap_or(0),
             bytes: bytes as u64,
-            ..wishes(&wire, ours, after.as_ref(), follow.as_ref())
+            ..wishes(&wire, ours)
         };
         let done: Vec<(u32, u32, bool)> = task
             .ended
@@ -114,7 +113,7 @@ impl Scheduler {
             .core
             .restore(now, &spec, task.attempt, &done, &given)
             .map_err(|refusal| refusal.to_string())?;
-        let counted = (count, after.is_some() || follow.is_some());
+        let counted = (count, spec.after.or(spec.follow).is_some());
         let row = self
             .watch
             .submitted(now, spec.client, counted, &task.msg_id, || {

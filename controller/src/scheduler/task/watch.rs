@@ -375,7 +375,7 @@ impl Scheduler {
         });
         Watched {
             now: seconds(now),
-            totals: super::questions::totals(self.core.totals(None)),
+            totals: self.core.totals(None),
             submitted: watch.submitted,
             engines,
             submissions,
