@@ -2,12 +2,13 @@
 
 use std::{ffi::OsString, path::PathBuf, str::FromStr};
 
-use clap::{ArgAction, Args, Parser, Subcommand};
+use clap::{ArgAction, Args, Parser, Subcommand, builder::PossibleValuesParser};
 
 use ipbroker_protocol::{resources, size};
 
 use crate::{
     launch::args::HostArgs,
+    scheduler::core::Builtin,
     store::{Keep, SyncMode},
 };
 
@@ -181,13 +182,18 @@ pub struct NetworkArgs {
     pub lease: f64,
 }
 
+fn schemes() -> impl Iterator<Item = String> {
+    let scheduled = Builtin::ALL.iter().map(Builtin::to_string);
+    scheduled.chain(["pure".to_owned()])
+}
+
 /// Scheduling and history.
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Tasks")]
 pub struct TaskArgs {
     /// How an engine is chosen
     #[arg(long, value_name = "SCHEME", default_value = "leastload",
-          value_parser = ["leastload", "lru", "plainrandom", "twobin", "weighted", "pure"])]
+          value_parser = PossibleValuesParser::new(schemes()))]
     pub scheme: String,
     /// Tasks an engine is given ahead: a number (0: no limit) or auto
     #[arg(long, value_name = "N", default_value = "auto", value_parser = Hwm::from_str)]

@@ -37,7 +37,7 @@ pub trait Index: Send {
     fn choose(&mut self, rng: &mut SmallRng, refused: &[EngineKey]) -> Option<EngineKey>;
 }
 
-/// The schemes of document 004.
+/// The schemes of IPython parallel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub enum Builtin {
     /// The engine with the fewest tasks; the least recently used of several.
@@ -100,7 +100,7 @@ pub fn scheme(name: &str) -> Option<Box<dyn Scheme>> {
         .map(|s| Box::new(s) as Box<dyn Scheme>)
 }
 
-/// A scheme from a function, as document 004 has them: of the candidates, least recently used first, it
+/// A scheme from a function, as IPython parallel has them: of the candidates, least recently used first, it
 /// returns the position of the one to take. It costs in proportion to the number of engines; implement
 /// [`Scheme`] and [`Index`] to do better.
 pub fn own_scheme<F>(name: &str, choose: F) -> Box<dyn Scheme>

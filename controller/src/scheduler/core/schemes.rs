@@ -230,7 +230,7 @@ pub(super) struct Weighted {
     tree: Vec<u64>,
 }
 
-/// An idle engine weighs a million times as much as one with one task, as in document 004's
+/// An idle engine weighs a million times as much as one with one task, as in IPython parallel's
 /// `1 / (1e-6 + load)`; whole numbers, so that nothing drifts.
 fn weight(load: u32) -> u64 {
     const ONE: f64 = (1u64 << 20) as f64;
