@@ -253,6 +253,18 @@ pub(crate) fn value_of<R: DeserializeOwned>(part: &Part, member: u64) -> Result<
 /// The result of a submission that may still be under way: wait for it, look at it, iterate it, abort it, or `.await` it.
 ///
 /// Values stay packed until they are asked for. Dropping it does not stop its tasks; see [`AsyncResult::abort`].
+///
+/// ```no_run
+/// # let client = ipbroker_client::Client::builder().connect()?;
+/// let lengths = client.load_balanced_view().map::<usize, _>("length", ["one", "three"])?;
+/// if !lengths.wait(Some(std::time::Duration::from_secs(5))) {
+///     println!("{:?} are done", lengths.progress());
+/// }
+/// for length in lengths.iter() {
+///     println!("{}", length?);
+/// }
+/// # Ok::<(), ipbroker_client::Error>(())
+/// ```
 pub struct AsyncResult<R, S: Shape = One> {
     set: Arc<TaskSet>,
     client: Client,

@@ -1,8 +1,8 @@
-//! A scheduling scheme of one's own.
+//! Two scheduling schemes of one's own, tried on the scheduler's core alone: no controller runs.
 //!
 //! A scheme makes an [`Index`] for each set of engines that some tasks are restricted to. The index hears of each
 //! change of an engine that has room (`set`), of each that has none any more (`remove`), and chooses. For a few
-//! engines a function is enough: see [`own_scheme`], which document 004's schemes look like.
+//! engines a function is enough: see [`own_scheme`]; IPython parallel's schemes are such functions.
 //!
 //! Run it: `cargo run -p ipbroker-controller --example own_scheme`
 

@@ -1,5 +1,7 @@
 //! `ipctl` with a scheduling scheme of one's own: the least recently used engine that holds an even number of tasks.
 //! It takes every option of `ipctl`.
+//!
+//! Run it: `cargo run -p ipbroker-controller --example scheme -- -n 2`
 
 use std::process::ExitCode;
 

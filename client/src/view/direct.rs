@@ -22,6 +22,15 @@ mod builtin {
 }
 
 /// A view of chosen engines: each call runs on all of them.
+///
+/// ```no_run
+/// # let client = ipbroker_client::Client::builder().connect()?;
+/// let everywhere = client.direct_view();
+/// let answers: Vec<String> = everywhere.apply("echo", &"hello")?.get()?;      // one for each engine
+/// let on_two = client.direct_view_of(&[0, 1])?;
+/// # let _ = (answers, on_two);
+/// # Ok::<(), ipbroker_client::Error>(())
+/// ```
 #[derive(Debug, Clone)]
 pub struct DirectView {
     client: Client,

@@ -23,6 +23,17 @@ const ARRAY_BYTES: usize = 64 << 20;
 const ARRAY_MEMBERS: usize = 4 << 20;
 
 /// A view of the whole cluster through the scheduler. Clones are independent: set options on one of them.
+///
+/// ```no_run
+/// # let client = ipbroker_client::Client::builder().connect()?;
+/// let view = client.load_balanced_view();
+/// let first = view.apply::<f64>("root", &2.0)?;
+/// // On a host with a GPU to spare, once the first has ended well.
+/// let second = view.clone().after(first.msg_ids()).gpus(1).apply::<f64>("root", &3.0)?;
+/// let roots: Vec<f64> = view.retries(2).map("root", [4.0, 9.0])?.get()?;
+/// # let _ = (second, roots);
+/// # Ok::<(), ipbroker_client::Error>(())
+/// ```
 #[derive(Debug, Clone)]
 pub struct LoadBalancedView {
     client: Client,
@@ -95,7 +106,7 @@ impl LoadBalancedView {
         self
     }
 
-    /// Seconds that a task may wait for its dependencies.
+    /// Seconds that a task may wait, for other tasks or for an engine; then it fails with `TaskTimeout`.
     #[must_use]
     pub fn timeout(mut self, seconds: f64) -> Self {
         self.options.timeout = Some(seconds);
