@@ -172,7 +172,6 @@ fn only<T: DeserializeOwned>(packer: Packer, bytes: &[u8]) {
     let _ = packer.unpack::<T>(bytes);
 }
 
-/// The typed messages; the first byte chooses packer and type.
 /// What is read the short way is what serde unpacks.
 fn same<T: Debug>(read: &Result<T, UnpackError>, unpacked: &Result<T, UnpackError>) {
     match (read, unpacked) {
@@ -181,6 +180,7 @@ fn same<T: Debug>(read: &Result<T, UnpackError>, unpacked: &Result<T, UnpackErro
     }
 }
 
+/// The typed messages; the first byte chooses packer and type.
 const MESSAGES: &[fn(Packer, &[u8])] = &[
     one::<Header>,
     one::<Command>,

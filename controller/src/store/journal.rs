@@ -1,4 +1,4 @@
-//! The journal: what the task thread appends, in segments `journal/POSITION.log` named by the position of their first byte.
+//! The journal: what the task thread appends, in segments `ipbroker.journal/POSITION.log` named by the position of their first byte.
 
 use std::fs::{self, File};
 use std::io;

@@ -1,4 +1,4 @@
-//! Frames that are too large for a record: together in a file of their own, `buffers/NUMBER`, or for the memory history in a map.
+//! Frames that are too large for a record: together in a file of their own, `ipbroker.buffers/NUMBER`, or for the memory history in a map.
 
 use std::collections::HashMap;
 use std::fs::{self, File};
