@@ -17,15 +17,16 @@ def help_of(*words):
     return subprocess.run([BIN / words[0], *words[1:], "--help"], capture_output=True, text=True, check=True, env=environment).stdout
 
 
-def reference(program):
-    """A page of all that a program and its subcommands say of themselves."""
-    text = help_of(program)
-    lines = [f"# {program}", "", SUMMARIES[program], "", "```text", text.rstrip(), "```"]
+def reference(*words):
+    """All that a program and its subcommands, and theirs, say of themselves."""
+    text = help_of(*words)
+    title = [f"{'#' * len(words)} {' '.join(words)}", ""]
+    lines = [*title, *([SUMMARIES[words[0]], ""] if len(words) == 1 else []), "```text", text.rstrip(), "```", ""]
     commands = re.search(r"^Commands:\n((?:  .*\n|\n)+)", text, re.M)
     for name in re.findall(r"^  (\w[\w-]*)", commands.group(1) if commands else "", re.M):
         if name != "help":
-            lines += ["", f"## {program} {name}", "", "```text", help_of(program, name).rstrip(), "```"]
-    return "\n".join(lines) + "\n"
+            lines.append(reference(*words, name))
+    return "\n".join(lines)
 
 
 def document(name, links):
