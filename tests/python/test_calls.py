@@ -209,6 +209,45 @@ def test_a_running_call_is_cancelled(executor):
     assert done.result(60) == 4 and not done.cancel()
 
 
+def test_an_import_is_not_stopped_in_the_middle(client, tmp_path):
+    """A package of which a part was imported, and the rest not, could never be imported again in that interpreter."""
+    package = tmp_path / "slow_package"
+    package.mkdir()
+    mark = tmp_path / "begun"
+    (package / "__init__.py").write_text(f"from .part import *\nopen({str(mark)!r}, 'x').close()\nfor _ in range(10):\n    time.sleep(0.01)\nvalue = part.seven\n")
+    (package / "part.py").write_text("import time\nseven = 7\n")
+    view = client.view(targets=[client.engines[0]["uuid"]])
+
+    def use(forever):
+        import sys
+        import time
+
+        sys.path.insert(0, str(tmp_path))
+        try:
+            import slow_package
+
+            while forever:
+                time.sleep(0.01)
+            return slow_package.value, os.getpid()
+        finally:
+            sys.path.remove(str(tmp_path))
+
+    pid = view.submit(os.getpid).result(30)
+    stopped = view.submit(use, True)
+    wait_until(mark.exists)
+    assert stopped.cancel()
+    assert view.submit(use, False).result(30) == (7, pid)
+
+
+@pytest.mark.parametrize("ending, code", [("return 'child'", 0), ("raise ValueError('child')", 1), ("sys.exit(5)", 5)])
+def test_a_process_that_a_call_has_forked_answers_nothing(client, ending, code):
+    view = client.view(targets=[client.engines[0]["uuid"]])
+    there = {"os": os, "sys": sys, "__name__": "__main__"}
+    exec(f"def fork():\n    child = os.fork()\n    if child:\n        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])\n    {ending}", there)
+    assert view.submit(there["fork"]).result(30) == code
+    assert list(view.map(calls.square, range(200), timeout=60)) == [n * n for n in range(200)]
+
+
 def test_what_others_abort_is_cancelled(executor):
     future = executor.submit(calls.nap, 600)
     executor.client.abort(future)

@@ -41,6 +41,24 @@ def test_a_failure_is_raised_at_its_place(executor):
         next(results)
 
 
+@pytest.mark.parametrize(
+    "end, error, what",
+    [
+        ("sys.exit(4)", SystemExit, "4"),
+        ("raise GeneratorExit('end')", GeneratorExit, "end"),
+        ("return threading.Lock()", ipbroker.PicklingError, "the result, a _thread.lock, cannot be pickled"),
+    ],
+)
+def test_what_comes_before_a_failure_is_there(executor, end, error, what):
+    there = {"__name__": "__main__"}
+    exec(f"def odd(x):\n    import sys, threading\n    if x == 270:\n        {end}\n    return x", there)
+    results = executor.map(there["odd"], range(400), chunksize=50)
+    assert [next(results) for _ in range(270)] == list(range(270))
+    with pytest.raises(error, match=what) as caught:
+        next(results)
+    assert what in str(caught.value.__cause__)
+
+
 def test_arguments_are_read_as_results_are_consumed(executor):
     read = 0
 

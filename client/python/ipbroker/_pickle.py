@@ -53,17 +53,36 @@ class Pickled:
 
 # What an engine does with many short calls at once. As text, so that it is no matter which Python runs it, and whether that
 # has this package. The first exception ends the list: it comes behind what was done before it, as the native module tells of one.
+# So does the first result that cannot be pickled: the worker finds _ipbroker_shorten. An interrupt is for all of them.
 _MANY = """
 def make(code):
     import pickle
     function = pickle.loads(code)
+    class Results(list):
+        failure = None
+        def __reduce__(self):
+            if self.failure is None:
+                return list, (self[:],)
+            return tuple, ([self[:], self.failure],)
+        def _ipbroker_shorten(self, dump, words):
+            for at, value in enumerate(self):
+                try:
+                    dump(value, None)
+                except Exception as error:
+                    text = words(value, error)
+                    del self[at:]
+                    self.failure = "PicklingError", text, ["PicklingError: " + text], None, False
+                    break
+            return self
     def many(calls):
-        results = []
+        results = Results()
         add = results.append
         try:
             for arguments in calls:
                 add(function(*arguments))
-        except Exception as error:
+        except BaseException as error:
+            if isinstance(error, KeyboardInterrupt):
+                raise
             import traceback
             frames = error.__traceback__.tb_next
             lines = traceback.format_exception(type(error), error, frames)
@@ -81,7 +100,7 @@ def make(code):
                 words = str(error)
             except Exception:
                 words = "<its text cannot be had>"
-            return results, (type(error).__name__, words, lines, pickled, False)
+            results.failure = type(error).__name__, words, lines, pickled, False
         return results
     return many
 """

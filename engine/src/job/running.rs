@@ -2,7 +2,10 @@
 
 use std::{
     os::fd::OwnedFd,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use rustix::process::{Pid, Signal, kill_process_group};
@@ -60,6 +63,8 @@ pub(crate) enum Interrupt {
     Call {
         /// Where the interpreter looks.
         memory: Arc<OwnedFd>,
+        /// Whether a signal may be sent: an interpreter that starts looks into the memory before its first call.
+        ready: Arc<AtomicBool>,
         /// The call.
         number: u64,
     },
@@ -80,8 +85,18 @@ impl Work {
     fn kill(&self, signal: Signal) -> bool {
         let Some(group) = self.group else { return true };
         match (&self.interrupt, signal) {
-            (Some(Interrupt::Call { memory, number }), Signal::INT) => {
+            (
+                Some(Interrupt::Call {
+                    memory,
+                    ready,
+                    number,
+                }),
+                Signal::INT,
+            ) => {
                 let _ = rustix::io::pwrite(memory, &number.to_le_bytes(), 0);
+                if !ready.load(Ordering::SeqCst) {
+                    return true;
+                }
             }
             (Some(Interrupt::Kernel(Some(Ask(ask)))), Signal::INT) => {
                 ask();

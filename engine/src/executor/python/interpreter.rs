@@ -19,7 +19,10 @@ use std::{
     },
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Stdio},
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use ipbroker_protocol::wake::Wake;
@@ -40,9 +43,11 @@ const WORKER: &str = include_str!("worker.py");
 /// Sent along where the host has none.
 const CLOUDPICKLE: &str = include_str!("cloudpickle.py");
 
-/// Reads the worker from the socket, and makes it a module beside the calls' `__main__`.
+/// Reads the worker from the socket, and makes it a module beside the calls' `__main__`. Until the worker hears of interrupts,
+/// one would only end the interpreter with a traceback that nobody wants.
 const BOOTSTRAP: &str = "\
-import sys, types
+import _signal, sys, types
+_signal.signal(_signal.SIGINT, _signal.SIG_IGN)
 def start():
     worker = sys.modules['_ipbroker_worker'] = types.ModuleType('_ipbroker_worker')
     with open(0, 'rb', 0, closefd=False) as file:
@@ -225,8 +230,9 @@ pub(crate) struct Interpreter {
     outputs: Vec<OwnedFd>,
     /// Where it looks which call an interrupt means.
     pub(super) interrupts: Arc<OwnedFd>,
-    /// Whether it has said that it is ready.
-    ready: bool,
+    /// Whether it has said that it is ready. Before, Python itself starts, and no signal should hit that; an interrupt is then
+    /// found in `interrupts`.
+    pub(super) ready: Arc<AtomicBool>,
     /// The number of the last call.
     pub(super) number: u64,
     /// Calls that are to go on, heard while another was worked on.
@@ -310,7 +316,7 @@ impl Interpreter {
             stderr,
             outputs,
             interrupts: Arc::new(memory),
-            ready: false,
+            ready: Arc::default(),
             number: 0,
             resuming: Vec::new(),
             functions: HashMap::new(),
@@ -359,7 +365,7 @@ impl Interpreter {
         request: &Request<'_>,
         output: &mut Output<'_>,
     ) -> io::Result<()> {
-        if !self.ready {
+        if !self.ready.load(Ordering::SeqCst) {
             self.get_ready(output)?;
         }
         let function = self.function(request.code)?;
@@ -454,6 +460,8 @@ impl Interpreter {
         if kind != from::READY {
             return Err(io::Error::other("it did not say that it is ready"));
         }
+        // Before it can look there: whoever writes there later sends a signal, too.
+        self.ready.store(true, Ordering::SeqCst);
         let mut fds = vec![self.interrupts.as_fd()];
         fds.extend(self.outputs.iter().map(AsFd::as_fd));
         let mut space = [std::mem::MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(3))];
@@ -468,9 +476,7 @@ impl Interpreter {
         self.outputs.clear();
         let found = parts.get(1).is_some_and(|found| found == &[1]);
         let source = if found { "" } else { CLOUDPICKLE };
-        self.send(to::FUNCTION, 0, &[source.as_bytes()])?;
-        self.ready = true;
-        Ok(())
+        self.send(to::FUNCTION, 0, &[source.as_bytes()])
     }
 
     /// The number by which it knows a function; it is sent if it does not.

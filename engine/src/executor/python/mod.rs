@@ -318,6 +318,7 @@ impl Executor for Calls<'_> {
         interpreter.number += 1;
         let interrupt = Interrupt::Call {
             memory: interpreter.interrupts.clone(),
+            ready: interpreter.ready.clone(),
             number: interpreter.number,
         };
         let member = self.task.wants.range.map(|_| index);

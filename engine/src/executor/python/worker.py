@@ -159,6 +159,7 @@ nested = 0  # how many calls wait below the one that runs
 codes = {}  # functions that were not called yet
 functions = {}
 link = bell = ring = None
+pid = os.getpid()
 outputs = []  # of a kernel's calls: what they print is not the kernel's
 
 
@@ -185,7 +186,27 @@ def interrupted(signum, frame):
             _thread.start_new_thread(cancel, ())
         ring.send(b".")
     elif number == current and not link.busy:
-        raise KeyboardInterrupt("the task was aborted")
+        if imports(frame):
+            _thread.start_new_thread(interrupt_soon, (number,))
+        else:
+            raise KeyboardInterrupt("the task was aborted")
+
+
+def imports(frame):
+    """Whether a module is being imported. Stopped amid that, a package may be left with half of its parts: whoever imports it
+    later in this interpreter would fail."""
+    while frame is not None:
+        if frame.f_code.co_filename.startswith("<frozen importlib"):
+            return True
+        frame = frame.f_back
+    return False
+
+
+def interrupt_soon(number):
+    """Interrupts a call again, if it still runs, when its import may be over. One that never is ends with its interpreter."""
+    time.sleep(0.02)
+    if number == current:
+        signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
 
 
 def wait(future, timeout=None):
@@ -279,6 +300,11 @@ def report(error, skip):
     return [type(error).__name__.encode(), words.encode("utf-8", "replace"), lines.encode("utf-8", "replace"), pickled]
 
 
+def unsendable(value, error):
+    """What is said of a result that cannot be pickled."""
+    return "the result, a %s, cannot be pickled: %s" % (qualified(type(value)), error)
+
+
 def flush():
     for stream in (sys.stdout, sys.stderr):
         try:
@@ -297,6 +323,13 @@ def set_variables(variables):
         else:
             os.environb[name] = value
     return before
+
+
+def exit_code(error):
+    """With which a process ends that this was raised in."""
+    if not isinstance(error, SystemExit):
+        return 1
+    return 0 if error.code is None else error.code & 255 if isinstance(error.code, int) else 1
 
 
 def serve(kind, number, parts):
@@ -335,13 +368,25 @@ def serve_call(number, parts):
             arguments, keywords = pickle.loads(parts[1], buffers=parts[2:])
             kind = ERROR
             value = function(*arguments, **keywords)
+            if os.getpid() != pid:
+                # A process that the call has forked: the engine waits for one answer, and the calls that follow are not for us.
+                flush()
+                os._exit(0)
             try:
                 answer = dump(value, buffers)
             except Exception as error:
-                text = "the result, a %s, cannot be pickled: %s" % (qualified(type(value)), error)
-                raise pickle.PicklingError(text) from None
+                # Of many calls that came as one, those before the one whose result it is have theirs.
+                shorten = getattr(type(value), "_ipbroker_shorten", None)
+                if shorten is None:
+                    raise pickle.PicklingError(unsendable(value, error)) from None
+                answer = dump(shorten(value, dump, unsendable), buffers)
             kind, answer = RESULT, [answer] + (buffers or [])
         except BaseException as error:
+            if os.getpid() != pid:
+                if not isinstance(error, (SystemExit, KeyboardInterrupt)):
+                    traceback.print_exception(type(error), error, error.__traceback__.tb_next)
+                flush()
+                os._exit(exit_code(error))
             # A module that is missing here may be there on another engine; anything else fails everywhere.
             if kind == UNMET and not isinstance(error, ImportError):
                 kind = ERROR
