@@ -2,6 +2,7 @@
 
 import itertools
 import operator
+import sys
 import threading
 import time
 import tracemalloc
@@ -73,6 +74,49 @@ def test_arguments_are_read_as_results_are_consumed(executor):
     assert read < 20_000
     results.close()
     assert executor.submit(calls.square, 3).result(60) == 9
+
+
+def test_shutdown_while_another_thread_consumes(client):
+    """Both send what is left of the arguments: they do not mix."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    try:
+        for _ in range(5):
+            executor = client.executor()
+            values, begun = [], threading.Event()
+
+            def consume(results=executor.map(calls.square, range(100_000)), values=values, begun=begun):
+                for value in results:
+                    values.append(value)
+                    if len(values) == 100:
+                        begun.set()
+
+            thread = threading.Thread(target=consume)
+            thread.start()
+            assert begun.wait(60)
+            executor.shutdown()
+            thread.join(60)
+            assert values == [n * n for n in range(100_000)]
+    finally:
+        sys.setswitchinterval(before)
+
+
+def test_a_buffer_has_a_size(executor):
+    read = 0
+
+    def numbers():
+        nonlocal read
+        for read in range(1, 1001):
+            yield read
+
+    results = executor.map(calls.square, numbers(), buffersize=7)
+    assert read == 7
+    for at in range(1, 1001):
+        assert next(results) == at * at and read <= at + 7
+    assert list(executor.map(calls.square, range(100), chunksize=10, buffersize=3)) == [n * n for n in range(100)]
+    for bad, error in [(0, ValueError), ("7", TypeError)]:
+        with pytest.raises(error, match="buffersize must be"):
+            executor.map(calls.square, [1], buffersize=bad)
 
 
 def test_a_generator_that_raises(executor):

@@ -8,7 +8,8 @@ import weakref
 from typing import TYPE_CHECKING, Any, Callable, Iterable, Optional, Set
 
 from .futures import Future
-from .map import Flow, MapIterator
+from .map import Flow, MapIterator, map_calls
+from .view import _length
 
 if TYPE_CHECKING:
     from .client import Client
@@ -49,18 +50,23 @@ class Executor(concurrent.futures.Executor):
         self._open()
         return self._view.client._link.submit(self._view, fn, args, kwargs, self)
 
-    def map(self, fn: Callable[..., Any], *iterables: Iterable[Any], timeout: Optional[float] = None, chunksize: Optional[int] = None) -> MapIterator:
-        """Calls a function for each item of the iterables, which are read as results are consumed; results in their order."""
+    def map(self, fn: Callable[..., Any], *iterables: Iterable[Any], timeout: Optional[float] = None, chunksize: Optional[int] = None, buffersize: Optional[int] = None) -> MapIterator:
+        """Calls a function for each item of the iterables, which are read as results are consumed; results in their order.
+
+        ``buffersize`` (as of Python 3.14): so many calls at most are sent whose results are not consumed.
+        """
         self._open()
-        results = self._view.map(fn, *iterables, timeout=timeout, chunksize=chunksize)
-        self._flows.add(results._flow)
+        results = map_calls(self._view, fn, zip(*iterables), _length(iterables), timeout, chunksize, buffersize=buffersize)
+        with self._lock:
+            # Whoever shuts down goes through them.
+            self._flows.add(results._flow)
         return results
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """No more calls; waits for those there are, or cancels what has not ended."""
         with self._lock:
             self._shut = True
-        futures, flows = list(self._futures), list(self._flows)
+            futures, flows = list(self._futures), list(self._flows)
         if cancel_futures:
             for future in futures:
                 future.cancel()

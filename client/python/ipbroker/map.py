@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections import deque
 from concurrent.futures import CancelledError
@@ -68,7 +69,7 @@ class Array:
 class Flow:
     """Sends arrays as results are consumed."""
 
-    def __init__(self, view: "View", function: Callable[..., Any], arguments: Iterator[Any], length: Optional[int], timeout: Optional[float], chunksize: Optional[int], ordered: bool) -> None:
+    def __init__(self, view: "View", function: Callable[..., Any], arguments: Iterator[Any], length: Optional[int], timeout: Optional[float], chunksize: Optional[int], ordered: bool, buffersize: Optional[int]) -> None:
         self.client = view.client
         self.link = view.client._link
         self.view = view
@@ -81,8 +82,11 @@ class Flow:
         self.deadline = None if timeout is None else time.monotonic() + timeout
         self.timeout = timeout
         self.chunksize = chunksize
+        self.buffersize = buffersize
         self.ordered = ordered
         self.changed = _nested.Condition(self.stop)
+        # Whoever consumes and whoever shuts the executor down may both send: one array after the other, as the arguments come.
+        self.sending = threading.RLock()
         # In order of submission; of an unordered map, those that are not consumed.
         self.arrays: Deque[Array] = deque()
         self.ready: Deque[Tuple[Array, Part]] = deque()
@@ -119,6 +123,15 @@ class Flow:
 
     def plan(self) -> Tuple[int, int]:
         """How many calls may be on their way, and how many of them are one member."""
+        window, together = self.planned()
+        if self.buffersize is not None:
+            # Of calls, however many travel together.
+            window = min(window, self.buffersize)
+            together = min(together, max(1, window // 4))
+        return window, together
+
+    def planned(self) -> Tuple[int, int]:
+        """The same, where nobody has said how many calls there may be."""
         engines = max(1, self.link.native.engine_count())
         least = max(FIRST, 4 * engines)
         if not self.measured:
@@ -135,6 +148,10 @@ class Flow:
 
     def fill(self) -> None:
         """Sends what there is room for."""
+        with self.sending:
+            self.send_some()
+
+    def send_some(self) -> None:
         while not (self.ended or self.stopped):
             window, together = self.plan()
             if self.unbounded:
@@ -185,15 +202,23 @@ class Flow:
         self.size = size
         array = Array(self, len(pickles), sizes, total)
         with self.changed:
+            if self.stopped:
+                return
             self.arrays.append(array)
+            self.calls += count
+            self.bytes += total
         try:
             array.id = self.link.submit_array(self.view._packed(self.one if sizes is None else self.many, self.link, python), pickles, array)
         except BaseException:
             with self.changed:
-                self.arrays.remove(array)
+                if not array.cancelled:
+                    self.arrays.remove(array)
+                self.calls -= count
+                self.bytes -= total
             raise
-        self.calls += count
-        self.bytes += total
+        if array.cancelled:
+            # Stopped when it had no id yet.
+            self.link.abort_soon([array.id])
 
     @cached_property
     def many(self) -> Pickled:
@@ -230,8 +255,9 @@ class Flow:
             return (*dump_values((good,)), good) if good else (b"", None, good)
 
     def consumed(self, array: Array, part: Part) -> None:
-        self.calls -= array.calls(part[0], part[1])
-        self.bytes -= array.bytes * (part[1] - part[0]) // array.count
+        with self.changed:
+            self.calls -= array.calls(part[0], part[1])
+            self.bytes -= array.bytes * (part[1] - part[0]) // array.count
 
     def wait(self, there: Callable[[], Any]) -> Any:
         """What is there, as soon as it is."""
@@ -394,10 +420,14 @@ class MapIterator(Iterator[Any]):
         return f"<ipbroker.MapIterator of {self._flow.name}: {self._flow.calls} calls on their way>"
 
 
-def map_calls(view: "View", function: Callable[..., Any], arguments: Iterable[Any], length: Optional[int], timeout: Optional[float], chunksize: Optional[int], ordered: bool = True) -> MapIterator:
+def map_calls(view: "View", function: Callable[..., Any], arguments: Iterable[Any], length: Optional[int], timeout: Optional[float], chunksize: Optional[int], ordered: bool = True, buffersize: Optional[int] = None) -> MapIterator:
     """Begins a map."""
     if chunksize is not None and chunksize < 1:
         raise ValueError("chunksize must be >= 1.")
-    flow = Flow(view, function, iter(arguments), length, timeout, chunksize, ordered)
+    if buffersize is not None and not isinstance(buffersize, int):
+        raise TypeError("buffersize must be an integer or None")
+    if buffersize is not None and buffersize < 1:
+        raise ValueError("buffersize must be None or > 0")
+    flow = Flow(view, function, iter(arguments), length, timeout, chunksize, ordered, buffersize)
     flow.fill()
     return MapIterator(flow)
