@@ -286,6 +286,22 @@ def test_views_have_options(client):
     assert client.view(cpus=1, memory="1M").submit(calls.square, 4).result(30) == 16
     with pytest.raises(ValueError, match="cpus: must be"):
         client.view(cpus="some")
+    for option, bad, error, what in [
+        ("timeout", -1, ValueError, "a number of seconds from 0, not -1"),
+        ("timeout", float("inf"), ValueError, "not inf"),
+        ("retry_delay", float("nan"), ValueError, "not nan"),
+        ("prefer_wait", "1", TypeError, "not '1'"),
+        ("retries", -1, ValueError, "a whole number from 0, not -1"),
+        ("retries", 1.5, TypeError, "not 1.5"),
+        ("priority", 1 << 40, ValueError, "not 1099511627776"),
+        ("host", 3, TypeError, "a string, or a list of strings, not 3"),
+        ("tags", [3], TypeError, r"not \[3\]"),
+        ("limit", 3, TypeError, "a dict like .*, not 3"),
+        ("limit", {"time": -1}, ValueError, "time: must be a number of seconds from 0, not -1"),
+        ("require", ["numpy"], TypeError, "a dict like"),
+    ]:
+        with pytest.raises(error, match=f"option {option}: .*{what}"):
+            client.view(**{option: bad})
     assert client.view(any=[{"gpus": 64}, {"cpus": 0.5, "resources": {"none": 0}}]).submit(calls.square, 3).result(30) == 9
     for bad, error, what in [([], ValueError, "without an alternative"), (3, TypeError, "True or False"), ([{"any": True}], TypeError, "alternative 1 has \"any\""), ([{"cpus": 0}], ValueError, "cpus: must be")]:
         with pytest.raises(error, match=what):

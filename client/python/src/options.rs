@@ -4,7 +4,7 @@ use ipbroker_client::job::parse_size;
 use ipbroker_client::protocol::dependency::Dependency;
 use ipbroker_client::protocol::message::{Limit, Require, TaskRequest};
 use ipbroker_client::protocol::resources::{self as pools, Request};
-use pyo3::exceptions::{PyTypeError, PyValueError};
+use pyo3::exceptions::{PyOverflowError, PyTypeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::{PyBool, PyDict, PyList, PyString};
 
@@ -23,22 +23,26 @@ pub(crate) fn read(options: &Bound<'_, PyDict>) -> PyResult<(TaskRequest, Limit)
             continue;
         }
         match key.as_str() {
-            "targets" => request.targets = names(&value).map_err(wrong)?,
-            "after" => request.after.ids = names(&value).map_err(wrong)?,
-            "follow" => request.follow.ids = names(&value).map_err(wrong)?,
+            "targets" => request.targets = names(&key, &value)?,
+            "after" => request.after.ids = names(&key, &value)?,
+            "follow" => request.follow.ids = names(&key, &value)?,
             "any" if value.is_instance_of::<PyBool>() => any = value.extract()?,
             "any" => request.any = alternatives(&value)?,
             "on" => on = value.extract().map_err(wrong)?,
-            "timeout" => request.timeout = Some(value.extract().map_err(wrong)?),
-            "retries" => request.retries = value.extract().map_err(wrong)?,
-            "retry_delay" => request.retry_delay = Some(value.extract().map_err(wrong)?),
-            "max_crashes" => request.max_crashes = Some(value.extract().map_err(wrong)?),
-            "host" => request.hosts = names(&value).map_err(wrong)?,
-            "prefer" => request.prefer = names(&value).map_err(wrong)?,
-            "prefer_wait" => request.prefer_wait = Some(value.extract().map_err(wrong)?),
-            "tags" => request.tags = names(&value).map_err(wrong)?,
-            "priority" => request.priority = value.extract().map_err(wrong)?,
-            "require" => request.require = require(&value).map_err(wrong)?,
+            "timeout" => request.timeout = seconds(&key, &value)?,
+            "retries" => request.retries = whole(&key, &value, "a whole number from 0")?,
+            "retry_delay" => request.retry_delay = seconds(&key, &value)?,
+            "max_crashes" => {
+                request.max_crashes = Some(whole(&key, &value, "a whole number from 0")?);
+            }
+            "host" => request.hosts = names(&key, &value)?,
+            "prefer" => request.prefer = names(&key, &value)?,
+            "prefer_wait" => request.prefer_wait = seconds(&key, &value)?,
+            "tags" => request.tags = names(&key, &value)?,
+            "priority" => {
+                request.priority = whole(&key, &value, "a whole number of 32 bits")?;
+            }
+            "require" => request.require = require(&value)?,
             "cpus" | "gpus" | "memory" | "resources" => {
                 resources(&mut request.resources, &key, &value)?;
             }
@@ -53,7 +57,7 @@ pub(crate) fn read(options: &Bound<'_, PyDict>) -> PyResult<(TaskRequest, Limit)
                         ))
                     })?;
             }
-            "limit" => limit = limits(&value).map_err(wrong)?,
+            "limit" => limit = limits(&value)?,
             "detach" => request.detach = value.extract().map_err(wrong)?,
             _ => {
                 return Err(PyTypeError::new_err(format!(
@@ -140,26 +144,58 @@ fn resource(request: &mut Request, name: &str, text: &str) -> PyResult<()> {
     Ok(())
 }
 
+/// What is said of an option's value that is none.
+fn must(key: &str, be: &str, value: &Bound<'_, PyAny>) -> String {
+    let shown = value.repr().map(|text| text.to_string());
+    let shown = shown.unwrap_or_else(|_| "that".to_owned());
+    format!("option {key}: must be {be}, not {shown}")
+}
+
+/// A number of seconds, as in jobs: what is none would be no limit at all, and nobody would notice.
+fn seconds(key: &str, value: &Bound<'_, PyAny>) -> PyResult<Option<f64>> {
+    let must = || must(key, "a number of seconds from 0", value);
+    let seconds: f64 = value.extract().map_err(|_| PyTypeError::new_err(must()))?;
+    if !seconds.is_finite() || seconds < 0.0 {
+        return Err(PyValueError::new_err(must()));
+    }
+    Ok(Some(seconds))
+}
+
+fn whole<T: TryFrom<i64>>(key: &str, value: &Bound<'_, PyAny>, be: &str) -> PyResult<T> {
+    let number: i64 = value.extract().map_err(|error: PyErr| {
+        if error.is_instance_of::<PyOverflowError>(value.py()) {
+            PyValueError::new_err(must(key, be, value))
+        } else {
+            PyTypeError::new_err(must(key, be, value))
+        }
+    })?;
+    T::try_from(number).map_err(|_| PyValueError::new_err(must(key, be, value)))
+}
+
 /// A name, or several.
-fn names(value: &Bound<'_, PyAny>) -> PyResult<Vec<String>> {
+fn names(key: &str, value: &Bound<'_, PyAny>) -> PyResult<Vec<String>> {
     if let Ok(name) = value.cast::<PyString>() {
         return Ok(vec![name.extract()?]);
     }
-    value.try_iter()?.map(|name| name?.extract()).collect()
+    let wrong = |_| PyTypeError::new_err(must(key, "a string, or a list of strings", value));
+    let all = value.try_iter().map_err(wrong)?;
+    all.map(|name| name?.extract().map_err(wrong)).collect()
 }
 
 fn require(value: &Bound<'_, PyAny>) -> PyResult<Require> {
     let mut require = Require::default();
-    for (key, value) in value.cast::<PyDict>()? {
+    let be = "a dict like {\"programs\": [\"ffmpeg\"]}";
+    let named = value.cast::<PyDict>();
+    for (key, value) in named.map_err(|_| PyTypeError::new_err(must("require", be, value)))? {
         let key: String = key.extract()?;
-        let list = names(&value)?;
+        let list = names(&format!("require: {key}"), &value)?;
         match key.as_str() {
             "programs" => require.programs = list,
             "files" => require.files = list,
             "variables" => require.variables = list,
             _ => {
                 return Err(PyTypeError::new_err(format!(
-                    "{key:?} is none of programs, files, variables"
+                    "option require: {key:?} is none of programs, files, variables"
                 )));
             }
         }
@@ -170,21 +206,22 @@ fn require(value: &Bound<'_, PyAny>) -> PyResult<Require> {
 /// `{"time": seconds, "memory": bytes or "2G"}`, of the interpreter and what it starts.
 fn limits(value: &Bound<'_, PyAny>) -> PyResult<Limit> {
     let mut limit = Limit::default();
-    for (key, value) in value.cast::<PyDict>()? {
+    let be = "a dict like {\"time\": 60, \"memory\": \"2G\"}";
+    let named = value.cast::<PyDict>();
+    for (key, value) in named.map_err(|_| PyTypeError::new_err(must("limit", be, value)))? {
         match key.extract::<String>()?.as_str() {
-            "time" => limit.time = Some(value.extract()?),
+            _ if value.is_none() => {}
+            "time" => limit.time = seconds("limit: time", &value)?,
             "memory" => {
                 let text: String = value.str()?.extract()?;
-                let bytes = parse_size(&text).ok_or_else(|| {
-                    PyValueError::new_err(format!(
-                        "memory: {text:?} is no number of bytes, nor a size like 2G"
-                    ))
-                })?;
+                let be = "a number of bytes, or a size like 2G";
+                let bytes = parse_size(&text)
+                    .ok_or_else(|| PyValueError::new_err(must("limit: memory", be, &value)))?;
                 limit.memory = Some(bytes);
             }
             other => {
                 return Err(PyTypeError::new_err(format!(
-                    "{other:?} is none of time, memory"
+                    "option limit: {other:?} is none of time, memory"
                 )));
             }
         }
