@@ -70,6 +70,13 @@ def test_exceptions(add):
     assert add.wait(60)
 
 
+def test_the_end_of_an_interpreter_names_the_function():
+    with dispy.JobCluster(os._exit) as cluster:
+        job = cluster.submit(3)
+        job()
+    assert job.status == dispy.DispyJob.Abandoned and job.exception.endswith("by exit code 3 while it ran _exit\n")
+
+
 def test_what_is_printed_comes_with_the_job(capfd):
     with dispy.JobCluster(calls.say, nodes="localhost") as cluster:
         job = cluster.submit("hello")

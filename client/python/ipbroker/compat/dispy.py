@@ -524,4 +524,6 @@ def _caller(computation: Any, depends: Iterable[Any]) -> Callable[..., Any]:
                         del sys.modules[name]
         return result, out.getvalue(), err.getvalue(), exception
 
+    # What is said of a call names the program's function.
+    call.__name__ = call.__qualname__ = str(program or getattr(computation, "__name__", repr(computation)))
     return call
