@@ -198,6 +198,10 @@ def test_where_there_is_no_cluster(tmp_path):
 def test_a_cluster_that_cannot_start_says_why(clean):
     with pytest.raises(ipbroker.IpbrokerError, match="--scheme"):
         ipbroker.Cluster(n=1, options=["--scheme=none"])
+    with pytest.raises(ipbroker.IpbrokerError, match="ended 4 times .*: ipengine: --python: /bin/true is no Python interpreter"):
+        ipbroker.Cluster(n=1, python="/bin/true")
+    with pytest.raises(ValueError, match=r"hosts is a list of names .*, not \[''\]"):
+        ipbroker.Cluster(hosts=[""])
     with pytest.raises(ipbroker.IpbrokerError, match="no such program"):
         ipbroker.Cluster(n=1, python="no-such-python")
 
@@ -220,6 +224,34 @@ def states(session):
             continue  # it has just ended
         if int(its) == session:
             yield int(path.split("/")[2]), state
+
+
+def test_a_call_is_cancelled_while_its_python_starts(clean, capfd):
+    with ipbroker.Cluster(n=1) as cluster:
+        client = cluster.client()
+        future = client.submit(calls.nap, 600)
+        end = time.monotonic() + 30
+        while not client.status()["tasks"]["running"]:
+            assert time.monotonic() < end
+        assert future.cancel()
+        assert client.submit(calls.square, 3).result(60) == 9
+    # Nor does Python say how it was interrupted.
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_controller_that_has_gone_is_not_waited_for_for_ever(clean):
+    with ipbroker.Cluster(n=1) as cluster:
+        client = ipbroker.Client(**{**cluster._where, "grace": 2.0})
+        engine = client.engines[0]["pid"]
+        future = client.submit(calls.nap, 600)
+        os.kill(client.status()["pid"], signal.SIGKILL)
+        try:
+            with pytest.raises(ipbroker.ControllerLost, match="the controller is gone"):
+                future.result(60)
+            client.close()
+        finally:
+            # It waits longer for another controller.
+            os.kill(engine, signal.SIGKILL)
 
 
 def test_who_reads_the_log_does_not_write_over_it(clean):

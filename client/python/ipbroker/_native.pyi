@@ -14,6 +14,7 @@ class Client:
         file: Optional[str] = None,
         ssh: Optional[str] = None,
         timeout: float = 10.0,
+        grace: float = 300.0,
     ) -> None: ...
     @property
     def session(self) -> str: ...

@@ -216,7 +216,8 @@ class Client:
     """A connection to a cluster.
 
     Without arguments: the default profile's. ``profile``, ``profile_dir``, ``cluster_id`` name another one, ``file`` is a
-    connection file, ``ssh`` a server through which the controller is reached; ``timeout`` (s) is for its first answer.
+    connection file, ``ssh`` a server through which the controller is reached; ``timeout`` (s) is for its first answer, and
+    a controller that is not heard of is waited for ``grace`` s before calls fail with :class:`ControllerLost`.
     A client may be used from any thread. In a forked process it connects anew at its first use there.
     """
 
@@ -229,6 +230,7 @@ class Client:
         file: "Optional[Union[str, os.PathLike[str]]]" = None,
         ssh: Optional[str] = None,
         timeout: float = 10.0,
+        grace: float = 300.0,
     ) -> None:
         self._where: Dict[str, Any] = {
             "profile": profile,
@@ -237,6 +239,7 @@ class Client:
             "file": None if file is None else os.fspath(file),
             "ssh": ssh,
             "timeout": timeout,
+            "grace": grace,
         }
         self._lock = threading.Lock()
         # A cluster that was made for this client lives as long.

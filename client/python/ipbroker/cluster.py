@@ -21,8 +21,14 @@ from .errors import ConnectionError, IpbrokerError
 _DEPLOYED = re.compile(r"Deployed (\d+) engine\(s\) over \d+ host\(s\)\. Distribution:\n(?:   .*\n)*?   \S+: +failed\n")
 """What ipctl says when it has begun on all hosts, and some could not be had."""
 
+_ABOVE = "; what it said is above"
+"""What ipctl's last words about engines end with."""
+
 STOP = 15.0
 """Seconds that the controller has to end, before it is killed."""
+
+GRACE = 30.0
+"""Seconds that calls wait for a controller which is not heard of. Nobody starts one again in a directory of its own."""
 
 # The shell outlives this process and removes the directory, even if both are killed; ipctl ends at the end of its
 # standard input, which is this process's to hold.
@@ -53,6 +59,11 @@ class Cluster:
     ) -> None:
         if isinstance(hosts, str):
             hosts = [hosts]
+        if hosts is not None:
+            hosts = list(hosts)
+            if not all(isinstance(host, str) and host.strip() for host in hosts):
+                # ipctl would wait for engines of none.
+                raise ValueError(f"hosts is a list of names like ['a:4', 'b'], not {hosts!r}")
         if isinstance(options, str):
             raise TypeError("options is a list of strings")
         if n is not None and n < 0:
@@ -75,7 +86,7 @@ class Cluster:
         if engines:
             arguments.append(f"--engines={engines}")
         arguments.append(f"--python={python or ('python3' if elsewhere else sys.executable)}")
-        where: Dict[str, Any] = {"profile": profile} if self._dir is None else {"profile_dir": self._dir, "cluster_id": ""}
+        where: Dict[str, Any] = {"profile": profile} if self._dir is None else {"profile_dir": self._dir, "cluster_id": "", "grace": GRACE}
         if self._dir is None:
             arguments.append(f"--profile={profile}")
         else:
@@ -138,6 +149,9 @@ class Cluster:
 
     def _last_words(self) -> str:
         lines = [line.strip() for line in self.log.splitlines() if line.strip()]
+        if lines and lines[-1].endswith(_ABOVE):
+            said = [line for line in lines if line.startswith("ipengine: ")]
+            return ": ".join([lines[-1][: -len(_ABOVE)], *said[-1:]])
         wrong = [line for line in lines if "error" in line.lower()]
         return (wrong or lines[-1:] or [""])[0]
 

@@ -138,7 +138,8 @@ impl Drop for NativeClient {
 #[pymethods]
 impl NativeClient {
     #[new]
-    #[pyo3(signature = (profile=None, profile_dir=None, cluster_id=None, file=None, ssh=None, timeout=10.0))]
+    #[pyo3(signature = (profile=None, profile_dir=None, cluster_id=None, file=None, ssh=None, timeout=10.0, grace=300.0))]
+    #[allow(clippy::too_many_arguments)] // they are Python's, by name
     fn new(
         py: Python<'_>,
         profile: Option<String>,
@@ -147,6 +148,7 @@ impl NativeClient {
         file: Option<PathBuf>,
         ssh: Option<String>,
         timeout: f64,
+        grace: f64,
     ) -> PyResult<Self> {
         let mut builder = Client::builder();
         if let Some(profile) = profile {
@@ -164,9 +166,13 @@ impl NativeClient {
         if let Some(server) = ssh {
             builder = builder.ssh(server);
         }
-        let timeout = Duration::try_from_secs_f64(timeout)
-            .map_err(|error| PyValueError::new_err(format!("timeout: {error}")))?;
-        let builder = builder.timeout(timeout);
+        let seconds = |name: &str, seconds| {
+            Duration::try_from_secs_f64(seconds)
+                .map_err(|error| PyValueError::new_err(format!("{name}: {error}")))
+        };
+        let builder = builder
+            .timeout(seconds("timeout", timeout)?)
+            .grace(seconds("grace", grace)?);
         let (client, connection_file) = py
             .detach(|| Ok((builder.connect()?, builder.connection_file()?)))
             .map_err(|error: Error| raise(py, &error))?;
