@@ -38,7 +38,9 @@ impl Group {
 
 /// Jobs that are submitted together. Those that share a placement travel as one array; dependencies are theirs alone.
 pub struct Batch {
-    client: Client,
+    /// As long as something may be submitted: who keeps a batch for its results does not keep the connection open.
+    client: Option<Client>,
+    session: String,
     sink: Arc<dyn Sink>,
     tag: u64,
     groups: Vec<Group>,
@@ -79,13 +81,15 @@ impl Batch {
                 batch.add(0, jobs, &group, request, &template, |job| job.command(cwd))?;
             }
         }
+        batch.client = None;
         Ok(batch)
     }
 
     /// Nothing yet: for [`Batch::add`].
     pub fn new(client: &Client, sink: Arc<dyn Sink>, tag: u64) -> Self {
         Self {
-            client: client.clone(),
+            client: Some(client.clone()),
+            session: client.session_id().to_owned(),
             sink,
             tag,
             groups: Vec::new(),
@@ -159,6 +163,7 @@ impl Batch {
         content: &Command,
         buffers: Vec<Message>,
     ) -> Result<()> {
+        let client = self.client.as_ref().ok_or(Error::Closed)?;
         let submitted = Timestamp::now();
         let task = Outgoing {
             msg_type: types::COMMAND_REQUEST,
@@ -168,7 +173,7 @@ impl Batch {
             tag: self.tag + self.groups.len() as u64,
         };
         let group = Group {
-            id: self.client.submit(task, self.sink.clone())?,
+            id: client.submit(task, self.sink.clone())?,
             array: metadata.array.is_some(),
             submitted,
             members: which.iter().map(|at| (base + at) as u32).collect(),
@@ -211,7 +216,7 @@ impl Batch {
                 };
                 let mut result = result.with(group.msg_id(member), group.submitted, received);
                 if let Some(error) = &mut result.error {
-                    *error = rename(error, self.client.session_id(), &self.names);
+                    *error = rename(error, &self.session, &self.names);
                 }
                 Some((at as usize, result))
             })

@@ -1,5 +1,6 @@
 """The process around a client: start, Ctrl-C, fork, exit, what is left behind."""
 
+import concurrent.futures
 import gc
 import glob
 import multiprocessing
@@ -186,6 +187,59 @@ def test_a_closed_client_says_so(cluster):
         client.submit(pow, 1, 1)
     assert client.closed and "closed" in repr(client)
     client.close()
+
+
+def test_all_that_is_awaited_ends_when_its_client_closes(cluster):
+    client = ipbroker.Client(**cluster._where)
+    future = client.submit(calls.nap, 600)
+    results = client.view().map(calls.nap, [600])
+    jobs = client.run(["sleep 600", "sleep 601"])
+    client.close()
+    assert jobs.wait(30) and all("the client was closed" in job["result"]["error"] for job in jobs.failed) and len(jobs.failed) == 2
+    with pytest.raises(ipbroker.ClosedError):
+        next(results)
+    with pytest.raises(ipbroker.ClosedError):
+        future.result(30)
+
+
+@pytest.mark.parametrize(
+    "wait",
+    [
+        lambda waits: next(waits["map"]),
+        lambda waits: next(waits["unordered"]),
+        lambda waits: waits["jobs"].wait(),
+        lambda waits: next(waits["jobs"].as_completed()),
+        lambda waits: concurrent.futures.wait([waits["future"]]),
+        lambda waits: next(concurrent.futures.as_completed([waits["future"]])),
+        lambda waits: waits["executor"].shutdown(),
+    ],
+    ids=["map", "unordered", "jobs", "ended", "wait", "as_completed", "shutdown"],
+)
+def test_a_forked_child_does_not_wait_for_what_its_parent_gets(cluster, wait):
+    client = ipbroker.Client(**cluster._where)
+    executor = client.executor()
+    view = client.view()
+    waits = {"executor": executor, "future": executor.submit(calls.nap, 600), "jobs": client.run(["sleep 600"])}
+    waits.update(map=view.map(calls.nap, [600]), unordered=view.map_unordered(calls.nap, [600]))
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            signal.alarm(30)
+            try:
+                text = f"no wait: {wait(waits)}"
+            except ipbroker.ForkError as error:
+                text = str(error)
+            os.write(writer, text.encode())
+        finally:
+            os._exit(0)
+    os.close(writer)
+    with open(reader) as stream:
+        text = stream.read()
+    os.waitpid(child, 0)
+    client.abort()
+    client.close()
+    assert f"submitted by process {os.getpid()}" in text or text == "no wait: None"
 
 
 def test_where_there_is_no_cluster(tmp_path):

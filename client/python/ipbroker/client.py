@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Callable, Dict, Iterable, List, Mapping, 
 
 from . import _native
 from ._pickle import PYTHON, dump_arguments
-from .errors import ClosedError, IpbrokerError, PicklingError
+from .errors import ClosedError, ForkError, IpbrokerError, PicklingError
 from .futures import Future
 from .output import Output
 
@@ -86,6 +86,11 @@ class Link:
                 f"a call of {name} cannot be sent: what goes by value in it is for Python {PYTHON} only, and the engines run "
                 f"{', '.join(sorted(there))}; what can be imported there goes to any version"
             )
+
+    def check_fork(self, what: str) -> None:
+        """:class:`ForkError` in a forked process: what was submitted before comes back to its parent only."""
+        if self.forked:
+            raise ForkError(f"{what} was submitted by process {self.pid}, and its result goes there")
 
     def forget(self, future: Future) -> None:
         """Nobody waits for the future any more."""

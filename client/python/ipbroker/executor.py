@@ -66,7 +66,9 @@ class Executor(concurrent.futures.Executor):
         """No more calls; waits for those there are, or cancels what has not ended."""
         with self._lock:
             self._shut = True
-            futures, flows = list(self._futures), list(self._flows)
+            # In a forked process: what the parent has submitted is the parent's.
+            futures = [future for future in list(self._futures) if not future._link.forked]
+            flows = [flow for flow in list(self._flows) if not flow.link.forked]
         if cancel_futures:
             for future in futures:
                 future.cancel()

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Dict, Generator, Iterator, List, Mapping,
 
 from . import _native, _nested
 from ._pickle import loads
-from .errors import Failure, ForkError, exception
+from .errors import Failure, exception
 
 if TYPE_CHECKING:
     from .client import Link
@@ -91,6 +91,8 @@ class Future(concurrent.futures.Future):  # type: ignore[type-arg]
     @property
     def _condition(self) -> threading.Condition:  # type: ignore[override]
         """For all that ``concurrent.futures`` does with a future; what belongs to it comes with it."""
+        if self._link.forked:
+            self._check()
         if self._made is None:
             made = threading.Condition()
             waiters: List[Any] = _nested.Waiters(self) if _nested.in_call() else []
@@ -144,7 +146,7 @@ class Future(concurrent.futures.Future):  # type: ignore[type-arg]
 
     def _check(self) -> None:
         if self._state not in _DONE:
-            raise ForkError(f"the call {self._name} was submitted by process {self._link.pid}, and its result goes there")
+            self._link.check_fork(f"the call {self._name}")
 
     def __await__(self) -> Generator[Any, None, Any]:
         import asyncio

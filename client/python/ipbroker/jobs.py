@@ -79,6 +79,8 @@ class Jobs(Sequence[Job]):
         return True
 
     def _until(self, there: Callable[[], bool], deadline: Optional[float], timeout: Optional[float]) -> None:
+        if not there():
+            self._link.check_fork("the list of jobs")
         with self._changed:
             while not there():
                 left = None if deadline is None else deadline - time.monotonic()
@@ -89,7 +91,8 @@ class Jobs(Sequence[Job]):
     def abort(self) -> None:
         """Ends those that have not ended."""
         if self.done < len(self._jobs):
-            self._link.native.abort(self.ids, True, True)
+            # In a forked process, by a connection of its own.
+            self._client._link.native.abort(self.ids, True, True)
 
     def progress(self, every: float = 0.2) -> "Jobs":
         """Shows how far they are, until all have ended: a bar in a terminal, a widget in a notebook.

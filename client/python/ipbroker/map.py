@@ -261,6 +261,7 @@ class Flow:
 
     def wait(self, there: Callable[[], Any]) -> Any:
         """What is there, as soon as it is."""
+        self.link.check_fork(f"the map of {self.name}")
         with self.changed:
             while True:
                 found = there()
@@ -350,6 +351,8 @@ class Flow:
         if self.stopped:
             return
         self.stopped = True
+        if self.link.forked:
+            return  # the calls are the parent's, and so may be the lock
         with self.changed:
             unfinished = [array for array in self.arrays if array.left > 0]
             for array in self.arrays:
