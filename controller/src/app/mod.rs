@@ -243,6 +243,11 @@ fn serve(
                     tracing::debug!(id = engine.id, pid = engine.pid, "left");
                 }
                 Notice::Shutdown => break "a client asked for it".to_owned(),
+                Notice::Wanted(more) => {
+                    if let Err(why) = local.start(more, false) {
+                        tracing::error!("{why}");
+                    }
+                }
             },
             Err(_) => break "its own threads are gone".to_owned(),
         }

@@ -180,6 +180,7 @@ pub(super) fn start(
         connection_info: files::connection_info(settings, &bound.ports),
         state_file: settings.state_file(),
         restore: settings.restore,
+        adds: settings.local_engines > 0,
     };
     let tell = main.clone();
     let tell = move |notice| drop(tell.send(MainEvent::Engine(notice)));
@@ -233,6 +234,7 @@ fn page(
         listener,
         token,
         readonly: settings.web_readonly,
+        adds: settings.local_engines > 0,
         hub: events.clone(),
         samples,
     };

@@ -56,6 +56,8 @@ pub struct Settings {
     pub state_file: PathBuf,
     /// Take the ids in that file up.
     pub restore: bool,
+    /// Engines are started on this host, and so may more be.
+    pub adds: bool,
     /// Where the page's thread finds samples, if there is one.
     pub(crate) page: Option<watch::Place>,
     /// Where browsers find it.
@@ -132,6 +134,8 @@ pub enum Notice {
     Left(Arc<EngineProfile>),
     /// A client asked the controller to end; what it was told has been sent.
     Shutdown,
+    /// A client asked for so many more engines on this host.
+    Wanted(u32),
 }
 
 /// What happens to the hub besides messages on its sockets.

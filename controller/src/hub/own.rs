@@ -3,7 +3,9 @@
 use std::time::Instant;
 
 use ipbroker_protocol::{
-    message::{AbortReply, AbortRequest, EngineDied, EngineInfo, LeaseReply, Stats, types},
+    message::{
+        AbortReply, AbortRequest, EngineDied, EngineInfo, LeaseReply, ScaleRequest, Stats, types,
+    },
     route,
     value::AnyMap,
     zmq::Message,
@@ -12,6 +14,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::{
+    Notice,
     ask::{Asker, HubError},
     peer::strings,
     run::Hub,
@@ -28,6 +31,9 @@ use crate::{
 
 /// Bytes of buffers in one `replies_reply`.
 const REPLIES: usize = 256 << 20;
+
+/// The most engines that one request adds: more is a mistake.
+const ADDED_MOST: u32 = 1000;
 
 impl Hub {
     /// Serves a request of our own programs'; `false`: it is none.
@@ -51,6 +57,7 @@ impl Hub {
                 }
             },
             types::ENGINES_REQUEST => self.engines(asker),
+            types::SCALE_REQUEST => self.scale(asker, content),
             types::STATUS_REQUEST => self.status(asker),
             types::EVENTS_REQUEST => self.events(asker, content),
             types::REPLIES_REQUEST => self.replies(asker, &content),
@@ -58,6 +65,41 @@ impl Hub {
             _ => return false,
         }
         true
+    }
+
+    fn scale(&mut self, asker: &Asker, content: Value) {
+        let done = ScaleRequest::deserialize(content)
+            .map_err(|error| HubError::new("ValueError", format!("scale_request: {error}")))
+            .and_then(|request| match (request.add, request.remove) {
+                (0, engines) if !engines.is_empty() => self.remove_engines(engines),
+                (1..=ADDED_MOST, engines) if engines.is_empty() => self.add_engines(request.add),
+                _ => {
+                    let what = format!("a scale_request has `add`, 1 to {ADDED_MOST}, or `remove`");
+                    Err(HubError::new("ValueError", what))
+                }
+            });
+        match done {
+            Ok(done) => self.reply_ok(asker, &done),
+            Err(error) => self.reply_error(asker, &error),
+        }
+    }
+
+    fn add_engines(&mut self, more: u32) -> Result<Value, HubError> {
+        if !self.settings.adds {
+            let what = "ipctl starts engines on its host only with `-n`; `ipengine -n N`, started by hand, adds some on any host";
+            return Err(HubError::new("RuntimeError", what));
+        }
+        (self.tell)(Notice::Wanted(more));
+        Ok(json!({"added": more}))
+    }
+
+    fn remove_engines(&mut self, engines: Vec<Value>) -> Result<Value, HubError> {
+        let ids = self.targets(&Value::Array(engines))?;
+        for engine in ids.iter().filter_map(|id| self.registry.by_id(*id)) {
+            let (uuid, content) = (&engine.profile.uuid, json!({"restart": false}));
+            (self.links.control).send(uuid, types::SHUTDOWN_REQUEST, &content);
+        }
+        Ok(json!({"removed": ids}))
     }
 
     /// Answers with a content that has no `status` of its own.

@@ -78,7 +78,7 @@ pub struct Hub {
     pub(super) troubles: BTreeMap<&'static str, String>,
     /// Jobs of a batch system that are engines, or will be.
     pub(crate) batch: Option<Value>,
-    tell: Box<dyn Fn(Notice) + Send>,
+    pub(super) tell: Box<dyn Fn(Notice) + Send>,
     next_beat: Instant,
     next_sweep: Instant,
     /// A ping is due for engines that have just connected.

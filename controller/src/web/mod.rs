@@ -62,7 +62,7 @@ const BODY: usize = 1 << 20;
 const KEEPALIVE: Duration = Duration::from_secs(10);
 
 /// What the page may ask of the hub; with `true`, it changes something.
-const REQUESTS: [(&str, bool); 7] = [
+const REQUESTS: [(&str, bool); 8] = [
     (types::STATUS_REQUEST, false),
     (types::EXPLAIN_REQUEST, false),
     (types::OUTPUT_REQUEST, false),
@@ -70,6 +70,7 @@ const REQUESTS: [(&str, bool); 7] = [
     ("result_request", false),
     (types::ABORT_REQUEST, true),
     ("resubmit_request", true),
+    (types::SCALE_REQUEST, true),
 ];
 
 const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src data:; \
@@ -83,6 +84,8 @@ pub(crate) struct Web {
     pub(crate) token: String,
     /// Nothing may be changed.
     pub(crate) readonly: bool,
+    /// Engines can be added.
+    pub(crate) adds: bool,
     /// To the hub.
     pub(crate) hub: Post<Event>,
     /// The newest sample; the thread ends when the hub has dropped its end.
@@ -123,6 +126,7 @@ impl Web {
             page: include_str!("page.html").replace("{token}", &self.token),
             token: self.token,
             readonly: self.readonly,
+            adds: self.adds,
             hub: self.hub,
             samples: self.samples,
         });
@@ -196,6 +200,7 @@ struct Site {
     page: String,
     token: String,
     readonly: bool,
+    adds: bool,
     hub: Post<Event>,
     samples: watch::Receiver<Arc<Snapshot>>,
 }
@@ -336,7 +341,7 @@ impl Site {
         let Ok(Past { points, slices }) = past.await else {
             return;
         };
-        let past = json!({"points": points, "slices": slices, "readonly": self.readonly});
+        let past = json!({"points": points, "slices": slices, "readonly": self.readonly, "adds": self.adds});
         if send.send(event("past", &past)).await.is_err() {
             return;
         }

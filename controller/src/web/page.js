@@ -23,6 +23,7 @@ function connect() {
     points = past.points;
     slices = past.slices;
     document.body.classList.toggle("readonly", past.readonly);
+    $("add").hidden = !past.adds;
   });
   source.addEventListener("sample", event => {
     sample = JSON.parse(event.data);
@@ -190,8 +191,13 @@ function engine(row) {
   const what = row.what ?? "";
   return [[row.outstanding, row.completed, what, since, row.task], () => [n(row.id), element("td", {}, row.host),
     element("td", {}, row.kind), n(count(row.outstanding)), n(count(row.completed)),
-    element("td", { class: "cmd", title: row.task ?? "" }, what), n(since)]];
+    element("td", { class: "cmd", title: row.task ?? "" }, what), n(since),
+    element("td", { class: "one" }, element("button", { type: "button", class: "change", onclick: () => remove(row) }, "remove"))]];
 }
+
+const remove = row => change("scale_request", { remove: [row.id] },
+  `Remove engine ${row.id} (${row.host})? It ends${row.outstanding ? `, and what it runs with it: ${tasksOf(row.outstanding)} go to others if they may run again` : ""}.`);
+$("add").addEventListener("click", () => change("scale_request", { add: 1 }, "Start another engine on the controller's host?"));
 
 function host(row) {
   const of = pair => pair?.[1] ? `${Math.round(100 * pair[0] / pair[1])} % of ${(pair[1] / 2 ** 30).toFixed(1)} GiB` : "";
@@ -221,9 +227,11 @@ function change(name, content, question) {
     if (dialog.returnValue !== "yes") return;
     try {
       const answer = await ask(name, content);
-      say(name === "abort_request"
-        ? `Aborted ${count(answer.aborted)} that waited; ${count(answer.stopping)} that run are being stopped.`
-        : `Submitted again: ${Object.values(answer.resubmitted).join(", ")}`);
+      say({
+        abort_request: () => `Aborted ${count(answer.aborted)} that waited; ${count(answer.stopping)} that run are being stopped.`,
+        resubmit_request: () => `Submitted again: ${Object.values(answer.resubmitted).join(", ")}`,
+        scale_request: () => answer.added ? "Another engine is being started." : `Engine ${answer.removed.join(", ")} was told to end.`,
+      }[name]());
     } catch (error) {
       say(error.message);
     }

@@ -301,6 +301,16 @@ pub struct AbortRequest {
     pub kill: bool,
 }
 
+/// Content of `scale_request`.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct ScaleRequest {
+    /// So many engines more, on the controller's host.
+    pub add: u32,
+    /// Engines to end, by id or uuid.
+    pub remove: Vec<serde_json::Value>,
+}
+
 /// Content of `abort_reply`.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(default)]

@@ -127,6 +127,8 @@ types! {
     SHUTDOWN_REQUEST = "shutdown_request";
     /// It ends.
     SHUTDOWN_REPLY = "shutdown_reply";
+    /// More engines, or fewer.
+    SCALE_REQUEST = "scale_request";
     /// Deliver a signal to an engine's task.
     SIGNAL_REQUEST = "signal_request";
     /// Delivered.

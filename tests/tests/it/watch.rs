@@ -411,10 +411,55 @@ fn what_a_task_writes_can_be_read_while_it_runs() {
 }
 
 #[test]
+fn engines_are_added_and_removed() {
+    let (cluster, page) = watched(&["--nodb", "--web", "-n", "2"]);
+    cluster.wait_engines(2);
+    assert_eq!(page.events().next().unwrap().1["adds"], json!(true));
+    let scale = |what: Value| -> Value {
+        let answer = page.post("/ask/scale_request", &what.to_string());
+        serde_json::from_str(&answer.body).unwrap_or_else(|e| panic!("{e}: {answer:?}"))
+    };
+    assert_eq!(scale(json!({"add": 2}))["added"], json!(2));
+    cluster.wait_engines(4);
+    // What runs on one that is removed runs elsewhere, if it may run again.
+    cluster.write(
+        "jobs.jsonl",
+        "{\"cmd\": \"echo $IPBROKER_ENGINE_ID >> ran; until [ -e go ]; do sleep 0.02; done\", \"retries\": 1}\n",
+    );
+    let run = cluster.start_client(&["run", "jobs.jsonl"]);
+    let ran = eventually("its first run", LIMIT, || {
+        let ran = std::fs::read_to_string(cluster.path("ran")).ok()?;
+        ran.ends_with('\n').then_some(ran)
+    });
+    let id: u64 = ran.trim().parse().expect("an id");
+    assert_eq!(scale(json!({"remove": [id]}))["removed"], json!([id]));
+    eventually("its second run", LIMIT, || {
+        (cluster.read("ran").lines().count() == 2).then_some(())
+    });
+    cluster.write("go", "");
+    assert_eq!(run.finish(LIMIT).ok().json_lines()[0]["result"]["code"], 0);
+    cluster.wait_engines(3);
+    for wrong in [
+        json!({}),
+        json!({"add": 1, "remove": [0]}),
+        json!({"add": 100_000}),
+        json!({"remove": [id]}),
+        json!({"add": -1}),
+    ] {
+        assert_eq!(scale(wrong.clone())["status"], "error", "{wrong}");
+    }
+    // Who has started none here adds none here.
+    let (_cluster, page) = watched(&["--nodb", "--web"]);
+    assert_eq!(page.events().next().unwrap().1["adds"], json!(false));
+    let refused = page.post("/ask/scale_request", "{\"add\": 1}");
+    assert!(refused.body.contains("ipengine -n N"), "{refused:?}");
+}
+
+#[test]
 fn a_page_that_only_shows() {
     let (_cluster, page) = watched(&["--nodb", "--web", "--web-readonly"]);
     assert_eq!(page.events().next().unwrap().1["readonly"], json!(true));
-    for name in ["abort_request", "resubmit_request"] {
+    for name in ["abort_request", "resubmit_request", "scale_request"] {
         let answer = page.post(&format!("/ask/{name}"), "{\"all\": true}");
         assert_eq!(answer.status, 403, "{answer:?}");
         assert!(answer.body.contains("--web-readonly"), "{answer:?}");
