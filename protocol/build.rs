@@ -12,6 +12,12 @@ fn main() {
 fn bundled() {
     use std::{env, path::Path};
 
+    // Of the lines that cargo needs (`.cargo/config.toml`), this one can be seen from here.
+    assert!(
+        env::var_os("CXXSTDLIB").is_some(),
+        "libzmq would be built twice: cargo needs the lines of `.cargo/config.toml`, or for `cargo install` the options --config, that \
+         ipbroker's page on installing names (docs/operations/install.md)"
+    );
     let Some(compiler) = env::var_os(COMPILER) else {
         // By the one way into libzmq's compiler that there is: what its own build would have found on this system, and
         // `-w`, as its warnings are nothing to whoever builds this.
