@@ -1,7 +1,7 @@
 //! Which hosts, and how many engines on each.
 
 use std::{
-    fs, io,
+    fs, io, iter,
     path::{Path, PathBuf},
 };
 
@@ -60,12 +60,11 @@ pub enum HostsError {
 pub fn parse_list<S: AsRef<str>>(values: &[S]) -> Result<Vec<HostSpec>, HostsError> {
     let mut hosts = Vec::new();
     for value in values {
-        for spec in value
-            .as_ref()
-            .split(',')
-            .map(str::trim)
-            .filter(|s| !s.is_empty())
-        {
+        let value = value.as_ref();
+        let mut specs = value.split(',').map(str::trim).filter(|s| !s.is_empty());
+        // Who names none, by an empty variable say, would wait for engines of none.
+        let first = specs.next().unwrap_or_default();
+        for spec in iter::once(first).chain(specs) {
             add(
                 &mut hosts,
                 parse_host(spec).ok_or_else(|| HostsError::Spec {
@@ -375,7 +374,7 @@ mod tests {
             parse_list(&["[fe80::1]:3", "fe80::1"]).unwrap(),
             [host("[fe80::1]", Some(3), &[]), host("fe80::1", None, &[])]
         );
-        for bad in ["a:0", "a:x", ":4", "-a", "a;b", "u@"] {
+        for bad in ["", ",", "a:0", "a:x", ":4", "-a", "a;b", "u@"] {
             assert!(
                 parse_list(&[bad]).unwrap_err().to_string().contains(bad),
                 "{bad}"
