@@ -215,7 +215,7 @@ fn random_graph(bencher: Bencher<'_, '_>) {
 /// with a request of five kinds.
 #[divan::bench(args = [false, true], sample_count = 10)]
 fn resources(bencher: Bencher<'_, '_>, mixed: bool) {
-    const TASKS: u32 = 20_000;
+    const TASKS: u32 = 100_000;
     let capabilities = vec!["apply".to_owned()];
     let host = HostSpec {
         key: "host".into(),
