@@ -57,6 +57,7 @@ pub(crate) fn start_worker(process: Arc<Process>, seat: Arc<Seat>) -> std::io::R
             }
             // Its interpreter and its kernel end with it.
             seat.end_interpreters();
+            process.slate.group(seat.index, 0);
             // Whoever waits for us to end looks again.
             process.outbox.wake();
         })?;

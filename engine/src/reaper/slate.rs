@@ -8,7 +8,10 @@
 
 use std::{
     os::fd::{AsFd, BorrowedFd, OwnedFd},
-    sync::{Mutex, PoisonError},
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicI32, Ordering},
+    },
 };
 
 use rustix::{
@@ -27,6 +30,8 @@ const EPOCH: u64 = 8;
 pub(crate) struct Slate {
     memory: OwnedFd,
     engines: u64,
+    /// What the table says.
+    groups: Box<[AtomicI32]>,
     at: Mutex<Cursor>,
 }
 
@@ -47,6 +52,7 @@ impl Slate {
         let slate = Self {
             memory,
             engines: engines as u64,
+            groups: (0..engines).map(|_| AtomicI32::new(0)).collect(),
             at: Mutex::new(Cursor {
                 epoch: 1,
                 offset: EPOCH,
@@ -70,8 +76,11 @@ impl Slate {
 
     /// The process group that an engine runs now; 0: none.
     pub(crate) fn group(&self, engine: usize, group: i32) {
-        if engine as u64 >= self.engines {
+        let Some(told) = self.groups.get(engine) else {
             // A job of no engine; the sweep finds it by its mark.
+            return;
+        };
+        if told.swap(group, Ordering::Relaxed) == group {
             return;
         }
         let _ = pwrite(

@@ -23,6 +23,7 @@ use std::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
+    time::{Duration, Instant},
 };
 
 use ipbroker_protocol::wake::Wake;
@@ -87,6 +88,9 @@ const FUNCTIONS: (usize, usize) = (1000, 256 << 20);
 
 /// Bytes of each output that are passed on as they come.
 const STREAMED: usize = 1 << 20;
+
+/// So long after a word of it an interpreter is taken to live.
+const FRESH: Duration = Duration::from_millis(1);
 
 /// Which interpreters an engine starts.
 #[derive(Debug, Clone)]
@@ -235,6 +239,8 @@ pub(crate) struct Interpreter {
     pub(super) ready: Arc<AtomicBool>,
     /// The number of the last call.
     pub(super) number: u64,
+    /// When it last said something.
+    heard: Instant,
     /// Calls that are to go on, heard while another was worked on.
     resuming: Vec<u64>,
     functions: HashMap<Vec<u8>, u64>,
@@ -318,6 +324,7 @@ impl Interpreter {
             interrupts: Arc::new(memory),
             ready: Arc::default(),
             number: 0,
+            heard: Instant::now(),
             resuming: Vec::new(),
             functions: HashMap::new(),
             function_bytes: 0,
@@ -326,8 +333,11 @@ impl Interpreter {
         })
     }
 
-    /// Whether it still runs.
+    /// Whether it still runs. One that has just answered is not asked for.
     pub(super) fn lives(&mut self) -> bool {
+        if self.heard.elapsed() < FRESH {
+            return true;
+        }
         match &mut self.owner {
             Owner::Own(child) => matches!(child.try_wait(), Ok(None)),
             Owner::Kernel(_) => {
@@ -565,7 +575,10 @@ impl Interpreter {
                 return match self.socket.read(buffer) {
                     Ok(0) => Err(io::ErrorKind::UnexpectedEof.into()),
                     Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-                    result => result,
+                    result => {
+                        self.heard = Instant::now();
+                        result
+                    }
                 };
             }
             if ended {

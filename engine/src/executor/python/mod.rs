@@ -107,6 +107,7 @@ impl<'a> Calls<'a> {
             .is_some_and(|interpreter| !interpreter.lives())
         {
             *slot = None;
+            self.process.slate.group(self.seat.index, 0);
         }
         if slot.is_none() {
             let Some(python) = &self.process.python else {
@@ -372,7 +373,9 @@ impl Executor for Calls<'_> {
             None => Some("what another call did while it waited".to_owned()),
         };
         let stop = seat.running.finish();
-        process.slate.group(seat.index, 0);
+        if slot.is_none() {
+            process.slate.group(seat.index, 0);
+        }
         drop(slot);
         if let Some(stop) = stop {
             return refused(&stop, self, out);
