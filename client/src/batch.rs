@@ -9,7 +9,7 @@ use ipbroker_protocol::zmq::Message;
 use jiff::Timestamp;
 
 use crate::client::{Client, Outgoing};
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, TaskError};
 use crate::io::{Part, Sink};
 use crate::job::{Graph, Job, JobResult, Placement, rename};
 
@@ -17,8 +17,12 @@ use crate::job::{Graph, Job, JobResult, Placement, rename};
 const ARRAY_MEMBERS: usize = 20_000;
 const ARRAY_BYTES: usize = 8 << 20;
 
+/// The name of the error of a job that waits for what cannot come.
+pub const IMPOSSIBLE: &str = "ImpossibleDependency";
+
 /// One submission.
 struct Group {
+    /// Empty: it was not sent.
     id: String,
     array: bool,
     submitted: Timestamp,
@@ -77,7 +81,12 @@ impl Batch {
         };
         for level in &graph.levels {
             for group in by_placement(jobs, level) {
-                let request = jobs[group[0]].placement.request(&batch.ids);
+                let placement = &jobs[group[0]].placement;
+                if let Some(why) = placement.impossible(&batch.ids) {
+                    batch.fail(0, jobs, &group, IMPOSSIBLE, &why);
+                    continue;
+                }
+                let request = placement.request(&batch.ids);
                 batch.add(0, jobs, &group, request, &template, |job| job.command(cwd))?;
             }
         }
@@ -100,9 +109,10 @@ impl Batch {
 
     /// Submits `jobs[at]` for each of `which`, as few messages with these metadata; their results have places from `base`
     /// on. Directory and capture of `template` are those of members that say nothing else.
+    /// Those that are larger than what the controller takes, and those that wait for what was not sent, fail at once.
     ///
     /// # Errors
-    /// [`Error::Closed`], [`Error::TooLarge`].
+    /// [`Error::Closed`].
     pub fn add(
         &mut self,
         base: usize,
@@ -112,12 +122,11 @@ impl Batch {
         template: &Command,
         command: impl Fn(&Job) -> Command,
     ) -> Result<()> {
-        if let [at] = which {
-            let command = command(&jobs[*at]);
-            return self.send(base, jobs, which, &metadata, &command, Vec::new());
-        }
+        let client = self.client.as_ref().ok_or(Error::Closed)?;
+        let most = client.array_bytes(ARRAY_BYTES);
         let mut rest = which;
-        while !rest.is_empty() {
+        let mut member = Vec::new();
+        while let [first, ..] = rest {
             let mut packed = Packed::new();
             for &at in rest.iter().take(ARRAY_MEMBERS) {
                 let mut command = command(&jobs[at]);
@@ -128,32 +137,75 @@ impl Batch {
                 if command.capture == template.capture {
                     command.capture = 0;
                 }
-                packed.push_with(|blob| {
-                    let packer = &mut rmp_serde::Serializer::new(blob).with_struct_map();
-                    // A map with string keys into memory: it cannot fail.
-                    let _ = serde::Serialize::serialize(&command, packer);
-                })?;
-                if packed.bytes() >= ARRAY_BYTES {
+                member.clear();
+                let packer = &mut rmp_serde::Serializer::new(&mut member).with_struct_map();
+                // A map with string keys into memory: it cannot fail.
+                let _ = serde::Serialize::serialize(&command, packer);
+                if !packed.is_empty() && packed.bytes() + member.len() > most {
                     break;
                 }
+                packed.push(&member)?;
             }
             let (now, later) = rest.split_at(packed.len());
             rest = later;
-            let metadata = TaskRequest {
-                array: Some(now.len() as u64),
-                ..metadata.clone()
+            let sent = if now.len() == 1 {
+                let command = command(&jobs[*first]);
+                self.send(base, jobs, now, &metadata, &command, Vec::new())
+            } else {
+                let metadata = TaskRequest {
+                    array: Some(now.len() as u64),
+                    ..metadata.clone()
+                };
+                let (offsets, blob) = packed.into_buffers();
+                let buffers = vec![Message::from(offsets), Message::from(blob)];
+                self.send(base, jobs, now, &metadata, template, buffers)
             };
-            let (offsets, blob) = packed.into_buffers();
-            let buffers = vec![Message::from(offsets), Message::from(blob)];
-            self.send(base, jobs, now, &metadata, template, buffers)?;
+            match sent {
+                Err(error @ Error::TooLarge { .. }) => {
+                    self.fail(base, jobs, now, "TooLarge", &error.to_string());
+                }
+                sent => sent?,
+            }
         }
         Ok(())
+    }
+
+    /// Fails `jobs[at]` for each of `which` unsent.
+    pub fn fail(&mut self, base: usize, jobs: &[Job], which: &[usize], ename: &str, evalue: &str) {
+        let tag = self.tag + self.groups.len() as u64;
+        which
+            .iter()
+            .filter_map(|&at| jobs[at].id.as_deref())
+            .for_each(|name| self.unsent(name));
+        self.groups.push(Group {
+            id: String::new(),
+            array: true,
+            submitted: Timestamp::now(),
+            members: which.iter().map(|at| (base + at) as u32).collect(),
+        });
+        let error = TaskError {
+            ename: ename.to_owned(),
+            evalue: evalue.to_owned(),
+            ..TaskError::default()
+        };
+        let part = Part {
+            lo: 0,
+            hi: which.len() as u64,
+            outcome: Err(Arc::new(error)),
+        };
+        self.sink.deliver(tag, part);
+        self.sink.flush();
+    }
+
+    /// The job of this id is not sent: what waits for its success can never run.
+    pub fn unsent(&mut self, name: &str) {
+        self.ids.entry(name.to_owned()).or_default();
     }
 
     /// Submits `jobs[at]` for each of `which` as one message: an array, if its metadata say so.
     ///
     /// # Errors
-    /// As [`Batch::add`].
+    /// [`Error::Closed`], [`Error::TooLarge`].
     pub fn send(
         &mut self,
         base: usize,
@@ -189,14 +241,15 @@ impl Batch {
         Ok(())
     }
 
-    /// Message ids by the jobs' own ids.
+    /// Message ids by the jobs' own ids; empty for those that were not sent.
     pub fn ids(&self) -> &HashMap<String, String> {
         &self.ids
     }
 
     /// Ids of all messages.
     pub fn msg_ids(&self) -> Vec<String> {
-        self.groups.iter().map(|group| group.id.clone()).collect()
+        let sent = self.groups.iter().filter(|group| !group.id.is_empty());
+        sent.map(|group| group.id.clone()).collect()
     }
 
     /// The results of jobs that have ended, by their places; `group` is the tag less that of [`Batch::submit`].
@@ -215,6 +268,9 @@ impl Batch {
                     Err(error) => (JobResult::from_error(error), Timestamp::now()),
                 };
                 let mut result = result.with(group.msg_id(member), group.submitted, received);
+                if group.id.is_empty() {
+                    (result.msg_id, result.submitted) = (None, None);
+                }
                 if let Some(error) = &mut result.error {
                     *error = rename(error, &self.session, &self.names);
                 }

@@ -497,6 +497,15 @@ impl Client {
         Ok(())
     }
 
+    /// So many bytes of values at most go into one array, of `most`: beside them a message has more, and members that are
+    /// larger travel alone.
+    pub(crate) fn array_bytes(&self, most: usize) -> usize {
+        match self.inner.connection.common.max_message {
+            0 => most,
+            taken => most.min(usize::try_from(taken / 2).unwrap_or(most)),
+        }
+    }
+
     pub(crate) fn unpack<T: DeserializeOwned>(&self, envelope: &Envelope) -> Result<T> {
         Ok(self.inner.session.unpack(envelope.content())?)
     }

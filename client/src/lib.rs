@@ -32,7 +32,7 @@ mod result;
 mod view;
 mod wire;
 
-pub use batch::{Batch, by_placement};
+pub use batch::{Batch, IMPOSSIBLE, by_placement};
 pub use builder::ClientBuilder;
 pub use client::{Client, Outgoing, Template};
 pub use engines::Notice;

@@ -11,7 +11,7 @@ use clap::Args;
 use crossbeam_channel::{Receiver, Sender, select};
 use ipbroker_client::job::Job;
 use ipbroker_client::protocol::message::types;
-use ipbroker_client::{Client, Notice, Outgoing, Part, Sink};
+use ipbroker_client::{Client, Error, IMPOSSIBLE, Notice, Outgoing, Part, Sink};
 
 use super::{Outcome, run};
 use crate::cli::{ClusterArgs, JobArgs, size};
@@ -167,6 +167,17 @@ impl Submitter {
 
     /// The inner error: the job's inputs cannot be had.
     fn submit(&mut self, job: &Job) -> Result<Result<(), String>, Failure> {
+        let sent = match job.placement.impossible(&self.names) {
+            Some(why) => Err(format!("{IMPOSSIBLE}: {why}")),
+            None => self.send(job)?,
+        };
+        if let (Err(_), Some(name)) = (&sent, &job.id) {
+            self.names.entry(name.clone()).or_default();
+        }
+        Ok(sent)
+    }
+
+    fn send(&mut self, job: &Job) -> Result<Result<(), String>, Failure> {
         let inputs = self
             .files
             .stage_detached(&self.client, &self.options.cwd, job);
@@ -194,7 +205,10 @@ impl Submitter {
             buffers,
             tag: self.printed + self.ids.len() as u64,
         };
-        let id = self.client.submit(task, self.sink.clone())?;
+        let id = match self.client.submit(task, self.sink.clone()) {
+            Err(error @ Error::TooLarge { .. }) => return Ok(Err(error.to_string())),
+            sent => sent?,
+        };
         if let Some(name) = &job.id {
             self.names.insert(name.clone(), id.clone());
         }

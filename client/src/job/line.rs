@@ -87,17 +87,36 @@ impl Placement {
         }
     }
 
-    /// What `after` or `follow` asks for: `ids` are the message ids by the jobs' own.
+    /// What `after` or `follow` asks for: `ids` are the message ids by the jobs' own, empty for jobs that were not sent.
     pub fn dependency(&self, names: &[String], ids: &HashMap<String, String>) -> Dependency {
+        let known = names.iter().filter_map(|name| ids.get(name));
+        let (unsent, mut ids): (Vec<_>, Vec<_>) = known.cloned().partition(String::is_empty);
+        // What was not sent has failed.
+        if self.any && self.on != Condition::Success && !unsent.is_empty() {
+            ids.clear();
+        }
         Dependency {
-            ids: names
-                .iter()
-                .filter_map(|name| ids.get(name).cloned())
-                .collect(),
+            ids,
             all: !self.any,
             success: self.on != Condition::Failure,
             failure: self.on != Condition::Success,
         }
+    }
+
+    /// Why such a job can never run, if it waits for the success of one that was not sent; `ids` as for
+    /// [`dependency`](Self::dependency).
+    pub fn impossible(&self, ids: &HashMap<String, String>) -> Option<String> {
+        if self.on != Condition::Success {
+            return None;
+        }
+        let unsent = |name: &&String| ids.get(*name).is_some_and(String::is_empty);
+        [("after", &self.after), ("follow", &self.follow)]
+            .into_iter()
+            .find_map(|(key, names)| {
+                let name = names.iter().find(unsent)?;
+                let others = self.any && !names.iter().all(|name| unsent(&name));
+                (!others).then(|| format!("\"{key}\" names {name:?}, which was not run"))
+            })
     }
 }
 

@@ -3,6 +3,7 @@
 use super::value::{isoformat, timedelta};
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
+use serde::de::IgnoredAny;
 use serde_json::Value;
 use std::fmt::Write;
 
@@ -196,8 +197,10 @@ pub fn write_line(
         let _ = writeln!(to, "{}", Value::Object(object));
         return;
     }
+    // What was sent was read before; what never was may be anything.
+    let object = result.msg_id.is_some() || serde_json::from_str::<IgnoredAny>(text).is_ok();
     match text.strip_suffix('}').map(str::trim_end) {
-        Some(open) if open.len() > 1 => {
+        Some(open) if open.len() > 1 && object => {
             // A job may be written over several lines in the middle of a pretty printer's output: one line here.
             to.extend(
                 open.chars()

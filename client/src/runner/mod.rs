@@ -222,7 +222,7 @@ impl<'a> Runner<'a> {
             .map(|(index, job)| Some(self.slot(index, job)))
             .collect();
         for (index, why) in &refused {
-            self.refuse(*index, why)?;
+            self.refuse(*index, &jobs[*index], why)?;
         }
         for level in &graph.levels {
             let mut level = std::borrow::Cow::from(level);
@@ -434,7 +434,10 @@ impl<'a> Runner<'a> {
                 Line::Refused(job, why) => {
                     let slot = self.slot(index, &job);
                     self.slots.push(Some(slot));
-                    jobs.push(Job::default());
+                    jobs.push(Job {
+                        id: job.id,
+                        ..Job::default()
+                    });
                     bad.push((index as usize, why));
                 }
                 Line::Bad { line, text, error } => {
@@ -460,7 +463,7 @@ impl<'a> Runner<'a> {
             place::check_stream(&self.client, &self.options, &jobs, &self.events.sender);
         }
         for (index, error) in bad {
-            self.refuse(index, &error)?;
+            self.refuse(index, &jobs[index - base], &error)?;
         }
         let expected = self.options.expected.unwrap_or(0);
         self.progress.total(self.total.max(expected));
@@ -487,7 +490,10 @@ impl<'a> Runner<'a> {
     }
 
     /// A job that ends before it begins.
-    fn refuse(&mut self, index: usize, why: &str) -> Result<(), Failure> {
+    fn refuse(&mut self, index: usize, job: &Job, why: &str) -> Result<(), Failure> {
+        if let Some(name) = &job.id {
+            self.batch.unsent(name);
+        }
         let mut result = JobResult::refused(why);
         result.received = Some(Timestamp::now());
         self.ended(index, &result)

@@ -2,9 +2,9 @@
 
 use std::collections::HashMap;
 
-use ipbroker_client::by_placement;
 use ipbroker_client::job::{Job, Placement};
 use ipbroker_client::protocol::message::{Command, TaskRequest};
+use ipbroker_client::{IMPOSSIBLE, by_placement};
 
 use super::{Options, Runner};
 use crate::failure::Failure;
@@ -58,10 +58,14 @@ impl Runner<'_> {
     ) -> Result<(), Failure> {
         for group in by_placement(jobs, which) {
             let first = &jobs[group[0]];
+            if let Some(why) = first.placement.impossible(self.batch.ids()) {
+                self.batch.fail(base, jobs, &group, IMPOSSIBLE, &why);
+                continue;
+            }
             if first.has_files() {
                 let index = base + group[0];
                 if let Some(reason) = self.submit_with_files(index, first, false)? {
-                    self.refuse(index, &reason)?;
+                    self.refuse(index, first, &reason)?;
                 }
                 continue;
             }

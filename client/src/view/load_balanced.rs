@@ -349,15 +349,19 @@ impl LoadBalancedView {
         members: impl IntoIterator<Item = A>,
     ) -> Result<AsyncMapResult<R>> {
         let set = Arc::new(TaskSet::default());
+        let most = self.client.array_bytes(ARRAY_BYTES);
         let mut packed = Packed::new();
+        let mut value = Vec::new();
         for member in members {
-            let mut result = Ok(());
-            packed.push_with(|blob| result = pack_into(&member, blob))?;
-            result?;
-            if packed.bytes() >= ARRAY_BYTES || packed.len() >= ARRAY_MEMBERS {
+            value.clear();
+            pack_into(&member, &mut value)?;
+            if packed.len() >= ARRAY_MEMBERS
+                || (!packed.is_empty() && packed.bytes() + value.len() > most)
+            {
                 let packed = std::mem::take(&mut packed);
                 self.packed_array(&set, msg_type, content, packed)?;
             }
+            packed.push(&value)?;
         }
         if !packed.is_empty() {
             self.packed_array(&set, msg_type, content, packed)?;

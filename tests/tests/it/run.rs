@@ -163,11 +163,11 @@ fn a_bad_line_in_a_stream_gets_a_result() {
     let place = place();
     let mut command = place.bare("ipclient");
     command.args(["run", "--local", "1", "-"]);
-    let input = "{\"cmd\": \"true\"}\nnot json\n{\"cmd\": 5}\n{\"cmd\": \"echo x\"}\n";
+    let input = "{\"cmd\": \"true\"}\nnot json\n{\"cmd\": 5}\n{\"cmd\": \"echo x\"}\n{\"cmd\": \"true\",}\n{'cmd': 'true'}\n";
     let run = programs::run(command, place.dir(), input, LIMIT);
     assert_ne!(run.code(), 0);
     let lines = run.json_lines();
-    assert_eq!(lines.len(), 4, "{}", run.stdout);
+    assert_eq!(lines.len(), 6, "{}", run.stdout);
     assert_eq!(
         lines
             .iter()
@@ -182,10 +182,87 @@ fn a_bad_line_in_a_stream_gets_a_result() {
             .iter()
             .filter(|line| line["result"]["error"].is_string())
             .count(),
-        2,
+        4,
         "{}",
         run.stdout
     );
+}
+
+#[test]
+fn what_waits_for_a_job_that_was_not_run() {
+    let place = place();
+    let jobs = [
+        json!({"id": "a", "cmd": "cat missing", "put": ["missing"]}),
+        json!({"id": "b", "cmd": "touch b", "after": ["a"]}),
+        json!({"cmd": "touch c", "after": ["b"]}),
+        json!({"cmd": "touch d", "after": ["a"], "on": "failure"}),
+        json!({"cmd": "touch e", "after": ["a", "z"], "any": true}),
+        json!({"cmd": "touch f", "follow": ["a"], "any": true}),
+        json!({"id": "z", "cmd": "touch z"}),
+    ];
+    let input: String = jobs.iter().map(|job| format!("{job}\n")).collect();
+    place.write("jobs.jsonl", &input);
+    for from in ["jobs.jsonl", "-"] {
+        let mut command = place.bare("ipclient");
+        command.args(["run", "--local", "2", from]);
+        // On a stream what they wait for comes first.
+        let input = if from == "-" {
+            let (z, others) = jobs.split_last().unwrap();
+            let lines = std::iter::once(z).chain(others);
+            lines.map(|job| format!("{job}\n")).collect()
+        } else {
+            String::new()
+        };
+        let run = programs::run(command, place.dir(), &input, LIMIT);
+        assert_ne!(run.code(), 0);
+        let lines = run.json_lines();
+        for (cmd, key, name) in [
+            ("touch b", "after", "a"),
+            ("touch c", "after", "b"),
+            ("touch f", "follow", "a"),
+        ] {
+            assert_eq!(
+                result(&lines, cmd)["error"],
+                format!("ImpossibleDependency: \"{key}\" names {name:?}, which was not run"),
+            );
+        }
+        for name in ["b", "c", "f"] {
+            assert!(!place.path(name).exists(), "{name} was run");
+        }
+        for name in ["d", "e", "z"] {
+            fs::remove_file(place.path(name)).unwrap();
+        }
+    }
+}
+
+#[test]
+fn a_job_that_is_too_large_fails_alone() {
+    let mut place = place();
+    place.start_controller_with(&["--max-message=1M", "-n", "1"]);
+    let job = |kilobytes: usize| json!({"cmd": "wc -c", "stdin": "x".repeat(kilobytes << 10), "capture": true});
+    let mut jobs: Vec<Value> = (0..5).map(|_| job(400)).collect();
+    jobs.insert(1, job(2000));
+    jobs.push(json!({"cmd": "true", "after": ["large"]}));
+    jobs[1]["id"] = json!("large");
+    let input: String = jobs.iter().map(|job| format!("{job}\n")).collect();
+    let file = place.write("jobs.jsonl", &input);
+    let run = place.client(&["run", file.to_str().unwrap()]);
+    let lines = run.json_lines();
+    assert_eq!(lines.len(), 7, "{}", run.stderr);
+    for line in lines {
+        let error = line["result"]["error"].as_str().unwrap_or_default();
+        match line["id"].as_str() {
+            Some(_) => assert!(error.contains("larger --max-message"), "{error}"),
+            None if line["cmd"] == "true" => assert!(error.contains("\"large\""), "{error}"),
+            None => assert_eq!(line["result"]["stdout"], "409600\n", "{error}"),
+        }
+    }
+    // Handed over one by one: what cannot go is told, and so is what waits for it; the others go.
+    let submit = place.client_with(&["submit", "-"], &input, LIMIT);
+    assert_eq!((submit.code(), submit.stdout.lines().count()), (1, 5));
+    assert!(submit.stderr.contains("stdin:2: ") && submit.stderr.contains("stdin:7: "));
+    let ids: Vec<&str> = submit.stdout.lines().collect();
+    place.client(&[&["wait"], &ids[..]].concat()).ok();
 }
 
 #[test]
