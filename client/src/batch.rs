@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use ipbroker_protocol::array::{Packed, member_id};
 use ipbroker_protocol::message::{Command, TaskRequest, types};
+use ipbroker_protocol::session::Session;
 use ipbroker_protocol::zmq::Message;
 use jiff::Timestamp;
 
@@ -44,7 +45,7 @@ impl Group {
 pub struct Batch {
     /// As long as something may be submitted: who keeps a batch for its results does not keep the connection open.
     client: Option<Client>,
-    session: String,
+    session: Arc<Session>,
     sink: Arc<dyn Sink>,
     tag: u64,
     groups: Vec<Group>,
@@ -98,7 +99,7 @@ impl Batch {
     pub fn new(client: &Client, sink: Arc<dyn Sink>, tag: u64) -> Self {
         Self {
             client: Some(client.clone()),
-            session: client.session_id().to_owned(),
+            session: client.session().clone(),
             sink,
             tag,
             groups: Vec::new(),
@@ -180,7 +181,7 @@ impl Batch {
         self.groups.push(Group {
             id: String::new(),
             array: true,
-            submitted: Timestamp::now(),
+            submitted: self.session.now(),
             members: which.iter().map(|at| (base + at) as u32).collect(),
         });
         let error = TaskError {
@@ -216,7 +217,7 @@ impl Batch {
         buffers: Vec<Message>,
     ) -> Result<()> {
         let client = self.client.as_ref().ok_or(Error::Closed)?;
-        let submitted = Timestamp::now();
+        let submitted = self.session.now();
         let task = Outgoing {
             msg_type: types::COMMAND_REQUEST,
             metadata,
@@ -265,14 +266,14 @@ impl Batch {
                         JobResult::from_command(reply.command(member)),
                         reply.received,
                     ),
-                    Err(error) => (JobResult::from_error(error), Timestamp::now()),
+                    Err(error) => (JobResult::from_error(error), self.session.now()),
                 };
                 let mut result = result.with(group.msg_id(member), group.submitted, received);
                 if group.id.is_empty() {
                     (result.msg_id, result.submitted) = (None, None);
                 }
                 if let Some(error) = &mut result.error {
-                    *error = rename(error, &self.session, &self.names);
+                    *error = rename(error, &self.session.id, &self.names);
                 }
                 Some((at as usize, result))
             })

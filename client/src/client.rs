@@ -10,9 +10,11 @@ use crossbeam_channel::{Receiver, RecvTimeoutError};
 use ipbroker_protocol::connection::ClientConnection;
 use ipbroker_protocol::envelope::Envelope;
 use ipbroker_protocol::frames::Frames;
-use ipbroker_protocol::message::{TaskRequest, types};
+use ipbroker_protocol::message::{Header, TaskRequest, types};
 use ipbroker_protocol::session::{Empty, Session};
+use ipbroker_protocol::time;
 use ipbroker_protocol::zmq::Message;
+use jiff::Timestamp;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -182,14 +184,15 @@ impl Client {
         client.inner.engines.ask();
         // A controller that is started again just now was asked in its earlier life: again, then.
         let until = Instant::now() + left;
-        let answer = loop {
+        let (answer, asked) = loop {
             let wait = until
                 .saturating_duration_since(Instant::now())
                 .min(ASK_AGAIN);
+            let asked = Timestamp::now();
             let request = (types::CONNECTION_REQUEST, &Empty {});
             match client.ask(Channel::Hub, None, request, Vec::new(), wait) {
                 Err(Error::QueryTimeout { .. }) if Instant::now() < until => {}
-                other => break other,
+                other => break (other, asked),
             }
         };
         let answer = match answer {
@@ -205,8 +208,18 @@ impl Client {
             }
             other => other?,
         };
+        let session = &client.inner.session;
+        let header: Header = session.unpack(answer.header())?;
+        if let Some(date) = time::parse(&header.date) {
+            session.heard_date(date, asked, Timestamp::now());
+        }
         client.inner.engines.answered(client.unpack(&answer)?);
         Ok(client)
+    }
+
+    /// Now, by the controller's clock as far as it is known.
+    pub fn now(&self) -> Timestamp {
+        self.inner.session.now()
     }
 
     /// Engine numbers, in order.
@@ -267,6 +280,10 @@ impl Client {
     /// The session id, part of every task's id.
     pub fn session_id(&self) -> &str {
         &self.inner.session.id
+    }
+
+    pub(crate) fn session(&self) -> &Arc<Session> {
+        &self.inner.session
     }
 
     /// The connection file's content.

@@ -77,7 +77,7 @@ pub struct Reply {
     header: usize,
     packer: Packer,
     array: bool,
-    /// When it arrived here.
+    /// When it arrived here, by the controller's clock.
     pub received: Timestamp,
     info: OnceLock<ReplyInfo>,
     members: OnceLock<Vec<MemberInfo>>,
@@ -85,7 +85,7 @@ pub struct Reply {
 }
 
 impl Reply {
-    pub(crate) fn new(frames: Frames, packer: Packer, array: bool) -> Self {
+    pub(crate) fn new(frames: Frames, packer: Packer, array: bool, received: Timestamp) -> Self {
         // Identities, delimiter, signature.
         let header = frames.parts().map_or(0, |(identities, _)| identities + 2);
         Self {
@@ -93,7 +93,7 @@ impl Reply {
             header,
             packer,
             array,
-            received: Timestamp::now(),
+            received,
             info: OnceLock::new(),
             members: OnceLock::new(),
             checked: OnceLock::new(),

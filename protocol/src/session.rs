@@ -1,8 +1,9 @@
 //! Packing and signing: what turns typed maps into frames and checks the frames that come back.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 
 use hmac::{Hmac, KeyInit, Mac};
+use jiff::Timestamp;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use sha2::Sha256;
 use subtle::ConstantTimeEq;
@@ -187,6 +188,8 @@ pub struct Session {
     pub packer: Packer,
     signer: Signer,
     count: AtomicU64,
+    /// Microseconds that this clock is ahead of the controller's.
+    ahead: AtomicI64,
 }
 
 impl Session {
@@ -206,6 +209,7 @@ impl Session {
             packer,
             signer: Signer::new(key),
             count: AtomicU64::new(0),
+            ahead: AtomicI64::new(0),
         }
     }
 
@@ -213,6 +217,21 @@ impl Session {
     #[must_use]
     pub fn signer(&self) -> &Signer {
         &self.signer
+    }
+
+    /// Now, by the controller's clock as far as it is known.
+    pub fn now(&self) -> Timestamp {
+        let ahead = self.ahead.load(Ordering::Relaxed);
+        time::shifted(Timestamp::now(), -(ahead as f64) / 1e6)
+    }
+
+    /// What the controller dated so came between these moments of this host's clock: sets how far that is ahead, where it
+    /// cannot be right. The way back is taken to be short.
+    pub fn heard_date(&self, date: Timestamp, asked: Timestamp, answered: Timestamp) {
+        let right = (asked..=answered).contains(&date);
+        let ahead = answered.as_microsecond() - date.as_microsecond();
+        self.ahead
+            .store(if right { 0 } else { ahead }, Ordering::Relaxed);
     }
 
     /// A message id that no other message has: `SESSION_N`.
@@ -229,7 +248,7 @@ impl Session {
             msg_type: msg_type.to_owned(),
             username: self.username.clone(),
             session: self.id.clone(),
-            date: time::now_utc(),
+            date: time::utc(self.now()),
             version: VERSION.to_owned(),
             extra: serde_json::Map::new(),
         }
@@ -259,7 +278,7 @@ impl Session {
             msg_type,
             username: &self.username,
             session: &self.id,
-            date: &time::now_utc(),
+            date: &time::utc(self.now()),
             version: VERSION,
         })
     }

@@ -597,7 +597,8 @@ impl Io {
             }
             self.ack_due.get_or_insert_with(|| Instant::now() + ACK);
         }
-        let reply = Reply::new(frames, self.settings.session.packer, pending.array);
+        let session = &self.settings.session;
+        let reply = Reply::new(frames, session.packer, pending.array, session.now());
         let outcome = Ok(Arc::new(reply));
         self.table
             .deliver(number, (lo, hi), &outcome, &mut self.touched);

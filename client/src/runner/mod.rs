@@ -14,7 +14,6 @@ use crossbeam_channel::{Receiver, never, select};
 use ipbroker_client::job::{Job, JobResult, JobStatus, directory};
 use ipbroker_client::protocol::message::Command;
 use ipbroker_client::{Batch, Client, Notice};
-use jiff::Timestamp;
 
 use crate::cli::JobArgs;
 use crate::failure::Failure;
@@ -495,7 +494,7 @@ impl<'a> Runner<'a> {
             self.batch.unsent(name);
         }
         let mut result = JobResult::refused(why);
-        result.received = Some(Timestamp::now());
+        result.received = Some(self.client.now());
         self.ended(index, &result)
     }
 

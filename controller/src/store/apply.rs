@@ -296,7 +296,8 @@ impl Applier {
             .date
             .as_deref()
             .and_then(parse_time)
-            .unwrap_or(submitted.received);
+            // A date of later than that is of another clock.
+            .map_or(submitted.received, |date| date.min(submitted.received));
         let result = ResultColumns::of(fold, self.packing);
         insert.execute(params![
             fold.key.cast_signed(),

@@ -2,6 +2,7 @@
 
 use std::{fs, time::Duration};
 
+use ipbroker_protocol::time;
 use ipbroker_tests::{Cluster, Finished, LIMIT, eventually, programs};
 use rustix::process::Signal;
 use serde_json::{Value, json};
@@ -263,6 +264,41 @@ fn a_job_that_is_too_large_fails_alone() {
     assert!(submit.stderr.contains("stdin:2: ") && submit.stderr.contains("stdin:7: "));
     let ids: Vec<&str> = submit.stdout.lines().collect();
     place.client(&[&["wait"], &ids[..]].concat()).ok();
+}
+
+/// All times are by the controller's clock, whatever the client's says.
+#[test]
+fn a_clients_clock_does_not_matter() {
+    let mut place = place();
+    place.start_controller_with(&["-n", "1"]);
+    for ahead in ["+47s", "-3600s"] {
+        let mut command = place.bare("ipclient");
+        command
+            .env("LD_PRELOAD", "/usr/$LIB/faketime/libfaketimeMT.so.1")
+            .env("FAKETIME", ahead)
+            .env("FAKETIME_DONT_FAKE_MONOTONIC", "1")
+            .args(["run", "--profile-dir"])
+            .arg(place.profile())
+            .arg("-");
+        let run = programs::run(command, place.dir(), "{\"cmd\": \"true\"}\n", LIMIT).ok();
+        assert!(!run.stderr.contains("preload"), "{}", run.stderr);
+        let printed = run.json_lines().remove(0)["result"].take();
+        let id = printed["msg_id"].as_str().unwrap().to_owned();
+        let stored = eventually("its record", LIMIT, || {
+            let results = place.client(&["results", &id]).json_lines();
+            Some(results.first()?["result"].clone())
+        });
+        for result in [&printed, &stored] {
+            let at = |key: &str| {
+                let moment = time::parse(result[key].as_str().unwrap());
+                moment.unwrap().as_microsecond()
+            };
+            let spent = at("received") - at("submitted");
+            let waited = at("started") - at("submitted");
+            assert!((1..30_000_000).contains(&spent), "{ahead}: {result}");
+            assert!((0..30_000_000).contains(&waited), "{ahead}: {result}");
+        }
+    }
 }
 
 #[test]
