@@ -480,6 +480,17 @@ def test_apply(parallel):
     assert result.stdout == "printed\n"
 
 
+def test_more_retries_than_engines(place):
+    """Each engine has tried it: nobody waits for another, unless a timeout says how long."""
+    options = ["--packer=json", "--kernel=ipyparallel", f"--python={sys.executable}"]
+    with ipbroker.Cluster(n=2, profile="retries", options=options), ipp.Client(profile="retries") as rc:
+        view = rc.load_balanced_view()
+        for flags, error in (({}, "ZeroDivisionError"), ({"timeout": 0.1}, "TaskTimeout")):
+            with view.temp_flags(retries=5, **flags), pytest.raises(ipp.RemoteError) as raised:
+                view.apply_async(lambda: 1 / 0).get(60)
+            assert raised.value.ename == error
+
+
 def test_push_and_pull(parallel):
     parallel.view.push({"a": 1, "b": "x" * 1_000_000}, block=True)
     assert parallel.view.pull(("a", "b"), block=True) == [[1, "x" * 1_000_000]] * 2

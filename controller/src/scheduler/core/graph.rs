@@ -464,10 +464,13 @@ impl Core {
         follow.is_some_and(|dep| !dep.all && dep.pending > 0)
     }
 
-    /// Nothing that can happen gives the group, which is on no engine, an engine.
+    /// Nothing that can happen gives the group, which has just failed, an engine; or only one that nobody may ever start,
+    /// and nobody said how long it may wait for that.
     pub(super) fn is_hopeless(&mut self, index: u32) -> bool {
         let base = self.base_class(index);
-        if self.is_dead(base) {
+        let extra = self.groups[index].extra.as_ref();
+        let for_ever = extra.is_none_or(|extra| extra.timeout == 0);
+        if self.is_dead(base) || (for_ever && self.is_refused_by_all(base)) {
             return true;
         }
         match self.judge(index) {

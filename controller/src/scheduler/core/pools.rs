@@ -508,6 +508,14 @@ impl Core {
         })
     }
 
+    /// There are engines that match, and each has refused such a task.
+    pub(super) fn is_refused_by_all(&self, class: u32) -> bool {
+        let refused = &self.pools.classes[class as usize].refused;
+        let engines = self.pool_engines(class);
+        let refuses = |slot: &u32| refused.contains(&self.engines[*slot as usize].key());
+        !engines.is_empty() && refused.len() >= engines.len() && engines.iter().all(refuses)
+    }
+
     pub(super) fn with_refused(&mut self, class: u32, engine: EngineKey) -> u32 {
         let old = &self.pools.classes[class as usize];
         let mut refused: Vec<EngineKey> = old

@@ -214,7 +214,9 @@ impl World {
                     member.at = At::Waiting;
                     member.apart = array;
                     member.since = now + waits;
-                    if outcome == Outcome::Error && !self.has_engines(task, m as usize) {
+                    let m = m as usize;
+                    let hopeless = !self.has_engines(task, m) || self.refused_by_all(task, m);
+                    if outcome == Outcome::Error && hopeless {
                         Some(false)
                     } else {
                         None

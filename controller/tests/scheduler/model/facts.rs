@@ -109,8 +109,22 @@ impl World {
         )
     }
 
-    /// The engine is of the kind the member asks for.
+    /// The engine is of the kind the member asks for, and has not refused it.
     pub(super) fn suits(&self, t: usize, m: usize, n: usize) -> bool {
+        self.matches(t, n) && !self.tasks[t].members[m].refused.contains(&n)
+    }
+
+    /// Every engine of the kind that it asks for has refused the member, and it may wait for ever for another.
+    pub(super) fn refused_by_all(&self, t: usize, m: usize) -> bool {
+        let refused = &self.tasks[t].members[m].refused;
+        let mut fit = (0..self.nodes.len())
+            .filter(|&n| self.matches(t, n))
+            .peekable();
+        self.tasks[t].timeout == 0 && fit.peek().is_some() && fit.all(|n| refused.contains(&n))
+    }
+
+    /// The engine is of the kind the task asks for.
+    fn matches(&self, t: usize, n: usize) -> bool {
         let (task, node) = (&self.tasks[t], &self.nodes[n]);
         node.alive
             && task.needs.is_subset(&node.caps)
@@ -118,7 +132,6 @@ impl World {
             && (task.hosts.is_empty() || task.hosts.contains(&node.host))
             && task.tags.iter().all(|tag| node.tags.contains(tag))
             && task.time <= node.ends.saturating_sub(self.now)
-            && !task.members[m].refused.contains(&n)
     }
 
     /// Some engine that is there or may come can take it, as far as names go.
