@@ -493,7 +493,8 @@ fn answered(
     }
 }
 
-fn unpack(bytes: &[u8]) -> Option<Map<String, Value>> {
+/// What a member of an array was asked.
+pub(crate) fn unpack(bytes: &[u8]) -> Option<Map<String, Value>> {
     let packer = if bytes.first() == Some(&b'{') {
         Packer::Json
     } else {

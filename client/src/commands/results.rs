@@ -5,14 +5,16 @@ use std::process::ExitCode;
 
 use clap::Args;
 use ipbroker_client::job::{JobResult, JobStatus, parse_line, write_line};
-use ipbroker_client::protocol::array::{member_id, split_id};
-use ipbroker_client::protocol::message::CommandResult;
+use ipbroker_client::protocol::array::{View, member_id, split_id};
+use ipbroker_client::protocol::message::{CommandResult, types};
 use ipbroker_client::protocol::time;
+use ipbroker_client::protocol::zmq::Message;
 use ipbroker_client::{Client, Record};
 use jiff::tz::TimeZone;
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use super::Outcome;
+use super::past::unpack;
 use crate::cli::ClusterArgs;
 use crate::failure::Failure;
 use crate::output::plural;
@@ -51,6 +53,10 @@ pub(crate) fn main(args: ResultsArgs, cluster: &ClusterArgs) -> Outcome {
     let mut out = BufWriter::new(std::io::stdout());
     let mut line = String::new();
     let (mut pending, mut failed) = (0u64, 0u64);
+    let mut requests = Requests {
+        client: &client,
+        array: (String::new(), Vec::new()),
+    };
     each(&client, &ids, &mut |id, record| {
         let Some(record) = record else {
             pending += 1;
@@ -58,7 +64,8 @@ pub(crate) fn main(args: ResultsArgs, cluster: &ClusterArgs) -> Outcome {
         };
         line.clear();
         let files = (!args.no_get).then_some(&client);
-        failed += print(id, record, files, &zone, &mut line);
+        let job = requests.line(id, record)?;
+        failed += print((id, &job), record, files, &zone, &mut line);
         Ok(out.write_all(line.as_bytes())?)
     })?;
     out.flush()?;
@@ -74,7 +81,7 @@ pub(crate) fn main(args: ResultsArgs, cluster: &ClusterArgs) -> Outcome {
 
 /// Appends a task's line; 1 if it did not end well. With a client the files of its `get` are written first.
 fn print(
-    id: &str,
+    (id, job): (&str, &str),
     record: &Record,
     files: Option<&Client>,
     zone: &TimeZone,
@@ -88,14 +95,49 @@ fn print(
         result.status = JobStatus::Error;
         result.error = Some(reason);
     }
-    let line = match record.metadata.get("job") {
-        Some(Value::String(line)) => line.clone(),
-        _ => json!({ "id": id }).to_string(),
-    };
-    let has_result = line.contains("\"result\"")
-        && serde_json::from_str::<Value>(&line).is_ok_and(|object| object.get("result").is_some());
-    write_line(&line, has_result, &result, zone, text);
+    let has_result = job.contains("\"result\"")
+        && serde_json::from_str::<Value>(job).is_ok_and(|object| object.get("result").is_some());
+    write_line(job, has_result, &result, zone, text);
     u64::from(!result.success())
+}
+
+/// What tasks were asked.
+struct Requests<'a> {
+    client: &'a Client,
+    /// The last array, and its members' requests.
+    array: (String, Vec<Message>),
+}
+
+impl Requests<'_> {
+    /// A task's job line: as it was submitted; of a task of `run` or of a program, what its request says.
+    fn line(&mut self, id: &str, record: &Record) -> Result<String, Failure> {
+        if let Some(Value::String(line)) = record.metadata.get("job") {
+            return Ok(line.clone());
+        }
+        let kind = record.header.get("msg_type").and_then(Value::as_str);
+        let content = match split_id(id) {
+            _ if kind != Some(types::COMMAND_REQUEST) => None,
+            (array, Some(index)) => {
+                if self.array.0 != array {
+                    self.array = (array.to_owned(), self.client.request_buffers(array)?);
+                }
+                let view = match &self.array.1[..] {
+                    [offsets, blob] => View::new(offsets, blob, record.members().unwrap_or(0)).ok(),
+                    _ => None,
+                };
+                view.and_then(|view| unpack(view.get(usize::try_from(index).ok()?)))
+            }
+            (id, None) => {
+                let query = Map::from_iter([("msg_id".to_owned(), id.into())]);
+                let found = self.client.records(&query, &["msg_id", "content"])?;
+                let content = found.first().and_then(|record| record.extra.get("content"));
+                content.and_then(Value::as_object).cloned()
+            }
+        };
+        Ok(content
+            .map_or_else(|| json!({ "id": id }), Value::Object)
+            .to_string())
+    }
 }
 
 /// Writes the files that a submitted job names in `get`; those of a failed one only where there are any.

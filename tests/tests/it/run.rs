@@ -302,6 +302,32 @@ fn a_clients_clock_does_not_matter() {
 }
 
 #[test]
+fn results_tell_what_was_run() {
+    let mut place = place();
+    place.start_controller_with(&["-n", "1"]);
+    let input = "{\"cmd\": \"true\", \"priority\": 3}\n{\"cmd\": \"echo a\"}\n{\"cmd\": \"echo b\", \"cd\": \"/\"}\n";
+    let file = place.write("jobs.jsonl", input);
+    let run = place.client(&["run", file.to_str().unwrap()]).ok();
+    let ids: Vec<String> = run
+        .json_lines()
+        .iter()
+        .map(|line| line["result"]["msg_id"].as_str().unwrap().to_owned())
+        .collect();
+    let ids: Vec<&str> = ids.iter().map(String::as_str).collect();
+    let results = place.client(&[&["wait"], &ids[..]].concat()).ok();
+    assert_eq!(results.stdout, "");
+    let lines = place
+        .client(&[&["results"], &ids[..]].concat())
+        .ok()
+        .json_lines();
+    for (printed, stored) in run.json_lines().iter().zip(&lines) {
+        assert_eq!(printed["cmd"], stored["cmd"]);
+        assert_eq!(printed["result"]["code"], stored["result"]["code"]);
+    }
+    assert_eq!(lines.iter().filter(|line| line["cd"] == "/").count(), 1);
+}
+
+#[test]
 fn what_cannot_run_says_why() {
     let place = place();
     let jobs = [
