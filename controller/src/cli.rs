@@ -8,7 +8,7 @@ use ipbroker_protocol::{resources, size};
 
 use crate::{
     launch::args::HostArgs,
-    scheduler::core::Builtin,
+    scheduler::core::{Builtin, Hwm},
     store::{Keep, SyncMode},
 };
 
@@ -246,28 +246,6 @@ pub struct LogArgs {
     /// Log to a file in the profile's log directory
     #[arg(long, action = ArgAction::SetTrue)]
     pub log_to_file: bool,
-}
-
-/// `--hwm`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Hwm {
-    /// Follows from how long tasks and messages take.
-    Auto,
-    /// So many; 0: no limit.
-    Fixed(u32),
-}
-
-impl FromStr for Hwm {
-    type Err = String;
-    fn from_str(text: &str) -> Result<Self, String> {
-        match text {
-            "auto" => Ok(Self::Auto),
-            _ => text
-                .parse()
-                .map(Self::Fixed)
-                .map_err(|_| "a number (0: no limit) or `auto`".into()),
-        }
-    }
 }
 
 /// `--max-message`.

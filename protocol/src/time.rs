@@ -48,7 +48,7 @@ pub fn parse(text: &str) -> Option<Timestamp> {
         .map(|zoned| zoned.timestamp())
 }
 
-/// Seconds of a duration as users write it: `90`, `90s`, `15m`, `2h`, `1d`.
+/// Seconds of a duration as users write it: `90`, `90s`, `15m`, `2h`, `1d`, `1w`.
 #[must_use]
 pub fn parse_duration(text: &str) -> Option<f64> {
     let text = text.trim();
@@ -59,6 +59,7 @@ pub fn parse_duration(text: &str) -> Option<f64> {
         "m" => 60.0,
         "h" => 3600.0,
         "d" => 86400.0,
+        "w" => 7.0 * 86400.0,
         _ => return None,
     };
     let number: f64 = number.parse().ok()?;

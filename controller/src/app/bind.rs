@@ -12,7 +12,7 @@ use super::{AppError, Settings};
 use crate::{
     hub,
     relay::{iopub, mux},
-    scheduler::pure,
+    scheduler::{core::Hwm, pure},
 };
 
 /// Broadcast leaves, as the peer's default depth gives.
@@ -123,7 +123,7 @@ pub(super) fn bind(settings: &Settings, context: &Context) -> Result<Bound, AppE
     let task_engines = if pure {
         let dealer = socket::open(context, zmq::DEALER).map_err(sockets)?;
         let hwm = match settings.hwm {
-            crate::cli::Hwm::Fixed(hwm) if hwm > 0 => i32::try_from(hwm).unwrap_or(i32::MAX),
+            Hwm::Fixed(hwm) => i32::try_from(hwm).unwrap_or(i32::MAX),
             _ => pure::HIGH_WATER,
         };
         dealer.set_sndhwm(hwm).map_err(sockets)?;

@@ -20,10 +20,10 @@ use ipbroker_protocol::{
 
 use super::{AppError, MainEvent, files, threads};
 use crate::{
-    cli::{Cli, Hwm, LogLevel},
+    cli::{Cli, LogLevel},
     config_py,
     launch::{LaunchEvent, Launcher, Sink, args::HostArgs, batch, hosts::HostSpec, local},
-    scheduler::core,
+    scheduler::core::Hwm,
     store::{Backend, Keep, SyncMode},
 };
 
@@ -351,14 +351,6 @@ impl Settings {
         self.profile
             .log_dir()
             .join(format!("engines{}.json", self.profile.cluster_id()))
-    }
-
-    pub(super) fn core_hwm(&self) -> core::Hwm {
-        match self.hwm {
-            Hwm::Auto => core::Hwm::Auto,
-            Hwm::Fixed(0) => core::Hwm::Unlimited,
-            Hwm::Fixed(count) => core::Hwm::Fixed(count),
-        }
     }
 
     pub(super) fn local_plan(&self) -> local::Plan {

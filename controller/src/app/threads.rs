@@ -24,7 +24,7 @@ use crate::{
         pure::PureThread,
         task::TaskThread,
     },
-    store::{self, Backend, Packing, Store},
+    store::{self, Backend, Store},
 };
 
 /// A controller that runs.
@@ -66,10 +66,7 @@ pub(super) fn start(
     options.keep = settings.keep;
     options.sync = settings.sync;
     options.restore = settings.restore;
-    options.packing = match settings.packer {
-        ipbroker_protocol::session::Packer::Msgpack => Packing::MsgPack,
-        ipbroker_protocol::session::Packer::Json => Packing::Json,
-    };
+    options.packing = settings.packer;
     let (store, journal, handle, recovered) = store::open(&options)?;
     let bound = bind::bind(settings, &context)?;
     // Also with a history in memory: what is recorded there must be whole.
@@ -106,7 +103,7 @@ pub(super) fn start(
         })?;
         let limit = settings.ping * (settings.misses + 1);
         let config = Config {
-            hwm: settings.core_hwm(),
+            hwm: settings.hwm,
             seed: rand::random(),
             lookups: settings.backend != Backend::None,
             restore_limit: u64::try_from(limit.as_nanos()).unwrap_or(u64::MAX),

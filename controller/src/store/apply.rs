@@ -3,12 +3,12 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
+use ipbroker_protocol::session::Packer;
 use rusqlite::{Connection, OptionalExtension, params};
 
 use super::db;
 use super::event::{Event, Exception, Finished, Frames, Outcome, Stream, TaskRef, exceptions};
 use super::fold::{Fold, Folds, Keyed, Parts, ResultColumns, Submitted, Times, head, some};
-use super::options::Packing;
 use super::ranges::RangeMap;
 use super::row::find_key;
 use super::shared::Shared;
@@ -24,7 +24,7 @@ pub(crate) type HeldRange = (u64, u64, String, u32, i64);
 /// Applies records; remembers only which arrays are open.
 #[derive(Debug)]
 pub(crate) struct Applier {
-    packing: Packing,
+    packing: Packer,
     shared: Arc<Shared>,
     arrays: Keyed<Held>,
     /// Spill files that no row names: to be removed after the commit.
@@ -43,7 +43,7 @@ struct Held {
 }
 
 impl Applier {
-    pub(crate) fn new(packing: Packing, shared: Arc<Shared>) -> Self {
+    pub(crate) fn new(packing: Packer, shared: Arc<Shared>) -> Self {
         Applier {
             packing,
             shared,

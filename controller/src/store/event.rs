@@ -293,12 +293,6 @@ pub(crate) struct Batch {
     pub(crate) bytes: Vec<u8>,
 }
 
-/// Where the frames of a record that are too large for it went; made by `spill`.
-#[derive(Debug, Clone, Copy, Default)]
-pub(crate) struct Spilled {
-    pub(crate) file: u64,
-}
-
 impl Batch {
     pub(crate) fn is_empty(&self) -> bool {
         self.bytes.is_empty()
@@ -319,8 +313,8 @@ impl Batch {
         &mut self,
         s: &Submission<'_>,
         received: i64,
-        frames: &[Placed<'_>],
-        spilled: Spilled,
+        frames: &[Frame<'_>],
+        file: u64,
     ) {
         self.record(SUBMITTED, |b| {
             put_u64(b, s.key);
@@ -329,7 +323,7 @@ impl Batch {
             b.push(s.queue as u8);
             put_bytes(b, s.msg_id.as_bytes());
             put_bytes(b, s.client);
-            put_frames(b, frames, spilled);
+            put_frames(b, frames, file);
         });
     }
 
@@ -364,8 +358,8 @@ impl Batch {
         &mut self,
         f: &Finish<'_>,
         received: i64,
-        frames: &[Placed<'_>],
-        spilled: Spilled,
+        frames: &[Frame<'_>],
+        file: u64,
     ) {
         self.record(FINISHED, |b| {
             match f.task {
@@ -388,7 +382,7 @@ impl Batch {
                 put_u64(b, *index);
                 b.push(exception.to_u8());
             }
-            put_frames(b, frames, spilled);
+            put_frames(b, frames, file);
         });
     }
 
@@ -415,13 +409,6 @@ impl Batch {
     }
 }
 
-/// Where a frame has been put.
-#[derive(Debug, Clone, Copy)]
-pub(crate) enum Placed<'a> {
-    Inline(&'a [u8]),
-    Spilled { offset: u64, len: u64 },
-}
-
 fn put_u64(b: &mut Vec<u8>, value: u64) {
     b.extend_from_slice(&value.to_le_bytes());
 }
@@ -431,24 +418,24 @@ fn put_bytes(b: &mut Vec<u8>, bytes: &[u8]) {
     b.extend_from_slice(bytes);
 }
 
-fn put_frames(b: &mut Vec<u8>, frames: &[Placed<'_>], spilled: Spilled) {
-    put_u64(b, spilled.file);
+fn put_frames(b: &mut Vec<u8>, frames: &[Frame<'_>], file: u64) {
+    put_u64(b, file);
     b.extend_from_slice(&(frames.len() as u32).to_le_bytes());
     let size: u64 = frames
         .iter()
         .map(|f| match f {
-            Placed::Inline(bytes) => bytes.len() as u64,
-            Placed::Spilled { len, .. } => *len,
+            Frame::Inline(bytes) => bytes.len() as u64,
+            Frame::Spilled { len, .. } => *len,
         })
         .sum();
     put_u64(b, size);
     for frame in frames {
         match frame {
-            Placed::Inline(bytes) => {
+            Frame::Inline(bytes) => {
                 b.push(0);
                 put_bytes(b, bytes);
             }
-            Placed::Spilled { offset, len } => {
+            Frame::Spilled { offset, len } => {
                 b.push(1);
                 put_u64(b, *offset);
                 put_u64(b, *len);

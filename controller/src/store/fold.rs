@@ -2,8 +2,9 @@
 
 use std::collections::HashMap;
 
+use ipbroker_protocol::session::Packer;
+
 use super::event::{Finished, Frame, Frames, Outcome, Queue};
-use super::options::Packing;
 use super::unpack::{Glance, is_empty_map, parse_time};
 
 /// By a task's key.
@@ -68,7 +69,7 @@ impl<'a> Parts<'a> {
         parts
     }
 
-    pub(super) fn glance(part: Option<&'a [u8]>, packing: Packing) -> Glance<'a> {
+    pub(super) fn glance(part: Option<&'a [u8]>, packing: Packer) -> Glance<'a> {
         part.map_or_else(Glance::default, |p| Glance::at(p, packing))
     }
 }
@@ -133,7 +134,7 @@ pub(super) struct Times {
 }
 
 impl Times {
-    pub(super) fn of(parts: &Parts<'_>, received: i64, packing: Packing) -> Self {
+    pub(super) fn of(parts: &Parts<'_>, received: i64, packing: Packer) -> Self {
         let metadata = Parts::glance(parts.metadata, packing);
         let completed = metadata
             .completed
@@ -163,7 +164,7 @@ pub(super) struct ResultColumns<'a> {
 }
 
 impl<'a> ResultColumns<'a> {
-    pub(super) fn of(fold: &Fold<'a>, packing: Packing) -> Self {
+    pub(super) fn of(fold: &Fold<'a>, packing: Packer) -> Self {
         let waits = fold.requeued && fold.finished.is_none();
         let dispatched = fold.dispatched.filter(|_| !waits);
         let mut columns = ResultColumns {

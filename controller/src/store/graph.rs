@@ -12,7 +12,6 @@ use serde::Deserialize;
 use super::apply::{HeldRange, array_outcomes, outcome_of};
 use super::event::Outcome;
 use super::handle::QueryError;
-use super::options::Packing;
 use super::query::Reader;
 use super::row::{Message, find_key, is_wide, slice};
 use super::unpack::Glance;
@@ -35,15 +34,6 @@ const NAME: usize = 100;
 struct Links {
     after: Dependency,
     follow: Dependency,
-}
-
-impl Links {
-    fn read(packed: &[u8], packing: Packing) -> Self {
-        match packing {
-            Packing::MsgPack => rmp_serde::from_slice(packed).unwrap_or_default(),
-            Packing::Json => serde_json::from_slice(packed).unwrap_or_default(),
-        }
-    }
 }
 
 /// A row of `task`, without what is not needed here.
@@ -81,8 +71,7 @@ impl Reader {
         conn: &Connection,
         request: &GraphRequest,
     ) -> Result<GraphReply, QueryError> {
-        let failed = QueryError::failed;
-        let Some((first, _)) = find_key(conn, &request.msg_id).map_err(failed)? else {
+        let Some((first, _)) = find_key(conn, &request.msg_id)? else {
             let what = format!("nothing is recorded of a task {:?}", request.msg_id);
             return Err(QueryError::key(what));
         };
@@ -90,10 +79,10 @@ impl Reader {
             0 => u64::MAX,
             tasks => tasks,
         };
-        let client = client_of(conn, first).map_err(failed)?;
+        let client = client_of(conn, first)?;
         let (mut part, whole) = self.part(conn, first, client.as_deref(), wanted)?;
         if !whole
-            && let Some(open) = first_open(conn, first, client.as_deref()).map_err(failed)?
+            && let Some(open) = first_open(conn, first, client.as_deref())?
             && open > first + BEFORE
         {
             for from in [open - BEFORE, open] {
@@ -115,31 +104,26 @@ impl Reader {
         client: Option<&str>,
         wanted: u64,
     ) -> Result<(Part, bool), QueryError> {
-        let failed = QueryError::failed;
         // Of other clients' rows nothing long is read.
-        let mut select = conn
-            .prepare_cached(
-                "SELECT key, client_uuid IS ?2 AND queue = 'task', msg_id, count, COALESCE(name, label), msg_type, status, request_file,
+        let mut select = conn.prepare_cached(
+            "SELECT key, client_uuid IS ?2 AND queue = 'task', msg_id, count, COALESCE(name, label), msg_type, status, request_file,
                     CASE WHEN client_uuid IS ?2 THEN metadata END,
                     CASE WHEN client_uuid IS ?2 AND count BETWEEN 2 AND ?3 AND msg_type = 'command_request' THEN content END,
                     CASE WHEN client_uuid IS ?2 AND count BETWEEN 2 AND ?3 AND msg_type = 'command_request' THEN buffers END,
                     CASE WHEN client_uuid IS ?2 AND status = 'error' THEN result_content END
                  FROM task WHERE key >= ?1 ORDER BY key",
-            )
-            .map_err(failed)?;
-        let mut rows = select
-            .query(params![first.cast_signed(), client, TASKS as i64])
-            .map_err(failed)?;
+        )?;
+        let mut rows = select.query(params![first.cast_signed(), client, TASKS as i64])?;
         let (mut part, mut looked, mut bytes) = (Part::default(), 0, 0);
         while part.members < wanted {
-            let Some(row) = rows.next().map_err(failed)? else {
+            let Some(row) = rows.next()? else {
                 return Ok((part, true));
             };
             looked += 1;
             if looked > ROWS || bytes > BYTES {
                 return Ok((part, false));
             }
-            if row.get::<_, Option<bool>>(1).map_err(failed)? != Some(true) {
+            if row.get::<_, Option<bool>>(1)? != Some(true) {
                 continue;
             }
             let read = || -> rusqlite::Result<Row> {
@@ -160,7 +144,7 @@ impl Reader {
                     error: row.get(11)?,
                 })
             };
-            let row = read().map_err(failed)?;
+            let row = read()?;
             let Message {
                 metadata,
                 content,
@@ -182,7 +166,7 @@ impl Reader {
     fn add(&self, conn: &Connection, part: &mut Part, row: Row) -> Result<bool, QueryError> {
         let begin = part.tasks.len();
         let metadata = row.request.metadata.as_deref().unwrap_or_default();
-        let after = part.after(&Links::read(metadata, self.packing));
+        let after = part.after(&self.packing.unpack(metadata).unwrap_or_default());
         let has_room = |members: usize| part.edges + after.len() * members <= EDGES;
         // An array that is too much in itself is told as one task.
         let members = match usize::try_from(row.count) {
@@ -211,7 +195,7 @@ impl Reader {
         if members == 1 {
             let running = match row.count {
                 1 => row.status == "dispatched",
-                _ => !held(conn, row.key).map_err(QueryError::failed)?.is_empty(),
+                _ => !held(conn, row.key)?.is_empty(),
             };
             let state = self.state(outcome_of(&row.status), running, row.error.as_deref());
             part.tasks.push(task(row.id, name, state, row.count));
@@ -223,9 +207,7 @@ impl Reader {
             None => Vec::new(),
         };
         let wide = is_wide(&row.request, self.packing);
-        let states = self
-            .states(conn, row.key, row.count)
-            .map_err(QueryError::failed)?;
+        let states = self.states(conn, row.key, row.count)?;
         for (member, state) in (0..).zip(states) {
             let own = slice(&arguments, member, wide)
                 .and_then(|own| Some(line(&Glance::at(own, self.packing).cmd?)));

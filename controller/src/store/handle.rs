@@ -3,13 +3,15 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
-use crossbeam_channel::Sender;
+use crossbeam_channel::{SendError, Sender};
 use ipbroker_protocol::message::{GraphReply, GraphRequest};
+use rusqlite::Connection;
 use serde_json::{Map, Value};
 
 use super::event::{Batch, Finish, Outcome, Stream, Submission};
 use super::journal::place_result;
 use super::now_us;
+use super::query::{self, Reader};
 use super::shared::{Part, Shared, Status};
 use super::spill::Spill;
 
@@ -45,11 +47,26 @@ impl QueryError {
             evalue: format!("the history cannot be read: {error}"),
         }
     }
+    pub(crate) fn stopping() -> Self {
+        Self::failed("the controller is stopping")
+    }
     pub(crate) fn no_data() -> Self {
         QueryError {
             ename: "NoData",
             evalue: "this controller keeps no history (--nodb): start it with a database to query or resubmit tasks".into(),
         }
+    }
+}
+
+impl From<rusqlite::Error> for QueryError {
+    fn from(error: rusqlite::Error) -> Self {
+        Self::failed(error)
+    }
+}
+
+impl From<std::io::Error> for QueryError {
+    fn from(error: std::io::Error) -> Self {
+        Self::failed(error)
     }
 }
 
@@ -119,8 +136,6 @@ pub(crate) enum Request {
     Batch(Vec<u8>),
     /// A query; it sees everything that was flushed before it was asked.
     Query(Query),
-    /// Dropping records.
-    Purge { what: Purge, answer: Answer<u64> },
     /// The keys that a purge found.
     Drop { keys: Vec<u64>, answer: Answer<u64> },
     /// Answers when everything flushed before is committed.
@@ -129,69 +144,8 @@ pub(crate) enum Request {
     Stop,
 }
 
-impl std::fmt::Debug for Request {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(match self {
-            Request::Batch(_) => "Batch",
-            Request::Query(_) => "Query",
-            Request::Purge { .. } => "Purge",
-            Request::Drop { .. } => "Drop",
-            Request::Settle(_) => "Settle",
-            Request::Stop => "Stop",
-        })
-    }
-}
-
-pub(crate) enum Query {
-    Records {
-        msg_ids: Vec<String>,
-        keys: Option<Vec<String>>,
-        answer: Answer<Vec<Record>>,
-    },
-    Find {
-        query: Map<String, Value>,
-        keys: Option<Vec<String>>,
-        answer: Answer<Vec<Record>>,
-    },
-    History {
-        answer: Answer<Vec<String>>,
-    },
-    Outcomes {
-        msg_ids: Vec<String>,
-        answer: Answer<Vec<(String, Lookup)>>,
-    },
-    Requests {
-        msg_ids: Vec<String>,
-        answer: Answer<Vec<StoredRequest>>,
-    },
-    Replies {
-        msg_ids: Vec<String>,
-        answer: Answer<Vec<StoredReply>>,
-    },
-    Graph {
-        request: GraphRequest,
-        answer: Answer<GraphReply>,
-    },
-    PurgeKeys {
-        what: Purge,
-        answer: Answer<u64>,
-    },
-}
-
-impl Query {
-    /// Answers with an error.
-    pub(crate) fn refuse(self, error: QueryError) {
-        match self {
-            Query::Records { answer, .. } | Query::Find { answer, .. } => answer(Err(error)),
-            Query::History { answer } => answer(Err(error)),
-            Query::Outcomes { answer, .. } => answer(Err(error)),
-            Query::Requests { answer, .. } => answer(Err(error)),
-            Query::Replies { answer, .. } => answer(Err(error)),
-            Query::Graph { answer, .. } => answer(Err(error)),
-            Query::PurgeKeys { answer, .. } => answer(Err(error)),
-        }
-    }
-}
+/// A question with the way to answer it: from the history, or with why that cannot be.
+pub(crate) type Query = Box<dyn FnOnce(Result<(&Reader, &Connection), QueryError>) + Send>;
 
 /// Asks the store. Clones are cheap.
 #[derive(Debug, Clone)]
@@ -225,14 +179,20 @@ impl StoreHandle {
         self.shared.listen(Box::new(wake));
     }
 
-    fn ask(&self, query: Query) {
+    /// Has a question answered when everything that was flushed before it is in the history.
+    fn ask<T: 'static>(
+        &self,
+        answer: Answer<T>,
+        read: impl FnOnce(&Reader, &Connection) -> Result<T, QueryError> + Send + 'static,
+    ) {
+        let query: Query =
+            Box::new(move |from| answer(from.and_then(|(reader, conn)| read(reader, conn))));
         match &self.requests {
-            None => query.refuse(QueryError::no_data()),
+            None => query(Err(QueryError::no_data())),
             Some(requests) => {
-                if let Err(e) = requests.send(Request::Query(query))
-                    && let Request::Query(query) = e.into_inner()
+                if let Err(SendError(Request::Query(query))) = requests.send(Request::Query(query))
                 {
-                    query.refuse(QueryError::failed("the controller is stopping"));
+                    query(Err(QueryError::stopping()));
                 }
             }
         }
@@ -245,10 +205,8 @@ impl StoreHandle {
         keys: Option<Vec<String>>,
         answer: Answer<Vec<Record>>,
     ) {
-        self.ask(Query::Records {
-            msg_ids,
-            keys,
-            answer,
+        self.ask(answer, move |reader, conn| {
+            reader.records(conn, &msg_ids, keys.as_deref())
         });
     }
 
@@ -259,49 +217,55 @@ impl StoreHandle {
         keys: Option<Vec<String>>,
         answer: Answer<Vec<Record>>,
     ) {
-        self.ask(Query::Find {
-            query,
-            keys,
-            answer,
+        self.ask(answer, move |reader, conn| {
+            reader.find(conn, &query, keys.as_deref())
         });
     }
 
     /// All msg_ids by time of submission; an array has one.
     pub fn history(&self, answer: Answer<Vec<String>>) {
-        self.ask(Query::History { answer });
+        self.ask(answer, |_, conn| Ok(query::history(conn)?));
     }
 
     /// What is known of these tasks or members, in their order.
     pub fn outcomes(&self, msg_ids: Vec<String>, answer: Answer<Vec<(String, Lookup)>>) {
-        self.ask(Query::Outcomes { msg_ids, answer });
+        self.ask(answer, |_, conn| Ok(query::outcomes(conn, msg_ids)?));
     }
 
     /// The stored requests of these tasks or members; unknown ones are left out.
     pub fn requests(&self, msg_ids: Vec<String>, answer: Answer<Vec<StoredRequest>>) {
-        self.ask(Query::Requests { msg_ids, answer });
+        self.ask(answer, |reader, conn| reader.requests(conn, msg_ids));
     }
 
     /// The stored replies of these tasks (all of an array's); what is unknown or pending is left out.
     pub fn replies(&self, msg_ids: Vec<String>, answer: Answer<Vec<StoredReply>>) {
-        self.ask(Query::Replies { msg_ids, answer });
+        self.ask(answer, |reader, conn| reader.replies(conn, msg_ids));
     }
 
     /// The tasks of a submission and what they wait for; of a large one a part.
     pub fn graph(&self, request: GraphRequest, answer: Answer<GraphReply>) {
-        self.ask(Query::Graph { request, answer });
+        self.ask(answer, move |reader, conn| reader.graph(conn, &request));
     }
 
     /// Drops records in small steps; answers how many.
     pub fn purge(&self, what: Purge, answer: Answer<u64>) {
-        let Some(requests) = &self.requests else {
+        let Some(requests) = self.requests.clone() else {
             // The peer's NoDB drops nothing, gladly.
             return answer(Ok(0));
         };
-        if let Err(e) = requests.send(Request::Purge { what, answer })
-            && let Request::Purge { answer, .. } = e.into_inner()
-        {
-            answer(Err(QueryError::failed("the controller is stopping")));
-        }
+        let drop_them = move |keys: Result<Vec<u64>, QueryError>| match keys {
+            Ok(keys) => {
+                if let Err(SendError(Request::Drop { answer, .. })) =
+                    requests.send(Request::Drop { keys, answer })
+                {
+                    answer(Err(QueryError::stopping()));
+                }
+            }
+            Err(error) => answer(Err(error)),
+        };
+        self.ask(Box::new(drop_them), move |_, conn| {
+            Ok(query::purge_keys(conn, &what)?)
+        });
     }
 
     /// Calls back when all that was flushed before is in the history.
@@ -338,7 +302,7 @@ impl Recorder {
             return;
         };
         match spill.place(submission.frames) {
-            Ok((placed, spilled)) => self.batch.submitted(submission, now_us(), &placed, spilled),
+            Ok((placed, file)) => self.batch.submitted(submission, now_us(), &placed, file),
             Err(e) => self
                 .shared
                 .fault(Part::Spill, format!("cannot write a buffer file: {e}")),
@@ -350,8 +314,8 @@ impl Recorder {
         let Some((_, spill)) = &self.target else {
             return;
         };
-        let (placed, spilled) = place_result(spill, finish.frames, &self.shared);
-        self.batch.finished(finish, now_us(), &placed, spilled);
+        let (placed, file) = place_result(spill, finish.frames, &self.shared);
+        self.batch.finished(finish, now_us(), &placed, file);
     }
 
     /// Appends to the output of a task.

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::Sender;
 
-use super::event::{Batch, Finish, Placed, Spilled, Submission};
+use super::event::{Batch, Finish, Frame, Submission};
 use super::handle::Request;
 use super::options::SyncMode;
 use super::shared::{Part, Shared};
@@ -130,11 +130,11 @@ impl Journal {
             Sink::Channel(_, spill) => spill,
             Sink::Disk(disk) => &disk.spill,
         };
-        let (placed, spilled) = spill.place(submission.frames).inspect_err(|e| {
+        let (placed, file) = spill.place(submission.frames).inspect_err(|e| {
             self.shared
                 .fault(Part::Spill, format!("cannot write a buffer file: {e}"))
         })?;
-        self.batch.submitted(submission, now_us(), &placed, spilled);
+        self.batch.submitted(submission, now_us(), &placed, file);
         Ok(())
     }
 
@@ -160,8 +160,8 @@ impl Journal {
             Sink::Channel(_, spill) => spill,
             Sink::Disk(disk) => &disk.spill,
         };
-        let (placed, spilled) = place_result(spill, finish.frames, &self.shared);
-        self.batch.finished(finish, now_us(), &placed, spilled);
+        let (placed, file) = place_result(spill, finish.frames, &self.shared);
+        self.batch.finished(finish, now_us(), &placed, file);
     }
 
     /// Records a value that a later controller finds in [`Recovered::meta`](super::Recovered::meta).
@@ -225,10 +225,10 @@ pub(crate) fn place_result<'a>(
     spill: &Spill,
     frames: &[&'a [u8]],
     shared: &Shared,
-) -> (Vec<Placed<'a>>, Spilled) {
+) -> (Vec<Frame<'a>>, u64) {
     match spill.place(frames) {
         Ok(placed) => {
-            if placed.1.file != 0 {
+            if placed.1 != 0 {
                 shared.heal(Part::Spill);
             }
             placed
@@ -246,10 +246,7 @@ pub(crate) fn place_result<'a>(
                     "store: a result of {size} bytes could not be kept; its outcome is"
                 );
             }
-            (
-                frames[..kept].iter().map(|f| Placed::Inline(f)).collect(),
-                Spilled::default(),
-            )
+            (frames[..kept].iter().map(|f| Frame::Inline(f)).collect(), 0)
         }
     }
 }

@@ -60,12 +60,13 @@ use std::io;
 use std::path::PathBuf;
 
 pub use event::{Exception, Finish, Outcome, Queue, Stream, Submission, TaskRef};
+pub(crate) use filter::FIELDS;
 pub use handle::{
     Answer, Lookup, Purge, QueryError, Record, Recorder, StoreHandle, StoredReply, StoredRequest,
 };
 pub use journal::{Journal, Position};
 pub use opening::{Opened, Store, open};
-pub use options::{Backend, Keep, Options, Packing, SyncMode};
+pub use options::{Backend, Keep, Options, SyncMode};
 pub use shared::Status;
 
 /// Why the store cannot be opened or written.

@@ -116,7 +116,6 @@ fn open_memory(options: &Options, records: usize, bytes: u64) -> Result<Opened, 
             packing: options.packing,
             spill: spill.clone(),
         }),
-        own: requests.clone(),
         batches: VecDeque::new(),
         drops: VecDeque::new(),
         unchecked: false,
@@ -183,7 +182,6 @@ fn open_sqlite(options: &Options) -> Result<Opened, StoreError> {
             packing: options.packing,
             spill: spill.clone(),
         }),
-        own: requests.clone(),
         batches: VecDeque::new(),
         drops: VecDeque::new(),
         unchecked: true,
@@ -208,7 +206,6 @@ fn open_sqlite(options: &Options) -> Result<Opened, StoreError> {
         packing: options.packing,
         spill: spill.clone(),
     };
-    let own = requests.clone();
     let syncer = (Arc::clone(&shared), spill.clone(), journal_dir);
     let threads = vec![
         spawn("store", move || {
@@ -216,9 +213,7 @@ fn open_sqlite(options: &Options) -> Result<Opened, StoreError> {
             let _bell = bell;
             writer.run(&inbox, &rings);
         })?,
-        spawn("store-read", move || {
-            reader.serve(&reader_conn, &asked, &own)
-        })?,
+        spawn("store-read", move || reader.serve(&reader_conn, &asked))?,
         spawn("store-sync", move || {
             sync::run(&sync_rings, &syncer.0, &syncer.1, &syncer.2)
         })?,

@@ -4,6 +4,8 @@ use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
+use ipbroker_protocol::{session::Packer, size, time};
+
 /// Where the history of tasks is kept.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Backend {
@@ -77,66 +79,22 @@ impl FromStr for Keep {
             .map(str::trim)
             .filter(|p| !p.is_empty() && *p != "all")
         {
-            let digits = part
-                .find(|c: char| !(c.is_ascii_digit() || c == '.'))
-                .unwrap_or(part.len());
-            let (number, unit) = part.split_at(digits);
-            let bad = || {
-                format!(
-                    "'{part}' is neither an age (30s, 90m, 12h, 7d, 4w) nor a size (500MB, 10GB)"
-                )
-            };
-            let number: f64 = number.parse().map_err(|_| bad())?;
-            let seconds = match unit {
-                "s" => 1.0,
-                "m" | "min" => 60.0,
-                "h" => 3600.0,
-                "d" => 86_400.0,
-                "w" => 604_800.0,
-                _ => 0.0,
-            };
-            let bytes = match unit
-                .trim()
-                .to_ascii_lowercase()
-                .trim_end_matches("ib")
-                .trim_end_matches('b')
-            {
-                "k" => 1e3,
-                // "m" alone is minutes
-                "m" if unit.len() > 1 => 1e6,
-                "g" => 1e9,
-                "t" => 1e12,
-                _ => 0.0,
-            };
-            let bytes = if unit.to_ascii_lowercase().ends_with("ib") {
-                binary(bytes)
-            } else {
-                bytes
-            };
-            if seconds > 0.0 {
-                keep.age = Some(Duration::try_from_secs_f64(number * seconds).map_err(|_| bad())?);
-            } else if bytes > 0.0 {
-                keep.bytes = Some((number * bytes) as u64);
-            } else {
-                return Err(bad());
+            // A number alone may as well be the one as the other.
+            let has_unit = part.ends_with(|c: char| c.is_ascii_alphabetic());
+            let age = time::duration(part).ok().filter(|_| has_unit);
+            let size = size::parse(part).filter(|_| has_unit);
+            match (age, size) {
+                (Some(age), _) => keep.age = Some(age),
+                (None, Some(bytes)) => keep.bytes = Some(bytes),
+                (None, None) => {
+                    return Err(format!(
+                        "'{part}' is neither an age (30s, 90m, 12h, 7d, 4w) nor a size (500MB, 10GB)"
+                    ));
+                }
             }
         }
         Ok(keep)
     }
-}
-
-fn binary(decimal: f64) -> f64 {
-    1024f64.powf(decimal.log10() / 3.0).round()
-}
-
-/// How the headers, metadata and contents of the cluster are packed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Packing {
-    /// MessagePack.
-    #[default]
-    MsgPack,
-    /// JSON.
-    Json,
 }
 
 /// How a store is opened.
@@ -153,7 +111,7 @@ pub struct Options {
     /// What is pruned.
     pub keep: Keep,
     /// How the messages are packed.
-    pub packing: Packing,
+    pub packing: Packer,
     /// Whether unfinished tasks of an earlier controller are taken up again (`--restore`). Without it they are marked aborted.
     pub restore: bool,
     /// The store may lag this many bytes behind before [`StoreHandle::over_bound`](super::StoreHandle::over_bound) says so.
@@ -172,7 +130,7 @@ impl Options {
             backend: Backend::Sqlite,
             sync: SyncMode::default(),
             keep: Keep::default(),
-            packing: Packing::default(),
+            packing: Packer::default(),
             restore: false,
             lag_bound: 256 << 20,
             segment_bytes: 64 << 20,
@@ -188,13 +146,16 @@ mod tests {
     fn keep_reads_ages_and_sizes() {
         let keep: Keep = "7d,10GB".parse().unwrap();
         assert_eq!(keep.age, Some(Duration::from_secs(7 * 86_400)));
-        assert_eq!(keep.bytes, Some(10_000_000_000));
+        assert_eq!(keep.bytes, Some(10 << 30));
         assert_eq!(
             "90m".parse::<Keep>().unwrap().age,
             Some(Duration::from_secs(5400))
         );
-        assert_eq!("1.5GiB".parse::<Keep>().unwrap().bytes, Some(3 << 29));
-        assert_eq!("20 MB".parse::<Keep>().unwrap().bytes, Some(20_000_000));
+        assert_eq!("20 MB".parse::<Keep>().unwrap().bytes, Some(20 << 20));
+        assert_eq!(
+            "4w".parse::<Keep>().unwrap().age,
+            Some(Duration::from_secs(28 * 86_400))
+        );
         assert_eq!("all".parse::<Keep>().unwrap(), Keep::default());
         assert!(
             "seven days"

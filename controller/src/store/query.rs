@@ -1,16 +1,14 @@
 //! Answers queries from the history: on a thread of its own with its own connection, or, in memory, on the store thread.
 
-use crossbeam_channel::{Receiver, Sender};
+use crossbeam_channel::Receiver;
+use ipbroker_protocol::session::Packer;
 use rusqlite::types::Value as Sql;
 use rusqlite::{Connection, OptionalExtension, params_from_iter};
 use serde_json::{Map, Value};
 
 use super::apply::outcome_of;
 use super::filter::{FIELDS, Filter, Op};
-use super::handle::{
-    Lookup, Purge, Query, QueryError, Record, Request, StoredReply, StoredRequest,
-};
-use super::options::Packing;
+use super::handle::{Lookup, Purge, Query, QueryError, Record, StoredReply, StoredRequest};
 use super::row::{FULL, LIGHT, Piece, Task, find_key, is_light};
 use super::spill::Spill;
 
@@ -23,58 +21,19 @@ type Answered<T> = Result<T, QueryError>;
 /// Answers queries on a connection.
 #[derive(Debug, Clone)]
 pub(crate) struct Reader {
-    pub(crate) packing: Packing,
+    pub(crate) packing: Packer,
     pub(crate) spill: Spill,
-}
-
-fn failed(e: rusqlite::Error) -> QueryError {
-    QueryError::failed(e)
 }
 
 impl Reader {
     /// The reader thread: runs until the store thread ends.
-    pub(crate) fn serve(
-        &self,
-        conn: &Connection,
-        queries: &Receiver<Query>,
-        store: &Sender<Request>,
-    ) {
+    pub(crate) fn serve(&self, conn: &Connection, queries: &Receiver<Query>) {
         for query in queries {
-            self.run(conn, query, store);
+            query(Ok((self, conn)));
         }
     }
 
-    pub(crate) fn run(&self, conn: &Connection, query: Query, store: &Sender<Request>) {
-        match query {
-            Query::Records {
-                msg_ids,
-                keys,
-                answer,
-            } => answer(self.records(conn, &msg_ids, keys.as_deref())),
-            Query::Find {
-                query,
-                keys,
-                answer,
-            } => answer(self.find(conn, &query, keys.as_deref())),
-            Query::History { answer } => answer(history(conn).map_err(failed)),
-            Query::Outcomes { msg_ids, answer } => answer(outcomes(conn, msg_ids).map_err(failed)),
-            Query::Requests { msg_ids, answer } => answer(self.requests(conn, msg_ids)),
-            Query::Replies { msg_ids, answer } => answer(self.replies(conn, msg_ids)),
-            Query::Graph { request, answer } => answer(self.graph(conn, &request)),
-            Query::PurgeKeys { what, answer } => match purge_keys(conn, &what) {
-                Ok(keys) => {
-                    if let Err(e) = store.send(Request::Drop { keys, answer })
-                        && let Request::Drop { answer, .. } = e.into_inner()
-                    {
-                        answer(Err(QueryError::failed("the controller is stopping")));
-                    }
-                }
-                Err(e) => answer(Err(failed(e))),
-            },
-        }
-    }
-
-    fn records(
+    pub(crate) fn records(
         &self,
         conn: &Connection,
         msg_ids: &[String],
@@ -89,7 +48,7 @@ impl Reader {
         Ok(found.records)
     }
 
-    fn find(
+    pub(crate) fn find(
         &self,
         conn: &Connection,
         query: &Map<String, Value>,
@@ -130,40 +89,44 @@ impl Reader {
         let (conditions, values) = narrow(&filter);
         let columns = if light_test { LIGHT } else { FULL };
         let sql = format!("SELECT {columns} FROM task{conditions} ORDER BY submitted, key");
-        let mut select = conn.prepare_cached(&sql).map_err(failed)?;
-        let mut rows = select.query(params_from_iter(values)).map_err(failed)?;
+        let mut select = conn.prepare_cached(&sql)?;
+        let mut rows = select.query(params_from_iter(values))?;
         let mut found = Found::default();
-        while let Some(row) = rows.next().map_err(failed)? {
+        while let Some(row) = rows.next()? {
             let read = if light_test {
                 Task::light(row)
             } else {
                 Task::full(row)
             };
-            let mut task = read.map_err(failed)?;
+            let mut task = read?;
             if !filter.matches(&|name| task.field(name, self.packing)) {
                 continue;
             }
             if light_test && !light_record {
-                match Task::by_key(conn, task.key).map_err(failed)? {
+                match Task::by_key(conn, task.key)? {
                     Some(full) => task = full,
                     None => continue,
                 }
             }
             if !light_record {
-                task.count_members(conn).map_err(failed)?;
+                task.count_members(conn)?;
             }
             found.push(task.record(keys, &self.spill, self.packing)?)?;
         }
         Ok(found.records)
     }
 
-    fn requests(&self, conn: &Connection, msg_ids: Vec<String>) -> Answered<Vec<StoredRequest>> {
+    pub(crate) fn requests(
+        &self,
+        conn: &Connection,
+        msg_ids: Vec<String>,
+    ) -> Answered<Vec<StoredRequest>> {
         let mut requests = Vec::new();
         for msg_id in msg_ids {
-            let Some((key, member)) = find_key(conn, &msg_id).map_err(failed)? else {
+            let Some((key, member)) = find_key(conn, &msg_id)? else {
                 continue;
             };
-            let Some(task) = Task::by_key(conn, key).map_err(failed)? else {
+            let Some(task) = Task::by_key(conn, key)? else {
                 continue;
             };
             // A record that was made for output has no request.
@@ -181,20 +144,24 @@ impl Reader {
         Ok(requests)
     }
 
-    fn replies(&self, conn: &Connection, msg_ids: Vec<String>) -> Answered<Vec<StoredReply>> {
+    pub(crate) fn replies(
+        &self,
+        conn: &Connection,
+        msg_ids: Vec<String>,
+    ) -> Answered<Vec<StoredReply>> {
         let mut replies = Vec::new();
         for msg_id in msg_ids {
-            let Some((key, None)) = find_key(conn, &msg_id).map_err(failed)? else {
+            let Some((key, None)) = find_key(conn, &msg_id)? else {
                 continue;
             };
-            let Some(task) = Task::by_key(conn, key).map_err(failed)? else {
+            let Some(task) = Task::by_key(conn, key)? else {
                 continue;
             };
             // A reply's parent is the request's header; it is not kept twice.
             let parent = task.request.header;
             if task.count > 1 {
                 let mut pieces = Vec::new();
-                Piece::all(conn, key, |piece| pieces.push(piece)).map_err(failed)?;
+                Piece::all(conn, key, |piece| pieces.push(piece))?;
                 for piece in pieces {
                     let Some(outcome) = outcome_of(&piece.status) else {
                         continue;
@@ -300,14 +267,17 @@ fn narrow(filter: &Filter) -> (String, Vec<Sql>) {
     (conditions, values)
 }
 
-fn history(conn: &Connection) -> rusqlite::Result<Vec<String>> {
+pub(super) fn history(conn: &Connection) -> rusqlite::Result<Vec<String>> {
     let mut select = conn.prepare_cached(
         "SELECT msg_id FROM task WHERE submitted IS NOT NULL ORDER BY submitted, key",
     )?;
     select.query_map([], |row| row.get(0))?.collect()
 }
 
-fn outcomes(conn: &Connection, msg_ids: Vec<String>) -> rusqlite::Result<Vec<(String, Lookup)>> {
+pub(super) fn outcomes(
+    conn: &Connection,
+    msg_ids: Vec<String>,
+) -> rusqlite::Result<Vec<(String, Lookup)>> {
     let mut found = Vec::with_capacity(msg_ids.len());
     for msg_id in msg_ids {
         let lookup = match find_key(conn, &msg_id)? {
@@ -334,7 +304,7 @@ fn outcomes(conn: &Connection, msg_ids: Vec<String>) -> rusqlite::Result<Vec<(St
     Ok(found)
 }
 
-fn purge_keys(conn: &Connection, what: &Purge) -> rusqlite::Result<Vec<u64>> {
+pub(super) fn purge_keys(conn: &Connection, what: &Purge) -> rusqlite::Result<Vec<u64>> {
     let collect = |sql: &str, value: &[&str]| -> rusqlite::Result<Vec<u64>> {
         let mut select = conn.prepare_cached(sql)?;
         let rows = select.query_map(params_from_iter(value), |row| row.get::<_, i64>(0))?;

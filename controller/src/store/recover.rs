@@ -6,19 +6,19 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::sync::atomic::Ordering::Relaxed;
 
+use ipbroker_protocol::session::Packer;
 use rusqlite::Connection;
 use serde_json::json;
 
 use super::apply::{Applier, HeldRange, array_outcomes};
 use super::event::Outcome;
-use super::options::Packing;
 use super::prune;
 use super::ranges::RangeMap;
 use super::row::{FULL, Task};
 use super::shared::Shared;
 use super::spill::Spill;
 use super::tail::{self, Found, Tail};
-use super::unpack::{Glance, format_time, pack};
+use super::unpack::{Glance, format_time};
 use super::writer::transaction;
 use super::{Recovered, RecoveredDispatch, RecoveredTask, StoreError, db, now_us};
 
@@ -187,7 +187,7 @@ pub(crate) fn tidy(conn: &Connection, spill: &Spill, shared: &Shared) -> Result<
 pub(crate) fn recover(
     conn: &Connection,
     spill: &Spill,
-    packing: Packing,
+    packing: Packer,
     restore: bool,
 ) -> Result<Recovered, StoreError> {
     let sql = |source| StoreError::Sqlite {
@@ -309,7 +309,7 @@ fn members(conn: &Connection, task: &mut RecoveredTask) -> rusqlite::Result<()> 
 }
 
 /// Closes what no controller will finish any more: aborted, with a reply that says why.
-fn abandon(conn: &Connection, packing: Packing, restore: bool) -> rusqlite::Result<()> {
+fn abandon(conn: &Connection, packing: Packer, restore: bool) -> rusqlite::Result<()> {
     let which = if restore {
         "completed IS NULL AND queue IS NOT 'task'"
     } else {
@@ -326,14 +326,10 @@ fn abandon(conn: &Connection, packing: Packing, restore: bool) -> rusqlite::Resu
     let now = now_us();
     let why =
         "the controller ended before this task did, and was started again without taking it up";
-    let content = pack(
+    let content = packing.pack(
         &json!({"status": "aborted", "ename": "TaskAborted", "evalue": why, "traceback": []}),
-        packing,
     );
-    let metadata = pack(
-        &json!({"status": "aborted", "completed": format_time(now)}),
-        packing,
-    );
+    let metadata = packing.pack(&json!({"status": "aborted", "completed": format_time(now)}));
     conn.execute_batch("BEGIN IMMEDIATE")?;
     let mut closed = 0;
     {
@@ -356,7 +352,7 @@ fn abandon(conn: &Connection, packing: Packing, restore: bool) -> rusqlite::Resu
                 .replace("_request", "_reply");
             let header = json!({"msg_id": format!("{}-abandoned", row.get::<_, String>(2)?), "msg_type": kind, "username": "ipctl",
                 "session": "", "date": format_time(now), "version": "5.3"});
-            found.push((row.get(0)?, pack(&header, packing)));
+            found.push((row.get(0)?, packing.pack(&header)));
         }
         for (key, header) in found {
             update.execute((

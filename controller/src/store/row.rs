@@ -2,6 +2,7 @@
 
 use std::io;
 
+use ipbroker_protocol::session::Packer;
 use rusqlite::{Connection, OptionalExtension, Row as SqlRow};
 use serde_json::{Map, Value, json};
 
@@ -9,7 +10,6 @@ use super::apply::{array_outcomes, outcome_of};
 use super::event::{Exception, Frame, Outcome, exceptions, frames_in};
 use super::filter::{FIELDS, is_time};
 use super::handle::{QueryError, Record};
-use super::options::Packing;
 use super::spill::Spill;
 use super::unpack::{Glance, format_time, unpack};
 
@@ -51,13 +51,6 @@ pub(crate) struct Message {
 }
 
 impl Message {
-    fn empty_map(packing: Packing) -> Vec<u8> {
-        match packing {
-            Packing::MsgPack => vec![0x80],
-            Packing::Json => b"{}".to_vec(),
-        }
-    }
-
     /// The content, if it is not in the row the first of the frames, and the buffers.
     pub(crate) fn content_and_buffers(&self, spill: &Spill) -> io::Result<(Vec<u8>, Vec<Vec<u8>>)> {
         let mut frames = Vec::new();
@@ -75,14 +68,11 @@ impl Message {
     }
 
     /// `[header, parent_header, metadata, content, buffers…]`.
-    pub(crate) fn frames(&self, spill: &Spill, packing: Packing) -> io::Result<Vec<Vec<u8>>> {
-        let map = |part: &Option<Vec<u8>>| part.clone().unwrap_or_else(|| Self::empty_map(packing));
+    pub(crate) fn frames(&self, spill: &Spill, packing: Packer) -> io::Result<Vec<Vec<u8>>> {
+        let empty = || packing.pack(&Map::new());
+        let map = |part: &Option<Vec<u8>>| part.clone().unwrap_or_else(empty);
         let (content, buffers) = self.content_and_buffers(spill)?;
-        let content = if content.is_empty() {
-            Self::empty_map(packing)
-        } else {
-            content
-        };
+        let content = if content.is_empty() { empty() } else { content };
         let mut frames = vec![
             map(&self.header),
             map(&self.parent),
@@ -184,12 +174,12 @@ impl Task {
         conn: &Connection,
         msg_id: &str,
         spill: &Spill,
-        packing: Packing,
+        packing: Packer,
     ) -> Result<Option<Task>, QueryError> {
-        let Some((key, member)) = find_key(conn, msg_id).map_err(QueryError::failed)? else {
+        let Some((key, member)) = find_key(conn, msg_id)? else {
             return Ok(None);
         };
-        let Some(mut task) = Task::by_key(conn, key).map_err(QueryError::failed)? else {
+        let Some(mut task) = Task::by_key(conn, key)? else {
             return Ok(None);
         };
         // The only member of an array of one has its row.
@@ -198,7 +188,7 @@ impl Task {
             Some(member) => task.narrow(conn, member, spill, packing)?,
             None => {
                 msg_id.clone_into(&mut task.msg_id);
-                task.count_members(conn).map_err(QueryError::failed)?;
+                task.count_members(conn)?;
             }
         }
         Ok(Some(task))
@@ -221,7 +211,7 @@ impl Task {
         Ok(())
     }
 
-    fn is_array(&self, packing: Packing) -> bool {
+    fn is_array(&self, packing: Packer) -> bool {
         let metadata = self.request.metadata.as_deref();
         metadata.is_some_and(|m| Glance::at(m, packing).array.is_some())
     }
@@ -232,7 +222,7 @@ impl Task {
         conn: &Connection,
         member: u64,
         spill: &Spill,
-        packing: Packing,
+        packing: Packer,
     ) -> Result<(), QueryError> {
         self.member = Some(member);
         self.msg_id = format!("{}:{member}", self.msg_id);
@@ -247,7 +237,7 @@ impl Task {
         if self.count > 1 {
             (self.completed, self.received, self.started) = (None, None, None);
             "waiting".clone_into(&mut self.status);
-            let piece = Piece::of(conn, self.key, member).map_err(QueryError::failed)?;
+            let piece = Piece::of(conn, self.key, member)?;
             let Some((piece, outcome)) =
                 piece.and_then(|piece| piece.outcome(member).map(|outcome| (piece, outcome)))
             else {
@@ -293,8 +283,8 @@ impl Task {
                 Some([status].into_iter().chain(texts).collect())
             }
             // No map of MessagePack begins with this byte.
-            Some(result) if result.first() == Some(&b'{') => object(unpack(result, Packing::Json)),
-            Some(result) => object(unpack(result, Packing::MsgPack)),
+            Some(result) if result.first() == Some(&b'{') => object(unpack(result, Packer::Json)),
+            Some(result) => object(unpack(result, Packer::Msgpack)),
             // The range failed as a whole, as when its engine died.
             None => object(content).filter(|content| content.contains_key("ename")),
         };
@@ -324,7 +314,7 @@ impl Task {
     }
 
     /// A field as its record has it, but times are integers.
-    pub(crate) fn field(&self, name: &str, packing: Packing) -> Value {
+    pub(crate) fn field(&self, name: &str, packing: Packer) -> Value {
         let text = |t: &Option<String>| t.as_deref().map_or(Value::Null, Value::from);
         let json = |t: &Option<String>| {
             t.as_deref()
@@ -398,7 +388,7 @@ impl Task {
         &self,
         keys: Option<&[String]>,
         spill: &Spill,
-        packing: Packing,
+        packing: Packer,
     ) -> Result<Record, QueryError> {
         let mut record = Record::default();
         let mut put = |name: &str| {
@@ -473,7 +463,7 @@ fn object(value: Value) -> Option<Map<String, Value>> {
     }
 }
 
-pub(crate) fn is_wide(message: &Message, packing: Packing) -> bool {
+pub(crate) fn is_wide(message: &Message, packing: Packer) -> bool {
     message
         .metadata
         .as_deref()

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use super::event::{Placed, Spilled};
+use super::event::Frame;
 use super::shared::Shared;
 
 /// A frame of this size or more is not kept in a record.
@@ -52,18 +52,18 @@ impl Spill {
     }
 
     /// Decides where each frame goes, and takes the large ones there.
-    pub(crate) fn place<'a>(&self, frames: &[&'a [u8]]) -> io::Result<(Vec<Placed<'a>>, Spilled)> {
-        let mut placed: Vec<Placed<'a>> = Vec::with_capacity(frames.len());
+    pub(crate) fn place<'a>(&self, frames: &[&'a [u8]]) -> io::Result<(Vec<Frame<'a>>, u64)> {
+        let mut placed: Vec<Frame<'a>> = Vec::with_capacity(frames.len());
         let mut inline = 0usize;
         let mut large: Vec<&[u8]> = Vec::new();
         let mut offset = 0u64;
         for (i, frame) in frames.iter().enumerate() {
             if i < MAPS || (frame.len() < LARGE_FRAME && inline + frame.len() <= LARGE_RECORD) {
                 inline += frame.len();
-                placed.push(Placed::Inline(frame));
+                placed.push(Frame::Inline(frame));
             } else {
                 let len = frame.len() as u64;
-                placed.push(Placed::Spilled { offset, len });
+                placed.push(Frame::Spilled { offset, len });
                 large.push(frame);
                 offset += len;
             }
@@ -73,7 +73,7 @@ impl Spill {
         } else {
             self.write(&large, offset)?
         };
-        Ok((placed, Spilled { file }))
+        Ok((placed, file))
     }
 
     fn path(dir: &Path, number: u64) -> PathBuf {

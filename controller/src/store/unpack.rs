@@ -7,7 +7,7 @@ use serde::Deserialize;
 use serde::de::{Deserializer, MapAccess, SeqAccess, Visitor};
 use serde_json::{Map, Number, Value};
 
-use super::options::Packing;
+use ipbroker_protocol::{session::Packer, time};
 
 /// The fields of headers, metadata and contents that have columns. What has another type than expected is not there.
 #[derive(Debug, Default, Deserialize)]
@@ -40,11 +40,8 @@ pub(crate) struct Glance<'a> {
 }
 
 impl<'a> Glance<'a> {
-    pub(crate) fn at(packed: &'a [u8], packing: Packing) -> Self {
-        match packing {
-            Packing::MsgPack => rmp_serde::from_slice(packed).unwrap_or_default(),
-            Packing::Json => serde_json::from_slice(packed).unwrap_or_default(),
-        }
+    pub(crate) fn at(packed: &'a [u8], packing: Packer) -> Self {
+        packing.unpack(packed).unwrap_or_default()
     }
 }
 
@@ -179,23 +176,12 @@ impl<'de> Deserialize<'de> for Loose {
 }
 
 /// Unpacks whatever this is; what cannot be unpacked is null.
-pub(crate) fn unpack(packed: &[u8], packing: Packing) -> Value {
+pub(crate) fn unpack(packed: &[u8], packing: Packer) -> Value {
     if packed.is_empty() {
         return Value::Null;
     }
-    let loose = match packing {
-        Packing::MsgPack => rmp_serde::from_slice::<Loose>(packed).ok(),
-        Packing::Json => serde_json::from_slice::<Loose>(packed).ok(),
-    };
-    loose.map_or(Value::Null, |l| l.0)
-}
-
-/// Packs a value as the cluster does.
-pub(crate) fn pack(value: &Value, packing: Packing) -> Vec<u8> {
-    match packing {
-        Packing::MsgPack => rmp_serde::to_vec_named(value).unwrap_or_default(),
-        Packing::Json => serde_json::to_vec(value).unwrap_or_default(),
-    }
+    let loose = packing.unpack(packed);
+    loose.map_or(Value::Null, |Loose(value)| value)
 }
 
 /// Whether this is an empty map.
@@ -220,10 +206,7 @@ pub(crate) fn parse_time(text: &str) -> Option<i64> {
 
 /// A time as everybody writes it on the wire.
 pub(crate) fn format_time(us: i64) -> String {
-    jiff::Timestamp::from_microsecond(us).map_or_else(
-        |_| String::new(),
-        |at| at.strftime("%Y-%m-%dT%H:%M:%S.%6fZ").to_string(),
-    )
+    jiff::Timestamp::from_microsecond(us).map_or_else(|_| String::new(), time::utc)
 }
 
 #[cfg(test)]
@@ -251,8 +234,8 @@ mod tests {
     #[test]
     fn glances_survive_odd_types() {
         let odd = json!({"date": 5, "session": "s", "msg_type": ["x", {"y": 1}], "code": 127, "label": null, "name": {"a": [1]}});
-        for packing in [Packing::MsgPack, Packing::Json] {
-            let packed = pack(&odd, packing);
+        for packing in [Packer::Msgpack, Packer::Json] {
+            let packed = packing.pack(&odd);
             let glance = Glance::at(&packed, packing);
             assert_eq!(glance.session.as_deref(), Some("s"));
             assert_eq!(glance.code, Some(127));
@@ -263,7 +246,7 @@ mod tests {
                     && glance.name.is_none()
             );
         }
-        assert!(Glance::at(b"\xff\xff", Packing::MsgPack).date.is_none());
+        assert!(Glance::at(b"\xff\xff", Packer::Msgpack).date.is_none());
     }
 
     #[test]
@@ -271,13 +254,13 @@ mod tests {
         // {"b": bin "hi", 1: bin ff, "f": NaN}
         let packed = b"\x83\xa1b\xc4\x02hi\x01\xc4\x01\xff\xa1f\xcb\x7f\xf8\0\0\0\0\0\0";
         assert_eq!(
-            unpack(packed, Packing::MsgPack),
+            unpack(packed, Packer::Msgpack),
             json!({"b": "hi", "1": [255], "f": null})
         );
-        assert_eq!(unpack(b"\x81", Packing::MsgPack), Value::Null);
+        assert_eq!(unpack(b"\x81", Packer::Msgpack), Value::Null);
         let value = json!({"a": [1, -2, 3.5, "x", null, true], "m": {"n": {}}});
-        for packing in [Packing::MsgPack, Packing::Json] {
-            assert_eq!(unpack(&pack(&value, packing), packing), value);
+        for packing in [Packer::Msgpack, Packer::Json] {
+            assert_eq!(unpack(&packing.pack(&value), packing), value);
         }
     }
 }

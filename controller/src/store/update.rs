@@ -1,11 +1,11 @@
 //! Changes of single fields of a record, by the hub and from IOPub.
 
+use ipbroker_protocol::session::Packer;
 use rusqlite::Connection;
 use rusqlite::types::Value as Sql;
 use serde_json::{Map, Value};
 
-use super::options::Packing;
-use super::unpack::{pack, parse_time};
+use super::unpack::parse_time;
 
 /// How a field of a record is kept.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -31,14 +31,14 @@ pub(crate) fn kind(field: &str) -> Option<Kind> {
     })
 }
 
-fn value(kind: Kind, value: &Value, packing: Packing) -> Sql {
+fn value(kind: Kind, value: &Value, packing: Packer) -> Sql {
     match (kind, value) {
         (_, Value::Null) => Sql::Null,
         (Kind::Text, Value::String(text)) => Sql::Text(text.clone()),
         (Kind::Text | Kind::Json, value) => Sql::Text(value.to_string()),
         (Kind::Time, Value::String(text)) => parse_time(text).map_or(Sql::Null, Sql::Integer),
         (Kind::Time, _) => Sql::Null,
-        (Kind::Packed, value) => Sql::Blob(pack(value, packing)),
+        (Kind::Packed, value) => Sql::Blob(packing.pack(value)),
     }
 }
 
@@ -47,7 +47,7 @@ pub(crate) fn apply(
     conn: &Connection,
     msg_id: &str,
     fields: &[u8],
-    packing: Packing,
+    packing: Packer,
 ) -> rusqlite::Result<()> {
     let fields: Map<String, Value> = serde_json::from_slice(fields).unwrap_or_default();
     let mut extra = Map::new();

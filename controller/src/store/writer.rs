@@ -1,13 +1,12 @@
 //! The store thread: applies the journal to the history in group commits, prunes, checkpoints, and lets queries in behind.
 
 use std::collections::VecDeque;
-use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::{Acquire, Relaxed};
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, after, select};
+use crossbeam_channel::{Receiver, RecvTimeoutError, SendError, Sender, after, select};
 use rusqlite::Connection;
 
 use super::apply::Applier;
@@ -52,8 +51,6 @@ pub(crate) struct Writer {
     /// The journal, unless the history is in memory.
     pub(crate) tail: Option<(Tail, PathBuf)>,
     pub(crate) queries: Queries,
-    /// For the reader's answers to purges.
-    pub(crate) own: Sender<Request>,
     /// What came by channel and is not committed.
     pub(crate) batches: VecDeque<Vec<u8>>,
     pub(crate) drops: VecDeque<Drops>,
@@ -171,9 +168,6 @@ impl Writer {
         match request {
             Request::Batch(bytes) => self.batches.push_back(bytes),
             Request::Query(query) => afters.push(After::Query(query)),
-            Request::Purge { what, answer } => {
-                afters.push(After::Query(Query::PurgeKeys { what, answer }))
-            }
             Request::Drop { keys, answer } => {
                 let found = keys.len() as u64;
                 self.drops.push_back(Drops {
@@ -193,14 +187,11 @@ impl Writer {
             match (after, &mut self.queries) {
                 (After::Settle(then), _) => then(),
                 (After::Query(query), Queries::Thread(thread)) => {
-                    if let Err(e) = thread.send(query) {
-                        e.into_inner()
-                            .refuse(QueryError::failed("the reader has ended"));
+                    if let Err(SendError(query)) = thread.send(query) {
+                        query(Err(QueryError::failed("the reader has ended")));
                     }
                 }
-                (After::Query(query), Queries::Here(reader)) => {
-                    reader.run(&self.conn, query, &self.own)
-                }
+                (After::Query(query), Queries::Here(reader)) => query(Ok((reader, &self.conn))),
             }
         }
     }
@@ -457,10 +448,4 @@ pub(crate) fn transaction(
         }
     }
     done
-}
-
-impl From<io::Error> for QueryError {
-    fn from(error: io::Error) -> Self {
-        QueryError::failed(error)
-    }
 }

@@ -516,7 +516,7 @@ fn the_database_keeps_to_its_size_and_age() {
     }
     until("the size is within the bound", || {
         settle(&handle);
-        handle.status().bytes <= 20_000_000
+        handle.status().bytes <= 20 << 20
     });
     assert!(handle.status().pruned >= 700, "{:?}", handle.status());
     let left = history(&handle);

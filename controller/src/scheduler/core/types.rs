@@ -1,6 +1,7 @@
 //! What goes into the core and what comes out of it.
 
 use std::ops::{BitOr, Range};
+use std::str::FromStr;
 use std::sync::Arc;
 
 pub use ipbroker_protocol::dependency::Dependency;
@@ -64,6 +65,20 @@ pub enum Hwm {
     Unlimited,
     /// At most this many.
     Fixed(u32),
+}
+
+impl FromStr for Hwm {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "auto" => Ok(Self::Auto),
+            "0" => Ok(Self::Unlimited),
+            _ => text
+                .parse()
+                .map(Self::Fixed)
+                .map_err(|_| "a number (0: no limit) or `auto`".into()),
+        }
+    }
 }
 
 /// The name of a resource, or of one unit of it.
