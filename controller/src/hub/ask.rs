@@ -6,7 +6,7 @@ use ipbroker_protocol::{
     session::Session,
     zmq::Message,
 };
-use serde::Serialize;
+use serde::{Serialize, de::DeserializeOwned};
 use serde_json::{Value, json};
 use tokio::sync::mpsc::UnboundedSender;
 
@@ -143,8 +143,45 @@ impl Hub {
         })
     }
 
+    /// The same for what `asker` wants of the store, which is answered with the error where there is one.
+    pub(super) fn found<T: Send + 'static>(
+        &self,
+        asker: &Asker,
+        rest: impl FnOnce(&mut Hub, Asker, T) + Send + 'static,
+    ) -> store::Answer<T> {
+        let to = asker.clone();
+        self.stored(move |hub, found| match found {
+            Ok(found) => rest(hub, to, found),
+            Err(error) => hub.reply_error(&to, &error),
+        })
+    }
+
+    /// The content of a request; of a bad one, the answer says what is wrong.
+    pub(super) fn read<T: DeserializeOwned>(&mut self, asker: &Asker, content: Value) -> Option<T> {
+        let read = T::deserialize(content);
+        read.map_err(|error| self.fail(asker, "ValueError", error.to_string()))
+            .ok()
+    }
+
     /// Answers.
-    pub(super) fn reply(&mut self, asker: &Asker, content: &impl Serialize, buffers: Vec<Message>) {
+    pub(super) fn reply(&mut self, asker: &Asker, content: &impl Serialize) {
+        self.reply_with(asker, content, Vec::new());
+    }
+
+    /// Answers with a content that has no `status` of its own.
+    pub(super) fn reply_ok(&mut self, to: &Asker, content: &impl serde::Serialize) {
+        let mut content = serde_json::to_value(content).unwrap_or_default();
+        content["status"] = "ok".into();
+        self.reply(to, &content);
+    }
+
+    /// Answers, with buffers.
+    pub(super) fn reply_with(
+        &mut self,
+        asker: &Asker,
+        content: &impl Serialize,
+        buffers: Vec<Message>,
+    ) {
         if let Some(page) = &asker.page {
             // One that has gone away meanwhile does not care.
             let _ = page.send(serde_json::to_value(content).unwrap_or_default());
@@ -162,7 +199,12 @@ impl Hub {
             error.ename,
             error.evalue
         );
-        self.reply(asker, &error.content(), Vec::new());
+        self.reply(asker, &error.content());
+    }
+
+    /// Answers with this error.
+    pub(super) fn fail(&mut self, asker: &Asker, ename: &str, evalue: impl Into<String>) {
+        self.reply_error(asker, &HubError::new(ename, evalue));
     }
 
     /// Answers with `hub_error`, as the peer does for some requests.
@@ -174,7 +216,7 @@ impl Hub {
             error.evalue
         );
         if asker.page.is_some() {
-            return self.reply(asker, &error.content(), Vec::new());
+            return self.reply(asker, &error.content());
         }
         let message = asker.message(&self.session, "hub_error", &error.content(), Vec::new());
         self.query.send_or_drop(message.into_frames());

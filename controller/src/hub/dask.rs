@@ -173,7 +173,7 @@ impl Hub {
     pub(super) fn become_dask(&mut self, asker: &Asker, content: &Value) {
         if let Some((_, said)) = &self.dask.running {
             let reply = dask_reply(said);
-            return self.reply(asker, &reply, Vec::new());
+            return self.reply(asker, &reply);
         }
         self.dask.waiting.push(asker.clone());
         if self.dask.waiting.len() > 1 {
@@ -205,7 +205,7 @@ impl Hub {
             Ok((running, said)) => {
                 tracing::info!(address = %said["address"], "dask scheduler running");
                 for asker in &waiting {
-                    self.reply(asker, &dask_reply(&said), Vec::new());
+                    self.reply(asker, &dask_reply(&said));
                 }
                 self.dask.running = Some((running, said));
             }

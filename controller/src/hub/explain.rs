@@ -1,7 +1,6 @@
 //! What our own programs ask about a task: why it is where it is, what it has written, which others it waits for.
 
-use ipbroker_protocol::message::{GraphReply, GraphRequest, OutputReply, OutputRequest, types};
-use serde::Deserialize;
+use ipbroker_protocol::message::{GraphReply, OutputReply, OutputRequest, types};
 use serde_json::{Value, json};
 
 use super::{
@@ -17,10 +16,7 @@ use crate::{
 impl Hub {
     pub(super) fn explain(&mut self, asker: &Asker, content: &Value) {
         let Some(id) = content["msg_id"].as_str().map(str::to_owned) else {
-            return self.reply_error(
-                asker,
-                &HubError::new("ValueError", "an explain_request names a msg_id"),
-            );
+            return self.fail(asker, "ValueError", "an explain_request names a msg_id");
         };
         let (to, wanted) = (asker.clone(), id.clone());
         let answer = self.then(move |hub, explanation: Explanation| {
@@ -43,16 +39,12 @@ impl Hub {
 
     /// What a running task has written: its engine knows.
     pub(super) fn output(&mut self, asker: &Asker, content: Value) {
-        let request = match OutputRequest::deserialize(content) {
-            Ok(request) if !request.msg_id.is_empty() => request,
-            Ok(_) => {
-                let error = HubError::new("ValueError", "an output_request names a msg_id");
-                return self.reply_error(asker, &error);
-            }
-            Err(error) => {
-                return self.reply_error(asker, &HubError::new("ValueError", error.to_string()));
-            }
+        let Some(request) = self.read::<OutputRequest>(asker, content) else {
+            return;
         };
+        if request.msg_id.is_empty() {
+            return self.fail(asker, "ValueError", "an output_request names a msg_id");
+        }
         let (to, id) = (asker.clone(), request.msg_id.clone());
         let answer = self.then(move |hub, engine: Option<String>| {
             if let Some(engine) = engine {
@@ -74,15 +66,12 @@ impl Hub {
     fn output_of(&mut self, to: Asker, engine: &str, request: OutputRequest) {
         if !self.is_ours(engine) {
             let what = format!("engine {engine} does not tell what its tasks have written");
-            return self.reply_error(&to, &HubError::new("NotImplementedError", what));
+            return self.fail(&to, "NotImplementedError", what);
         }
         let name = engine.to_owned();
         let answer = self.then(move |hub, content: Option<Value>| match content {
-            Some(content) => hub.reply(&to, &content, Vec::new()),
-            None => {
-                let error = HubError::new("EngineError", format!("engine {name} does not answer"));
-                hub.reply_error(&to, &error);
-            }
+            Some(content) => hub.reply(&to, &content),
+            None => hub.fail(&to, "EngineError", format!("engine {name} does not answer")),
         });
         let control = &self.links.control;
         control.ask(engine, types::OUTPUT_REQUEST, &request, answer);
@@ -90,19 +79,12 @@ impl Hub {
 
     /// Which tasks of a submission wait for which: the store knows, also of those that have ended.
     pub(super) fn graph(&mut self, asker: &Asker, content: Value) {
-        let request = match GraphRequest::deserialize(content) {
-            Ok(request) => request,
-            Err(error) => {
-                return self.reply_error(asker, &HubError::new("ValueError", error.to_string()));
-            }
+        let Some(request) = self.read(asker, content) else {
+            return;
         };
-        let to = asker.clone();
-        let answer = self.stored(
-            move |hub, found: Result<GraphReply, HubError>| match found {
-                Ok(graph) => hub.reply_ok(&to, &graph),
-                Err(error) => hub.reply_error(&to, &error),
-            },
-        );
+        let answer = self.found(asker, |hub, to, graph: GraphReply| {
+            hub.reply_ok(&to, &graph)
+        });
         self.links.store.graph(request, answer);
     }
 
@@ -162,7 +144,7 @@ impl Hub {
             text = format!("{text}; {}", batch_words(batch));
         }
         let reply = json!({"status": "ok", "state": state, "text": text, "engines": engines});
-        self.reply(to, &reply, Vec::new());
+        self.reply(to, &reply);
     }
 }
 

@@ -53,7 +53,7 @@ impl Hub {
                 Some(web) => self.reply_ok(asker, &web),
                 None => {
                     let what = "this controller has no page: start it with `ipctl --web`";
-                    self.reply_error(asker, &HubError::new("RuntimeError", what.to_owned()));
+                    self.fail(asker, "RuntimeError", what.to_owned());
                 }
             },
             types::ENGINES_REQUEST => self.engines(asker),
@@ -68,16 +68,17 @@ impl Hub {
     }
 
     fn scale(&mut self, asker: &Asker, content: Value) {
-        let done = ScaleRequest::deserialize(content)
-            .map_err(|error| HubError::new("ValueError", format!("scale_request: {error}")))
-            .and_then(|request| match (request.add, request.remove) {
-                (0, engines) if !engines.is_empty() => self.remove_engines(engines),
-                (1..=ADDED_MOST, engines) if engines.is_empty() => self.add_engines(request.add),
-                _ => {
-                    let what = format!("a scale_request has `add`, 1 to {ADDED_MOST}, or `remove`");
-                    Err(HubError::new("ValueError", what))
-                }
-            });
+        let Some(ScaleRequest { add, remove }) = self.read(asker, content) else {
+            return;
+        };
+        let done = match add {
+            0 if !remove.is_empty() => self.remove_engines(remove),
+            1..=ADDED_MOST if remove.is_empty() => self.add_engines(add),
+            _ => {
+                let what = format!("a scale_request has `add`, 1 to {ADDED_MOST}, or `remove`");
+                Err(HubError::new("ValueError", what))
+            }
+        };
         match done {
             Ok(done) => self.reply_ok(asker, &done),
             Err(error) => self.reply_error(asker, &error),
@@ -102,13 +103,6 @@ impl Hub {
         Ok(json!({"removed": ids}))
     }
 
-    /// Answers with a content that has no `status` of its own.
-    pub(super) fn reply_ok(&mut self, to: &Asker, content: &impl serde::Serialize) {
-        let mut content = serde_json::to_value(content).unwrap_or_default();
-        content["status"] = "ok".into();
-        self.reply(to, &content, Vec::new());
-    }
-
     fn lease(&mut self, asker: &Asker) {
         self.leases.renew(&asker.session, Instant::now());
         let reply = LeaseReply {
@@ -117,7 +111,7 @@ impl Hub {
             troubles: self.all_troubles(),
             bundles: self.settings.scheme != "pure",
         };
-        self.reply(asker, &reply, Vec::new());
+        self.reply(asker, &reply);
     }
 
     /// Clients of an earlier controller have a lease from now on: one that vanished with it takes its tasks along.
@@ -152,11 +146,8 @@ impl Hub {
     }
 
     fn abort(&mut self, asker: &Asker, content: Value) {
-        let request = match AbortRequest::deserialize(content) {
-            Ok(request) => request,
-            Err(error) => {
-                return self.reply_error(asker, &HubError::new("ValueError", error.to_string()));
-            }
+        let Some(request) = self.read::<AbortRequest>(asker, content) else {
+            return;
         };
         let selection = match (request.msg_ids, request.session, request.all) {
             (Some(ids), None, false) => Selection::Ids(ids),
@@ -164,7 +155,7 @@ impl Hub {
             (None, None, true) => Selection::All,
             _ => {
                 let what = "an abort_request names msg_ids, or a session, or all";
-                return self.reply_error(asker, &HubError::new("ValueError", what));
+                return self.fail(asker, "ValueError", what);
             }
         };
         let (to, kill, wanted) = (asker.clone(), request.kill, selection.clone());
@@ -206,7 +197,7 @@ impl Hub {
             unknown: report.unknown,
         };
         if reply.unknown.is_empty() {
-            return self.reply(to, &reply, Vec::new());
+            return self.reply(to, &reply);
         }
         // The task thread forgets what is done; the store may know it.
         let (to, ids) = (to.clone(), reply.unknown.clone());
@@ -218,7 +209,7 @@ impl Hub {
                     reply.done.push(id);
                 }
             }
-            hub.reply(&to, &reply, Vec::new());
+            hub.reply(&to, &reply);
         });
         self.links.store.outcomes(ids, answer);
     }
@@ -286,11 +277,7 @@ impl Hub {
                     }
                 })
                 .collect();
-            hub.reply(
-                &to,
-                &json!({"status": "ok", "engines": engines}),
-                Vec::new(),
-            );
+            hub.reply(&to, &json!({"status": "ok", "engines": engines}));
         });
     }
 
@@ -354,17 +341,12 @@ impl Hub {
             "troubles": self.all_troubles(),
             "batch": self.batch,
         });
-        self.reply(to, &reply, Vec::new());
+        self.reply(to, &reply);
     }
 
     /// How past tasks ended, range by range: what a member of an array did is in the buffers of its range.
     fn replies(&mut self, asker: &Asker, content: &Value) {
-        let to = asker.clone();
-        let answer = self.stored(move |hub, found: Result<Vec<StoredReply>, HubError>| {
-            let found = match found {
-                Ok(found) => found,
-                Err(error) => return hub.reply_error(&to, &error),
-            };
+        let answer = self.found(asker, |hub, to, found: Vec<StoredReply>| {
             let (mut rows, mut buffers, mut bytes) = (Vec::new(), Vec::new(), 0);
             for reply in found {
                 let map = |at: usize| {
@@ -388,7 +370,7 @@ impl Hub {
                     buffers.extend(own.iter().map(|buffer| Message::from(&buffer[..])));
                 }
             }
-            hub.reply(&to, &json!({"status": "ok", "replies": rows}), buffers);
+            hub.reply_with(&to, &json!({"status": "ok", "replies": rows}), buffers);
         });
         self.links
             .store

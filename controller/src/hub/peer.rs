@@ -17,33 +17,14 @@ use super::{
 use crate::{
     relay::mux,
     scheduler::command::{Command, EngineTasks, TaskState},
-    store::{Lookup, Purge, Record, StoredRequest},
+    store::{FIELDS, Lookup, Purge, Record, StoredRequest},
 };
 
 /// The fields of a record, without the two of buffers.
-const FIELDS: [&str; 21] = [
-    "msg_id",
-    "header",
-    "metadata",
-    "content",
-    "submitted",
-    "client_uuid",
-    "engine_uuid",
-    "started",
-    "completed",
-    "resubmitted",
-    "received",
-    "result_header",
-    "result_metadata",
-    "result_content",
-    "queue",
-    "execute_input",
-    "execute_result",
-    "error",
-    "stdout",
-    "stderr",
-    "label",
-];
+fn fields() -> Vec<String> {
+    let fields = FIELDS.iter().filter(|field| !field.ends_with("buffers"));
+    fields.map(|field| (*field).to_owned()).collect()
+}
 
 impl Hub {
     /// Serves a request of the peer's; `false`: it is none.
@@ -57,25 +38,16 @@ impl Hub {
                     .iter()
                     .map(|(id, engine)| (id.to_string(), engine.profile.uuid.clone().into()))
                     .collect();
-                self.reply(
-                    asker,
-                    &json!({"status": "ok", "engines": engines}),
-                    Vec::new(),
-                );
+                self.reply(asker, &json!({"status": "ok", "engines": engines}));
             }
             "queue_request" => self.queue_status(asker, content),
             "load_request" => self.load(asker, content),
             "result_request" => self.results(asker, content),
             "history_request" => {
-                let to = asker.clone();
-                self.links
-                    .store
-                    .history(self.stored(move |hub, result| match result {
-                        Ok(ids) => {
-                            hub.reply(&to, &json!({"status": "ok", "history": ids}), Vec::new())
-                        }
-                        Err(error) => hub.reply_error(&to, &error),
-                    }));
+                let answer = self.found(asker, |hub, to, ids: Vec<String>| {
+                    hub.reply(&to, &json!({"status": "ok", "history": ids}));
+                });
+                self.links.store.history(answer);
             }
             "db_request" => self.db_query(asker, content),
             "purge_request" => self.purge(asker, content),
@@ -84,7 +56,7 @@ impl Hub {
             "become_dask_request" => self.become_dask(asker, content),
             "stop_distributed_request" => {
                 self.dask.stop();
-                self.reply(asker, &json!({"status": "ok"}), Vec::new());
+                self.reply(asker, &json!({"status": "ok"}));
             }
             _ => return false,
         }
@@ -95,8 +67,7 @@ impl Hub {
         let registration = match Registration::deserialize(content) {
             Ok(registration) => registration,
             Err(error) => {
-                let error = HubError::new("ValueError", format!("bad registration: {error}"));
-                return self.reply_error(asker, &error);
+                return self.fail(asker, "ValueError", format!("bad registration: {error}"));
             }
         };
         let uuid = registration.uuid.clone();
@@ -115,11 +86,11 @@ impl Hub {
                     incarnation: self.settings.incarnation.clone(),
                     evalue: None,
                 };
-                self.reply(asker, &reply, Vec::new());
+                self.reply(asker, &reply);
             }
             Err(refusal) => {
                 tracing::error!(uuid, "registration refused: {refusal}");
-                self.reply_error(asker, &HubError::new("KeyError", refusal.to_string()));
+                self.fail(asker, "KeyError", refusal.to_string());
             }
         }
     }
@@ -186,7 +157,7 @@ impl Hub {
             }
             let unassigned = if verbose { json!(rows.ids) } else { json!(rows.unassigned) };
             reply.insert("unassigned".into(), unassigned);
-            hub.reply(&to, &reply, Vec::new());
+            hub.reply(&to, &reply);
         });
     }
 
@@ -210,7 +181,7 @@ impl Hub {
                     (rows.direct(&uuid).running + rows.scheduled(&uuid).running).into(),
                 );
             }
-            hub.reply(&to, &reply, Vec::new());
+            hub.reply(&to, &reply);
         });
     }
 
@@ -266,26 +237,24 @@ impl Hub {
                     return hub.reply(
                         &to,
                         &json!({"status": "ok", "pending": pending, "completed": ids}),
-                        Vec::new(),
                     );
                 }
-                let answer =
-                    hub.stored(move |hub, found| hub.result_status(&to, pending, ids, found));
+                let answer = hub.found(&to, move |hub, to, found| {
+                    hub.result_status(&to, pending, ids, found);
+                });
                 return hub.links.store.outcomes(unknown, answer);
             }
             if ids.is_empty() {
                 return hub.reply(
                     &to,
                     &json!({"status": "ok", "pending": pending, "completed": []}),
-                    Vec::new(),
                 );
             }
-            let answer = hub.stored(move |hub, found| match found {
-                Ok(records) => hub.result_records(&to, pending, &ids, records),
-                Err(error) => hub.reply_error(&to, &error),
+            let answer = hub.found(&to, move |hub, to, records| {
+                hub.result_records(&to, pending, &ids, records);
             });
             // Nobody asks here for what went in.
-            let mut keys: Vec<String> = FIELDS.iter().map(|field| (*field).to_owned()).collect();
+            let mut keys = fields();
             if with_buffers {
                 keys.push("result_buffers".into());
             }
@@ -299,12 +268,8 @@ impl Hub {
         to: &Asker,
         mut pending: Vec<String>,
         mut completed: Vec<String>,
-        found: Result<Vec<(String, Lookup)>, HubError>,
+        found: Vec<(String, Lookup)>,
     ) {
-        let found = match found {
-            Ok(found) => found,
-            Err(error) => return self.reply_error(to, &error),
-        };
         for (id, lookup) in found {
             match lookup {
                 Lookup::Done(_) => {}
@@ -318,7 +283,6 @@ impl Hub {
         self.reply(
             to,
             &json!({"status": "ok", "pending": pending, "completed": completed}),
-            Vec::new(),
         );
     }
 
@@ -385,14 +349,14 @@ impl Hub {
         ] {
             reply.insert(key.into(), value);
         }
-        self.reply(to, &reply, buffers);
+        self.reply_with(to, &reply, buffers);
     }
 
     fn db_query(&mut self, asker: &Asker, content: &Value) {
         let query = match &content["query"] {
             Value::Null => Map::new(),
             Value::Object(query) => query.clone(),
-            _ => return self.reply_error(asker, &HubError::new("TypeError", "a query is a dict")),
+            _ => return self.fail(asker, "TypeError", "a query is a dict"),
         };
         let asked = match &content["keys"] {
             Value::Null => None,
@@ -405,18 +369,11 @@ impl Hub {
                 .is_some_and(|keys| keys.iter().any(|asked| asked == key))
         };
         let (with_buffers, with_results) = (has("buffers"), has("result_buffers"));
-        let mut keys = asked
-            .clone()
-            .unwrap_or_else(|| FIELDS.iter().map(|field| (*field).to_owned()).collect());
+        let mut keys = asked.clone().unwrap_or_else(fields);
         if !keys.iter().any(|key| key == "msg_id") {
             keys.push("msg_id".into());
         }
-        let to = asker.clone();
-        let answer = self.stored(move |hub, found: Result<Vec<Record>, HubError>| {
-            let records = match found {
-                Ok(records) => records,
-                Err(error) => return hub.reply_error(&to, &error),
-            };
+        let answer = self.found(asker, move |hub, to, records: Vec<Record>| {
             let mut buffers = Vec::new();
             let (mut lens, mut result_lens, mut rows) = (Vec::new(), Vec::new(), Vec::new());
             for record in records {
@@ -436,7 +393,7 @@ impl Hub {
                 "buffer_lens": with_buffers.then_some(lens),
                 "result_buffer_lens": with_results.then_some(result_lens),
             });
-            hub.reply(&to, &reply, buffers);
+            hub.reply_with(&to, &reply, buffers);
         });
         self.links.store.find(query, Some(keys), answer);
     }
@@ -458,10 +415,7 @@ impl Hub {
                 match engine {
                     Some(engine) => purges.push(Purge::Engine(engine.profile.uuid.clone())),
                     None => {
-                        return self.reply_error(
-                            asker,
-                            &HubError::new("IndexError", format!("No such engine: {id}")),
-                        );
+                        return self.fail(asker, "IndexError", format!("No such engine: {id}"));
                     }
                 }
             }
@@ -471,10 +425,7 @@ impl Hub {
             let running =
                 |state: &TaskState| matches!(state, TaskState::Waiting | TaskState::Running);
             if let Some(at) = states.iter().position(running) {
-                return hub.reply_error(
-                    &to,
-                    &HubError::new("IndexError", format!("msg pending: {:?}", ids[at])),
-                );
+                return hub.fail(&to, "IndexError", format!("msg pending: {:?}", ids[at]));
             }
             hub.purge_next(to, purges);
         });
@@ -482,32 +433,21 @@ impl Hub {
 
     fn purge_next(&mut self, to: Asker, mut purges: Vec<Purge>) {
         let Some(purge) = purges.pop() else {
-            return self.reply(&to, &json!({"status": "ok"}), Vec::new());
+            return self.reply(&to, &json!({"status": "ok"}));
         };
-        let answer = self.stored(move |hub, result| match result {
-            Ok(_) => hub.purge_next(to, purges),
-            Err(error) => hub.reply_error(&to, &error),
-        });
+        let answer = self.found(&to, move |hub, to, _| hub.purge_next(to, purges));
         self.links.store.purge(purge, answer);
     }
 
     fn resubmit(&mut self, asker: &Asker, content: &Value) {
         let ids = strings(&content["msg_ids"]);
-        let to = asker.clone();
-        let answer = self.stored(move |hub, found: Result<Vec<StoredRequest>, HubError>| {
-            let found = match found {
-                Ok(found) => found,
-                Err(error) => return hub.reply_error(&to, &error),
-            };
+        let answer = self.found(asker, move |hub, to, found: Vec<StoredRequest>| {
             let missing: Vec<&String> = ids
                 .iter()
                 .filter(|id| !found.iter().any(|task| task.msg_id == **id))
                 .collect();
             if !missing.is_empty() {
-                return hub.reply_error(
-                    &to,
-                    &HubError::new("KeyError", format!("No such msg(s): {missing:?}")),
-                );
+                return hub.fail(&to, "KeyError", format!("No such msg(s): {missing:?}"));
             }
             hub.resubmit_next(to, found, Map::new());
         });
@@ -525,15 +465,11 @@ impl Hub {
                     &Map::from_iter([("resubmitted".to_owned(), new.clone())]),
                 );
             }
-            return self.reply(
-                &to,
-                &json!({"status": "ok", "resubmitted": done}),
-                Vec::new(),
-            );
+            return self.reply(&to, &json!({"status": "ok", "resubmitted": done}));
         };
         let (new, frames) = match super::renew::renewed(&self.session, &task) {
             Ok(renewed) => renewed,
-            Err(error) => return self.reply_error(&to, &HubError::new("ValueError", error)),
+            Err(error) => return self.fail(&to, "ValueError", error),
         };
         let old = task.msg_id;
         let answer = self.then(move |hub, result: Result<String, String>| match result {
@@ -541,7 +477,7 @@ impl Hub {
                 done.insert(old, new.into());
                 hub.resubmit_next(to, tasks, done);
             }
-            Err(error) => hub.reply_error(&to, &HubError::new("ValueError", error)),
+            Err(error) => hub.fail(&to, "ValueError", error),
         });
         self.links.tasks.send(Command::Inject { frames, answer });
     }

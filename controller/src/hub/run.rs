@@ -597,7 +597,7 @@ impl Hub {
     /// Sends a client its last answer, then ends the controller.
     pub(super) fn shutdown_requested(&mut self, asker: &Asker) {
         tracing::info!(client = %hex(asker.identity()), "shutdown requested");
-        self.reply(asker, &json!({"status": "ok"}), Vec::new());
+        self.reply(asker, &json!({"status": "ok"}));
         self.publish(types::SHUTDOWN_NOTIFICATION, &json!({"status": "ok"}));
         self.farewell = Some(Instant::now() + FAREWELL);
     }

@@ -13,14 +13,9 @@ use std::{
 use ipbroker_protocol::message::{
     EngineSample, EventsRequest, HostSample, Sample, Slice, TaskCounts,
 };
-use serde::Deserialize;
 use serde_json::Value;
 
-use super::{
-    ask::{Asker, HubError},
-    peer::Rows,
-    run::Hub,
-};
+use super::{ask::Asker, peer::Rows, run::Hub};
 use crate::{
     relay::mux,
     scheduler::{
@@ -130,15 +125,12 @@ impl Watch {
 impl Hub {
     /// `events_request`.
     pub(super) fn events(&mut self, asker: &Asker, content: Value) {
-        let EventsRequest { after } = match EventsRequest::deserialize(content) {
-            Ok(request) => request,
-            Err(error) => {
-                return self.reply_error(asker, &HubError::new("ValueError", error.to_string()));
-            }
+        let Some(EventsRequest { after }) = self.read(asker, content) else {
+            return;
         };
         if self.watch.waiting.len() >= WAITING {
             let what = format!("{WAITING} programs watch this cluster already");
-            return self.reply_error(asker, &HubError::new("RuntimeError", what));
+            return self.fail(asker, "RuntimeError", what);
         }
         let to = asker.clone();
         self.sample_then(move |hub, snapshot| {
@@ -315,8 +307,8 @@ impl Hub {
     ) {
         let asker = Asker::page(msg_type, answer);
         if !self.peer_request(&asker, &content) && !self.own_request(&asker, content) {
-            let error = HubError::new("KeyError", format!("Bad Message Type: {msg_type:?}"));
-            self.reply_error(&asker, &error);
+            let what = format!("Bad Message Type: {msg_type:?}");
+            self.fail(&asker, "KeyError", what);
         }
     }
 }
