@@ -176,53 +176,44 @@ impl Collector for Scrape {
                 ("python", self.0.python_engines as u64),
             ],
         )?;
-        let busy = sample
-            .engines
-            .iter()
-            .filter(|engine| engine.outstanding > 0);
-        let busy = gauge(busy.count() as u64);
-        to.one(
-            "ipbroker_engines_busy",
-            "Engines that have a task",
-            None,
-            &busy,
-        )?;
-        let clients = gauge(sample.clients);
-        to.one(
-            "ipbroker_clients",
-            "Clients that hold a lease",
-            None,
-            &clients,
-        )?;
+        let outstanding = sample.engines.iter().map(|engine| engine.outstanding);
+        let busy = outstanding.filter(|tasks| *tasks > 0).count() as u64;
         let bytes = Some(&Unit::Bytes);
-        let lag = gauge(self.0.store_lag);
-        to.one(
-            "ipbroker_store_lag",
-            "Journal not yet in the history",
-            bytes,
-            &lag,
-        )?;
-        let store = gauge(self.0.store_bytes);
-        to.one("ipbroker_store_size", "Size of the history", bytes, &store)?;
-        let relay = gauge(self.0.relay_bytes as u64);
-        to.one(
-            "ipbroker_relay_queue",
-            "Messages that wait for slow peers",
-            bytes,
-            &relay,
-        )?;
+        for (name, help, unit, value) in [
+            ("engines_busy", "Engines that have a task", None, busy),
+            ("clients", "Clients that hold a lease", None, sample.clients),
+            (
+                "store_lag",
+                "Journal not yet in the history",
+                bytes,
+                self.0.store_lag,
+            ),
+            (
+                "store_size",
+                "Size of the history",
+                bytes,
+                self.0.store_bytes,
+            ),
+            (
+                "relay_queue",
+                "Messages that wait for slow peers",
+                bytes,
+                self.0.relay_bytes as u64,
+            ),
+            (
+                "troubles",
+                "What is wrong, as `ipclient status` says it in words",
+                None,
+                sample.troubles.len() as u64,
+            ),
+        ] {
+            to.one(&format!("ipbroker_{name}"), help, unit, &gauge(value))?;
+        }
         to.one(
             "ipbroker_messages_refused",
             "Messages that were none, or not signed",
             None,
             &ConstCounter::new(self.0.refused),
-        )?;
-        let troubles = gauge(sample.troubles.len() as u64);
-        to.one(
-            "ipbroker_troubles",
-            "What is wrong, as `ipclient status` says it in words",
-            None,
-            &troubles,
         )?;
         let start = ConstGauge::new(sample.time - sample.uptime);
         to.one(
