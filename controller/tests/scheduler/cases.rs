@@ -157,7 +157,7 @@ fn schemes_choose_as_defined() {
 #[test]
 fn schemes_heed_refusals() {
     use rand::SeedableRng;
-    for scheme in Builtin::ALL {
+    for &scheme in Builtin::ALL {
         let mut core = core_with(Config::default(), scheme);
         let keys: Vec<EngineKey> = (0..40)
             .map(|i| join(&mut core, 0, &format!("e{i}")))

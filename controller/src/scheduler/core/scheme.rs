@@ -37,31 +37,40 @@ pub trait Index: Send {
     fn choose(&mut self, rng: &mut SmallRng, refused: &[EngineKey]) -> Option<EngineKey>;
 }
 
-/// The schemes of IPython parallel.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
-pub enum Builtin {
-    /// The engine with the fewest tasks; the least recently used of several.
-    #[default]
-    LeastLoad,
-    /// The least recently used engine.
-    Lru,
-    /// Any engine.
-    PlainRandom,
-    /// The less recently used of two random engines.
-    TwoBin,
-    /// The less loaded of two engines drawn with the inverse of their loads as weights.
-    Weighted,
+macro_rules! builtin {
+    ($($(#[$doc:meta])* $scheme:ident = $name:literal, $index:expr;)*) => {
+        /// The schemes that `ipctl` knows: those of IPython parallel.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        pub enum Builtin { $($(#[$doc])* $scheme,)* }
+
+        impl Builtin {
+            /// All of them.
+            pub const ALL: &[Builtin] = &[$(Builtin::$scheme),*];
+        }
+
+        impl Scheme for Builtin {
+            fn name(&self) -> &str {
+                match self { $(Builtin::$scheme => $name,)* }
+            }
+
+            fn index(&self) -> Box<dyn Index> {
+                match self { $(Builtin::$scheme => Box::new($index),)* }
+            }
+        }
+    };
 }
 
-impl Builtin {
-    /// All of them.
-    pub const ALL: [Builtin; 5] = [
-        Builtin::LeastLoad,
-        Builtin::Lru,
-        Builtin::PlainRandom,
-        Builtin::TwoBin,
-        Builtin::Weighted,
-    ];
+builtin! {
+    /// The engine with the fewest tasks; the least recently used of several.
+    LeastLoad = "leastload", Ordered::by_load();
+    /// The least recently used engine.
+    Lru = "lru", Ordered::by_use();
+    /// Any engine.
+    PlainRandom = "plainrandom", Dense::random();
+    /// The less recently used of two random engines.
+    TwoBin = "twobin", Dense::two_bin();
+    /// The less loaded of two engines drawn with the inverse of their loads as weights.
+    Weighted = "weighted", Weighted::default();
 }
 
 impl std::fmt::Display for Builtin {
@@ -70,34 +79,10 @@ impl std::fmt::Display for Builtin {
     }
 }
 
-impl Scheme for Builtin {
-    fn name(&self) -> &str {
-        match self {
-            Builtin::LeastLoad => "leastload",
-            Builtin::Lru => "lru",
-            Builtin::PlainRandom => "plainrandom",
-            Builtin::TwoBin => "twobin",
-            Builtin::Weighted => "weighted",
-        }
-    }
-
-    fn index(&self) -> Box<dyn Index> {
-        match self {
-            Builtin::LeastLoad => Box::new(Ordered::by_load()),
-            Builtin::Lru => Box::new(Ordered::by_use()),
-            Builtin::PlainRandom => Box::new(Dense::random()),
-            Builtin::TwoBin => Box::new(Dense::two_bin()),
-            Builtin::Weighted => Box::new(Weighted::default()),
-        }
-    }
-}
-
 /// The built-in scheme of that name.
 pub fn scheme(name: &str) -> Option<Box<dyn Scheme>> {
-    Builtin::ALL
-        .into_iter()
-        .find(|s| s.name() == name)
-        .map(|s| Box::new(s) as Box<dyn Scheme>)
+    let known = Builtin::ALL.iter().find(|s| s.name() == name);
+    known.map(|s| Box::new(*s) as Box<dyn Scheme>)
 }
 
 /// A scheme from a function, as IPython parallel has them: of the candidates, least recently used first, it
