@@ -4,7 +4,7 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
+use clap::{Args, CommandFactory, FromArgMatches, Parser};
 use ipbroker_client::job::{Limit, Placement, parse_duration, parse_size};
 use ipbroker_client::protocol::resources::{self, Request};
 #[cfg(feature = "ssh")]
@@ -12,7 +12,7 @@ use ipbroker_client::protocol::ssh::Settings;
 use ipbroker_client::protocol::usage;
 use ipbroker_client::{Client, ClientBuilder};
 
-use crate::commands;
+use crate::commands::{self, Command};
 use crate::failure::Failure;
 use crate::inputs::SIGNS;
 
@@ -103,33 +103,6 @@ impl ClusterArgs {
         };
         Ok(builder)
     }
-}
-
-#[derive(Debug, Subcommand)]
-pub(crate) enum Command {
-    Run(commands::run::RunArgs),
-    Map(Box<commands::map::MapArgs>),
-    Mapreduce(Box<commands::mapreduce::MapReduceArgs>),
-    Submit(commands::submit::SubmitArgs),
-    Wait(commands::wait::WaitArgs),
-    Results(commands::results::ResultsArgs),
-    Status(commands::status::StatusArgs),
-    Engines(commands::engines::EnginesArgs),
-    Abort(commands::abort::AbortArgs),
-    Resubmit(commands::resubmit::ResubmitArgs),
-    Stats(commands::stats::StatsArgs),
-    Shutdown(commands::shutdown::ShutdownArgs),
-    Explain(commands::explain::ExplainArgs),
-    Output(commands::output::OutputArgs),
-    Events(commands::events::EventsArgs),
-    Top(commands::top::TopArgs),
-    Trace(commands::trace::TraceArgs),
-    Report(commands::report::ReportArgs),
-    Graph(commands::graph::GraphArgs),
-    Web(commands::web::WebArgs),
-    Fs(commands::fs::FsArgs),
-    Completions(commands::completions::CompletionsArgs),
-    Man(commands::man::ManArgs),
 }
 
 /// What holds for all jobs of a call, where the job itself does not say otherwise.

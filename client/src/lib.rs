@@ -40,7 +40,7 @@ pub use error::{Error, Result, TaskError};
 pub use fs::{Host, PART};
 pub use io::{Listener, Part, Sink};
 pub use ipbroker_protocol as protocol;
-pub use query::{ClusterStatus, Explanation, Outcomes, PastReply, Record};
+pub use query::{Explanation, Outcomes, PastReply, Record};
 pub use reply::{MemberInfo, Reply, ReplyInfo, members};
 pub use result::{AsyncMapResult, AsyncResult, Many, One, Ordered, Shape, TaskSetRef, Unordered};
 pub use view::{DirectView, Imap, LoadBalancedView};

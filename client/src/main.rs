@@ -18,7 +18,8 @@ mod template;
 
 use std::process::ExitCode;
 
-use cli::{Command, one_line};
+use cli::one_line;
+use commands::Command;
 use failure::Failure;
 use ipbroker_client::protocol::usage;
 
@@ -33,7 +34,7 @@ fn main() -> ExitCode {
         .with_writer(std::io::stderr)
         .init();
     let arguments: Vec<_> = std::env::args_os().collect();
-    let (cli, data) = match cli::parse(arguments.clone()) {
+    let (mut cli, data) = match cli::parse(arguments.clone()) {
         Ok(parsed) => parsed,
         Err(error)
             if error.exit_code() == 0
@@ -46,12 +47,16 @@ fn main() -> ExitCode {
         }
         Err(error) => return fail(&Failure::usage(one_line(&error, &arguments))),
     };
-    if data.is_some() && !matches!(cli.command, Command::Map(_)) {
-        return fail(&Failure::usage(
-            "`:::` and its like belong to `ipclient map` (see `ipclient map --help`)",
-        ));
+    match (&mut cli.command, data) {
+        (Command::Map(args), data) => args.data = data,
+        (_, None) => {}
+        (_, Some(_)) => {
+            return fail(&Failure::usage(
+                "`:::` and its like belong to `ipclient map` (see `ipclient map --help`)",
+            ));
+        }
     }
-    match commands::dispatch(cli.command, &cli.cluster, data) {
+    match commands::dispatch(cli.command, &cli.cluster) {
         Ok(code) => code,
         Err(failure) => fail(&failure),
     }

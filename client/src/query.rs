@@ -36,11 +36,6 @@ pub struct Explanation {
     pub engines: Vec<(String, String)>,
 }
 
-/// How the cluster is.
-#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
-#[serde(transparent)]
-pub struct ClusterStatus(pub Map<String, Value>);
-
 /// What the hub knows of one task. A record of the store has all keys, some of them null.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 #[serde(default)]
@@ -196,11 +191,11 @@ impl Client {
         self.query(types::WEB_REQUEST, &Map::new())
     }
 
-    /// How the cluster is.
+    /// How the cluster is: tasks, engines, clients, the store.
     ///
     /// # Errors
     /// When the hub refuses or does not answer.
-    pub fn status(&self) -> Result<ClusterStatus> {
+    pub fn status(&self) -> Result<Map<String, Value>> {
         self.query(types::STATUS_REQUEST, &Map::new())
     }
 

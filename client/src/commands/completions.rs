@@ -7,7 +7,7 @@ use clap::{Args, CommandFactory};
 use clap_complete::Shell;
 
 use super::Outcome;
-use crate::cli::Cli;
+use crate::cli::{Cli, ClusterArgs};
 
 /// Print completions for a shell
 #[derive(Debug, Args)]
@@ -19,7 +19,7 @@ pub(crate) struct CompletionsArgs {
     shell: Shell,
 }
 
-pub(crate) fn main(args: CompletionsArgs) -> Outcome {
+pub(crate) fn main(args: CompletionsArgs, _: &ClusterArgs) -> Outcome {
     // Into memory first: what writes it would panic where nobody reads.
     let mut script = Vec::new();
     clap_complete::generate(args.shell, &mut Cli::command(), "ipclient", &mut script);

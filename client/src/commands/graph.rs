@@ -8,6 +8,7 @@ use clap::Args;
 use ipbroker_client::job::Graph;
 
 use super::Outcome;
+use crate::cli::ClusterArgs;
 use crate::failure::Failure;
 use crate::source;
 
@@ -20,7 +21,7 @@ pub(crate) struct GraphArgs {
     file: PathBuf,
 }
 
-pub(crate) fn main(args: GraphArgs) -> Outcome {
+pub(crate) fn main(args: GraphArgs, _: &ClusterArgs) -> Outcome {
     let jobs = source::read_file(&args.file)?;
     let graph = Graph::new(&source::name(Some(&args.file)), &jobs)
         .map_err(|error| Failure::usage(error.to_string()))?;

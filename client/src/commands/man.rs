@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use clap::{Args, CommandFactory};
 
 use super::Outcome;
-use crate::cli::Cli;
+use crate::cli::{Cli, ClusterArgs};
 use crate::failure::Failure;
 
 /// Write the man pages, one for each subcommand, into a directory
@@ -17,7 +17,7 @@ pub(crate) struct ManArgs {
     dir: PathBuf,
 }
 
-pub(crate) fn main(args: ManArgs) -> Outcome {
+pub(crate) fn main(args: ManArgs, _: &ClusterArgs) -> Outcome {
     std::fs::create_dir_all(&args.dir)
         .and_then(|()| clap_mangen::generate_to(Cli::command(), &args.dir))
         .map_err(|error| {

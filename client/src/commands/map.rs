@@ -49,6 +49,9 @@ Example:
   ipclient map 'convert -size {1}x{2} in.png out-{1}-{2}.png' ::: 100 200 ::: 300 400"
 )]
 pub(crate) struct MapArgs {
+    /// What stands from the first `:::` or its like on.
+    #[arg(skip)]
+    pub(crate) data: Option<Vec<OsString>>,
     /// The command, with replacement strings (several words are joined by blanks)
     #[arg(value_name = "COMMAND")]
     command: Vec<String>,
@@ -215,7 +218,8 @@ struct Templates {
     locate: Locate,
 }
 
-pub(crate) fn main(args: MapArgs, cluster: &ClusterArgs, data: Option<Vec<OsString>>) -> Outcome {
+pub(crate) fn main(mut args: Box<MapArgs>, cluster: &ClusterArgs) -> Outcome {
+    let data = args.data.take();
     let records = match (&args.pipe.pipe, data) {
         (true, Some(_)) => {
             return Err(Failure::usage(

@@ -104,7 +104,7 @@ fn chunk(text: &str) -> Result<u64, String> {
     })
 }
 
-pub(crate) fn main(mut args: MapReduceArgs, cluster: &ClusterArgs) -> Outcome {
+pub(crate) fn main(mut args: Box<MapReduceArgs>, cluster: &ClusterArgs) -> Outcome {
     for (name, command) in [("MAPPER", &args.mapper), ("REDUCER", &args.reducer)] {
         if command.trim().is_empty() {
             return Err(Failure::usage(format!(

@@ -25,44 +25,51 @@ pub(crate) mod trace;
 pub(crate) mod wait;
 pub(crate) mod web;
 
-use std::ffi::OsString;
 use std::process::ExitCode;
 
-use crate::cli::{ClusterArgs, Command};
+use clap::Subcommand;
+
+use crate::cli::ClusterArgs;
 use crate::failure::Failure;
 
 /// How a subcommand ends.
 pub(crate) type Outcome = Result<ExitCode, Failure>;
 
-/// Runs a subcommand; `data` is what followed `:::`.
-pub(crate) fn dispatch(
-    command: Command,
-    cluster: &ClusterArgs,
-    data: Option<Vec<OsString>>,
-) -> Outcome {
-    match command {
-        Command::Run(args) => run::main(args, cluster),
-        Command::Map(args) => map::main(*args, cluster, data),
-        Command::Mapreduce(args) => mapreduce::main(*args, cluster),
-        Command::Submit(args) => submit::main(args, cluster),
-        Command::Wait(args) => wait::main(args, cluster),
-        Command::Results(args) => results::main(args, cluster),
-        Command::Status(args) => status::main(args, cluster),
-        Command::Engines(args) => engines::main(args, cluster),
-        Command::Abort(args) => abort::main(args, cluster),
-        Command::Resubmit(args) => resubmit::main(args, cluster),
-        Command::Stats(args) => stats::main(args, cluster),
-        Command::Shutdown(args) => shutdown::main(args, cluster),
-        Command::Explain(args) => explain::main(args, cluster),
-        Command::Output(args) => output::main(args, cluster),
-        Command::Events(args) => events::main(args, cluster),
-        Command::Top(args) => top::main(args, cluster),
-        Command::Trace(args) => trace::main(args, cluster),
-        Command::Report(args) => report::main(args, cluster),
-        Command::Graph(args) => graph::main(args),
-        Command::Web(_) => web::main(cluster),
-        Command::Fs(args) => fs::main(args, cluster),
-        Command::Completions(args) => completions::main(args),
-        Command::Man(args) => man::main(args),
-    }
+macro_rules! subcommands {
+    ($($name:ident: $module:ident, $args:ty;)*) => {
+        #[derive(Debug, Subcommand)]
+        pub(crate) enum Command { $($name($args),)* }
+
+        /// Runs a subcommand.
+        pub(crate) fn dispatch(command: Command, cluster: &ClusterArgs) -> Outcome {
+            match command { $(Command::$name(args) => $module::main(args, cluster),)* }
+        }
+    };
+}
+
+// In the order of `ipclient --help`.
+subcommands! {
+    Run: run, run::RunArgs;
+    Map: map, Box<map::MapArgs>;
+    Mapreduce: mapreduce, Box<mapreduce::MapReduceArgs>;
+    Submit: submit, submit::SubmitArgs;
+    Wait: wait, wait::WaitArgs;
+    Results: results, results::ResultsArgs;
+    Status: status, status::StatusArgs;
+    Engines: engines, engines::EnginesArgs;
+    Abort: abort, abort::AbortArgs;
+    Resubmit: resubmit, resubmit::ResubmitArgs;
+    Stats: stats, stats::StatsArgs;
+    Shutdown: shutdown, shutdown::ShutdownArgs;
+    Explain: explain, explain::ExplainArgs;
+    Output: output, output::OutputArgs;
+    Events: events, events::EventsArgs;
+    Top: top, top::TopArgs;
+    Trace: trace, trace::TraceArgs;
+    Report: report, report::ReportArgs;
+    Graph: graph, graph::GraphArgs;
+    Web: web, web::WebArgs;
+    Fs: fs, fs::FsArgs;
+    Completions: completions, completions::CompletionsArgs;
+    Man: man, man::ManArgs;
 }

@@ -26,7 +26,7 @@ pub(crate) fn main(args: StatusArgs, cluster: &ClusterArgs) -> Outcome {
         return json::print(&status);
     }
     let mut rows = Vec::new();
-    for (key, value) in &status.0 {
+    for (key, value) in &status {
         if key != "status" {
             flatten(key, value, &mut rows);
         }

@@ -219,7 +219,7 @@ impl Submitter {
     fn results_are_kept(&mut self) -> Result<bool, Failure> {
         if self.keeps.is_none() {
             let status = self.client.status()?;
-            let store = status.0.get("store");
+            let store = status.get("store");
             self.keeps = Some(store.is_none_or(|store| store["backend"] != "none"));
         }
         Ok(self.keeps == Some(true))

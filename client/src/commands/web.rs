@@ -25,7 +25,7 @@ Example:
   ipclient --ssh me@head-node web")]
 pub(crate) struct WebArgs {}
 
-pub(crate) fn main(cluster: &ClusterArgs) -> Outcome {
+pub(crate) fn main(_: WebArgs, cluster: &ClusterArgs) -> Outcome {
     let page = cluster.connect()?.web()?;
     #[cfg(feature = "ssh")]
     if let Some((_open, port)) = cluster.configured()?.forward(page.port)? {
