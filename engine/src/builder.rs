@@ -4,7 +4,7 @@ use std::{
     fmt::Display,
     os::unix::net::UnixStream,
     path::PathBuf,
-    sync::{Arc, PoisonError},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -167,12 +167,7 @@ impl Engine {
     /// [`EngineError::Serve`] when it could not go on.
     pub fn run(self) -> Result<(), EngineError> {
         let served = self.server.run();
-        let reaper = self
-            .process
-            .reaper
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .take();
+        let reaper = self.process.reaper.lock().take();
         match reaper {
             Some(_) if matches!(served, Ok(Left::AtOnce)) => {}
             Some(reaper) => reaper.finish(),
@@ -500,10 +495,7 @@ impl Builder {
         );
         process.pin = self.pin;
         process.kernels = kernels;
-        *process
-            .reaper
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner) = Some(reaper);
+        *process.reaper.lock() = Some(reaper);
         let process = Arc::new(process);
         let mut seats = Vec::with_capacity(count);
         for (index, uuid) in uuids.into_iter().enumerate() {

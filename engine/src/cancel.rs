@@ -1,9 +1,11 @@
 //! How a running task is asked to stop.
 
 use std::{
-    sync::{Arc, Condvar, Mutex, PoisonError, atomic::AtomicBool, atomic::Ordering},
+    sync::{Arc, atomic::AtomicBool, atomic::Ordering},
     time::{Duration, Instant},
 };
+
+use parking_lot::{Condvar, Mutex};
 
 /// Tells a function that its task was aborted.
 ///
@@ -36,7 +38,7 @@ impl CancelToken {
 
     /// Asks the task to stop.
     pub fn cancel(&self) {
-        let _guard = self.0.lock.lock().unwrap_or_else(PoisonError::into_inner);
+        let _guard = self.0.lock.lock();
         self.0.cancelled.store(true, Ordering::Release);
         self.0.bell.notify_all();
     }
@@ -44,7 +46,7 @@ impl CancelToken {
     /// Sleeps for `duration`, or until the task is asked to stop; true when it was.
     pub fn wait(&self, duration: Duration) -> bool {
         let deadline = Instant::now().checked_add(duration);
-        let mut guard = self.0.lock.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut guard = self.0.lock.lock();
         while !self.is_cancelled() {
             // A duration past the end of time waits for the bell alone.
             let left = deadline.map_or(Duration::from_secs(3600), |end| {
@@ -53,12 +55,7 @@ impl CancelToken {
             if left.is_zero() {
                 return false;
             }
-            guard = self
-                .0
-                .bell
-                .wait_timeout(guard, left)
-                .unwrap_or_else(PoisonError::into_inner)
-                .0;
+            self.0.bell.wait_for(&mut guard, left);
         }
         true
     }

@@ -2,14 +2,12 @@
 
 use std::{
     path::PathBuf,
-    sync::{
-        Mutex, PoisonError,
-        atomic::{AtomicI64, Ordering},
-    },
+    sync::atomic::{AtomicI64, Ordering},
 };
 
 use ipbroker_protocol::{socket::routing, time, wake::Waker, zmq::Message};
 use jiff::Timestamp;
+use parking_lot::Mutex;
 
 use crate::{
     executor::Python,
@@ -120,12 +118,7 @@ impl Process {
 
     /// Tells the reaper something.
     pub(crate) fn tell_reaper(&self, line: &Line) {
-        if let Some(reaper) = self
-            .reaper
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .as_mut()
-        {
+        if let Some(reaper) = self.reaper.lock().as_mut() {
             reaper.tell(line);
         }
     }
@@ -178,16 +171,13 @@ pub(crate) struct Outbox {
 impl Outbox {
     /// Adds a message and wakes the other side.
     pub(crate) fn push(&self, message: Outgoing) {
-        self.waiting
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .push(message);
+        self.waiting.lock().push(message);
         self.waker.wake();
     }
 
     /// Appends what waits to a list.
     pub(crate) fn take(&self, list: &mut Vec<Outgoing>) {
-        list.append(&mut self.waiting.lock().unwrap_or_else(PoisonError::into_inner));
+        list.append(&mut self.waiting.lock());
     }
 
     /// Wakes the thread that serves the sockets.

@@ -1,6 +1,6 @@
 //! The executor of requests for the engine's Jupyter kernel: `apply_request` and `execute_request`.
 
-use std::{sync::PoisonError, time::Duration};
+use std::time::Duration;
 
 use ipbroker_protocol::{message::ErrorContent, session::Packer, zmq::Message};
 use serde::Deserialize;
@@ -105,7 +105,7 @@ impl Executor for Request<'_> {
                 return verdict;
             }
         };
-        let mut slot = seat.kernel.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut slot = seat.kernel.lock();
         let kernel = match &mut *slot {
             Slot::Lives(kernel) => kernel,
             other => {

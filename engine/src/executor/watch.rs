@@ -1,7 +1,5 @@
 //! What a task writes, on its way to its client.
 
-use std::sync::PoisonError;
-
 use ipbroker_protocol::{envelope::Envelope, zmq::Message};
 use rustix::process::Pid;
 use serde::Serialize;
@@ -78,8 +76,7 @@ impl Observer for Watch<'_> {
             return;
         }
         if let Some(id) = self.seat.at_work() {
-            let written = self.seat.written.lock();
-            let mut written = written.unwrap_or_else(PoisonError::into_inner);
+            let mut written = self.seat.written.lock();
             written.push(&id, stream, &text);
         }
         if !self.publish {

@@ -1,11 +1,8 @@
 //! Values that an engine holds for its clients, by name.
 
-use std::{
-    collections::HashMap,
-    io::Cursor,
-    sync::{Mutex, MutexGuard, PoisonError},
-};
+use std::{collections::HashMap, io::Cursor};
 
+use parking_lot::{Mutex, MutexGuard};
 use serde::{Deserialize, Serialize, de::DeserializeOwned, de::IgnoredAny};
 
 use super::FunctionError;
@@ -16,7 +13,7 @@ pub struct Values(Mutex<HashMap<String, Vec<u8>>>);
 
 impl Values {
     fn map(&self) -> MutexGuard<'_, HashMap<String, Vec<u8>>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock()
     }
 
     /// Reads a value.

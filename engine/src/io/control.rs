@@ -1,7 +1,5 @@
 //! What comes by the control socket: it is answered while a task runs.
 
-use std::sync::PoisonError;
-
 use ipbroker_protocol::{
     envelope::{Envelope, copies},
     message::{AbortRequest, OutputRequest, types},
@@ -129,7 +127,6 @@ impl Server {
         let engine = &self.seats[seat];
         let running = engine.works_on(&msg_id);
         let written = engine.written.lock();
-        let written = written.unwrap_or_else(PoisonError::into_inner);
         let reply = written.since(&msg_id, seen, running);
         drop(written);
         self.answer(seat, session, envelope, types::OUTPUT_REPLY, &reply);

@@ -17,7 +17,7 @@ use std::{
     },
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::Arc,
     thread::JoinHandle,
     time::{Duration, Instant},
 };
@@ -30,6 +30,7 @@ use ipbroker_protocol::{
     wake::Waker,
     zmq::{self, Context, Socket},
 };
+use parking_lot::{Mutex, MutexGuard};
 use rustix::process::{Pid, PidfdFlags, Signal, kill_process, kill_process_group, pidfd_open};
 use serde_json::json;
 use tempfile::TempDir;
@@ -88,7 +89,7 @@ struct Ended(Mutex<String>);
 
 impl Ended {
     fn last(&self) -> MutexGuard<'_, String> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock()
     }
 }
 
@@ -272,7 +273,7 @@ impl Kernels {
     /// Sees to it that an engine has a running kernel, if one can be had. An engine whose first kernel cannot be started, or
     /// whose kernel died once too often, is to leave.
     pub(crate) fn ensure(&self, process: &Arc<Process>, seat: &Arc<Seat>) {
-        let mut slot = seat.kernel.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut slot = seat.kernel.lock();
         if seat.closing() || seat.given_up().is_some() {
             return;
         }
@@ -284,7 +285,7 @@ impl Kernels {
                 return;
             }
             let cause = kernel.end();
-            *seat.line.lock().unwrap_or_else(PoisonError::into_inner) = None;
+            *seat.line.lock() = None;
             let at_start = !kernel.asked && kernel.born.elapsed() < STEADY;
             stillborn = if at_start { kernel.stillborn + 1 } else { 0 };
             let hopeless = stillborn == STILLBORN.0;
@@ -472,7 +473,7 @@ impl Kernels {
             dir,
         };
         kernel.get_ready(seat, &program)?;
-        *seat.line.lock().unwrap_or_else(PoisonError::into_inner) = Some(line);
+        *seat.line.lock() = Some(line);
         Ok(kernel)
     }
 }
@@ -605,7 +606,7 @@ impl Kernel {
     /// What ended it; ends what is left of it.
     fn end(&mut self) -> String {
         let _ = kill_process_group(self.pid, Signal::KILL);
-        let mut known = self.status.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut known = self.status.lock();
         match self.child.wait() {
             Ok(status) => ended(*known.insert(status)),
             Err(error) => error.to_string(),

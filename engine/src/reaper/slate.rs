@@ -8,12 +8,10 @@
 
 use std::{
     os::fd::{AsFd, BorrowedFd, OwnedFd},
-    sync::{
-        Mutex, PoisonError,
-        atomic::{AtomicI32, Ordering},
-    },
+    sync::atomic::{AtomicI32, Ordering},
 };
 
+use parking_lot::Mutex;
 use rustix::{
     fs::{MemfdFlags, memfd_create},
     io::{Errno, pread, pwrite},
@@ -92,7 +90,7 @@ impl Slate {
 
     /// These tasks of an engine are about to start.
     pub(crate) fn started<'a>(&self, engine: usize, ids: impl IntoIterator<Item = &'a str>) {
-        let mut guard = self.at.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut guard = self.at.lock();
         let cursor = &mut *guard;
         cursor.line.clear();
         for id in ids {

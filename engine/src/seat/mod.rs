@@ -3,7 +3,7 @@
 use std::{
     collections::{HashSet, VecDeque},
     sync::{
-        Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError, RwLock,
+        Arc, OnceLock,
         atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering},
     },
 };
@@ -17,6 +17,7 @@ use ipbroker_protocol::{
     wake::{self, Wake, Waker},
     zmq::Message,
 };
+use parking_lot::{Condvar, Mutex, MutexGuard, RwLock};
 
 use crate::{
     cancel::CancelToken,
@@ -179,20 +180,17 @@ impl Seat {
     }
 
     fn queue(&self) -> MutexGuard<'_, Queue> {
-        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+        self.queue.lock()
     }
 
     /// How its messages are packed and signed.
     pub(crate) fn session(&self) -> Arc<Session> {
-        self.session
-            .read()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone()
+        self.session.read().clone()
     }
 
     /// A controller with another key has come.
     pub(crate) fn set_session(&self, session: Arc<Session>) {
-        *self.session.write().unwrap_or_else(PoisonError::into_inner) = session;
+        *self.session.write() = session;
     }
 
     /// Whether ranges are given back with their request, as a scheduler needs that keeps none.
@@ -207,22 +205,14 @@ impl Seat {
 
     /// The way to its kernel, if it has one.
     pub(crate) fn line(&self) -> Option<Line> {
-        self.line
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone()
+        self.line.lock().clone()
     }
 
     /// Ends its interpreter and its kernel.
     pub(crate) fn end_interpreters(&self) {
-        drop(
-            self.python
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .take(),
-        );
-        *self.line.lock().unwrap_or_else(PoisonError::into_inner) = None;
-        *self.kernel.lock().unwrap_or_else(PoisonError::into_inner) = Slot::Empty;
+        drop(self.python.lock().take());
+        *self.line.lock() = None;
+        *self.kernel.lock() = Slot::Empty;
     }
 
     /// It cannot go on, and is to leave; `for_good`: nor could one that came in its place.
@@ -332,10 +322,7 @@ impl Seat {
                 return Some(task);
             }
             queue.parked = true;
-            queue = self
-                .bell
-                .wait(queue)
-                .unwrap_or_else(PoisonError::into_inner);
+            self.bell.wait(&mut queue);
             queue.parked = false;
         }
     }
@@ -370,7 +357,7 @@ impl Seat {
     }
 
     fn floors(&self) -> MutexGuard<'_, Vec<i32>> {
-        self.waits.lock().unwrap_or_else(PoisonError::into_inner)
+        self.waits.lock()
     }
 
     /// A call of this priority begins to wait for other tasks. What to tell the scheduler, where one listens.

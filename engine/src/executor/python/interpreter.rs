@@ -20,13 +20,14 @@ use std::{
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Stdio},
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc,
         atomic::{AtomicBool, Ordering},
     },
     time::{Duration, Instant},
 };
 
 use ipbroker_protocol::wake::Wake;
+use parking_lot::Mutex;
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
     fs::{MemfdFlags, memfd_create},
@@ -355,7 +356,7 @@ impl Interpreter {
         let status = match &mut self.owner {
             Owner::Own(child) => child.wait().ok(),
             Owner::Kernel(status) => {
-                let known = status.lock().unwrap_or_else(PoisonError::into_inner);
+                let known = status.lock();
                 // Its owner waits for it, too.
                 let look = WaitIdOptions::EXITED | WaitIdOptions::NOWAIT;
                 known.or_else(|| {

@@ -3,14 +3,13 @@
 
 mod interpreter;
 
-use std::sync::{MutexGuard, PoisonError};
-
 use ipbroker_protocol::{
     envelope::Envelope,
     message::{ErrorContent, FunctionCall},
     session::Packer,
     zmq::Message,
 };
+use parking_lot::MutexGuard;
 use rustix::process::Pid;
 use serde::Serialize;
 use serde_bytes::ByteBuf;
@@ -114,11 +113,7 @@ impl<'a> Calls<'a> {
                 return Err(self.unmet.clone().unwrap_or_default().into());
             };
             if self.process.kernels_run_calls() {
-                let mut kernel = self
-                    .seat
-                    .kernel
-                    .lock()
-                    .unwrap_or_else(PoisonError::into_inner);
+                let mut kernel = self.seat.kernel.lock();
                 let host = &self.process.files.host;
                 return match kernel.interpreter() {
                     Ok(interpreter) => Ok(slot.insert(interpreter)),
@@ -152,10 +147,7 @@ impl<'a> Calls<'a> {
     }
 
     fn slot(&self) -> MutexGuard<'a, Option<Interpreter>> {
-        self.seat
-            .python
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
+        self.seat.python.lock()
     }
 
     /// Hears of a call until it is over; while it waits, other tasks are worked on.
