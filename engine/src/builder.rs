@@ -20,7 +20,7 @@ use crate::{
     connect::{self, ConnectError, Controller, Source},
     executor::Python,
     files::{Cache, FileHost},
-    function::{Context, Registry},
+    function::{Context, Executor, FunctionError, Registry},
     host,
     io::{Left, ServeError, Server},
     job::{Limits, Warden},
@@ -247,6 +247,18 @@ impl Builder {
         F: Fn(&Context<'_>, T) -> Result<R, E> + Send + Sync + 'static,
     {
         self.functions.add(name, function);
+        self
+    }
+
+    /// Adds functions of these names, which are all run by an [`Executor`] that `make` makes, one for each logical engine. Where
+    /// it cannot be made, as on a host that lacks a device, `make` returns [`FunctionError::unmet`].
+    #[must_use]
+    pub fn executor<X: Executor + 'static>(
+        mut self,
+        names: impl IntoIterator<Item = impl Into<String>>,
+        make: impl Fn(&Context<'_>) -> Result<X, FunctionError> + Send + Sync + 'static,
+    ) -> Self {
+        self.functions.add_executor(names, make);
         self
     }
 

@@ -5,9 +5,11 @@ mod values;
 
 use std::{
     any::Any,
+    cell::RefCell,
     collections::HashMap,
     fmt::Display,
     panic::{AssertUnwindSafe, catch_unwind},
+    sync::Arc,
 };
 
 use ipbroker_protocol::resources::Grant;
@@ -129,6 +131,34 @@ impl FunctionError {
     }
 }
 
+/// Runs calls with a state of its own: an interpreter of another language, a loaded model, a device.
+///
+/// Each logical engine makes one for itself when the first call comes, and drops it when it leaves; all of that is on the
+/// engine's own thread, so that it need not be [`Send`]. One whose call has panicked is dropped at once, and the next call
+/// makes another. See [`Builder::executor`](crate::Builder::executor).
+pub trait Executor {
+    /// What is called with. [`serde_json::Value`] and the like take anything.
+    type Argument: DeserializeOwned;
+    /// What is returned.
+    type Result: Serialize;
+
+    /// Runs a call of the function `name`, one of those that it was added for.
+    ///
+    /// # Errors
+    /// The client gets them, as those of a function; after [`FunctionError::unmet`] another engine is tried.
+    fn call(
+        &mut self,
+        context: &Context<'_>,
+        name: &str,
+        argument: Self::Argument,
+    ) -> Result<Self::Result, FunctionError>;
+}
+
+thread_local! {
+    /// Executors of the logical engine whose thread this is, by where what makes them is.
+    static EXECUTORS: RefCell<HashMap<usize, Box<dyn Any>>> = RefCell::default();
+}
+
 type Call =
     Box<dyn Fn(&Context<'_>, &[u8], &mut Vec<u8>) -> Result<(), FunctionError> + Send + Sync>;
 
@@ -171,6 +201,30 @@ impl Registry {
                 FunctionError::new("TypeError", format!("the result cannot be packed: {error}"))
             })
         });
+    }
+
+    /// Adds the functions that an executor of this type runs.
+    pub(crate) fn add_executor<X: Executor + 'static>(
+        &mut self,
+        names: impl IntoIterator<Item = impl Into<String>>,
+        make: impl Fn(&Context<'_>) -> Result<X, FunctionError> + Send + Sync + 'static,
+    ) {
+        let make = Arc::new(make);
+        for name in names {
+            let (name, make): (String, _) = (name.into(), make.clone());
+            self.add(&name.clone(), move |context, argument: X::Argument| {
+                let key = Arc::as_ptr(&make).addr();
+                // Away while it works: a panic drops it.
+                let made = EXECUTORS.with_borrow_mut(|made| made.remove(&key));
+                let mut executor = match made.map(Box::<dyn Any>::downcast::<X>) {
+                    Some(Ok(executor)) => executor,
+                    _ => Box::new(make(context)?),
+                };
+                let result = executor.call(context, &name, argument);
+                EXECUTORS.with_borrow_mut(|made| made.insert(key, executor));
+                result
+            });
+        }
     }
 
     /// Adds a function of packed argument and result. A quick one never blocks and takes microseconds: it may run on

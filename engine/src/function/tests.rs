@@ -149,3 +149,39 @@ fn values_are_pushed_and_pulled() {
     assert_eq!(values.names().len(), 70_002);
     assert!(values.remove("a") && !values.remove("a"));
 }
+
+struct Count(u64);
+
+impl Executor for Count {
+    type Argument = u64;
+    type Result = u64;
+
+    fn call(&mut self, _: &Context<'_>, name: &str, by: u64) -> Result<u64, FunctionError> {
+        self.0 += by;
+        match name {
+            "count" => Ok(self.0),
+            name => panic!("no {name}"),
+        }
+    }
+}
+
+#[test]
+fn an_executor_keeps_its_state_until_it_panics() {
+    let mut registry = Registry::new();
+    registry.add_executor(["count", "panic"], |_| Ok(Count(10)));
+    registry.add_executor(["other"], |_| {
+        Err::<Count, _>(FunctionError::unmet("no GPU"))
+    });
+    assert_eq!(
+        registry.names(),
+        ["count", "echo", "noop", "other", "panic", "sleep"]
+    );
+    let values = Values::default();
+    let count = |name: &str, by: u64| call::<u64>(&registry, &values, name, &by);
+    assert_eq!((count("count", 1), count("count", 2)), (Ok(11), Ok(13)));
+    let panicked = count("panic", 0).unwrap_err();
+    assert!(panicked.evalue.contains("no panic"), "{panicked}");
+    assert_eq!(count("count", 1), Ok(11), "it is another one");
+    assert_eq!(count("other", 1), Err(FunctionError::unmet("no GPU")));
+    assert_eq!(count("count", 1), Ok(12));
+}

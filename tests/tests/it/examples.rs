@@ -2,6 +2,7 @@
 
 use std::process::Command;
 
+use ipbroker_client::Client;
 use ipbroker_tests::{
     cluster::Cluster,
     programs::{Finished, Program, run},
@@ -13,6 +14,38 @@ use ipbroker_tests::{
 fn example(cluster: &Cluster, name: &str) -> Finished {
     let command = cluster.bare(&format!("examples/{name}"));
     run(command, cluster.dir(), "", LIMIT * 2).ok()
+}
+
+#[test]
+fn an_executor_of_ones_own_has_a_state_for_each_engine() {
+    let cluster = Cluster::with_engines(0);
+    let mut command = cluster.bare("examples/executor");
+    let connection = std::fs::read_to_string(cluster.connection_file("engine"));
+    command.env(
+        "IPP_CONNECTION_INFO",
+        connection.expect("the engines' file"),
+    );
+    let _engines = Program::spawn(command, cluster.dir());
+    let file = cluster.connection_file("client");
+    let client = Client::builder().file(file).connect().expect("a client");
+    assert_eq!(client.wait_for_engines(2, Some(LIMIT)), 2);
+    let view = client.direct_view();
+    let call = |engine: usize, name: &str, number: u64| -> Vec<u64> {
+        let view = client
+            .direct_view_of(&view.ids()[engine..=engine])
+            .expect("it is there");
+        let result = view.apply(name, &number).expect("it is sent");
+        result.get().expect("a number")
+    };
+    assert_eq!(call(0, "primes_below", 1000), [168]);
+    assert_eq!(call(0, "primes_below", 100), [25]);
+    assert_eq!(call(0, "known", 0), [1000]);
+    assert_eq!(call(1, "known", 0), [2]);
+    let error = client
+        .load_balanced_view()
+        .apply::<u64>("primes_below", &u64::MAX);
+    let error = error.expect("it is sent").get().expect_err("too much");
+    assert!(error.to_string().contains("is too much for"), "{error}");
 }
 
 #[test]
