@@ -216,6 +216,10 @@ const MESSAGES: &[fn(Packer, &[u8])] = &[
     only::<LeaveReply>,
     one::<EventsRequest>,
     only::<Sample>,
+    one::<OutputRequest>,
+    one::<OutputReply>,
+    one::<ScaleRequest>,
+    one::<WebReply>,
     one::<GraphRequest>,
     one::<GraphReply>,
 ];
