@@ -2,7 +2,7 @@
 
 use std::{
     path::PathBuf,
-    sync::atomic::{AtomicI64, Ordering},
+    sync::atomic::{AtomicI64, AtomicU32, Ordering},
 };
 
 use ipbroker_protocol::{socket::routing, time, wake::Waker, zmq::Message};
@@ -43,6 +43,8 @@ pub(crate) struct Process {
     pub(crate) max_message: u64,
     /// The value of [`crate::reaper::MARK`] for jobs.
     pub(crate) mark: String,
+    /// How many jobs have got a number, where they get one.
+    jobs: Option<AtomicU32>,
     /// Tasks run on just the cores that they were granted.
     pub(crate) pin: bool,
     /// Who ends the jobs when the process is gone; none in tests.
@@ -76,6 +78,7 @@ impl Process {
     ) -> Self {
         Self {
             mark: reaper::mark(&id),
+            jobs: reaper::numbered().then(AtomicU32::default),
             id,
             functions,
             python,
@@ -107,6 +110,19 @@ impl Process {
             Timestamp::now(),
             -(self.offset.load(Ordering::Relaxed) as f64) / 1e6,
         )
+    }
+
+    /// The [number](reaper::number) of a new job; none where it cannot be given.
+    pub(crate) fn number_job(&self) -> Option<u64> {
+        let count = self.jobs.as_ref()?.fetch_add(1, Ordering::Relaxed);
+        Some(reaper::number(&self.id, 1 + count % reaper::JOBS))
+    }
+
+    /// Marks an interpreter or a kernel as ours, and so all that it starts.
+    pub(crate) fn number_interpreter(&self, pid: rustix::process::Pid) {
+        if self.jobs.is_some() {
+            reaper::set_number(Some((pid, reaper::number(&self.id, 0))));
+        }
     }
 
     /// A new directory for a job, which goes with this process whatever ends it.

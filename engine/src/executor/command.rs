@@ -4,7 +4,7 @@ use std::{
     borrow::Cow,
     ffi::OsString,
     path::{Path, PathBuf},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use ipbroker_protocol::{
@@ -22,7 +22,7 @@ use crate::{
     files::{self, Scratch},
     job::{self, Input, Job, Stop},
     process::Process,
-    reaper::{Line, MARK, TASK, kill_strays},
+    reaper::{Line, MARK, TASK, end_strays},
     seat::Seat,
     task::Task,
 };
@@ -57,7 +57,8 @@ impl<'a> Commands<'a> {
             ))
         };
         let single: Command = session
-            .unpack(task.envelope.content())
+            .packer
+            .unpack_map(task.envelope.content())
             .map_err(|error| wrong(&error))?;
         let mut template = serde_json::Map::new();
         // The buffers of an ordinary job are its input files.
@@ -128,6 +129,10 @@ impl<'a> Commands<'a> {
     /// Runs one job and fills in its result.
     fn run_one(&mut self, index: u64, result: &mut CommandResult) -> Result<Verdict, Refusal> {
         let command = self.command(index)?;
+        if command.cmd.is_empty() {
+            let text = "command_request: `cmd`, the command for bash, is missing or empty";
+            return Err((Verdict::Failed, "ValueError", text.to_owned()));
+        }
         let place = Place::of(self.process, &command)?;
         let told = granted::tell(self.process, &self.task.wants)
             .map_err(|error| (Verdict::Failed, error.ename(), error.to_string()))?;
@@ -174,6 +179,7 @@ impl<'a> Commands<'a> {
         job.memory_limit = memory;
         let cage = memory.and_then(|memory| self.process.limits.cage(memory));
         job.prelude = cage.as_ref().map(job::Cage::prelude);
+        job.number = self.process.number_job();
         let begun = self.seat.begin_member(index);
         let (generation, _) = begun.map_err(|stop| {
             let (verdict, error) = stopped(&stop, self.seat, self.host());
@@ -226,8 +232,12 @@ impl<'a> Commands<'a> {
             .take()
             .filter(|_| late.is_some() || cage.is_some());
         if stop.is_some() {
-            // Before its files are marked: nobody writes them any more.
-            kill_strays(&id);
+            // Before its files are marked: nobody writes them any more. What was killed has used up its patience.
+            let grace = match ended.signal {
+                Some(9) => Duration::ZERO,
+                _ => self.process.warden.grace,
+            };
+            end_strays(&id, job.number.unwrap_or(u64::MAX), grace);
         }
         if stop.is_some() || ended.code != 0 {
             before.distrust();
@@ -371,6 +381,7 @@ impl<'a> Commands<'a> {
             time_limit: command.limit.time,
             memory_limit: command.limit.memory,
             prelude: None,
+            number: None,
             capture: usize::try_from(command.capture)
                 .ok()
                 .filter(|bytes| *bytes > 0),

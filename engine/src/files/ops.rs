@@ -1,7 +1,7 @@
 //! The operations that clients ask for by `fs_request`: no more than the engine's user may do.
 
 use std::{
-    fs::{self, File, OpenOptions},
+    fs,
     io::{Read, Seek, SeekFrom, Write},
     os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt},
     path::{Path, PathBuf},
@@ -10,7 +10,7 @@ use std::{
 use ipbroker_protocol::message::{FsOp, FsReply, FsRequest, FsStat};
 use rustix::fs::{CWD, FileType, Mode, mknodat};
 
-use super::{Cache, FileError, private_dir};
+use super::{Cache, FileError, private_dir, unwaiting};
 
 /// More than this is read in several requests: a message is held in memory.
 const LARGEST_READ: u64 = 256 << 20;
@@ -188,7 +188,7 @@ fn set_mode(path: &Path, mode: Option<u32>) -> Result<(), FileError> {
 }
 
 fn write(path: &Path, request: &FsRequest, bytes: &[u8]) -> Result<(), FileError> {
-    let mut file = OpenOptions::new()
+    let mut file = unwaiting()
         .create(true)
         .append(request.append)
         .write(true)
@@ -203,7 +203,10 @@ fn write(path: &Path, request: &FsRequest, bytes: &[u8]) -> Result<(), FileError
 }
 
 fn read(path: &Path, request: &FsRequest, reply: &mut FsReply) -> Result<Vec<u8>, FileError> {
-    let mut file = File::open(path).map_err(FileError::io("read", path))?;
+    let mut file = unwaiting()
+        .read(true)
+        .open(path)
+        .map_err(FileError::io("read", path))?;
     let meta = file.metadata().map_err(FileError::io("read", path))?;
     if meta.is_dir() {
         return Err(FileError::io("read", path)(

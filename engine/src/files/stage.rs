@@ -9,7 +9,7 @@ use std::{
 
 use ipbroker_protocol::{message::Staged, zmq::Message};
 
-use super::{Cache, FileError};
+use super::{Cache, FileError, unwaiting};
 
 /// A new directory that nobody else on this host can look into.
 pub(crate) fn private_dir(prefix: &str, parent: &Path) -> io::Result<tempfile::TempDir> {
@@ -111,7 +111,7 @@ fn read(path: &Path, left: &mut u64) -> io::Result<Vec<u8>> {
             LARGEST_OUTPUTS >> 20
         ))
     };
-    let file = fs::File::open(path)?;
+    let file = unwaiting().read(true).open(path)?;
     if file.metadata()?.len() > *left {
         return Err(too_much());
     }

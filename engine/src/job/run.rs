@@ -7,7 +7,7 @@ use std::{
     os::{
         fd::{AsFd, OwnedFd},
         unix::{
-            fs::OpenOptionsExt,
+            fs::{FileTypeExt, OpenOptionsExt},
             process::{CommandExt, ExitStatusExt},
         },
     },
@@ -65,6 +65,8 @@ pub(crate) struct Job {
     pub memory_limit: Option<u64>,
     /// A prefix to the script that puts the shell into a control group.
     pub prelude: Option<String>,
+    /// The [number](crate::reaper::number) by which all that it starts is found.
+    pub number: Option<u64>,
     /// How many bytes of each output that goes to no file are kept; `None`: they are dropped.
     pub capture: Option<usize>,
 }
@@ -238,11 +240,36 @@ fn command(job: &Job) -> Result<(Command, Option<tempfile::NamedTempFile>), JobE
     let mut command = Command::new(SHELL);
     command.args(["-o", "pipefail"]);
     let mut script = String::new();
+    if let Some(number) = job.number {
+        script += &format!("ulimit -Sm {number}; ");
+    }
     if let Some(prelude) = &job.prelude {
         script += prelude;
     }
     if let Some(umask) = job.umask {
         script += &format!("umask {umask:04o}; ");
+    }
+    let out = job.out.as_deref().filter(|path| is_pipe(job, path));
+    let err = job.err.as_deref().filter(|path| is_pipe(job, path));
+    let stdin = match &job.stdin {
+        Input::File(path) => Some(path.as_path()).filter(|path| is_pipe(job, path)),
+        _ => None,
+    };
+    // Opening a pipe waits for its other end: the job does that, which can be stopped.
+    let mut redirect = |sign: &str, path: &Path| {
+        let path = path.to_string_lossy().replace('\'', r"'\''");
+        script += &format!("exec {sign}'{path}'; ");
+    };
+    if let Some(path) = stdin {
+        redirect("<", path);
+    }
+    if let Some(path) = out {
+        redirect(">", path);
+    }
+    match err {
+        Some(path) if out != Some(path) => redirect("2>", path),
+        Some(_) => script += "exec 2>&1; ",
+        None => {}
     }
     script += &job.cmd;
     let mut file = None;
@@ -272,7 +299,10 @@ fn command(job: &Job) -> Result<(Command, Option<tempfile::NamedTempFile>), JobE
         command.env("PWD", cd);
     }
     command.process_group(0);
-    command.stdin(input(job)?);
+    command.stdin(match stdin {
+        Some(_) => Stdio::null(),
+        None => input(job)?,
+    });
     let unkept = || {
         if job.capture.is_some() {
             Stdio::piped()
@@ -283,6 +313,7 @@ fn command(job: &Job) -> Result<(Command, Option<tempfile::NamedTempFile>), JobE
     let mut opened: Option<File> = None;
     match &job.out {
         None => command.stdout(unkept()),
+        Some(_) if out.is_some() => command.stdout(Stdio::null()),
         Some(path) => {
             let file = create(job, path, "standard output")?;
             if job.err.as_ref() == Some(path) {
@@ -297,6 +328,7 @@ fn command(job: &Job) -> Result<(Command, Option<tempfile::NamedTempFile>), JobE
     };
     match (&job.err, opened) {
         (None, _) => command.stderr(unkept()),
+        (Some(_), _) if err.is_some() => command.stderr(Stdio::null()),
         (Some(_), Some(same)) => command.stderr(same),
         (Some(path), None) => command.stderr(create(job, path, "standard error")?),
     };
@@ -307,6 +339,10 @@ fn resolve(job: &Job, path: &Path) -> PathBuf {
     job.cd
         .as_ref()
         .map_or_else(|| path.to_owned(), |cd| cd.join(path))
+}
+
+fn is_pipe(job: &Job, path: &Path) -> bool {
+    std::fs::metadata(resolve(job, path)).is_ok_and(|meta| meta.file_type().is_fifo())
 }
 
 fn create(job: &Job, path: &Path, what: &'static str) -> Result<File, JobError> {

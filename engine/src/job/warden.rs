@@ -25,7 +25,8 @@ const KERNEL: Duration = Duration::from_secs(5);
 /// Watches running jobs; its thread starts with the first one.
 #[derive(Debug)]
 pub(crate) struct Warden {
-    grace: Duration,
+    /// Between TERM and KILL.
+    pub(crate) grace: Duration,
     sender: OnceLock<Sender<Watch>>,
 }
 

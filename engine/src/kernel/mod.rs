@@ -435,6 +435,7 @@ impl Kernels {
                 for_good: error.kind() == io::ErrorKind::NotFound,
             })?;
         let pid = Pid::from_child(&child);
+        process.number_interpreter(pid);
         let status = Status::default();
         let started = pidfd_open(pid, PidfdFlags::empty())
             .map_err(io::Error::from)

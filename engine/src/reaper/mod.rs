@@ -23,7 +23,7 @@ use serde::{Deserialize, Serialize};
 use crate::executor::fresh::Before;
 
 pub(crate) use slate::{Slate, read};
-pub(crate) use sweep::{MARK, TASK, kill_strays, mark, sweep};
+pub(crate) use sweep::{JOBS, MARK, TASK, end_strays, mark, number, numbered, set_number, sweep};
 
 /// Set for the program that is started again as a reaper.
 const ROLE: &str = "IPBROKER_REAPER";
@@ -111,6 +111,7 @@ impl Reaper {
         // Standard output carries the slate in and, as a pipe could not, nothing out: readiness is told on the slate.
         command
             .env_remove(MARK)
+            .env_remove(TASK)
             .process_group(0)
             .stdin(Stdio::piped());
         command.stdout(Stdio::from(slate.fd().try_clone_to_owned()?));
@@ -145,6 +146,8 @@ impl Reaper {
 
 /// The reaper's own life.
 fn serve(report: impl FnOnce(Obituary)) {
+    // Whoever ends the job in which the engine was started leaves its jobs to us.
+    set_number(None);
     for signal in [
         signal_hook::consts::SIGINT,
         signal_hook::consts::SIGTERM,

@@ -14,20 +14,28 @@ fn wait_for(what: &str, mut done: impl FnMut() -> bool) {
     }
 }
 
-/// A job that ignores TERM and has a child in a session of its own; returns after both run.
+/// A job that ignores TERM and has a child in a session of its own, and one without its environment; returns after all run.
 fn stubborn(id: &str, dir: &Path) -> Child {
     let script = "trap '' TERM; setsid bash -c 'trap \"\" TERM; touch child; while :; do sleep 0.1; done' & \
+                  env -i setsid -f bash -c 'echo $$ > pid; mv pid hidden; exec sleep 600'; \
                   while :; do sleep 0.1; done";
     let mut command = Command::new("/bin/bash");
     command
-        .args(["-c", script])
+        .args(["-c", &format!("ulimit -Sm {}; {script}", number(id, 7))])
         .current_dir(dir)
         .env(MARK, mark(id))
         .process_group(0)
         .stdin(Stdio::null());
     let child = command.spawn().unwrap();
-    wait_for("the job's child", || dir.join("child").exists());
+    wait_for("the job's children", || {
+        dir.join("child").exists() && dir.join("hidden").exists()
+    });
     child
+}
+
+fn hidden_runs(dir: &Path) -> bool {
+    let pid = std::fs::read_to_string(dir.join("hidden")).unwrap();
+    crate::job::stat(pid.trim().parse().unwrap()).is_some_and(|stat| !stat.zombie)
 }
 
 fn marked_count(id: &str) -> usize {
@@ -53,6 +61,7 @@ fn sweep_ends_group_and_strays() {
     sweep(&[pid], &id, Duration::from_millis(100));
     waiter.join().unwrap().unwrap();
     assert_eq!((marked_count(&id), other), (0, 0));
+    assert!(!hidden_runs(dir.path()));
 }
 
 #[test]
@@ -66,5 +75,7 @@ fn the_shell_reaper_kills_when_its_pipe_ends() {
     assert!(marked_count(&id) >= 2);
     reaper.finish();
     waiter.join().unwrap().unwrap();
-    wait_for("the end of the job", || marked_count(&id) == 0);
+    wait_for("the end of the job", || {
+        marked_count(&id) == 0 && !hidden_runs(dir.path())
+    });
 }

@@ -271,6 +271,88 @@ fn abort_stops_what_runs_within_a_second() {
     );
 }
 
+/// What clears its environment, leaves its session and its parent ends with its job, or with its engine; and nothing else does.
+#[test]
+fn what_a_job_hides_ends_with_it() {
+    let mut cluster = Cluster::builder().arg("--nodb").start();
+    cluster.start_engines(2);
+    cluster.wait_engines(2);
+    let name = |number: u32| format!("sleep 300.{}{number}", std::process::id());
+    let sleeping = || -> Vec<u32> {
+        let lines: Vec<String> = std::fs::read_dir("/proc")
+            .unwrap()
+            .filter_map(|entry| std::fs::read_to_string(entry.ok()?.path().join("cmdline")).ok())
+            .map(|line| line.replace('\0', " ").trim_end().to_owned())
+            .collect();
+        (1..=4)
+            .filter(|number| lines.contains(&name(*number)))
+            .collect()
+    };
+    let client = RawClient::new(&cluster, "task");
+    let finished = client.command(&format!("env -i setsid -f {}", name(1)), json!({}));
+    assert_eq!(client.reply(&finished).content["code"], 0);
+    let stopped = client.command(
+        &format!(
+            "env -i setsid {} & env -i setsid -f {}; sleep 500",
+            name(2),
+            name(3)
+        ),
+        json!({}),
+    );
+    client.command(
+        &format!("env -i setsid -f {}; sleep 500", name(4)),
+        json!({}),
+    );
+    eventually("all to run", LIMIT, || {
+        (sleeping() == [1, 2, 3, 4]).then_some(())
+    });
+    cluster.client(&["abort", &stopped]).ok();
+    assert_eq!(client.reply(&stopped).content["status"], "aborted");
+    assert_eq!(sleeping(), [1, 4]);
+    cluster.engines[0].kill();
+    eventually("the others to be gone", LIMIT, || {
+        sleeping().is_empty().then_some(())
+    });
+}
+
+/// A named pipe that nobody opens holds up its job, which can be stopped, and not its engine.
+#[test]
+fn a_pipe_without_another_end_holds_up_no_engine() {
+    let cluster = Cluster::builder().args(["-n", "1", "--nodb"]).start();
+    cluster.wait_engines(1);
+    let client = RawClient::new(&cluster, "task");
+    let ask = |mut content: Value| {
+        content["cd"] = json!(cluster.dir());
+        let (wire, socket) = (&client.wire, &client.socket);
+        let header = wire.send(socket, "command_request", json!({}), content, &[]);
+        header["msg_id"].as_str().unwrap().to_owned()
+    };
+    assert_eq!(
+        client.reply(&ask(json!({"cmd": "mkfifo 'a b'"}))).content["code"],
+        0
+    );
+    for key in ["out", "err", "stdin_file"] {
+        let limited = ask(json!({"cmd": "true", key: "a b", "limit": {"time": 0.2}}));
+        assert_eq!(client.reply(&limited).content["limit"], "time", "{key}");
+    }
+    let aborted = ask(json!({"cmd": "true", "out": "a b", "err": "a b"}));
+    eventually("the job to run", LIMIT, || {
+        let processes = cluster.processes();
+        processes
+            .iter()
+            .any(|(_, line)| line.contains("exec >'a b'"))
+            .then_some(())
+    });
+    cluster.client(&["abort", &aborted]).ok();
+    assert_eq!(client.reply(&aborted).content["status"], "aborted");
+    let read = ask(json!({"cmd": "echo one; echo two >&2", "out": "a b", "err": "a b"}));
+    assert_eq!(
+        std::fs::read_to_string(cluster.path("a b")).unwrap(),
+        "one\ntwo\n"
+    );
+    assert_eq!(client.reply(&read).content["code"], 0);
+}
+
 #[test]
 fn a_client_that_vanishes_takes_its_jobs_with_it() {
     let cluster = Cluster::builder().args(["-n", "1", "--nodb"]).start();

@@ -134,14 +134,16 @@ impl<'a> Calls<'a> {
             }
             let started =
                 Interpreter::start(&python.program, &self.process.files.work_dir, environment);
-            *slot = Some(started.map_err(|error| {
+            let started = started.map_err(|error| {
                 let text = format!(
                     "{}: cannot start {}: {error}",
                     self.process.files.host,
                     python.program.display()
                 );
                 Box::new(ErrorContent::new("UnmetDependency", text))
-            })?);
+            })?;
+            self.process.number_interpreter(started.pid);
+            *slot = Some(started);
         }
         Ok(slot.as_mut().expect("started above"))
     }
