@@ -20,8 +20,10 @@ pub enum ArrayError {
         /// Bytes found.
         found: usize,
     },
-    /// An offset lies before its predecessor or past the blob.
-    #[error("offset {index} of an array is out of order or past its {blob} bytes of values")]
+    /// An offset lies before its predecessor or past the blob, or the first is not 0.
+    #[error(
+        "offset {index} of an array is wrong: they begin with 0, never decrease and end within its {blob} bytes of values"
+    )]
     Offset {
         /// Which one.
         index: u64,
@@ -125,7 +127,7 @@ impl<'a> View<'a> {
         let mut last = 0;
         for (index, bytes) in offsets.chunks_exact(4).enumerate() {
             let offset = u32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]) as usize;
-            if offset < last || offset > blob.len() {
+            if offset < last || offset > blob.len() || index == 0 && offset != 0 {
                 return Err(ArrayError::Offset {
                     index: index as u64,
                     blob: blob.len(),

@@ -14,6 +14,7 @@ use crate::{
     frames::Frames,
     message::Header,
     time,
+    value::{AnyMap, Map},
 };
 
 /// How maps are packed. Headers are relayed as they are, so a cluster has one packer.
@@ -69,6 +70,24 @@ impl Packer {
                 serde_json::from_slice(bytes).map_err(|error| UnpackError(error.to_string()))
             }
         }
+    }
+}
+
+impl Packer {
+    /// Unpacks a map of which an error says which key is wrong.
+    ///
+    /// # Errors
+    /// [`UnpackError`] when the bytes are not such a map.
+    pub fn unpack_map<T: DeserializeOwned>(self, bytes: &[u8]) -> Result<T, UnpackError> {
+        self.unpack(bytes).map_err(|error| {
+            let AnyMap(map) = self.unpack(bytes).unwrap_or_default();
+            let wrong = map.into_iter().find_map(|(key, value)| {
+                let one = Map::from_iter([(key.clone(), value)]);
+                let why = serde_json::from_value::<T>(one.into()).err()?;
+                Some(UnpackError(format!("`{key}`: {why}")))
+            });
+            wrong.unwrap_or(error)
+        })
     }
 }
 

@@ -144,7 +144,7 @@ _encode = json.JSONEncoder(default=_plain).encode
 def run(client: "Client", jobs: Iterable[Mapping[str, Any]], options: Dict[str, Any]) -> Jobs:
     """Submits jobs; options hold for those that do not say otherwise."""
     cwd = os.path.abspath(options.pop("cwd", None) or os.getcwd())
-    known = {"any", "capture", "cd", "cpus", "env", "gpus", "host", "limit", "max_crashes", "memory", "nodes", "prefer", "prefer_wait", "priority", "require", "resources", "retries", "retry_delay", "scratch", "tags", "time", "timeout"}
+    known = {"any", "capture", "cd", "cpus", "env", "gpus", "host", "limit", "max_crashes", "memory", "nodes", "prefer", "prefer_wait", "priority", "require", "resources", "retries", "retry_delay", "scratch", "tags", "time", "timeout", "unmet_exit"}
     unknown = sorted(options.keys() - known)
     if unknown:
         raise TypeError(f"unknown option {unknown[0]!r}: there are cwd, {', '.join(sorted(known))}")

@@ -29,7 +29,7 @@ use crate::source::{self, Line};
 #[derive(Debug, Args)]
 #[command(mut_arg("tags", |tags| tags.alias("tag")), after_help = "\
 Keys of a job: cmd (the command, for bash), cd, out, err (files), host (list), and: id, after, follow (lists of ids), \
-any, on (success, failure, always), timeout, retries, retry_delay, max_crashes, prefer, prefer_wait, tags, priority, require, \
+any, on (success, failure, always), timeout, retries, retry_delay, max_crashes, prefer, prefer_wait, tags, priority, require, unmet_exit, \
 cpus, gpus, memory, resources ({\"name\": amount}), any (alternatives of these), nodes (whole hosts), time, env, stdin, limit, capture, scratch, creates and needs (files: run only if one of creates is missing, or older than one of needs), put (files to send before, as a list or {\"here\": \"there\"}), get (files to fetch after, as a list or \
 {\"there\": \"here\"}; a job with either runs in a directory of its own unless it has cd). Other keys are yours and come back. The same object comes back with `result`: code, submitted, started, completed, \
 received, elapsed, engine_id, host, pyerr, pyout, status (ok, error, aborted), msg_id, error.

@@ -57,6 +57,13 @@ impl Keys<'_> {
         })
     }
 
+    pub(super) fn exit_code(&self, key: &'static str) -> Result<Option<i32>, LineError> {
+        self.read(key, "an exit code from 1 to 255", |value| {
+            let code = value.as_i64().filter(|code| (1..=255).contains(code))?;
+            code.try_into().ok()
+        })
+    }
+
     pub(super) fn seconds(&self, key: &'static str) -> Result<Option<f64>, LineError> {
         self.get(key).map(|value| seconds(key, value)).transpose()
     }

@@ -157,6 +157,8 @@ pub struct Job {
     pub creates: Vec<String>,
     /// Files that must be there when it starts.
     pub needs: Vec<String>,
+    /// The exit code by which it says that its engine lacks what it needs.
+    pub unmet_exit: Option<i32>,
     /// Run in a fresh directory that is removed after.
     pub scratch: bool,
     /// Files that are sent before the start.
@@ -224,6 +226,7 @@ impl Job {
             capture: self.capture.unwrap_or(0),
             limit: self.limit,
             require: self.placement.require.clone(),
+            unmet_exit: self.unmet_exit,
             creates: self.creates.clone(),
             needs: self.needs.clone(),
             scratch: self.scratch || moves,
@@ -262,7 +265,7 @@ pub fn parse_line(line: u64, bytes: &[u8]) -> Result<Job, LineError> {
 }
 
 /// All keys that mean something.
-const KEYS: [&str; 35] = [
+const KEYS: [&str; 36] = [
     "after",
     "any",
     "capture",
@@ -298,6 +301,7 @@ const KEYS: [&str; 35] = [
     "tags",
     "time",
     "timeout",
+    "unmet_exit",
 ];
 
 /// What other programs call some of these.
@@ -374,6 +378,7 @@ fn from_object(object: &Map<String, Value>) -> Result<Job, LineError> {
         capture: keys.capture()?,
         creates: keys.paths("creates")?,
         needs: keys.paths("needs")?,
+        unmet_exit: keys.exit_code("unmet_exit")?,
         scratch: keys.boolean("scratch")?.unwrap_or(false),
         put: keys.transfers("put", true)?,
         get: keys.transfers("get", false)?,

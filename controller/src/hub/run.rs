@@ -427,7 +427,8 @@ impl Hub {
                 None if clock.is_some() => {
                     self.tell_engine(heart, types::REREGISTER_NOTICE, &Empty {})
                 }
-                None => self.pong_junk.refuse("unknown heart", &hex(identity)),
+                // An engine may echo before it registers.
+                None => tracing::debug!(identity = hex(identity), "unknown heart"),
             },
             Pong::Stale => self.pong_junk.refuse("stale heartbeat", &hex(identity)),
         }

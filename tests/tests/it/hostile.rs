@@ -19,6 +19,78 @@ use ipbroker_tests::{
 use rand::{RngExt, SeedableRng, rngs::StdRng};
 use serde_json::json;
 
+#[test]
+fn a_request_that_is_wrong_is_told_what_is_wrong() {
+    let cluster = Cluster::with_engines(1);
+    let client = RawClient::new(&cluster, "task");
+    let ask = |metadata, content, buffers: &[Vec<u8>]| {
+        let header = client.wire.send(
+            &client.socket,
+            "command_request",
+            metadata,
+            content,
+            buffers,
+        );
+        client.reply(header["msg_id"].as_str().unwrap()).content
+    };
+    let offsets = [1u32, 1].map(u32::to_le_bytes).concat();
+    for (answer, says) in [
+        (ask(json!({}), json!({}), &[]), "`cmd`"),
+        (
+            ask(json!({"timeout": "x"}), json!({"cmd": "true"}), &[]),
+            "`timeout`",
+        ),
+        (
+            ask(json!({}), json!({"cmd": "true", "capture": "x"}), &[]),
+            "`capture`",
+        ),
+        (
+            ask(
+                json!({"array": 1}),
+                json!({"cmd": "true"}),
+                &[offsets, vec![0x80]],
+            ),
+            "begin with 0",
+        ),
+    ] {
+        assert_eq!(answer["ename"], "ValueError", "{answer}");
+        assert!(
+            answer["evalue"].as_str().unwrap().contains(says),
+            "{answer}"
+        );
+    }
+}
+
+/// Who did not ask for acknowledgements gets none, whatever it sends twice.
+#[test]
+fn what_is_sent_twice_is_answered_in_kind() {
+    let cluster = Cluster::with_engines(1);
+    let client = RawClient::new(&cluster, "task");
+    for ack in [false, true] {
+        let header = client.wire.header("command_request");
+        let frames = client.wire.frames(
+            &header,
+            &json!({}),
+            &json!({"ack": ack}),
+            &json!({"cmd": "true"}),
+            &[],
+        );
+        for _ in 0..2 {
+            client.socket.send_multipart(&frames, 0).unwrap();
+        }
+        let last = client.command("true", json!({}));
+        let mut acks = 0;
+        loop {
+            let message = client.wire.receive(&client.socket, 30_000).unwrap();
+            acks += usize::from(message.msg_type() == "submit_ack");
+            if message.parent_id() == last {
+                break;
+            }
+        }
+        assert_eq!(acks > 0, ack);
+    }
+}
+
 /// Zero to twenty frames: noise, pieces of messages, whole messages that somebody bent.
 fn junk(random: &mut StdRng, sample: &[Vec<u8>], engines: &[(u64, String)]) -> Vec<Vec<u8>> {
     let count = random.random_range(0..=20usize);

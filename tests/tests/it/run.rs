@@ -491,6 +491,26 @@ fn a_daemon_does_not_outlive_its_cluster() {
 }
 
 #[test]
+fn a_job_that_finds_out_what_its_engine_lacks_goes_to_another() {
+    let place = place();
+    let cmd =
+        "echo $IPBROKER_ENGINE_ID >> ran; [ $IPBROKER_ENGINE_ID != \"$(head -1 ran)\" ] || exit 75";
+    let jobs = [json!({"cmd": cmd, "unmet_exit": 75})];
+    let run = local(&place, &[], &jobs).ok();
+    assert_eq!(result(&run.json_lines(), cmd)["code"], 0);
+    let mut ran: Vec<String> = place.read("ran").lines().map(str::to_owned).collect();
+    ran.sort();
+    assert_eq!(ran, ["0", "1"]);
+    let run = local(&place, &[], &[json!({"cmd": "true", "unmet_exit": 0})]);
+    assert!(
+        run.stderr.contains("an exit code from 1 to 255"),
+        "{}",
+        run.stderr
+    );
+    assert_ne!(run.code(), 0);
+}
+
+#[test]
 fn interrupted() {
     let place = place();
     let mut jobs = String::from("{\"cmd\": \"echo done\"}\n");

@@ -60,7 +60,7 @@ impl Pure {
             types::RESUME_REQUEST => return Verdict::Swallow,
             _ => {}
         }
-        let metadata: TaskMetadata = match packer.unpack(&frames[at::METADATA]) {
+        let metadata: TaskMetadata = match packer.unpack_map(&frames[at::METADATA]) {
             Ok(metadata) => metadata,
             Err(error) => return Verdict::Refuse(format!("metadata: {error}")),
         };
@@ -174,6 +174,10 @@ fn lacking(metadata: &TaskMetadata) -> Option<&'static str> {
         (!metadata.tags.is_empty(), "`tags`"),
         (metadata.retries.unwrap_or(0) > 0, "`retries`"),
         (metadata.max_crashes.unwrap_or(0) > 0, "`max_crashes`"),
+        (
+            metadata.retry_delay.is_some_and(|delay| delay > 0.0),
+            "`retry_delay`",
+        ),
         (
             metadata.timeout.is_some_and(|timeout| timeout > 0.0),
             "`timeout`",

@@ -161,6 +161,10 @@ impl Scheduler {
             return;
         };
         group.remaining = group.remaining.saturating_sub(range.end - range.start);
+        let mut text = text.to_owned();
+        if let (FailKind::TaskTimeout, Some(lacked)) = (kind, &group.lacked) {
+            text += &format!("; the last engine said: {lacked}");
+        }
         let outcome = match kind {
             FailKind::TaskAborted => core::Outcome::Aborted,
             _ => core::Outcome::Error,

@@ -44,7 +44,7 @@ impl MetadataCache {
     fn get(&mut self, session: &Session, bytes: &[u8]) -> Result<&TaskMetadata, UnpackError> {
         if self.bytes != bytes || bytes.is_empty() {
             self.bytes.clear();
-            self.parsed = session.packer.unpack(bytes)?;
+            self.parsed = session.packer.unpack_map(bytes)?;
             self.bytes.extend_from_slice(bytes);
         }
         Ok(&self.parsed)
@@ -173,7 +173,9 @@ impl Scheduler {
         if self.journal.keeps() {
             let state = self.core.state(msg_id);
             if state != TaskState::Unknown {
-                self.duplicate(frames[0], msg_id, state);
+                let metadata = self.cache.get(&self.session, frames[at::METADATA]);
+                let ack = metadata.is_ok_and(|metadata| metadata.ack == Some(true));
+                self.duplicate(frames[0], msg_id, state, ack);
                 return Ok(None);
             }
         }
@@ -274,7 +276,7 @@ impl Scheduler {
             }
             Err(Refusal::Empty) => Err(Bad::new("an array needs at least one member")),
             Err(Refusal::Duplicate(state)) => {
-                self.duplicate(frames[0], msg_id, state);
+                self.duplicate(frames[0], msg_id, state, group.ack);
                 Ok(None)
             }
         }
@@ -305,9 +307,12 @@ impl Scheduler {
         }
     }
 
-    /// A task that is known already is never run twice: it is acknowledged again, and answered again if it is done.
-    fn duplicate(&mut self, client: &[u8], msg_id: &str, state: TaskState) {
-        self.acks.add(client, msg_id, true);
+    /// A task that is known already is never run twice: it is acknowledged again, to a client that wants that, and
+    /// answered again if it is done.
+    fn duplicate(&mut self, client: &[u8], msg_id: &str, state: TaskState, ack: bool) {
+        if ack {
+            self.acks.add(client, msg_id, true);
+        }
         if matches!(state, TaskState::Ok | TaskState::Failed) {
             self.resume(
                 client,

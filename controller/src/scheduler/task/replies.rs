@@ -7,7 +7,7 @@ use ipbroker_protocol::{
     bundle,
     envelope::{DELIMITER, Envelope},
     frames::{Frames, Packed, slices},
-    message::{ErrorContent, HeaderRef, LeaveReply, ParentRef, ReplyMetadata, Waiting, types},
+    message::{HeaderRef, LeaveReply, ParentRef, ReplyMetadata, Waiting, types},
     route,
     session::Packer,
     time,
@@ -18,7 +18,7 @@ use super::{
     Outgoing, Scheduler,
     frames::part,
     groups::{Body, Group},
-    watch::Ended,
+    watch::{self, Ended},
 };
 use crate::{
     scheduler::command::Departure,
@@ -249,11 +249,16 @@ impl Scheduler {
                 run: (seconds * SECOND as f64) as u64,
             },
         );
-        if default == Outcome::Unmet
+        let unmet = exceptions
+            .iter()
+            .find_map(|(index, outcome)| (*outcome == Outcome::Unmet).then(|| index - lo));
+        if let Some(at) = unmet.or((default == Outcome::Unmet).then_some(0))
             && let Some(group) = self.groups.get_mut(key)
-            && let Ok(said) = packer.unpack::<ErrorContent>(parts.content)
         {
-            group.lacked = Some(said.evalue.into());
+            let said = &frames.slices()[REPLY_CONTENT..];
+            let said = watch::last_words(packer, watch::value(said, group.is_array, at));
+            let said = said.strip_prefix("UnmetDependency: ").unwrap_or(&said);
+            group.lacked = Some(said.into());
         }
         if self.durable {
             self.engines

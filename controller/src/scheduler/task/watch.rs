@@ -416,19 +416,8 @@ impl Scheduler {
     ) {
         let looks = self.watch.looks(now, count);
         let (id, is_array) = group;
-        // Frames of a message, its content among them, then buffers.
-        let Some((content, buffers)) = frames.split_first() else {
-            return;
-        };
         for index in failed.take(looks) {
-            let value = match buffers {
-                [offsets, blob, ..] if is_array => {
-                    // One value may stand for all.
-                    let at = if offsets.len() == 8 { 0 } else { index - lo };
-                    member(offsets, blob, at).unwrap_or_default()
-                }
-                _ => content,
-            };
+            let value = value(frames, is_array, index - lo);
             let text = last_words(self.session.packer, value);
             let id = if is_array {
                 ipbroker_protocol::array::member_id(id, u64::from(index))
@@ -438,6 +427,19 @@ impl Scheduler {
             self.watch.failed(now, &text, Some(id), 1);
         }
         self.watch.failed_unread(now, count - looks as u64);
+    }
+}
+
+/// What a reply says of a member: of its frames from the content on, and the member's place in it.
+pub(super) fn value<'a>(frames: &[&'a [u8]], is_array: bool, at: u32) -> &'a [u8] {
+    match frames {
+        [_, offsets, blob, ..] if is_array => {
+            // One value may stand for all.
+            let at = if offsets.len() == 8 { 0 } else { at };
+            member(offsets, blob, at).unwrap_or_default()
+        }
+        [content, ..] => content,
+        [] => &[],
     }
 }
 
