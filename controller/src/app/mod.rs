@@ -28,7 +28,7 @@ use crate::{
     hub::Notice,
     launch::local::{Local, LocalEvent},
     scheduler::core::Scheme,
-    store::StoreError,
+    store::{Lock, StoreError},
 };
 
 /// How long engines may take to end when the controller does.
@@ -145,6 +145,10 @@ fn start(args: Vec<OsString>, own: Option<Box<dyn Scheme>>) -> Result<(), AppErr
     }
     let profile = find_profile(cluster)?;
     profile.create()?;
+    // Before keys and files of another one that runs could be replaced. A store has a lock of its own, which earlier
+    // versions know.
+    let lock = format!("pid/ipctl{}.lock", profile.cluster_id());
+    let _lock = Lock::take(&profile.dir().join(lock))?;
     let (cli, skipped) = settings::with_config(&profile, &args, cli)?;
     let _log = log::init(&cli.logging, &profile)?;
     for line in skipped {

@@ -67,6 +67,7 @@ pub use handle::{
 pub use journal::{Journal, Position};
 pub use opening::{Opened, Store, open};
 pub use options::{Backend, Keep, Options, SyncMode};
+pub(crate) use recover::Lock;
 pub use shared::Status;
 
 /// Why the store cannot be opened or written.

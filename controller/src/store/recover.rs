@@ -25,7 +25,7 @@ use super::{Recovered, RecoveredDispatch, RecoveredTask, StoreError, db, now_us}
 /// So many of the latest outcomes are handed over.
 const OUTCOMES: i64 = 100_000;
 
-/// Held while a controller uses a store.
+/// Held while a controller uses a profile or a store; it ends with the process, however that ends.
 #[derive(Debug)]
 pub(crate) struct Lock(#[allow(dead_code, reason = "held for its lock")] File);
 
