@@ -87,6 +87,9 @@ pub enum Error {
         /// How long we waited.
         seconds: f64,
     },
+    /// The controller has ended, and said so.
+    #[error("the controller has shut down")]
+    ShutDown,
     /// The result did not come in time.
     #[error("not ready after {} s: {done} of {total} done", .after.as_secs_f64())]
     Timeout {

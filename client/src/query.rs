@@ -97,6 +97,8 @@ pub struct Outcomes {
     pub pending: Vec<String>,
     /// Done.
     pub completed: Vec<String>,
+    /// Those of them that did not end well; only without details.
+    pub failed: Vec<String>,
     /// Details of those, when asked for.
     pub records: HashMap<String, Record>,
 }
@@ -106,6 +108,7 @@ pub struct Outcomes {
 struct ResultReply {
     pending: Vec<String>,
     completed: Vec<String>,
+    failed: Vec<String>,
     #[serde(flatten)]
     records: HashMap<String, Value>,
 }
@@ -146,6 +149,19 @@ impl Client {
             ..AbortRequest::default()
         };
         self.query(types::ABORT_REQUEST, &request)
+    }
+
+    /// Ends every task of this client, and waits so long for the controller's answer.
+    ///
+    /// # Errors
+    /// When the hub refuses or does not answer.
+    pub fn abort_own(&self, limit: Duration) -> Result<AbortReply> {
+        let request = AbortRequest {
+            session: Some(self.session_id().to_owned()),
+            kill: true,
+            ..AbortRequest::default()
+        };
+        self.query_within(limit, (types::ABORT_REQUEST, &request))
     }
 
     /// Ends every task there is.
@@ -311,6 +327,7 @@ impl Client {
         Ok(Outcomes {
             pending: reply.pending,
             completed: reply.completed,
+            failed: reply.failed,
             records,
         })
     }

@@ -12,6 +12,7 @@ pub(crate) fn raise(py: Python<'_>, error: &Error) -> PyErr {
         }
         Error::NoConnectionFile { .. }
         | Error::NoController { .. }
+        | Error::ShutDown
         | Error::NoAnswer { .. }
         | Error::WrongKey { .. }
         | Error::Connection(_)

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use clap::Args;
 
-use super::{Outcome, results};
+use super::Outcome;
 use crate::cli::{ClusterArgs, seconds};
 use crate::failure::Failure;
 
@@ -39,10 +39,13 @@ pub(crate) fn main(args: WaitArgs, cluster: &ClusterArgs) -> Outcome {
     let deadline = args.timeout.map(|timeout| Instant::now() + timeout);
     let mut pending = ids.clone();
     let mut pause = Duration::from_millis(20);
+    let mut failed = 0;
     loop {
         let mut still = Vec::new();
         for chunk in pending.chunks(CHUNK) {
-            still.extend(client.outcomes(chunk, false)?.pending);
+            let outcomes = client.outcomes(chunk, false)?;
+            failed += outcomes.failed.len();
+            still.extend(outcomes.pending);
         }
         pending = still;
         if pending.is_empty() {
@@ -60,12 +63,6 @@ pub(crate) fn main(args: WaitArgs, cluster: &ClusterArgs) -> Outcome {
         std::thread::sleep(pause.min(left));
         pause = (pause * 3 / 2).min(Duration::from_millis(500));
     }
-    let mut failed = 0u64;
-    results::each(&client, &ids, &mut |id, record| {
-        let good = record.is_some_and(|record| results::result(id, record).success());
-        failed += u64::from(!good);
-        Ok(())
-    })?;
     if failed > 0 {
         eprintln!(
             "ipclient: {failed} of {} tasks did not end well (see `ipclient results`)",

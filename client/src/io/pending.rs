@@ -109,10 +109,6 @@ impl Table {
         self.entries.get_mut(&number)
     }
 
-    pub(crate) fn is_empty(&self) -> bool {
-        self.entries.is_empty()
-    }
-
     /// Numbers of what goes over `channel`, in order of submission.
     pub(crate) fn numbers(&self, channel: Channel) -> Vec<u64> {
         let mut numbers: Vec<u64> = self

@@ -67,8 +67,8 @@ pub(crate) struct Settings {
     pub(crate) grace: Duration,
 }
 
-/// How long a controller that has said goodbye is waited for.
-const GOODBYE: Duration = Duration::from_secs(15);
+/// A controller that has said goodbye is gone when it does not renew the lease: it answers while its engines end.
+const GOODBYE: Duration = Duration::from_secs(3);
 
 struct Sockets {
     hub: Socket,
@@ -112,8 +112,8 @@ struct Io {
     /// The open question for all engines.
     engines_number: Option<u64>,
     last_seen: Instant,
-    /// When the controller said that it goes.
-    goodbye: Option<Instant>,
+    /// The controller has said that it goes.
+    goodbye: bool,
     incarnation: Option<String>,
     /// A silence was long enough to have lost replies in it.
     silent: bool,
@@ -173,7 +173,7 @@ pub(crate) fn start(settings: Settings) -> Result<(Handle, std::thread::JoinHand
         leases: 0,
         engines_number: None,
         last_seen: now,
-        goodbye: None,
+        goodbye: false,
         incarnation: None,
         silent: false,
         refused: 0,
@@ -645,8 +645,8 @@ impl Io {
                     }
                 }
             }
-            types::SHUTDOWN_NOTIFICATION => {
-                self.goodbye = Some(Instant::now());
+            types::SHUTDOWN_NOTIFICATION if !self.goodbye => {
+                self.goodbye = true;
                 self.settings.engines.shut_down();
             }
             _ => {}
@@ -676,7 +676,6 @@ impl Io {
             return;
         };
         self.last_seen = Instant::now();
-        self.goodbye = None;
         self.bundles = reply.bundles;
         self.gather.allow(reply.bundles);
         self.settings.engines.troubles(&reply.troubles);
@@ -684,6 +683,8 @@ impl Io {
             .incarnation
             .as_ref()
             .is_some_and(|old| *old != reply.incarnation);
+        // Its answers may come after its goodbye: only another one takes that back.
+        self.goodbye &= !changed;
         if changed || self.silent {
             self.resume();
             // Engines come back by and by: asked for soon, and again.
@@ -759,29 +760,27 @@ impl Io {
         }
         let silence = now.duration_since(self.last_seen);
         if silence > 2 * LEASE + LEASE / 2 && self.incarnation.is_some() {
-            if !self.silent {
+            if !self.silent && !self.goodbye {
                 self.settings.engines.gone(silence);
             }
             self.silent = true;
         }
-        let patience = if self.goodbye.is_some() {
-            GOODBYE.min(self.settings.grace)
-        } else {
-            self.settings.grace
-        };
-        if silence > patience && !self.table.is_empty() {
-            let what = if self.goodbye.is_some() {
-                "has shut down"
-            } else {
-                "is gone"
-            };
-            let evalue = format!(
-                "the controller {what}: not heard of for {} s",
+        if self.goodbye && silence > GOODBYE.min(self.settings.grace) {
+            self.lost("the controller has shut down");
+            for (_, (_, answer)) in self.queries.drain() {
+                let _ = answer.send(Err(Error::ShutDown));
+            }
+        } else if silence > self.settings.grace {
+            self.lost(&format!(
+                "the controller is gone: not heard of for {} s",
                 silence.as_secs()
-            );
-            self.table
-                .fail(&self.table.all(), "ControllerLost", &evalue);
+            ));
         }
+    }
+
+    /// Nobody will answer what is awaited.
+    fn lost(&mut self, why: &str) {
+        self.table.fail(&self.table.all(), "ControllerLost", why);
     }
 
     /// What the controller tells all is not heard before it knows of the subscription, nor while a connection is broken.

@@ -1,12 +1,16 @@
 //! Everything that the loop waits for, on one channel.
 
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use crossbeam_channel::{Receiver, Sender};
 use ipbroker_client::{Part, Sink};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
 use crate::failure::Failure;
+
+/// How long the loop has to end at the second signal.
+const HURRY: Duration = Duration::from_millis(500);
 
 pub(crate) enum Event {
     /// Results, by the tag of their submission.
@@ -58,9 +62,14 @@ impl Events {
         std::thread::Builder::new()
             .name("signals".into())
             .spawn(move || {
-                for signal in signals.forever() {
+                for (count, signal) in signals.forever().enumerate() {
                     if to.send(Event::Signal(signal)).is_err() {
                         return;
+                    }
+                    if count > 0 {
+                        // The loop itself may wait for a controller that does not answer.
+                        std::thread::sleep(HURRY);
+                        std::process::exit(128 + signal);
                     }
                 }
             })?;

@@ -33,6 +33,10 @@ const FLUSH: Duration = Duration::from_millis(50);
 const OUTSTANDING: u64 = 200_000;
 /// Jobs of a stream that are submitted together, at most.
 const BATCH: usize = 1000;
+/// How long the controller may take to say that it stops the jobs of somebody who presses Ctrl-C, …
+const STOP: Duration = Duration::from_secs(2);
+/// … and those that `--halt` stops.
+const HALT: Duration = Duration::from_secs(30);
 /// Bytes of output that are looked at for a job's last words.
 const PEEK: u64 = 4096;
 
@@ -165,6 +169,8 @@ pub(crate) struct Runner<'a> {
     unflushed: bool,
     last_tick: Instant,
     said_no_engines: bool,
+    /// The controller has said that it ends.
+    shut_down: bool,
 }
 
 impl<'a> Runner<'a> {
@@ -198,6 +204,7 @@ impl<'a> Runner<'a> {
             unflushed: false,
             last_tick: now,
             said_no_engines: false,
+            shut_down: false,
         })
     }
 
@@ -294,8 +301,15 @@ impl<'a> Runner<'a> {
             if self.halted.is_some() {
                 input = None;
             }
+            if self.shut_down && self.done == self.total {
+                self.end_printing()?;
+                self.tell_failures();
+                return Err(Failure::new(
+                    "the controller has shut down: the rest was not run",
+                ));
+            }
             let window = self.options.window.unwrap_or(OUTSTANDING);
-            let full = self.total - self.done >= window;
+            let full = self.shut_down || self.total - self.done >= window;
             let lines = if full {
                 &nothing
             } else {
@@ -392,6 +406,11 @@ impl<'a> Runner<'a> {
                 .position(self.done, self.failed, self.engines());
             self.tell_no_engines();
             for notice in self.client.take_notices() {
+                self.shut_down = match notice {
+                    Notice::ShutDown => true,
+                    Notice::Back => false,
+                    _ => self.shut_down,
+                };
                 let text = match notice {
                     Notice::Gone(silence) => {
                         format!(
@@ -589,11 +608,12 @@ impl<'a> Runner<'a> {
     fn abort(&mut self, kill: bool) {
         let (client, sender) = (self.client.clone(), self.events.sender.clone());
         let ids = self.batch.msg_ids();
+        let limit = if self.signal.is_some() { STOP } else { HALT };
         let _ = std::thread::Builder::new()
             .name("abort".into())
             .spawn(move || {
                 let aborted = if kill {
-                    client.abort_session(client.session_id())
+                    client.abort_own(limit)
                 } else {
                     client.abort(&ids, false)
                 };

@@ -282,7 +282,8 @@ impl Controller {
         }
     }
 
-    /// Ends all threads; what they have taken is written. `engines`: engines of ours that are still there end too.
+    /// Ends all threads; what they have taken is written. `engines`: engines of ours that are still there end too, and
+    /// clients are told that no other controller will answer them.
     pub(crate) fn stop(self, engines: bool) {
         self.events.send(Event::Shutdown { engines });
         let join = |thread: JoinHandle<()>| {

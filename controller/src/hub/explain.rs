@@ -121,7 +121,7 @@ impl Hub {
         let state = match explanation.state {
             TaskState::Waiting => "waiting",
             TaskState::Running => "running",
-            TaskState::Done => "done",
+            TaskState::Done | TaskState::Failed => "done",
             TaskState::Unknown => "unknown",
         };
         let engines: Vec<(String, &String)> = explanation

@@ -17,7 +17,7 @@ use super::{
 use crate::{
     relay::mux,
     scheduler::command::{Command, EngineTasks, TaskState},
-    store::{FIELDS, Lookup, Purge, Record, StoredRequest},
+    store::{FIELDS, Lookup, Outcome, Purge, Record, StoredRequest},
 };
 
 /// The fields of a record, without the two of buffers.
@@ -233,14 +233,17 @@ impl Hub {
                     .filter(|(_, state)| *state == TaskState::Unknown)
                     .map(|(id, _)| id.clone())
                     .collect();
+                let failed = rest
+                    .iter()
+                    .filter(|(_, state)| *state == TaskState::Failed)
+                    .map(|(id, _)| id.clone());
+                // Ours alone ask without buffers, and for that.
+                let failed = (!with_buffers).then(|| failed.collect());
                 if unknown.is_empty() {
-                    return hub.reply(
-                        &to,
-                        &json!({"status": "ok", "pending": pending, "completed": ids}),
-                    );
+                    return hub.result_status(&to, pending, ids, failed, Vec::new());
                 }
                 let answer = hub.found(&to, move |hub, to, found| {
-                    hub.result_status(&to, pending, ids, found);
+                    hub.result_status(&to, pending, ids, failed, found);
                 });
                 return hub.links.store.outcomes(unknown, answer);
             }
@@ -268,11 +271,13 @@ impl Hub {
         to: &Asker,
         mut pending: Vec<String>,
         mut completed: Vec<String>,
+        mut failed: Option<Vec<String>>,
         found: Vec<(String, Lookup)>,
     ) {
         for (id, lookup) in found {
             match lookup {
-                Lookup::Done(_) => {}
+                Lookup::Done(Outcome::Ok) => {}
+                Lookup::Done(_) => failed.iter_mut().for_each(|failed| failed.push(id.clone())),
                 Lookup::Pending => {
                     completed.retain(|other| *other != id);
                     pending.push(id);
@@ -280,10 +285,11 @@ impl Hub {
                 Lookup::Unknown => return self.reply_error(to, &no_such(&id)),
             }
         }
-        self.reply(
-            to,
-            &json!({"status": "ok", "pending": pending, "completed": completed}),
-        );
+        let mut reply = json!({"status": "ok", "pending": pending, "completed": completed});
+        if let Some(failed) = failed {
+            reply["failed"] = json!(failed);
+        }
+        self.reply(to, &reply);
     }
 
     fn result_records(

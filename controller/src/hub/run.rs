@@ -88,6 +88,8 @@ pub struct Hub {
     awaited: Option<Instant>,
     pub(super) unsaved: bool,
     pub(super) farewell: Option<Instant>,
+    /// Clients have been told that this is the end.
+    said_goodbye: bool,
 }
 
 impl Hub {
@@ -136,6 +138,7 @@ impl Hub {
             awaited,
             unsaved: false,
             farewell: None,
+            said_goodbye: false,
             registry,
             settings,
             links,
@@ -533,7 +536,9 @@ impl Hub {
 
     /// The controller ends.
     fn end(&mut self, engines: bool) {
+        // Clients of one that keeps its ports and key (--reuse) wait for the next one.
         if engines {
+            self.say_goodbye();
             for (_, engine) in self
                 .registry
                 .iter()
@@ -599,8 +604,14 @@ impl Hub {
     pub(super) fn shutdown_requested(&mut self, asker: &Asker) {
         tracing::info!(client = %hex(asker.identity()), "shutdown requested");
         self.reply(asker, &json!({"status": "ok"}));
-        self.publish(types::SHUTDOWN_NOTIFICATION, &json!({"status": "ok"}));
+        self.say_goodbye();
         self.farewell = Some(Instant::now() + FAREWELL);
+    }
+
+    fn say_goodbye(&mut self) {
+        if !std::mem::replace(&mut self.said_goodbye, true) {
+            self.publish(types::SHUTDOWN_NOTIFICATION, &json!({"status": "ok"}));
+        }
     }
 
     /// What is wrong with the controller, in words.

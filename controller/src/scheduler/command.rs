@@ -130,8 +130,10 @@ pub enum TaskState {
     Waiting,
     /// On an engine.
     Running,
-    /// Done, whatever its outcome.
+    /// Done, and well.
     Done,
+    /// Done, and not well.
+    Failed,
     /// Not known to the task thread: the store may know it.
     Unknown,
 }

@@ -64,6 +64,98 @@ fn engines_that_leave_are_answered() {
 }
 
 #[test]
+fn two_controllers_do_not_share_a_profile() {
+    let mut cluster = Cluster::builder().args(["-n", "1", "--nodb"]).start();
+    let files = ["client", "engine"].map(|side| cluster.connection_file(side));
+    let read = || files.each_ref().map(|file| fs::read(file).unwrap());
+    let before = read();
+    for store in ["--nodb", "--sqlitedb", "--reuse"] {
+        let mut second = cluster.command("ipctl");
+        second.arg(store);
+        let ended = programs::run(second, cluster.dir(), "", LIMIT);
+        assert_eq!(ended.code(), 1, "{store}: {}", ended.stderr);
+        assert!(
+            ended.stderr.contains("another ipctl uses"),
+            "{store}: {}",
+            ended.stderr
+        );
+        assert_eq!(ended.stderr.lines().count(), 1, "{store}: {}", ended.stderr);
+    }
+    assert!(read() == before);
+    let run = cluster.client(&["map", "echo {}", ":::", "x"]).ok();
+    assert_eq!(run.stdout, "x\n");
+    // One that was killed leaves no lock, whatever of it lives on.
+    cluster.controller().kill();
+    cluster.start_controller();
+    // Another cluster of the profile has a lock of its own.
+    let mut other = cluster.command("ipctl");
+    other.args(["--cluster-id", "second", "--nodb"]);
+    let mut other = programs::Program::spawn(other, cluster.dir());
+    let file = cluster
+        .profile()
+        .join("security/ipcontroller-second-client.json");
+    eventually("the other's connection file", LIMIT, || {
+        file.exists().then_some(())
+    });
+    assert!(other.running());
+}
+
+#[test]
+fn a_clean_end_is_told_to_those_who_wait() {
+    for by_client in [false, true] {
+        let mut cluster = Cluster::with_engines(1);
+        let jobs = cluster.start_client(&["map", "sleep 300; echo {}", ":::", "a", "b"]);
+        eventually("a job to run", LIMIT, || {
+            let processes = cluster.processes();
+            let runs = |(_, line): &(i32, String)| line.starts_with("sleep 300");
+            processes.iter().any(runs).then_some(())
+        });
+        let wait = cluster.start_client(&["wait"]);
+        let wire = cluster.wire();
+        let context = zmq::Context::new();
+        let socket = wire.connect(&context, zmq::DEALER, None, "registration");
+        eventually("both to hold a lease", LIMIT, || {
+            wire.send(&socket, "status_request", json!({}), json!({}), &[]);
+            let status = wire.receive(&socket, 5_000).ok()?;
+            (status.content["clients"] == 2).then_some(())
+        });
+        if by_client {
+            cluster.client(&["shutdown"]).ok();
+            cluster.controller.take().unwrap().finish(LIMIT).ok();
+        } else {
+            cluster.stop_controller();
+        }
+        for client in [jobs, wait] {
+            let ended = client.finish(LIMIT);
+            assert_eq!(ended.code(), 1, "{}", ended.stderr);
+            let told = |words| ended.stderr.contains(words);
+            assert!(told("the controller has shut down"), "{}", ended.stderr);
+            assert!(!told("to come back"), "{}", ended.stderr);
+        }
+    }
+}
+
+/// An upgrade: one that keeps its ports and key is stopped, and the next one takes up what waits.
+#[test]
+fn clients_wait_for_a_controller_that_keeps_its_key() {
+    let mut cluster = Cluster::builder().arg("--reuse").start();
+    let jobs = cluster.start_client(&["map", "echo {}", ":::", "x"]);
+    eventually("the job to wait", LIMIT, || {
+        let status = cluster.client(&["status", "--json"]).ok().json_lines();
+        (status[0]["tasks"]["ready"] == 1).then_some(())
+    });
+    cluster.stop_controller();
+    eventually("the client to notice", LIMIT, || {
+        jobs.stderr()
+            .contains("waiting for it to come back")
+            .then_some(())
+    });
+    cluster.start_controller_with(&["--restore"]);
+    cluster.start_engines(1);
+    assert_eq!(jobs.finish(LIMIT * 2).ok().stdout, "x\n");
+}
+
+#[test]
 fn reuse_keeps_ports_and_key() {
     let mut cluster = Cluster::builder().args(["--reuse", "--nodb"]).start();
     let before = fs::read_to_string(cluster.connection_file("client")).unwrap();

@@ -545,6 +545,27 @@ fn interrupted() {
 }
 
 #[test]
+fn interrupted_without_a_controller() {
+    for signal in [Signal::KILL, Signal::STOP] {
+        let mut cluster = Cluster::with_engines(1);
+        let run = cluster.start_client(&["map", "touch running; sleep 300", ":::", "x"]);
+        eventually("the job to run", LIMIT, || {
+            cluster.path("running").exists().then_some(())
+        });
+        cluster.controller().signal(signal);
+        run.signal(Signal::INT);
+        let ended = run.finish(Duration::from_secs(20));
+        assert_eq!(ended.code(), 130, "{}", ended.stderr);
+        assert!(
+            ended.stderr.contains("could not be stopped"),
+            "{}",
+            ended.stderr
+        );
+        cluster.controller().kill();
+    }
+}
+
+#[test]
 fn no_engines() {
     let mut cluster = Cluster::builder().arg("--nodb").start();
     cluster.write("jobs.jsonl", "{\"cmd\": \"true\"}\n");

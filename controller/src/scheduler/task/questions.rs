@@ -423,7 +423,8 @@ fn state(state: core::TaskState) -> TaskState {
         core::TaskState::Unknown => TaskState::Unknown,
         core::TaskState::Blocked | core::TaskState::Waiting => TaskState::Waiting,
         core::TaskState::Running => TaskState::Running,
-        core::TaskState::Ok | core::TaskState::Failed => TaskState::Done,
+        core::TaskState::Ok => TaskState::Done,
+        core::TaskState::Failed => TaskState::Failed,
     }
 }
 
