@@ -17,6 +17,8 @@ use crate::failure::Failure;
 
 /// How long the private controller may take to write its connection file.
 const START: Duration = Duration::from_secs(30);
+/// How long one that cannot be reached may take to say why.
+const END: Duration = Duration::from_secs(5);
 /// How long it may take to end.
 const STOP: Duration = Duration::from_secs(15);
 
@@ -50,7 +52,8 @@ impl LocalCluster {
         let dir = tempfile::Builder::new()
             .prefix("ipclient-")
             .permissions(Permissions::from_mode(0o700))
-            .tempdir()?;
+            .tempdir()
+            .map_err(no_tempdir)?;
         let log = File::options()
             .read(true)
             .append(true)
@@ -134,7 +137,17 @@ impl LocalCluster {
             }
             std::thread::sleep(Duration::from_millis(2));
         }
-        Ok(builder.connect()?)
+        builder.connect().map_err(|error| {
+            // One that ends again at once, as it cannot start its engines, has said why; it may need a moment for that.
+            let deadline = Instant::now() + END;
+            while Instant::now() < deadline {
+                if matches!(self.child().try_wait(), Ok(Some(_))) {
+                    return ended(&self.log);
+                }
+                std::thread::sleep(Duration::from_millis(2));
+            }
+            error.into()
+        })
     }
 
     fn child(&self) -> MutexGuard<'_, Child> {
@@ -147,10 +160,7 @@ impl LocalCluster {
         let mut told = 0;
         Box::new(move || match lock(&child).try_wait()? {
             None => Ok(warnings(&log, &mut told)),
-            Some(_) => Err(Failure::new(format!(
-                "the private cluster has ended too early: {}",
-                last_words(&log)
-            ))),
+            Some(_) => Err(ended(&log)),
         })
     }
 
@@ -161,6 +171,24 @@ impl LocalCluster {
         // Not dropped: that would wait.
         std::mem::forget(self);
     }
+}
+
+fn ended(log: &File) -> Failure {
+    Failure::new(format!(
+        "the private cluster has ended too early: {}",
+        last_words(log)
+    ))
+}
+
+/// A temporary directory cannot be made.
+pub(crate) fn no_tempdir(error: std::io::Error) -> Failure {
+    let (dir, error) = (std::env::temp_dir(), error.to_string());
+    // What follows is a name that was made up.
+    let words = error.split(" at path ").next().unwrap_or_default();
+    Failure::new(format!(
+        "no temporary directory can be made in {}: {words}; $TMPDIR names another place",
+        dir.display()
+    ))
 }
 
 fn lock(child: &Mutex<Child>) -> MutexGuard<'_, Child> {

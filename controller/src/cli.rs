@@ -39,7 +39,7 @@ pub struct Cli {
     pub cluster: ClusterArgs,
 
     /// Engines in all, counting those that come back with --restore: local ones, or shared out over --hosts by cores
-    #[arg(short = 'n', long = "n", value_name = "N", help_heading = "Engines")]
+    #[arg(short = 'n', long = "n", value_name = "N", help_heading = "Engines", value_parser = clap::value_parser!(u32).range(..=65_535))]
     pub engines: Option<u32>,
 
     /// What tasks may ask for of this host, for its local engines: NAME=4, NAME=16GB or NAME=[a,b,c] (may be repeated; cpus,
@@ -531,6 +531,7 @@ mod tests {
             (&["--hwm=lots"], "lots"),
             (&["--log-level=loud"], "loud"),
             (&["--ports=5-1"], "5-1"),
+            (&["-n", "5000000"], "5000000"),
         ] {
             let error = parse(args).unwrap_err();
             assert!(error.contains(name), "{error}");

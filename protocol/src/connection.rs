@@ -2,15 +2,13 @@
 
 use std::{
     fs, io,
-    io::Write,
-    os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
 };
 
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use crate::{
-    PROTOCOL,
+    PROTOCOL, profile,
     session::{Packer, Session},
     socket::{self, CurveClient},
     value::Map,
@@ -165,14 +163,9 @@ pub fn load<T: DeserializeOwned>(path: &Path) -> Result<T, ConnectionError> {
 /// [`ConnectionError::Io`] naming the file.
 pub fn save<T: Serialize>(path: &Path, connection: &T) -> Result<(), ConnectionError> {
     let write = || -> io::Result<()> {
-        let dir = path.parent().unwrap_or(Path::new("."));
-        let mut file = tempfile::NamedTempFile::new_in(dir)?;
-        file.as_file()
-            .set_permissions(fs::Permissions::from_mode(0o600))?;
-        serde_json::to_writer_pretty(&mut file, connection)?;
-        file.write_all(b"\n")?;
-        file.persist(path)?;
-        Ok(())
+        let mut text = serde_json::to_vec_pretty(connection)?;
+        text.push(b'\n');
+        profile::replace(path, &text)
     };
     write().map_err(|source| ConnectionError::Io {
         path: path.into(),
@@ -345,6 +338,8 @@ impl Common {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
     use super::*;
     use proptest::prelude::*;
 

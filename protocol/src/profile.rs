@@ -1,7 +1,8 @@
 //! Profile directories: `$IPYTHONDIR/profile_NAME`, with connection files below `security/`.
 
 use std::{
-    env, fs, io,
+    env, fs,
+    io::{self, Write},
     path::{Path, PathBuf},
 };
 
@@ -11,6 +12,9 @@ pub enum ProfileError {
     /// Neither `$IPYTHONDIR` nor `$HOME` says where profiles live.
     #[error("no home directory: set $HOME or $IPYTHONDIR, or give --profile-dir")]
     NoHome,
+    /// The cluster id is part of the names of files.
+    #[error("a cluster id has no slash: {0:?}; give another one with --cluster-id")]
+    ClusterId(String),
     /// It cannot be made or written.
     #[error("profile directory {path}: {source}; give another one with --profile-dir")]
     Io {
@@ -42,7 +46,7 @@ impl Profile {
     /// Nothing is created.
     ///
     /// # Errors
-    /// [`ProfileError::NoHome`] when nothing says where profiles live.
+    /// [`ProfileError::NoHome`] when nothing says where profiles live, [`ProfileError::ClusterId`].
     pub fn find(
         name: Option<&str>,
         dir: Option<&Path>,
@@ -52,13 +56,16 @@ impl Profile {
             .map(str::to_owned)
             .or_else(|| env::var("IPP_CLUSTER_ID").ok())
             .unwrap_or_default();
+        if cluster_id.contains('/') {
+            return Err(ProfileError::ClusterId(cluster_id));
+        }
         let from_env = || {
             env::var_os("IPP_PROFILE_DIR")
                 .filter(|dir| !dir.is_empty() && name.is_none())
                 .map(PathBuf::from)
         };
         let dir = match dir.map(Path::to_path_buf).or_else(from_env) {
-            Some(dir) => dir,
+            Some(dir) => expanded(dir)?,
             None => ipython_dir()?.join(format!("profile_{}", name.unwrap_or("default"))),
         };
         Ok(Self { dir, cluster_id })
@@ -129,13 +136,42 @@ impl Profile {
 /// # Errors
 /// [`ProfileError::NoHome`] when neither is known.
 pub fn ipython_dir() -> Result<PathBuf, ProfileError> {
-    if let Some(dir) = env::var_os("IPYTHONDIR").filter(|dir| !dir.is_empty()) {
-        return Ok(dir.into());
+    match env::var_os("IPYTHONDIR").filter(|dir| !dir.is_empty()) {
+        Some(dir) => expanded(dir.into()),
+        None => Ok(home()?.join(".ipython")),
     }
+}
+
+fn home() -> Result<PathBuf, ProfileError> {
     env::home_dir()
         .filter(|home| !home.as_os_str().is_empty())
-        .map(|home| home.join(".ipython"))
         .ok_or(ProfileError::NoHome)
+}
+
+/// `~` that no shell has expanded is the home directory, as for IPython.
+fn expanded(dir: PathBuf) -> Result<PathBuf, ProfileError> {
+    match dir.strip_prefix("~") {
+        Ok(rest) => Ok(home()?.join(rest)),
+        Err(_) => Ok(dir),
+    }
+}
+
+/// Replaces a file by one that only its owner can read; whoever reads it meanwhile has one or the other.
+///
+/// # Errors
+/// The system's word alone: which path, the caller knows, and the temporary file's changes each time.
+pub fn replace(path: &Path, text: &[u8]) -> io::Result<()> {
+    let write = || -> io::Result<()> {
+        let dir = path.parent().unwrap_or(Path::new("."));
+        let mut file = tempfile::NamedTempFile::new_in(dir)?;
+        file.write_all(text)?;
+        file.persist(path)?;
+        Ok(())
+    };
+    write().map_err(|error| match error.to_string().split_once(" at path ") {
+        Some((words, _)) => io::Error::new(error.kind(), words.to_owned()),
+        None => error,
+    })
 }
 
 #[cfg(test)]
@@ -154,5 +190,15 @@ mod tests {
             profile.connection_file(Role::Engine),
             Path::new("/p/security/ipcontroller-abc-engine.json")
         );
+        let refused = Profile::find(None, Some(Path::new("/p")), Some("a/b"));
+        assert!(refused.unwrap_err().to_string().contains("\"a/b\""));
+    }
+
+    #[test]
+    fn a_home_directory_is_found() {
+        let profile = Profile::find(None, Some(Path::new("~/p")), Some("")).unwrap();
+        assert_eq!(profile.dir(), env::home_dir().unwrap().join("p"));
+        let profile = Profile::find(None, Some(Path::new("./~")), Some("")).unwrap();
+        assert_eq!(profile.dir(), Path::new("./~"));
     }
 }

@@ -126,7 +126,8 @@ pub(crate) fn main(mut args: Box<MapReduceArgs>, cluster: &ClusterArgs) -> Outco
     let work = tempfile::Builder::new()
         .prefix("ipclient-mapreduce-")
         .permissions(Permissions::from_mode(0o700))
-        .tempdir()?;
+        .tempdir()
+        .map_err(local::no_tempdir)?;
 
     let (client, private) = local::connect(&args.local, cluster)?;
     if let Some(coming) = args.local.engines() {

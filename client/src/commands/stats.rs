@@ -67,7 +67,8 @@ fn tables(stats: &Stats) -> String {
         );
     }
     let all: u64 = stats.nodes.iter().map(|node| node.jobs).sum();
-    let time: f64 = stats.nodes.iter().map(|node| node.time).sum();
+    // The sum of nothing is -0.
+    let time = 0.0 + stats.nodes.iter().map(|node| node.time).sum::<f64>();
     let cpus: u32 = stats.nodes.iter().map(|node| node.cpus).sum();
     let _ = writeln!(
         text,
@@ -156,6 +157,10 @@ mod tests {
             text.contains("        15 |         75.00 |       7.5000 |     0.500000 | b\n"),
             "{text}"
         );
-        assert!(tables(&Stats::default()).contains("0 jobs done"));
+        let empty = tables(&Stats::default());
+        assert!(
+            empty.contains("0 jobs done") && empty.contains("job time: 0.000 sec"),
+            "{empty}"
+        );
     }
 }

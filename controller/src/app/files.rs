@@ -1,11 +1,11 @@
 //! Connection files, and the CURVE secret that the next controller needs with them.
 
-use std::{env, fs, io, io::Write, net::UdpSocket, os::unix::fs::PermissionsExt, path::PathBuf};
+use std::{env, fs, io, net::UdpSocket, path::PathBuf};
 
 use ipbroker_protocol::{
     PROTOCOL,
     connection::{self, ClientConnection, Common, EngineConnection},
-    profile::{Profile, Role},
+    profile::{self, Profile, Role},
     socket::CurveServer,
     value::Map,
 };
@@ -143,17 +143,11 @@ pub(super) fn web_token(settings: &Settings) -> Result<String, AppError> {
     }
     let bytes: [u8; 16] = rand::random();
     let token = ipbroker_protocol::hex(&bytes);
-    let save = || -> io::Result<()> {
-        let mut file = tempfile::NamedTempFile::new_in(settings.profile.security_dir())?;
-        file.as_file()
-            .set_permissions(fs::Permissions::from_mode(0o600))?;
-        writeln!(file, "{token}")?;
-        file.persist(&path)?;
-        Ok(())
-    };
-    save().map_err(|source| AppError::System {
-        what: format!("cannot write {}", path.display()),
-        source,
+    profile::replace(&path, format!("{token}\n").as_bytes()).map_err(|source| {
+        AppError::System {
+            what: format!("cannot write {}", path.display()),
+            source,
+        }
     })?;
     Ok(token)
 }
@@ -204,17 +198,11 @@ pub(super) fn curve_keys(
             "this ipctl has no CURVE ({error}); --no-curve goes without"
         ))
     })?;
-    let write = || -> io::Result<()> {
-        let mut file = tempfile::NamedTempFile::new_in(profile.security_dir())?;
-        file.as_file()
-            .set_permissions(fs::Permissions::from_mode(0o600))?;
-        writeln!(file, "{}", server.secret())?;
-        file.persist(&path)?;
-        Ok(())
-    };
-    write().map_err(|source| AppError::System {
-        what: format!("cannot write {}", path.display()),
-        source,
+    profile::replace(&path, format!("{}\n", server.secret()).as_bytes()).map_err(|source| {
+        AppError::System {
+            what: format!("cannot write {}", path.display()),
+            source,
+        }
     })?;
     Ok(server)
 }

@@ -13,7 +13,7 @@ use foldhash::{HashMap, HashMapExt};
 use ipbroker_protocol::{
     PROTOCOL,
     message::{HostLoad, ProcessEngine, Registration, capability},
-    route,
+    profile, route,
 };
 use serde::{Deserialize, Serialize};
 
@@ -347,13 +347,7 @@ impl Registry {
                     .insert(uuid.clone(), registration.clone());
             }
         }
-        let dir = path.parent().unwrap_or(Path::new("."));
-        let file = tempfile::NamedTempFile::new_in(dir)?;
-        let mut out = io::BufWriter::new(file);
-        serde_json::to_writer(&mut out, &state)?;
-        let file = out.into_inner().map_err(io::IntoInnerError::into_error)?;
-        file.persist(path)?;
-        Ok(())
+        profile::replace(path, &serde_json::to_vec(&state)?)
     }
 
     /// Reads the state file: its engines keep their ids if they come back.

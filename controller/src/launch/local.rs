@@ -5,7 +5,6 @@ use std::{
     env,
     ffi::OsString,
     fs, io,
-    io::Write,
     os::unix::process::{CommandExt, ExitStatusExt},
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Stdio},
@@ -14,7 +13,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use ipbroker_protocol::usage;
+use ipbroker_protocol::{profile, usage};
 use rustix::{
     event::{PollFd, PollFlags, poll},
     fd::OwnedFd,
@@ -382,12 +381,7 @@ impl Local {
             })
             .collect();
         let write = || -> io::Result<()> {
-            let dir = self.plan.record.parent().unwrap_or(Path::new("."));
-            let mut file = tempfile::NamedTempFile::new_in(dir)?;
-            serde_json::to_writer(&mut file, &running)?;
-            file.flush()?;
-            file.persist(&self.plan.record)?;
-            Ok(())
+            profile::replace(&self.plan.record, &serde_json::to_vec(&running)?)
         };
         if let Err(error) = write() {
             tracing::warn!("cannot write {}: {error}", self.plan.record.display());

@@ -14,7 +14,7 @@ use crate::{hub::watch::Snapshot, scheduler::command::WATCH_BUCKETS};
 /// A format, and its content type.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Format {
-    /// What Prometheus asks for.
+    /// What Prometheus asks for, and who does not say.
     OpenMetrics,
     /// What older programs read, `promtool check metrics` among them.
     Text,
@@ -23,10 +23,10 @@ pub(super) enum Format {
 impl Format {
     /// What is asked for by an Accept header.
     pub(super) fn accepted(accept: &str) -> Self {
-        if accept.contains("application/openmetrics-text") {
-            Self::OpenMetrics
-        } else {
+        if accept.contains("text/plain") && !accept.contains("application/openmetrics-text") {
             Self::Text
+        } else {
+            Self::OpenMetrics
         }
     }
 
@@ -299,7 +299,9 @@ mod tests {
             "application/openmetrics-text;version=1.0.0,text/plain;version=0.0.4;q=0.5,*/*;q=0.1";
         assert_eq!(Format::accepted(prometheus), Format::OpenMetrics);
         for other in ["", "*/*", "text/html,application/xhtml+xml"] {
-            assert_eq!(Format::accepted(other), Format::Text);
+            assert_eq!(Format::accepted(other), Format::OpenMetrics);
         }
+        let older = "text/plain;version=0.0.4;q=0.5,*/*;q=0.1";
+        assert_eq!(Format::accepted(older), Format::Text);
     }
 }

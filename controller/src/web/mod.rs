@@ -259,7 +259,9 @@ impl Site {
         }
         let bearer = headers
             .get(header::AUTHORIZATION)
-            .and_then(|value| value.to_str().ok()?.strip_prefix("Bearer "));
+            .and_then(|value| value.to_str().ok()?.split_once(' '))
+            .filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer"))
+            .map(|(_, token)| token);
         let query = uri.query().unwrap_or_default().split('&');
         let in_url = query.filter_map(|pair| pair.strip_prefix("token=")).next();
         match bearer.or(in_url) {
@@ -270,8 +272,8 @@ impl Site {
             Some(token) if !bool::from(token.as_bytes().ct_eq(self.token.as_bytes())) => {
                 Some((StatusCode::FORBIDDEN, "not the token of this controller\n"))
             }
-            Some(_) if !matches!(*method, Method::GET | Method::POST) => {
-                Some((StatusCode::METHOD_NOT_ALLOWED, "GET or POST\n"))
+            Some(_) if !matches!(*method, Method::GET | Method::HEAD | Method::POST) => {
+                Some((StatusCode::METHOD_NOT_ALLOWED, "GET, HEAD or POST\n"))
             }
             Some(_) => None,
         }
@@ -286,8 +288,9 @@ impl Site {
         if let Some(name) = path.strip_prefix("/ask/") {
             return self.ask(name, request).await;
         }
-        if request.method() != Method::GET {
-            return text(StatusCode::METHOD_NOT_ALLOWED, "GET only\n");
+        // Of what answers a HEAD request, hyper sends the head.
+        if request.method() == Method::POST {
+            return text(StatusCode::METHOD_NOT_ALLOWED, "GET or HEAD\n");
         }
         match path.as_str() {
             "/" => full("text/html; charset=utf-8", self.page.clone()),

@@ -2,7 +2,7 @@
 
 use std::{fs, net::TcpListener, os::unix::fs::PermissionsExt, process::Command};
 
-use ipbroker_tests::{Cluster, Finished, LIMIT, programs};
+use ipbroker_tests::{Cluster, Finished, LIMIT, eventually, programs};
 
 #[track_caller]
 fn ends(cluster: &Cluster, mut command: Command, args: &[&str]) -> Finished {
@@ -53,6 +53,69 @@ fn completions() {
     for shell in ["bash", "zsh", "fish"] {
         let script = ends(&place, place.bare("ipclient"), &["completions", shell]).ok();
         assert!(script.stdout.contains("ipclient"), "{shell}");
+    }
+}
+
+#[test]
+fn what_cannot_be_is_refused_by_name() {
+    let place = Cluster::builder().prepare();
+    let run = ends(&place, place.command("ipctl"), &["--nodb", "-n", "5000000"]);
+    fails_with(&run, &["5000000", "65535"]);
+    for program in ["ipctl", "ipengine"] {
+        let run = ends(&place, place.command(program), &["--cluster-id=a/b"]);
+        fails_with(&run, &["a cluster id has no slash", "a/b"]);
+    }
+    let map = ["map", "--local=1", "echo {}", ":::", "x"];
+    let mut nowhere = place.bare("ipclient");
+    nowhere.env("TMPDIR", "/nonexistent");
+    let run = ends(&place, nowhere, &map);
+    fails_with(&run, &["in /nonexistent: ", "TMPDIR"]);
+    let mut without = vec![
+        map[0],
+        map[1],
+        "--local-option=--engine-program=/nonexistent",
+    ];
+    without.extend(&map[2..]);
+    let run = ends(&place, place.bare("ipclient"), &without);
+    fails_with(&run, &["ended too early", "/nonexistent"]);
+}
+
+/// As for IPython.
+#[test]
+fn ipythondir_may_begin_with_a_tilde() {
+    let place = Cluster::builder().prepare();
+    let at_home = |name: &str| {
+        let mut command = place.bare(name);
+        command.env("HOME", place.dir()).env("IPYTHONDIR", "~/x");
+        command
+    };
+    let mut controller = at_home("ipctl");
+    controller.args(["-n", "1", "--nodb"]);
+    let _controller = programs::Program::spawn(controller, place.dir());
+    let file = place.path("x/profile_default/security/ipcontroller-client.json");
+    eventually("the connection file", LIMIT, || file.exists().then_some(()));
+    let run = ends(&place, at_home("ipclient"), &["map", "echo {}", ":::", "x"]).ok();
+    assert_eq!(run.stdout, "x\n");
+}
+
+#[test]
+fn waiting_needs_no_store() {
+    for store in ["--nodb", "--sqlitedb"] {
+        let cluster = Cluster::builder().args(["-n", "1", store]).start();
+        let submit = |cmd: &str| {
+            let line = format!("{{\"cmd\": \"{cmd}\"}}\n");
+            let submitted = cluster.client_with(&["submit", "-"], &line, LIMIT).ok();
+            submitted.stdout.trim().to_owned()
+        };
+        let (good, bad) = (submit("sleep 1"), submit("exit 3"));
+        cluster.client(&["wait", &good]).ok();
+        let ended = cluster.client(&["wait", &good, &bad]);
+        assert_eq!(ended.code(), 1, "{store}");
+        assert!(
+            ended.stderr.contains("1 of 2 tasks"),
+            "{store}: {}",
+            ended.stderr
+        );
     }
 }
 

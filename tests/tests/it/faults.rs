@@ -545,6 +545,34 @@ fn result_of(cluster: &Cluster, id: &str) -> Value {
 // With a heartbeat every 10 s an engine would be given up after 110 s, longer than these tests wait.
 
 #[test]
+fn trouble_that_lasts_is_told_once() {
+    let mut cluster = Cluster::builder().arg("--nodb").start();
+    cluster.start_engines(1);
+    cluster.wait_engines(1);
+    let run = cluster.start_client(&["map", "--tags", "nowhere", "echo {}", ":::", "x"]);
+    let log = cluster.profile().join("log");
+    std::fs::remove_dir_all(&log).unwrap();
+    // Its place is noted, in a file there.
+    let engine = cluster.engines.remove(0);
+    engine.signal(Signal::TERM);
+    engine.finish(LIMIT);
+    let file = log.join("engines.json");
+    let told = || run.stderr().matches(file.to_str().unwrap()).count();
+    eventually("the client to hear of it", LIMIT, || {
+        (told() > 0).then_some(())
+    });
+    let troubles =
+        || cluster.client(&["status", "--json"]).ok().json_lines()[0]["troubles"].clone();
+    let first = troubles();
+    // It is tried again ten times a second.
+    for _ in 0..10 {
+        assert_eq!(troubles(), first);
+    }
+    assert!(!first.to_string().contains(".tmp"), "{first}");
+    assert_eq!(told(), 1, "{}", run.stderr());
+}
+
+#[test]
 fn a_retry_that_waits_outlives_the_controller() {
     let mut cluster = Cluster::builder().args(["--ping", "10000"]).start();
     cluster.start_engines(1);

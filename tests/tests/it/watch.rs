@@ -199,7 +199,21 @@ fn metrics_and_events_say_what_status_says() {
         metric(&open.body, "ipbroker_tasks_finished_total{outcome=\"ok\"}"),
         36.0
     );
-    let metrics = page.own("/metrics");
+    // Who does not say gets the same; the scheme's name is in any case, and a head is the same without its body.
+    let lower = format!("authorization: bearer {}", page.token);
+    let head = format!(
+        "HEAD /metrics HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n{lower}\r\n\r\n"
+    );
+    for plain in [page.get("/metrics", &[&lower]), page.send(&head).unwrap()] {
+        let kind = "content-type: application/openmetrics-text";
+        assert!(
+            plain.status == 200 && plain.head.contains(kind),
+            "{}",
+            plain.head
+        );
+    }
+    assert_eq!(page.send(&head).unwrap().body, "");
+    let metrics = page.get("/metrics", &[&bearer, "Accept: text/plain"]);
     assert!(
         metrics
             .head

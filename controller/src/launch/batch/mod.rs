@@ -20,7 +20,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use ipbroker_protocol::wake::{self, Waker};
+use ipbroker_protocol::{
+    profile,
+    wake::{self, Waker},
+};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -213,11 +216,7 @@ fn write_record(plan: &Plan, jobs: Vec<Job>) -> io::Result<()> {
         system: plan.system.name.to_owned(),
         jobs,
     };
-    let dir = plan.record.parent().unwrap_or(Path::new("."));
-    let mut file = tempfile::NamedTempFile::new_in(dir)?;
-    serde_json::to_writer(&mut file, &recorded)?;
-    file.persist(&plan.record)?;
-    Ok(())
+    profile::replace(&plan.record, &serde_json::to_vec(&recorded)?)
 }
 
 /// The jobs of an earlier controller that wait or run.

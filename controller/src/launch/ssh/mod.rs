@@ -21,6 +21,7 @@ use serde::{Deserialize, Serialize};
 
 use ipbroker_protocol::{
     connection::EngineConnection,
+    profile,
     ssh::{Settings, SshError},
     wake::{self, Waker},
 };
@@ -148,11 +149,7 @@ impl Shared {
 }
 
 fn write_record(path: &Path, engines: &[&Survivor]) -> io::Result<()> {
-    let dir = path.parent().unwrap_or(Path::new("."));
-    let mut file = tempfile::NamedTempFile::new_in(dir)?;
-    serde_json::to_writer(&mut file, engines)?;
-    file.persist(path)?;
-    Ok(())
+    profile::replace(path, &serde_json::to_vec(engines)?)
 }
 
 /// What an earlier controller has left running on hosts.
