@@ -29,13 +29,8 @@ impl Failure {
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         // Whatever a library says, a user reads one line.
-        f.write_str(
-            &self
-                .message
-                .split_whitespace()
-                .collect::<Vec<_>>()
-                .join(" "),
-        )
+        let words: Vec<_> = self.message.split_whitespace().collect();
+        f.write_str(&crate::output::shown(&words.join(" ")))
     }
 }
 
@@ -53,6 +48,13 @@ impl From<ipbroker_client::Error> for Failure {
 
 impl From<std::io::Error> for Failure {
     fn from(error: std::io::Error) -> Self {
+        // Whoever reads has seen enough (`| head`): nothing is said, as of a program that SIGPIPE ends.
+        if error.kind() == std::io::ErrorKind::BrokenPipe {
+            return Self {
+                message: String::new(),
+                code: 128 + 13,
+            };
+        }
         Self::new(error.to_string())
     }
 }

@@ -63,6 +63,8 @@ fn main() -> ExitCode {
 }
 
 fn fail(failure: &Failure) -> ExitCode {
-    usage::complain("ipclient", failure);
+    if !failure.message.is_empty() {
+        usage::complain("ipclient", failure);
+    }
     ExitCode::from(failure.code)
 }

@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 use clap::Args;
 use ipbroker_client::protocol::message::Sample;
 use ipbroker_client::{Client, Notice};
-use jiff::Timestamp;
 use jiff::tz::TimeZone;
+use jiff::{Timestamp, Zoned};
 
 use super::Outcome;
 use crate::cli::ClusterArgs;
@@ -47,9 +47,8 @@ pub(crate) fn main(args: EventsArgs, cluster: &ClusterArgs) -> Outcome {
         if args.json {
             text = serde_json::to_string(&sample).map_err(std::io::Error::from)? + "\n";
         } else {
-            let clock = clock(sample.time);
-            for line in news.of(&sample) {
-                text += &format!("{clock} {line}\n");
+            for (time, line) in news.of(&sample) {
+                text += &format!("{} {line}\n", moment(time, sample.time));
             }
         }
         if !output::print(&text)? {
@@ -59,12 +58,26 @@ pub(crate) fn main(args: EventsArgs, cluster: &ClusterArgs) -> Outcome {
     Ok(ExitCode::SUCCESS)
 }
 
-/// The time of the day here.
-pub(super) fn clock(time: f64) -> String {
+fn here(time: f64) -> Zoned {
     let time = Timestamp::from_nanosecond((time * 1e9) as i128);
     let time = time.unwrap_or_else(|_| Timestamp::now());
-    let here = time.to_zoned(TimeZone::system());
-    here.strftime("%H:%M:%S").to_string()
+    time.to_zoned(TimeZone::system())
+}
+
+/// The time of the day here.
+pub(super) fn clock(time: f64) -> String {
+    here(time).strftime("%H:%M:%S").to_string()
+}
+
+/// The same, with the date if that is not today's.
+fn moment(time: f64, now: f64) -> String {
+    let (at, now) = (here(time), here(now));
+    let format = if at.date() == now.date() {
+        "%H:%M:%S"
+    } else {
+        "%F %H:%M:%S"
+    };
+    at.strftime(format).to_string()
 }
 
 /// One sample after the other, also where a controller is started again.
@@ -121,11 +134,12 @@ struct News {
 }
 
 impl News {
-    fn of(&mut self, sample: &Sample) -> Vec<String> {
-        let mut lines = Vec::new();
+    /// What is new in this sample, each with the time at which it happened, as far as that is known.
+    fn of(&mut self, sample: &Sample) -> Vec<(f64, String)> {
+        let (now, mut lines) = (sample.time, Vec::new());
         if self.incarnation != sample.incarnation {
             if !self.incarnation.is_empty() {
-                lines.push("another controller answers".to_owned());
+                lines.push((now, "another controller answers".to_owned()));
             }
             *self = Self {
                 incarnation: sample.incarnation.clone(),
@@ -139,14 +153,15 @@ impl News {
             .collect();
         for engine in &sample.engines {
             if !self.engines.contains_key(&engine.id) {
-                lines.push(format!("engine {} on {} is there", engine.id, engine.host));
+                let line = format!("engine {} on {} is there", engine.id, engine.host);
+                lines.push((now, line));
             }
         }
         let mut gone: Vec<_> = self.engines.iter().collect();
         gone.sort();
         for (id, host) in gone {
             if !engines.contains_key(id) {
-                lines.push(format!("engine {id} on {host} is gone"));
+                lines.push((now, format!("engine {id} on {host} is gone")));
             }
         }
         self.engines = engines;
@@ -156,16 +171,13 @@ impl News {
             let (before, told, was_over) = match self.submissions.get(&row.id) {
                 Some(known) => *known,
                 None => {
-                    lines.push(format!(
-                        "{} begins: {}, {}",
-                        row.id,
-                        plural(row.total, "task"),
-                        row.what
-                    ));
-                    (0, sample.time, false)
+                    let tasks = plural(row.total, "task");
+                    let line = format!("{} begins: {tasks}, {}", row.id, row.what);
+                    lines.push((row.begun, line));
+                    (0, now, false)
                 }
             };
-            let due = sample.time >= told + 1.0 && done > before;
+            let due = now >= told + 1.0 && done > before;
             if (over && !was_over) || (due && !over) {
                 let mut line = format!("{} {done} of {} ended", row.id, row.total);
                 for (count, word) in [(row.failed, "failed"), (row.aborted, "aborted")] {
@@ -176,8 +188,8 @@ impl News {
                 if let Some(ended) = row.ended {
                     line += &format!(", after {:.1} s", ended - row.begun);
                 }
-                lines.push(line);
-                submissions.insert(row.id.clone(), (done, sample.time, over));
+                lines.push((row.ended.unwrap_or(now), line));
+                submissions.insert(row.id.clone(), (done, now, over));
             } else {
                 submissions.insert(row.id.clone(), (before, told, was_over && over));
             }
@@ -188,15 +200,17 @@ impl News {
             let new = failure.count.saturating_sub(known.unwrap_or(0));
             if new > 0 {
                 let id = failure.ids.last().map_or("?", String::as_str);
-                lines.push(format!("{new} failed: {} (the last: {id})", failure.text));
+                let line = format!("{new} failed: {} (the last: {id})", failure.text);
+                lines.push((failure.last, line));
             }
         }
         for trouble in &sample.troubles {
             if !self.troubles.contains(trouble) {
-                lines.push(format!("trouble: {trouble}"));
+                lines.push((now, format!("trouble: {trouble}")));
             }
         }
         self.troubles.clone_from(&sample.troubles);
+        lines.sort_by(|a, b| a.0.total_cmp(&b.0));
         lines
     }
 }
@@ -209,6 +223,7 @@ mod tests {
     #[test]
     fn only_what_is_new_is_told() {
         let mut news = News::default();
+        let line = |time: f64, line: &str| (time, line.to_owned());
         let mut sample = Sample {
             time: 10.0,
             incarnation: "i".into(),
@@ -221,16 +236,23 @@ mod tests {
                 id: "a".into(),
                 what: "true".into(),
                 total: 2,
+                begun: 4.0,
                 ..SubmissionSample::default()
             }],
             ..Sample::default()
         };
         let first = news.of(&sample);
-        assert_eq!(first, ["engine 3 on h is there", "a begins: 2 tasks, true"]);
+        assert_eq!(
+            first,
+            [
+                line(4.0, "a begins: 2 tasks, true"),
+                line(10.0, "engine 3 on h is there")
+            ]
+        );
         assert!(news.of(&sample).is_empty());
         sample.time = 12.0;
         sample.submissions[0].completed = 1;
-        assert_eq!(news.of(&sample), ["a 1 of 2 ended"]);
+        assert_eq!(news.of(&sample), [line(12.0, "a 1 of 2 ended")]);
         sample.submissions[0].failed = 1;
         sample.submissions[0].ended = Some(11.5);
         sample.engines.clear();
@@ -238,8 +260,8 @@ mod tests {
         assert_eq!(
             last,
             [
-                "engine 3 on h is gone",
-                "a 2 of 2 ended, 1 failed, after 11.5 s"
+                line(11.5, "a 2 of 2 ended, 1 failed, after 7.5 s"),
+                line(12.0, "engine 3 on h is gone")
             ]
         );
         assert!(news.of(&sample).is_empty());

@@ -22,6 +22,7 @@ use crate::inputs::{InputArgs, Record, Records};
 use crate::joblog::{Joblog, Skip};
 use crate::local::{self, LocalCluster};
 use crate::locate::{Locate, LocateArgs};
+use crate::output;
 use crate::output::jobs::{Directory, Logged, Ordered, Outputs};
 use crate::output::progress::{Detail, Progress};
 use crate::runner::{Options, Printer, Runner, halt};
@@ -256,7 +257,9 @@ pub(crate) fn main(mut args: Box<MapArgs>, cluster: &ClusterArgs) -> Outcome {
     if args.dry_run {
         let slots = args.running.slots.or(args.local.engines()).unwrap_or(1) as usize;
         for job in args.jobs(records, templates, slots)?.jobs {
-            writeln!(std::io::stdout().lock(), "{}", job?.cmd)?;
+            let mut out = std::io::stdout().lock();
+            let cmd = job?.cmd;
+            writeln!(out, "{}", output::shown_on(&out, &cmd))?;
         }
         return Ok(ExitCode::SUCCESS);
     }

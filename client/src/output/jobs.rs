@@ -8,6 +8,7 @@ use std::path::Path;
 use ipbroker_client::job::{JobResult, JobStatus};
 use serde_json::Value;
 
+use super::{shown, shown_on};
 use crate::joblog::Joblog;
 use crate::runner::{Printer, Slot};
 use crate::template::{Template, Values};
@@ -38,14 +39,14 @@ impl Pending {
 
     /// What the output itself does not say.
     fn complain(&mut self, slot: &Slot, result: &JobResult) {
-        let (line, cmd) = (slot.line, &slot.cmd);
+        let (line, cmd) = (slot.line, shown(&slot.cmd));
         if result.truncated {
             self.errors(format!(
                 "ipclient: job {line}: its output is longer than --max-output: {cmd}\n"
             ));
         }
         if result.status != JobStatus::Ok {
-            let why = result.error.as_deref().unwrap_or(result.status.as_str());
+            let why = shown(result.error.as_deref().unwrap_or(result.status.as_str()));
             self.errors(format!("ipclient: job {line}: {why}: {cmd}\n"));
         }
     }
@@ -116,15 +117,23 @@ impl Printer for Outputs {
     fn finished(&mut self, slot: &Slot, result: &JobResult) -> io::Result<()> {
         let tag = self.tag.as_ref().map(|tag| fill(tag, slot, result));
         let tag = tag.as_deref();
-        let command = format!("{}\n", slot.cmd);
+        let (out, err) = (io::stdout(), io::stderr());
         if self.verbose {
-            self.pending.output(command.clone().into());
+            let command = shown_on(&out, &slot.cmd);
+            self.pending.output(format!("{command}\n").into());
         }
         if self.trace {
-            self.pending.errors(command);
+            self.pending
+                .errors(format!("{}\n", shown_on(&err, &slot.cmd)));
         }
-        self.pending.output(tagged(tag, result.output()));
-        self.pending.errors(tagged(tag, result.errors()));
+        let tags = [
+            tag.map(|tag| shown_on(&out, tag)),
+            tag.map(|tag| shown_on(&err, tag)),
+        ];
+        self.pending
+            .output(tagged(tags[0].as_deref(), result.output()));
+        self.pending
+            .errors(tagged(tags[1].as_deref(), result.errors()));
         self.pending.complain(slot, result);
         Ok(())
     }

@@ -5,7 +5,9 @@ pub(crate) mod json;
 pub(crate) mod progress;
 pub(crate) mod table;
 
-use std::io::{ErrorKind, Result, Write};
+use std::borrow::Cow;
+use std::fmt::Write as _;
+use std::io::{ErrorKind, IsTerminal, Result, Write};
 
 /// `1 engine`, `3 engines`.
 pub(crate) fn plural(count: u64, word: &str) -> String {
@@ -27,6 +29,32 @@ pub(crate) fn cut(line: &str, most: usize) -> String {
     match line.char_indices().nth(most) {
         Some((end, _)) => format!("{}…", &line[..end]),
         None => line.to_owned(),
+    }
+}
+
+/// A text in one line that cannot drive the terminal on which it is shown: control characters are written as `\n` and `\x1b`.
+pub(crate) fn shown(text: &str) -> Cow<'_, str> {
+    let drives = |c: char| c.is_control() && c != '\t';
+    if !text.contains(drives) {
+        return text.into();
+    }
+    let mut plain = String::with_capacity(text.len() + 8);
+    for c in text.chars() {
+        match c {
+            '\n' => plain.push_str("\\n"),
+            // Into memory: it cannot fail.
+            c if drives(c) => drop(write!(plain, "\\x{:02x}", u32::from(c))),
+            c => plain.push(c),
+        }
+    }
+    plain.into()
+}
+
+/// A text as it is where a program reads it, and as [`shown`] on a terminal.
+pub(crate) fn shown_on<'a>(stream: &impl IsTerminal, text: &'a str) -> Cow<'a, str> {
+    match stream.is_terminal() {
+        true => shown(text),
+        false => text.into(),
     }
 }
 

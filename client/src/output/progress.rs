@@ -9,7 +9,7 @@ use ipbroker_client::job::{JobResult, JobStatus, log_time, timedelta};
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
 
-use super::plural;
+use super::{plural, shown};
 
 /// Where progress goes.
 pub(crate) enum Progress {
@@ -107,7 +107,7 @@ impl Progress {
         };
         let at = log_time(result.received.unwrap_or_else(Timestamp::now), zone);
         let host = result.host.as_deref().unwrap_or("?");
-        let cmd = cmd.replace('\n', "\\n");
+        let cmd = shown(cmd);
         let elapsed = result.elapsed().map_or_else(|| "?".to_owned(), timedelta);
         *lines += &match (result.status, result.code) {
             (JobStatus::Ok, _) if result.up_to_date => {
@@ -117,11 +117,9 @@ impl Progress {
                 format!("{at} [{done}/{total}] returned {code} in {elapsed} sec on {host}: {cmd}\n")
             }
             (status, _) => {
-                let why = result
-                    .error
-                    .as_deref()
-                    .unwrap_or("no reason given")
-                    .replace('\n', " ");
+                let why = result.error.as_deref().unwrap_or("no reason given");
+                let why = why.replace('\n', " ");
+                let why = shown(&why);
                 let word = if status == JobStatus::Aborted {
                     "aborted"
                 } else {
@@ -234,14 +232,14 @@ mod tests {
             received: result.received,
             ..JobResult::refused("EngineError: engine 3 died")
         };
-        progress.finished((2, 100), &lost, "a\nb");
+        progress.finished((2, 100), &lost, "a\n\x1b[2J\u{9b}b");
         let Progress::Log { lines, .. } = progress else {
             unreachable!()
         };
         assert_eq!(
             lines,
             "2014-12-21 10:39:59,288 [1/100] returned 0 in 0:00:10.007444 sec on mezcal06.cl.ecei.tohoku.ac.jp: sleep 10\n\
-             2014-12-21 10:39:59,288 [2/100] failed (EngineError: engine 3 died): a\\nb\n"
+             2014-12-21 10:39:59,288 [2/100] failed (EngineError: engine 3 died): a\\n\\x1b[2J\\x9bb\n"
         );
     }
 }

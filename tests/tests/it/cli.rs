@@ -292,6 +292,71 @@ fn tables_come_as_json_too() {
     }
 }
 
+/// `| head -1` is no error.
+#[test]
+fn who_has_read_enough_is_told_nothing() {
+    let cluster = Cluster::builder().args(["-n", "1"]).start();
+    cluster.wait_engines(1);
+    let ids = cluster.client_with(&["submit", "-"], "{\"cmd\": \"true\"}\n", LIMIT);
+    let id = ids.ok().stdout.trim().to_owned();
+    cluster.client(&["wait", &id]).ok();
+    for args in [
+        &["status"][..],
+        &["status", "--json"],
+        &["engines"],
+        &["stats"],
+        &["explain", &id],
+        &["results", &id],
+        &["events", "--samples", "1"],
+        &["top", "--plain"],
+        &["completions", "bash"],
+        &["map", "--dry-run", "true", ":::", "1"],
+    ] {
+        let (nobody, out) = std::io::pipe().unwrap();
+        drop(nobody);
+        let mut command = cluster.command("ipclient");
+        let ended = command.args(args).stdout(out).output().unwrap();
+        let said = String::from_utf8_lossy(&ended.stderr);
+        assert_eq!(said, "", "{args:?}");
+        assert!(
+            matches!(ended.status.code(), Some(0 | 141)),
+            "{args:?}: {ended:?}"
+        );
+    }
+}
+
+/// A command may hold what would drive the terminal of who looks at it.
+#[test]
+fn commands_are_shown_harmless() {
+    let cluster = Cluster::builder().args(["-n", "1"]).start();
+    cluster.wait_engines(1);
+    let line = "{\"cmd\": \"exit 3 # \\u001b[2J\\u009b1m\"}\n";
+    let run = cluster.client_with(&["run", "-"], line, LIMIT);
+    assert!(
+        run.stderr.contains("exit 3 # \\x1b[2J\\x9b1m"),
+        "{}",
+        run.stderr
+    );
+    let map = cluster.client(&[
+        "map",
+        "--max-output",
+        "1",
+        "echo {} \u{1b}[2J",
+        ":::",
+        "long",
+    ]);
+    assert!(
+        map.stderr.contains("longer than --max-output"),
+        "{}",
+        map.stderr
+    );
+    let bad = cluster.client(&["results", "no\u{1b}[2Jtask"]);
+    for stderr in [run.stderr, map.stderr, bad.stderr] {
+        let drives = |c: char| c.is_control() && c != '\n';
+        assert!(!stderr.contains(drives), "{stderr:?}");
+    }
+}
+
 #[test]
 fn engines_that_can_never_start_end_the_start() {
     let place = Cluster::builder().prepare();
