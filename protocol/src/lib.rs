@@ -17,6 +17,7 @@ pub mod envelope;
 mod fields;
 pub mod frames;
 pub mod junk;
+pub mod kind;
 pub mod message;
 pub mod profile;
 pub mod resources;

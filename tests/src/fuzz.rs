@@ -222,6 +222,8 @@ const MESSAGES: &[fn(Packer, &[u8])] = &[
     one::<WebReply>,
     one::<GraphRequest>,
     one::<GraphReply>,
+    one::<SearchRequest>,
+    one::<SearchReply>,
 ];
 
 /// Any bytes as any message.
@@ -247,7 +249,7 @@ fn message_seeds() -> Vec<Vec<u8>> {
         json!({"uuid": "u", "id": 3, "capabilities": ["command", "array"], "functions": ["noop"], "host": ["h", "h.example"], "pid": 5, "cores": 2, "machine": "m", "resources": {"memory": 1000, "lic": 1.5, "gpus": ["0", "1"]}, "cpuset": [0, 1], "tags": ["rack1"], "version": "0.1.0", "restored": {"running": [], "queued": [], "finished": []}}),
         json!({"targets": [["u", 1]], "after": {"dependencies": ["a"], "all": true, "success": true, "failure": false}, "follow": ["b"], "timeout": 3.5, "retries": 2, "retry_delay": 0.5, "max_crashes": 3, "hosts": ["h"], "prefer": ["p"], "prefer_wait": 1, "tags": ["t"], "priority": -1, "resources": {"cpus": 1.5, "gpus": 1, "lic": 0.1}, "any": [{"gpus": 1}, {"cpus": 16}], "nodes": 2, "nodelist": ["a", "b"], "alternative": 1, "granted": {"cpus": {"amount": 1.5, "names": ["0", "1"]}}, "require": {"programs": ["p"], "files": ["/f"], "variables": ["V"]}, "detach": true, "ack": true, "array": 10, "range": [2, 5], "failed": [[3, "error"]], "same": true, "attempt": 1, "duration": 0.25, "engine": "u", "status": "ok", "started": "2026-01-02T03:04:05Z", "dependencies_met": true}),
         json!({"op": "stat", "path": "/tmp", "data": [1, 2], "mode": 420, "status": "ok", "id": 1, "hb_period": 3.0, "incarnation": "i", "lease": 15.0, "durable": true, "offset": -47.5, "uuids": {"u": ["a"]}, "reason": "r", "tasks": [["00ff", "a", "apply_request"]], "nodes": [], "jobs": []}),
-        json!({"msg_id": "a", "tasks": [{"id": "a:1", "name": "true", "state": "ok", "count": 300, "after": [0, 1]}], "whole": true}),
+        json!({"msg_id": "a", "tasks": [{"id": "a:1", "name": "true", "state": "ok", "count": 300, "after": [0, 1]}], "whole": true, "text": "true", "before": "a"}),
     ];
     let mut seeds = Vec::new();
     for number in 0..MESSAGES.len() as u8 {

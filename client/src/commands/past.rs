@@ -8,6 +8,7 @@ use std::process::ExitCode;
 use clap::Args;
 use ipbroker_client::protocol::array::{View, member_id, split_id};
 use ipbroker_client::protocol::dependency::Dependency;
+use ipbroker_client::protocol::kind::{of_command, of_name};
 use ipbroker_client::protocol::message::CommandResult;
 use ipbroker_client::protocol::session::Packer;
 use ipbroker_client::protocol::time;
@@ -127,6 +128,8 @@ pub(crate) struct Run {
     pub(crate) count: u64,
     /// It in a line.
     pub(crate) name: String,
+    /// Of what kind it is: its program, or its function.
+    pub(crate) kind: String,
     pub(crate) submitted: f64,
     /// When it began, if it did, and when it ended.
     pub(crate) ran: Option<(f64, f64)>,
@@ -312,6 +315,21 @@ fn name(content: Option<&Map<String, Value>>, record: &Record) -> String {
         })
 }
 
+/// Of what kind it is, as a sample of the cluster says.
+fn kind(content: Option<&Map<String, Value>>, record: &Record) -> String {
+    let text = |key| content.map_or("", |content| text(content, key));
+    match (text("cmd"), text("name")) {
+        ("", "") => {
+            let asked = record.header.get("msg_type").and_then(Value::as_str);
+            asked
+                .map_or("", |asked| asked.strip_suffix("_request").unwrap_or(asked))
+                .to_owned()
+        }
+        ("", name) => of_name(name),
+        (cmd, _) => of_command(cmd),
+    }
+}
+
 /// What it waited for.
 fn after(record: &Record) -> Vec<String> {
     let ids = |key: &str| {
@@ -347,6 +365,7 @@ fn task(record: &Record) -> Run {
         id: id.to_owned(),
         count: 1,
         name: name(content(record), record),
+        kind: kind(content(record), record),
         submitted: seconds(result.submitted).unwrap_or(0.0),
         ran: begun.zip(ended),
         engine: result.engine_id.and_then(|id| u32::try_from(id).ok()),
@@ -393,6 +412,7 @@ fn array(client: &Client, id: &str, record: &Record) -> Result<Vec<Run>, Failure
             id: member_id(id, index),
             count,
             name: name(own.as_ref().or_else(|| content(record)), record),
+            kind: kind(own.as_ref().or_else(|| content(record)), record),
             submitted,
             after: after.clone(),
             ..Run::default()

@@ -129,12 +129,17 @@ fn date(time: f64) -> String {
         .unwrap_or_default()
 }
 
-/// The value below which the share `q` of sorted ones lies.
-fn quantile(sorted: &[f64], q: f64) -> f64 {
-    match sorted.len() {
-        0 => 0.0,
-        len => sorted[((len - 1) as f64 * q).round() as usize],
+/// The value below which the share `q` of sorted ones lies; each stands for so many tasks.
+fn quantile(sorted: &[(f64, u64)], q: f64) -> f64 {
+    let all: u64 = sorted.iter().map(|(_, count)| count).sum();
+    let mut place = (all.saturating_sub(1) as f64 * q).round() as u64;
+    for (value, count) in sorted {
+        if place < *count {
+            return *value;
+        }
+        place -= count;
     }
+    0.0
 }
 
 fn report(runs: &[Run]) -> String {
@@ -142,18 +147,19 @@ fn report(runs: &[Run]) -> String {
     let tasks = plural(tasks(runs), "task");
     let (busy, makespan) = (facts.busy(), facts.makespan());
     let engines = facts.engines.len();
-    let mut waits: Vec<f64> = facts
+    // Of members that ran in one go, each waited for the first, and took its part of the time.
+    let mut waits: Vec<(f64, u64)> = facts
         .ran
         .iter()
-        .map(|(run, begun, _)| (begun - run.submitted).max(0.0))
+        .map(|(run, begun, _)| ((begun - run.submitted).max(0.0), run.count))
         .collect();
-    let mut times: Vec<f64> = facts
+    let mut times: Vec<(f64, u64)> = facts
         .ran
         .iter()
-        .map(|(_, begun, ended)| ended - begun)
+        .map(|(run, begun, ended)| ((ended - begun) / run.count.max(1) as f64, run.count))
         .collect();
-    waits.sort_by(f64::total_cmp);
-    times.sort_by(f64::total_cmp);
+    waits.sort_by(|a, b| a.0.total_cmp(&b.0));
+    times.sort_by(|a, b| a.0.total_cmp(&b.0));
     let utilisation = 100.0 * busy / (makespan * engines.max(1) as f64).max(1e-9);
     let mut html = String::new();
     // Into memory: it cannot fail.
@@ -293,6 +299,8 @@ fn gantt(facts: &Facts<'_>) -> String {
     } else {
         0.0
     };
+    let kinds = kinds(facts);
+    let hue = |run: &Run| kinds.iter().position(|kind| *kind == run.kind);
     let mut open: HashMap<usize, (f64, f64, u64, &Run)> = HashMap::new();
     let mut draw = |row: usize, (begun, ended, count, run): (f64, f64, u64, &Run)| {
         let (x, width) = (facts.x(begun), (facts.x(ended) - facts.x(begun)).max(0.5));
@@ -301,14 +309,22 @@ fn gantt(facts: &Facts<'_>) -> String {
         } else {
             escape(&run.name)
         };
-        let _ = writeln!(
+        let (hue, y) = (hue(run).unwrap_or(HUES), row as f64 * high + 1.0);
+        // Its colour says of what kind it is, its shape how it ended.
+        let part = if run.end == End::Ok { 1.0 } else { 0.5 } * (high - 2.0);
+        let (took, end) = (duration(ended - begun), run.end.word());
+        let _ = write!(
             inner,
-            "<rect class=\"{}\" x=\"{x:.1}\" y=\"{:.1}\" width=\"{width:.1}\" height=\"{:.1}\"><title>{what}: {}</title></rect>",
-            run.end.word(),
-            row as f64 * high + 1.0,
-            high - 2.0,
-            duration(ended - begun)
+            "<g><title>{what}: {end}, {took}</title><rect class=\"k{hue}\" x=\"{x:.1}\" y=\"{y:.1}\" width=\"{width:.1}\" height=\"{part:.1}\"/>"
         );
+        if run.end == End::Failed {
+            let y = y + part;
+            let _ = write!(
+                inner,
+                "<rect class=\"failed\" x=\"{x:.1}\" y=\"{y:.1}\" width=\"{width:.1}\" height=\"{part:.1}\"/>"
+            );
+        }
+        inner += "</g>\n";
     };
     for (run, begun, ended) in &facts.ran {
         let row = facts.engines[&engine(run)];
@@ -331,7 +347,34 @@ fn gantt(facts: &Facts<'_>) -> String {
         draw(row, last);
     }
     inner += &axis(facts, bottom + 12.0);
+    let mut key = kinds
+        .iter()
+        .enumerate()
+        .fold(String::new(), |key, (hue, kind)| {
+            key + &format!("<span class=\"k{hue}\">■</span> {} &emsp;", escape(kind))
+        });
+    if facts.ran.iter().any(|(run, ..)| hue(run).is_none()) {
+        let _ = write!(key, "<span class=\"k{HUES}\">■</span> others");
+    }
     svg(bottom + 16.0, "What each engine ran over time", &inner)
+        + &format!(
+            "<p class=\"key\">{key}</p>\n<p class=\"key\">A whole box ended well; one with a red lower half failed, half a box was aborted.</p>\n"
+        )
+}
+
+/// Kinds of tasks that have a colour of their own.
+const HUES: usize = 7;
+
+/// Those with the most work.
+fn kinds<'a>(facts: &Facts<'a>) -> Vec<&'a str> {
+    let mut work: BTreeMap<&str, f64> = BTreeMap::new();
+    for (run, begun, ended) in &facts.ran {
+        *work.entry(&run.kind).or_default() += ended - begun;
+    }
+    let mut kinds: Vec<(&str, f64)> = work.into_iter().collect();
+    kinds.sort_by(|a, b| b.1.total_cmp(&a.1));
+    kinds.truncate(HUES);
+    kinds.into_iter().map(|(kind, _)| kind).collect()
 }
 
 fn table(headings: &[&str], rows: &[Vec<String>]) -> String {
@@ -380,11 +423,11 @@ fn hosts(facts: &Facts<'_>) -> String {
 }
 
 /// Run times in classes of a factor of two.
-fn histogram(times: &[f64]) -> String {
+fn histogram(times: &[(f64, u64)]) -> String {
     let class = |seconds: f64| seconds.max(1e-6).log2().floor() as i32;
     let mut counts: BTreeMap<i32, u64> = BTreeMap::new();
-    for seconds in times {
-        *counts.entry(class(*seconds)).or_default() += 1;
+    for (seconds, tasks) in times {
+        *counts.entry(class(*seconds)).or_default() += tasks;
     }
     let (Some((first, _)), Some((last, _))) = (counts.first_key_value(), counts.last_key_value())
     else {
@@ -611,10 +654,34 @@ mod tests {
         ] {
             assert!(html.contains(part), "no {part} in\n{html}");
         }
+        assert_eq!(html.matches("<rect class=\"failed\"").count(), 1);
         assert!(
             !html.contains("<script") && !html.contains("http://") && !html.contains("https://")
         );
         assert_eq!(html.matches("<svg").count(), html.matches("</svg>").count());
+    }
+
+    #[test]
+    fn members_weigh_as_many_tasks() {
+        // Of an array 90 members, 0.1 s each, and ten tasks of their own of 5 s.
+        let mut runs: Vec<Run> = (0..10)
+            .map(|n| run(&n.to_string(), (20.0, 25.0), n, &[]))
+            .collect();
+        let mut array = run("array:0", (2.0, 11.0), 0, &[]);
+        array.count = 90;
+        runs.push(array);
+        let html = report(&runs);
+        for part in [
+            "<h1>100 tasks</h1>",
+            "<dt>ran, median</dt><dd>0.1 s</dd>",
+            "<dt>ran, longest</dt><dd>5.0 s</dd>",
+            "<dt>waited, median</dt><dd>2.0 s</dd>",
+            "<dt>waited, 95 %</dt><dd>20.0 s</dd>",
+            ">90</text>",
+        ] {
+            assert!(html.contains(part), "no {part} in\n{html}");
+        }
+        assert_eq!(quantile(&[], 0.5), 0.0);
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! What our own programs ask about a task: why it is where it is, what it has written, which others it waits for.
 
-use ipbroker_protocol::message::{GraphReply, OutputReply, OutputRequest, types};
+use ipbroker_protocol::message::{GraphReply, OutputReply, OutputRequest, SearchReply, types};
 use serde_json::{Value, json};
 
 use super::{
@@ -86,6 +86,17 @@ impl Hub {
             hub.reply_ok(&to, &graph)
         });
         self.links.store.graph(request, answer);
+    }
+
+    /// Tasks by words of them: the store knows all that there ever were.
+    pub(super) fn search(&mut self, asker: &Asker, content: Value) {
+        let Some(request) = self.read(asker, content) else {
+            return;
+        };
+        let answer = self.found(asker, |hub, to, found: SearchReply| {
+            hub.reply_ok(&to, &found)
+        });
+        self.links.store.search(request, answer);
     }
 
     fn explain_past(&mut self, to: Asker, id: String) {

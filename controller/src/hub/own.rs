@@ -44,6 +44,7 @@ impl Hub {
             types::EXPLAIN_REQUEST => self.explain(asker, &content),
             types::OUTPUT_REQUEST => self.output(asker, content),
             types::GRAPH_REQUEST => self.graph(asker, content),
+            types::SEARCH_REQUEST => self.search(asker, content),
             types::STATS_REQUEST => {
                 let to = asker.clone();
                 let answer = self.then(move |hub, stats: Stats| hub.reply_ok(&to, &stats));
@@ -68,11 +69,11 @@ impl Hub {
     }
 
     fn scale(&mut self, asker: &Asker, content: Value) {
-        let Some(ScaleRequest { add, remove }) = self.read(asker, content) else {
+        let Some(ScaleRequest { add, remove, now }) = self.read(asker, content) else {
             return;
         };
         let done = match add {
-            0 if !remove.is_empty() => self.remove_engines(remove),
+            0 if !remove.is_empty() => self.remove_engines(remove, now),
             1..=ADDED_MOST if remove.is_empty() => self.add_engines(add),
             _ => {
                 let what = format!("a scale_request has `add`, 1 to {ADDED_MOST}, or `remove`");
@@ -94,10 +95,20 @@ impl Hub {
         Ok(json!({"added": more}))
     }
 
-    fn remove_engines(&mut self, engines: Vec<Value>) -> Result<Value, HubError> {
+    fn remove_engines(&mut self, engines: Vec<Value>, now: bool) -> Result<Value, HubError> {
         let ids = self.targets(&Value::Array(engines))?;
         for engine in ids.iter().filter_map(|id| self.registry.by_id(*id)) {
-            let (uuid, content) = (&engine.profile.uuid, json!({"restart": false}));
+            let uuid = &engine.profile.uuid;
+            // Others than ours know nothing but an end at once, nor can a DEALER leave one out.
+            let drain = !now && engine.profile.is_ours() && self.settings.scheme != "pure";
+            if !drain {
+                let uuid = uuid.clone();
+                self.links.tasks.send(Command::EngineDismissed { uuid });
+            }
+            let content = match drain {
+                true => json!({"restart": false, "drain": true}),
+                false => json!({"restart": false}),
+            };
             (self.links.control).send(uuid, types::SHUTDOWN_REQUEST, &content);
         }
         Ok(json!({"removed": ids}))

@@ -43,6 +43,9 @@ const PERIOD: Duration = Duration::from_millis(250);
 /// With a page that nobody has open, for the history that it begins with.
 const IDLE_PERIOD: Duration = Duration::from_secs(2);
 
+/// Of the page's place with no page open: its thread has two.
+const RECEIVERS: usize = 2;
+
 /// Programs that may wait for a sample at once.
 const WAITING: usize = 256;
 
@@ -112,8 +115,7 @@ impl Watch {
             return None;
         }
         let page = self.page.as_ref();
-        // The page's thread always has one of its own.
-        let open = page.is_some_and(|page| page.receiver_count() > 1);
+        let open = page.is_some_and(|page| page.receiver_count() > RECEIVERS);
         if open || !self.waiting.is_empty() {
             Some(self.next)
         } else {
@@ -240,7 +242,9 @@ impl Hub {
                 completed: direct.completed + work.map_or(0, |work| work.completed),
                 task: work.and_then(|work| work.task.clone()),
                 what: work.and_then(|work| work.what.clone()),
+                task_kind: work.and_then(|work| work.task_kind.clone()),
                 since: work.and_then(|work| work.since).map(at),
+                leaving: work.is_some_and(|work| work.leaving),
             }
         });
         let engines: Vec<EngineSample> = engines.collect();

@@ -222,8 +222,12 @@ pub struct EngineWork {
     pub task: Option<String>,
     /// That one in a line.
     pub what: Option<String>,
+    /// Of what kind that one is.
+    pub task_kind: Option<String>,
     /// Since when it has worked on it.
     pub since: Option<f64>,
+    /// It is to be given nothing more.
+    pub leaving: bool,
 }
 
 /// A request to the task thread (scheduler or pure; what the pure one cannot know it answers as
@@ -239,6 +243,11 @@ pub enum Command {
         uuid: String,
         /// How.
         departure: Departure,
+    },
+    /// An engine is told to stop what it runs, and to leave.
+    EngineDismissed {
+        /// Which.
+        uuid: String,
     },
     /// Answer when what was said so far is in the journal.
     Settled {

@@ -16,7 +16,7 @@ use super::unpack::parse_time;
 use super::update;
 
 /// A name column holds this much.
-const NAME_CHARS: usize = 200;
+pub(crate) const NAME_CHARS: usize = 200;
 
 /// What an engine holds of an array: `lo, hi, engine, attempt, at`.
 pub(crate) type HeldRange = (u64, u64, String, u32, i64);

@@ -219,7 +219,7 @@ impl Reader {
     }
 
     /// The state of each member of an array.
-    fn states(
+    pub(super) fn states(
         &self,
         conn: &Connection,
         key: u64,
@@ -244,7 +244,12 @@ impl Reader {
         Ok(states)
     }
 
-    fn state(&self, ended: Option<Outcome>, running: bool, error: Option<&[u8]>) -> &'static str {
+    pub(super) fn state(
+        &self,
+        ended: Option<Outcome>,
+        running: bool,
+        error: Option<&[u8]>,
+    ) -> &'static str {
         match ended {
             Some(Outcome::Ok) => "ok",
             Some(Outcome::Aborted) => "aborted",
@@ -327,8 +332,13 @@ fn member_error(conn: &Connection, key: u64, member: u64) -> rusqlite::Result<Op
     .map(Option::flatten)
 }
 
-/// The first line that says something, cut if it is long.
-fn line(text: &str) -> String {
+/// The first line that says something, cut if it is long; what would steer a terminal is left out.
+pub(super) fn line(text: &str) -> String {
     let line = text.lines().map(str::trim).find(|line| !line.is_empty());
-    line.unwrap_or_default().chars().take(NAME).collect()
+    let plain = |c: char| if c.is_control() { ' ' } else { c };
+    line.unwrap_or_default()
+        .chars()
+        .take(NAME)
+        .map(plain)
+        .collect()
 }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
 use crossbeam_channel::{SendError, Sender};
-use ipbroker_protocol::message::{GraphReply, GraphRequest};
+use ipbroker_protocol::message::{GraphReply, GraphRequest, SearchReply, SearchRequest};
 use rusqlite::Connection;
 use serde_json::{Map, Value};
 
@@ -245,6 +245,11 @@ impl StoreHandle {
     /// The tasks of a submission and what they wait for; of a large one a part.
     pub fn graph(&self, request: GraphRequest, answer: Answer<GraphReply>) {
         self.ask(answer, move |reader, conn| reader.graph(conn, &request));
+    }
+
+    /// The newest tasks with a text in them.
+    pub fn search(&self, request: SearchRequest, answer: Answer<SearchReply>) {
+        self.ask(answer, move |reader, conn| reader.search(conn, &request));
     }
 
     /// Drops records in small steps; answers how many.

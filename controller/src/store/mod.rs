@@ -48,6 +48,7 @@ mod query;
 mod ranges;
 mod recover;
 mod row;
+mod search;
 mod shared;
 mod spill;
 mod sync;

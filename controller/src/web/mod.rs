@@ -62,11 +62,12 @@ const BODY: usize = 1 << 20;
 const KEEPALIVE: Duration = Duration::from_secs(10);
 
 /// What the page may ask of the hub; with `true`, it changes something.
-const REQUESTS: [(&str, bool); 8] = [
+const REQUESTS: [(&str, bool); 9] = [
     (types::STATUS_REQUEST, false),
     (types::EXPLAIN_REQUEST, false),
     (types::OUTPUT_REQUEST, false),
     (types::GRAPH_REQUEST, false),
+    (types::SEARCH_REQUEST, false),
     ("result_request", false),
     (types::ABORT_REQUEST, true),
     ("resubmit_request", true),

@@ -9,6 +9,8 @@ const $ = id => document.getElementById(id);
 let sample = null;       // the newest
 let points = [];         // [time, waiting, running, completed, failed, aborted], oldest first
 let slices = [];         // work that ended, oldest first
+const kinds = [];        // of tasks; in a slice `kind` is a place in this list
+const hues = new Map();  // of the kinds in the picture
 let rates = new Map();   // of submissions: id → [[time, done], …] of the last seconds
 const view = { span: 60, end: null };   // of the stream: seconds shown, and until when (null: now)
 
@@ -21,7 +23,8 @@ function connect() {
   source.addEventListener("past", event => {
     const past = JSON.parse(event.data);
     points = past.points;
-    slices = past.slices;
+    slices = [];
+    keep(past.slices);
     document.body.classList.toggle("readonly", past.readonly);
     $("add").hidden = !past.adds;
   });
@@ -38,12 +41,22 @@ function link(kind, text) {
   $("link").textContent = text;
 }
 
+function keep(more) {
+  for (const slice of more) slices.push({ ...slice, kind: numberOf(slice.kind) });
+  if (slices.length > KEPT_SLICES) slices.splice(0, slices.length - KEPT_SLICES);
+}
+
+const numbers = new Map();
+function numberOf(kind) {
+  if (!numbers.has(kind)) numbers.set(kind, kinds.push(kind) - 1);
+  return numbers.get(kind);
+}
+
 function remember(now) {
   const t = now.tasks;
   points.push([now.time, t.ready + t.blocked, t.running + t.direct, t.completed, t.failed, t.aborted]);
   if (points.length > KEPT_POINTS) points.splice(0, points.length - KEPT_POINTS);
-  slices.push(...now.slices);
-  if (slices.length > KEPT_SLICES) slices.splice(0, slices.length - KEPT_SLICES);
+  keep(now.slices);
   const known = new Map();
   for (const row of now.submissions) {
     const seen = (rates.get(row.id) ?? []).filter(([time]) => time > now.time - 10);
@@ -88,7 +101,7 @@ const clock = seconds => new Date(seconds * 1000).toLocaleTimeString();
 
 function tellSample(now) {
   link("live", "live");
-  $("about").textContent = `up ${time(now.uptime)} · ${now.scheme} · ${now.clients} ${now.clients === 1 ? "client" : "clients"} · version ${now.version}`;
+  $("about").textContent = `· up ${time(now.uptime)} · ${now.scheme} · ${now.clients} ${now.clients === 1 ? "client" : "clients"} · version ${now.version}`;
   number("ready", now.tasks.ready);
   number("blocked", now.tasks.blocked);
   number("running", now.tasks.running + now.tasks.direct);
@@ -188,15 +201,20 @@ function failure(row) {
 
 function engine(row) {
   const since = row.since == null ? "" : time(sample.time - row.since);
-  const what = row.what ?? "";
-  return [[row.outstanding, row.completed, what, since, row.task], () => [n(row.id), element("td", {}, row.host),
+  const what = (row.leaving ? "leaves when this has ended: " : "") + (row.what ?? "");
+  return [[row.outstanding, row.completed, what, since, row.task, row.leaving], () => [n(row.id), element("td", {}, row.host),
     element("td", {}, row.kind), n(count(row.outstanding)), n(count(row.completed)),
     element("td", { class: "cmd", title: row.task ?? "" }, what), n(since),
-    element("td", { class: "one" }, element("button", { type: "button", class: "change", onclick: () => remove(row) }, "remove"))]];
+    element("td", { class: "one" }, element("button", { type: "button", class: "change", onclick: () => remove(row) }, row.leaving ? "stop now" : "remove"))]];
 }
 
-const remove = row => change("scale_request", { remove: [row.id] },
-  `Remove engine ${row.id} (${row.host})? It ends${row.outstanding ? `, and what it runs with it: ${tasksOf(row.outstanding)} go to others if they may run again` : ""}.`);
+function remove(row) {
+  // Others than ours, and those that libzmq feeds, know nothing but an end at once.
+  const now = row.leaving || row.kind !== "ipengine" || sample.scheme === "pure";
+  const ends = now ? "It stops what it runs, which runs again elsewhere if it may (retries, max_crashes), and else fails."
+    : "It is given nothing more, ends what it runs, and then goes; what it has not begun goes to other engines.";
+  change("scale_request", { remove: [row.id], now }, `Remove engine ${row.id} (${row.host})${row.leaving ? " at once" : ""}? ${row.outstanding ? ends : "It has nothing to do."}`);
+}
 $("add").addEventListener("click", () => change("scale_request", { add: 1 }, "Start another engine on the controller's host?"));
 
 function host(row) {
@@ -230,7 +248,7 @@ function change(name, content, question) {
       say({
         abort_request: () => `Aborted ${count(answer.aborted)} that waited; ${count(answer.stopping)} that run are being stopped.`,
         resubmit_request: () => `Submitted again: ${Object.values(answer.resubmitted).join(", ")}`,
-        scale_request: () => answer.added ? "Another engine is being started." : `Engine ${answer.removed.join(", ")} was told to end.`,
+        scale_request: () => answer.added ? "Another engine is being started." : `Engine ${answer.removed.join(", ")} ${content.now ? "was told to end" : "goes when it has ended what it runs"}.`,
       }[name]());
     } catch (error) {
       say(error.message);
@@ -251,9 +269,13 @@ function say(text) {
 // One task is shown at a time, as it stands now, until another is looked for.
 let followed = null;
 
-function find(id) {
+function find(id, keepHits = false) {
   $("id").value = id;
   followed = id;
+  if (!keepHits) {
+    fill($("hits"), []);
+    $("more").hidden = true;
+  }
   const found = text => { if (followed === id) $("found").textContent = text; };
   found("…");
   taskButtons(null);
@@ -267,14 +289,31 @@ function taskButtons(state) {
   $("task-again").hidden = state !== "done";
 }
 
-// Rows of what the page knows that have these words in them, with an id to look at.
-function search(words) {
+// Tasks with these words in them: those of the newest sample, then those of the history, a part at a time.
+async function search(words, found) {
   const has = text => text?.toLowerCase().includes(words.toLowerCase());
-  return [
-    ...sample.engines.filter(row => row.task && has(row.what)).map(row => `runs on engine ${row.id}: ${row.task}: ${row.what}`),
-    ...sample.submissions.filter(row => has(row.what)).map(row => `submission of ${tasksOf(row.total)}: ${row.id}: ${row.what}`),
-    ...sample.failures.filter(row => row.ids.length && has(row.text)).map(row => `${count(row.count)} failed: ${row.ids.at(-1)}: ${row.text}`),
+  const now = [
+    ...sample.engines.filter(row => row.task && has(row.what)).map(row => [row.task, `runs on engine ${row.id}`, row.what]),
+    ...sample.failures.filter(row => row.ids.length && has(row.text)).map(row => [row.ids.at(-1), `the last of ${tasksOf(row.count)} that failed`, row.text]),
   ];
+  const known = new Set(now.map(([id]) => id));
+  const add = rows => $("hits").append(...rows.map(([id, said, what]) =>
+    element("li", {}, element("button", { type: "button", onclick: () => find(id, true) }, id), ` ${said} `, element("code", {}, what))));
+  add(now);
+  const more = async before => {
+    $("more").hidden = true;
+    let why = "";
+    const answer = await ask("search_request", { text: words, before }).catch(error => { why = error.message; });
+    if (followed !== words) return;
+    const fresh = answer?.tasks.filter(task => !known.has(task.id)) ?? [];
+    fresh.forEach(task => known.add(task.id));
+    add(fresh.map(task => [task.id, task.state + (task.count > 1 ? `, ${tasksOf(task.count)}` : ""), task.name]));
+    $("more").hidden = !answer?.before;
+    $("more").onclick = () => more(answer.before);
+    const where = why ? `Looked only at what runs and at failures: ${why}` : answer.before ? "There is more to look at." : "";
+    found(`${known.size ? "Found" : "Nothing found"}: ${words}\n${where}`.trim());
+  };
+  await more("");
 }
 
 async function show(id, found) {
@@ -282,11 +321,9 @@ async function show(id, found) {
   let seen = [0, 0], what = sample?.engines.find(row => row.task === id)?.what;
   while (followed === id) {
     const why = await ask("explain_request", { msg_id: id });
-    const rows = why.state === "unknown" && sample ? search(id) : [];
-    if (rows.length) return found(rows.join("\n"));
+    if (why.state === "unknown" && sample) return search(id, found);
     // Its command is in the history, if there is one.
     what ??= await ask("graph_request", { msg_id: id, tasks: 1 }).then(graph => graph.tasks.find(task => task.id === id)?.name ?? "", () => "");
-    if (why.state === "unknown") why.text += " Nor are these words in what runs, in the first task of a submission or in a failure.";
     const lines = [`${id}: ${why.state}`, ...what ? [what] : [], why.text, ...why.engines.map(([name, reason]) => `  engine ${name}: ${reason}`)];
     const add = (key, value) => {
       if (value !== null && value !== "" && !(Array.isArray(value) && !value.length)) {
@@ -584,7 +621,9 @@ function lines(id, series) {
 // Work by engine: a row each, a box for what it did in one go.
 let rowsOfStream = [];
 function stream() {
-  const engines = [...new Set([...sample.engines.map(e => e.id), ...visible().map(s => s.engine)])].sort((a, b) => a - b).slice(0, 64);
+  const seen = visible();
+  tint(seen);
+  const engines = [...new Set([...sample.engines.map(e => e.id), ...seen.map(s => s.engine)])].sort((a, b) => a - b).slice(0, 64);
   const high = engines.length > 24 ? 8 : 16;
   $("stream").style.height = Math.max(3, engines.length) * high + 22 + "px";
   const [pen, width, height] = canvas("stream");
@@ -601,18 +640,56 @@ function stream() {
     pen.fillText(clock(time), at === marks ? width - 4 : x(time), height - 5);
   }
   pen.textAlign = "left";
-  const colors = { ok: style("ok"), failed: style("failed"), aborted: style("aborted"), now: style("now") };
-  const box = (id, from, to, color) => {
+  const colors = [...Array(HUES + 1).keys()].map(n => style("kind-" + n)), failed = style("failed"), gap = style("panel");
+  const ratio = devicePixelRatio || 1, snap = at => Math.round(at * ratio) / ratio;
+  // What lies in the last pixel drawn of its row is not seen.
+  let drawn = new Map();
+  const box = (id, from, to, ...parts) => {
     const at = row.get(id);
     if (at === undefined || to < begin || from > end) return;
-    const a = Math.max(left, x(from)), b = Math.min(width, Math.max(x(to), a + 1));
-    pen.fillStyle = color;
-    pen.fillRect(a, at * high + 1, Math.max(0.7, b - a - (b - a > 3 ? 0.7 : 0)), high - 2);
+    const a = Math.max(left, snap(x(from))), b = Math.min(width, Math.max(snap(x(to)), a + 1)), last = drawn.get(id) ?? -1;
+    if (b <= last && a >= last - 1) return;
+    drawn.set(id, b);
+    const top = at * high + 1, tall = (high - 2) / parts.length;
+    parts.forEach((color, n) => {
+      pen.fillStyle = color;
+      pen.fillRect(a, top + n * tall, Math.max(0.7, b - a - (b - a > 3 ? 0.7 : 0)), tall);
+    });
   };
-  for (const e of sample.engines) if (e.since != null) box(e.id, e.since, sample.time, colors.now);
-  for (const s of visible()) box(s.engine, s.begun, s.ended, colors[s.outcome]);
+  pen.globalAlpha = 0.45;
+  for (const e of sample.engines) if (e.since != null) box(e.id, e.since, sample.time, colors[hueOf(numberOf(e.task_kind))]);
+  pen.globalAlpha = 1;
+  drawn = new Map();
+  // Its colour says of what kind a task is, its shape how it ended; what did not end well is not hidden by its neighbours.
+  for (const s of seen) if (s.outcome === "ok") box(s.engine, s.begun, s.ended, colors[hueOf(s.kind)]);
+  drawn = new Map();
+  for (const s of seen) if (s.outcome !== "ok") box(s.engine, s.begun, s.ended, colors[hueOf(s.kind)], s.outcome === "failed" ? failed : gap);
   $("span").textContent = `${time(view.span)}${view.end === null ? "" : ", until " + clock(view.end)}`;
   $("follow").setAttribute("aria-pressed", String(view.end === null));
+}
+
+// Colours go to the kinds with the most work in the picture, and stay theirs while they are in it.
+const HUES = 7;
+const hueOf = kind => hues.get(kind) ?? HUES;
+
+function tint(seen) {
+  const work = [];
+  const add = (kind, seconds) => { work[kind] = (work[kind] ?? 0) + seconds; };
+  for (const s of seen) add(s.kind, s.ended - s.begun);
+  for (const e of sample.engines) if (e.since != null) add(numberOf(e.task_kind), sample.time - e.since);
+  const there = Object.keys(work).map(Number).sort((a, b) => work[b] - work[a]);
+  for (const kind of hues.keys()) if (work[kind] === undefined) hues.delete(kind);
+  for (const kind of there) {
+    if (hues.size === HUES) break;
+    const taken = [...hues.values()];
+    if (!hues.has(kind)) hues.set(kind, [...Array(HUES).keys()].find(hue => !taken.includes(hue)));
+  }
+  const rest = there.length - hues.size;
+  const said = [...hues].sort((a, b) => a[1] - b[1]).map(([kind, hue]) => [hue, kinds[kind] || "?"]);
+  if (rest) said.push([HUES, rest === 1 ? "another" : `${rest} others`]);
+  if ($("kinds").dataset.said === JSON.stringify(said)) return;
+  $("kinds").dataset.said = JSON.stringify(said);
+  fill($("kinds"), said.map(([hue, name]) => element("span", { class: `key kind-${hue}` }, name)));
 }
 
 // Slices come in the order in which they ended: what ended before the picture begins is not looked at.
@@ -645,7 +722,7 @@ function tell(event) {
   const hit = visible().findLast(s => s.engine === id && s.begun - pixel <= at && at <= s.ended + pixel);
   const now = sample.engines.find(e => e.id === id && e.since != null && e.since <= at);
   $("slice").textContent = hit
-    ? `engine ${id}: ${hit.id}${hit.count > 1 ? ` and ${count(hit.count - 1)} more` : ""}, ${hit.outcome}, ${time(hit.ended - hit.begun)} from ${clock(hit.begun)}`
+    ? `engine ${id}: ${hit.id}${hit.count > 1 ? ` and ${count(hit.count - 1)} more` : ""}, ${kinds[hit.kind]}, ${hit.outcome}, ${time(hit.ended - hit.begun)} from ${clock(hit.begun)}`
     : now ? `engine ${id}: ${now.what ?? now.task} runs for ${time(sample.time - now.since)}` : id === undefined ? "" : `engine ${id}`;
 }
 

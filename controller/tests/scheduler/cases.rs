@@ -742,3 +742,68 @@ fn calls_that_wait_make_room() {
     core.engine_waits(8, engines[1], 0, 0);
     assert!(dispatches(&drain(&mut core)).is_empty());
 }
+
+/// What is stopped because its engine was dismissed has not failed.
+#[test]
+fn what_a_dismissed_engine_stops_keeps_its_retries() {
+    let config = Config {
+        hwm: Hwm::Unlimited,
+        ..Config::default()
+    };
+    for (count, crashes) in [(1, None), (1, Some(1)), (3, None), (3, Some(1))] {
+        for answers in [true, false] {
+            let mut core = core_with(config.clone(), Builtin::LeastLoad);
+            let first = join(&mut core, 0, "first");
+            let needs = core.needs(&["run"]);
+            let spec = GroupSpec {
+                msg_id: "a",
+                client: b"c",
+                count,
+                needs,
+                retries: if crashes.is_some() { 0 } else { 1 },
+                crashes,
+                may_return: true,
+                ..GroupSpec::default()
+            };
+            let key = core.submit(0, &spec).expect("a new id");
+            let once = submit(&mut core, 0, "once", b"c", 1);
+            drain(&mut core);
+            core.engine_dismissed(1, first);
+            assert!(dispatches(&drain(&mut core)).is_empty());
+            let second = join(&mut core, 2, "second");
+            drain(&mut core);
+            let failed = Report::all(0..count, Outcome::Error, 1);
+            if answers {
+                assert_eq!(core.replied(3, first, key, &failed), Deliver::Nothing);
+                let said = core.replied(3, first, once, &Report::all(0..1, Outcome::Error, 1));
+                assert_eq!(said, Deliver::All, "it may run once only");
+            }
+            core.engine_left(4, first, None, "");
+            assert_eq!(core.state("once"), TaskState::Failed);
+            // It runs again, with all of its retries.
+            for left in (0..=1).rev() {
+                let given = dispatches(&drain(&mut core));
+                let members: u32 = given
+                    .iter()
+                    .map(|(_, range, _)| range.end - range.start)
+                    .sum();
+                assert_eq!(members, count, "{given:?}, {left} left");
+                assert!(given.iter().all(|(_, _, engine)| *engine == second));
+                let last = left == 0;
+                if crashes.is_some() {
+                    core.engine_left(5, second, None, "");
+                    break;
+                }
+                let deliver = if last { Deliver::All } else { Deliver::Nothing };
+                assert_eq!(core.replied(5, second, key, &failed), deliver);
+            }
+            if crashes.is_some() {
+                let third = join(&mut core, 6, "third");
+                assert!(!dispatches(&drain(&mut core)).is_empty(), "a loss is left");
+                core.engine_left(7, third, None, "");
+                drain(&mut core);
+            }
+            assert_eq!(core.state("a"), TaskState::Failed);
+        }
+    }
+}

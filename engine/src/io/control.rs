@@ -75,7 +75,10 @@ impl Server {
                     Some(envelope.header()),
                     &reply,
                 );
-                self.leave_one(seat, "it was told to shut down");
+                // A DEALER would go on to send it tasks.
+                let drain =
+                    !self.links[seat].pure && content.get("drain") == Some(&Value::Bool(true));
+                self.leave_one(seat, "it was told to shut down", drain);
             }
             other => self.leave_to_kernel(Channel::Control, seat, &session, envelope, other),
         }

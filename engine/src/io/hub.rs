@@ -174,7 +174,7 @@ impl Server {
                 .get_or_insert(super::ServeError::Controller(why.clone()));
             for seat in 0..self.seats.len() {
                 if !self.links[seat].registered {
-                    self.leave_one(seat, &why);
+                    self.leave_one(seat, &why, false);
                 }
             }
             return;

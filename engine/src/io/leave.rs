@@ -79,15 +79,22 @@ impl Server {
             self.leaves = Some(why.to_owned());
         }
         for seat in 0..self.seats.len() {
-            self.leave_one(seat, why);
+            self.leave_one(seat, why, false);
         }
         self.finish_leaving(Instant::now());
     }
 
-    /// One engine leaves.
-    pub(super) fn leave_one(&mut self, seat: usize, why: &str) {
+    /// One engine leaves; with `drain`, when what it runs has ended.
+    pub(super) fn leave_one(&mut self, seat: usize, why: &str, drain: bool) {
         let link = &mut self.links[seat];
-        if link.gone || link.leaving.is_some() {
+        if link.gone {
+            return;
+        }
+        if let Some(leave) = &mut link.leaving {
+            if leave.task.is_none() && !drain {
+                leave.task = Some(Instant::now() + PATIENCE);
+                self.stop(seat, why);
+            }
             return;
         }
         // What is given back must have been announced before.
@@ -100,7 +107,7 @@ impl Server {
             false => WORD.1,
         };
         link.leaving = Some(Leave {
-            task: now + PATIENCE,
+            task: (!drain).then_some(now + PATIENCE),
             word: self.pulse.up.then_some(now + word),
             said: None,
             heard: false,
@@ -109,9 +116,32 @@ impl Server {
             // First of all, so that nothing comes back that is given back.
             self.tell_leaving(seat, types::LEAVE_REQUEST);
         }
+        if !drain {
+            return self.stop(seat, why);
+        }
+        tracing::info!(
+            engine = self.seats[seat].id(),
+            "leaving when it has ended what it runs: {why}"
+        );
+        for returned in self.seats[seat].drain() {
+            self.return_unstarted(seat, returned, why);
+        }
+    }
+
+    fn stop(&mut self, seat: usize, why: &str) {
         let engine = self.seats[seat].clone();
         for returned in engine.close(&self.process.warden, why) {
             self.return_unstarted(seat, returned, why);
+        }
+    }
+
+    /// A controller that has come back, or another one, knows nothing of engines that were to end.
+    pub(super) fn forget_drains(&mut self) {
+        for link in &mut self.links {
+            let drains = |leave: &mut Leave| leave.task.is_none() && leave.said.is_none();
+            if link.leaving.take_if(drains).is_some() {
+                self.leaving -= 1;
+            }
         }
     }
 
@@ -163,7 +193,8 @@ impl Server {
                     unheard += 1;
                 }
             } else {
-                let ends = self.seats[seat].is_idle() || now >= leave.task;
+                let late = leave.task.is_some_and(|until| now >= until);
+                let ends = self.seats[seat].is_idle() || late;
                 let has_word = !self.pulse.up || leave.word.is_none_or(|until| now >= until);
                 if !ends || !has_word {
                     continue;

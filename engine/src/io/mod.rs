@@ -95,8 +95,8 @@ struct Link {
 /// How far an engine is that leaves.
 #[derive(Debug, Clone, Copy)]
 struct Leave {
-    /// Until when it waits for its task to end.
-    task: Instant,
+    /// Until when it waits for its task to end; `None`: for as long as that takes.
+    task: Option<Instant>,
     /// Until when it waits for the scheduler's word that nothing more will come; `None`: it has it, or cannot get it.
     word: Option<Instant>,
     /// Once it has said its last word: until when it waits for the answer.
@@ -529,7 +529,7 @@ impl Server {
                     false => ServeError::Kernel,
                 };
                 self.failed.get_or_insert_with(|| failed(why.clone()));
-                self.leave_one(seat, &why);
+                self.leave_one(seat, &why, false);
             }
         }
         self.leave_if_idle(now);

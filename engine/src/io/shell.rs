@@ -144,7 +144,7 @@ impl Server {
         if let Err(error) = start_worker(self.process.clone(), self.seats[seat].clone()) {
             let why = format!("no thread for an engine's tasks: {error}");
             tracing::error!("{why}");
-            self.leave_one(seat, &why);
+            self.leave_one(seat, &why, false);
         }
     }
 

@@ -664,25 +664,19 @@ impl Seat {
         before
     }
 
+    /// The engine is to leave: what the scheduler has given it and it has not begun comes out.
+    pub(crate) fn drain(&self) -> Vec<Returned> {
+        self.queue().give_back_all(|task| task.via == Via::Task)
+    }
+
     /// The engine leaves: what waits comes out, what runs is stopped, the worker ends.
     pub(crate) fn close(&self, warden: &Warden, why: &str) -> Vec<Returned> {
         let mut queue = self.queue();
         queue.closed = Some(why.to_owned());
-        let mut returned: Vec<Returned> = std::mem::take(&mut queue.waiting)
-            .into_iter()
-            .map(|task| Returned::Task(Box::new(task)))
-            .collect();
-        if let Some(current) = &mut queue.current {
-            if current.via == Via::Task {
-                returned.extend(current.give_back(u64::MAX));
-            }
+        let returned = queue.give_back_all(|_| true);
+        let Queue { current, outer, .. } = &mut *queue;
+        for current in current.iter_mut().chain(outer) {
             current.end = current.next;
-        }
-        for outer in &mut queue.outer {
-            if outer.via == Via::Task {
-                returned.extend(outer.give_back(u64::MAX));
-            }
-            outer.end = outer.next;
         }
         self.bell.notify_all();
         drop(queue);
@@ -695,6 +689,19 @@ impl Seat {
             );
         }
         returned
+    }
+}
+
+impl Queue {
+    /// Takes out these tasks, and what is not begun of ranges.
+    fn give_back_all(&mut self, which: impl Fn(&Task) -> bool) -> Vec<Returned> {
+        let waiting = std::mem::take(&mut self.waiting).into_iter();
+        let (out, stay): (VecDeque<Task>, VecDeque<Task>) = waiting.partition(which);
+        self.waiting = stay;
+        let tasks = out.into_iter().map(|task| Returned::Task(Box::new(task)));
+        let begun = self.current.iter_mut().chain(&mut self.outer);
+        let ranges = begun.filter_map(|current| current.give_back(u64::MAX));
+        tasks.chain(ranges).collect()
     }
 }
 

@@ -237,3 +237,20 @@ fn who_leaves_returns_everything_and_stops_what_runs() {
     assert!(matches!(seat.begin_member(1), Err(Stop::EngineLeaves(_))));
     assert!(seat.next().is_none());
 }
+
+#[test]
+fn who_is_to_leave_returns_what_is_not_begun_and_ends_what_runs() {
+    let (seat, warden) = (seat(), Warden::new(Duration::from_millis(100)));
+    let running = push(&seat, Some((0, 9)));
+    let waiting = push(&seat, None);
+    seat.next().unwrap();
+    assert_eq!(seat.claim(1), Claim::Run(0, 1));
+    let (_, token) = seat.begin_member(0).unwrap();
+    assert_eq!(ranges(seat.drain()), [(waiting, 0, 1), (running, 1, 9)]);
+    assert!(!token.is_cancelled());
+    seat.running.finish();
+    assert_eq!(seat.claim(1), Claim::Done);
+    seat.done();
+    assert!(seat.is_idle());
+    assert!(seat.close(&warden, "now").is_empty());
+}

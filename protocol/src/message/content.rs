@@ -307,8 +307,10 @@ pub struct AbortRequest {
 pub struct ScaleRequest {
     /// So many engines more, on the controller's host.
     pub add: u32,
-    /// Engines to end, by id or uuid.
+    /// Engines to end, by id or uuid: each when what it runs has ended.
     pub remove: Vec<serde_json::Value>,
+    /// They end at once, and what they run is stopped.
+    pub now: bool,
 }
 
 /// Content of `abort_reply`.

@@ -84,9 +84,15 @@ pub struct EngineSample {
     /// That task in a line: its command, or the name of its function.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub what: Option<String>,
+    /// Of what kind that is: its program, or its function.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub task_kind: Option<String>,
     /// Since when it has worked on it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub since: Option<f64>,
+    /// It leaves when that has ended.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub leaving: bool,
 }
 
 /// A host of engines.
@@ -180,6 +186,28 @@ pub struct Slice {
     pub count: u32,
     /// The task's id.
     pub id: String,
+    /// Of what kind it is: its program, or its function.
+    pub kind: String,
+}
+
+/// Content of `search_request`.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct SearchRequest {
+    /// What is in the id, the command or the name of the function.
+    pub text: String,
+    /// Look at what was submitted before this task; empty: at the newest.
+    pub before: String,
+}
+
+/// Content of `search_reply`.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct SearchReply {
+    /// The newest of what was found. Of an array with many such members, it and their number.
+    pub tasks: Vec<GraphTask>,
+    /// Where a further search begins, if there is more to look at.
+    pub before: Option<String>,
 }
 
 /// Content of `graph_request`.

@@ -77,6 +77,10 @@ types! {
     GRAPH_REQUEST = "graph_request";
     /// The tasks, and what each waits for.
     GRAPH_REPLY = "graph_reply";
+    /// Which tasks have these words in them?
+    SEARCH_REQUEST = "search_request";
+    /// The newest of them.
+    SEARCH_REPLY = "search_reply";
     /// Statistics of nodes and job servers.
     STATS_REQUEST = "stats_request";
     /// Statistics of nodes and job servers.

@@ -6,7 +6,7 @@ use std::{
     io::Write,
     os::unix::fs::PermissionsExt,
     process::{Command, Stdio},
-    time::Duration,
+    time::{Duration, Instant, SystemTime},
 };
 
 use ipbroker_tests::{Cluster, LIMIT, Program, RawClient, eventually, http::Page, program};
@@ -424,6 +424,25 @@ fn what_a_task_writes_can_be_read_while_it_runs() {
     }
 }
 
+/// Then a sample every two seconds is enough, for the history with which a page begins.
+#[test]
+fn a_page_that_nobody_has_open_costs_little() {
+    let (cluster, _page) = watched(&["--nodb", "--web"]);
+    let sampled = || -> u64 {
+        let samples = cluster.client(&["events", "--json", "--samples", "1"]);
+        samples.ok().json_lines()[0]["seq"].as_u64().unwrap()
+    };
+    let (before, begun) = (sampled(), Instant::now());
+    eventually("some seconds", LIMIT, || {
+        (begun.elapsed().as_secs() >= 5).then_some(())
+    });
+    let (samples, seconds) = (sampled() - before, begun.elapsed().as_secs());
+    assert!(
+        samples <= 2 + seconds / 2,
+        "{samples} samples in {seconds} s"
+    );
+}
+
 #[test]
 fn engines_are_added_and_removed() {
     let (cluster, page) = watched(&["--nodb", "--web", "-n", "2"]);
@@ -435,24 +454,76 @@ fn engines_are_added_and_removed() {
     };
     assert_eq!(scale(json!({"add": 2}))["added"], json!(2));
     cluster.wait_engines(4);
-    // What runs on one that is removed runs elsewhere, if it may run again.
-    cluster.write(
-        "jobs.jsonl",
-        "{\"cmd\": \"echo $IPBROKER_ENGINE_ID >> ran; until [ -e go ]; do sleep 0.02; done\", \"retries\": 1}\n",
-    );
+    // One that is removed ends what it runs first, and is given nothing more.
+    let job = "echo $IPBROKER_ENGINE_ID >> ran; until [ -e go ]; do sleep 0.02; done; [ -e well ]";
+    let line = format!("{}\n", json!({"cmd": job, "retries": 1}));
+    cluster.write("jobs.jsonl", &line);
     let run = cluster.start_client(&["run", "jobs.jsonl"]);
-    let ran = eventually("its first run", LIMIT, || {
-        let ran = std::fs::read_to_string(cluster.path("ran")).ok()?;
-        ran.ends_with('\n').then_some(ran)
-    });
-    let id: u64 = ran.trim().parse().expect("an id");
+    let ran = |count: usize| {
+        eventually("its runs", LIMIT, || {
+            let ran = std::fs::read_to_string(cluster.path("ran")).unwrap_or_default();
+            (ran.ends_with('\n') && ran.lines().count() == count).then_some(ran)
+        })
+    };
+    let id: u64 = ran(1).trim().parse().expect("an id");
     assert_eq!(scale(json!({"remove": [id]}))["removed"], json!([id]));
-    eventually("its second run", LIMIT, || {
-        (cluster.read("ran").lines().count() == 2).then_some(())
-    });
-    cluster.write("go", "");
-    assert_eq!(run.finish(LIMIT).ok().json_lines()[0]["result"]["code"], 0);
+    page.events()
+        .map(|(_, sample)| sample["engines"].clone())
+        .find(|engines| {
+            let mut engines = engines.as_array().into_iter().flatten();
+            engines.any(|engine| engine["id"] == id && engine["leaving"] == json!(true))
+        })
+        .expect("it leaves");
+    let others = cluster.client(&[
+        "map",
+        "-k",
+        "echo $IPBROKER_ENGINE_ID",
+        ":::",
+        "1",
+        "2",
+        "3",
+        "4",
+    ]);
+    assert!(
+        others
+            .ok()
+            .stdout
+            .lines()
+            .all(|other| other != id.to_string())
+    );
+    assert_eq!(cluster.registered().len(), 4, "it still runs its task");
+    // At once: the task runs elsewhere, if it may run again, and that was no failure of its own.
+    assert_eq!(
+        scale(json!({"remove": [id], "now": true}))["removed"],
+        json!([id])
+    );
     cluster.wait_engines(3);
+    ran(2);
+    cluster.write("go", "");
+    let failed = run.finish(LIMIT);
+    assert_eq!(
+        cluster.read("ran").lines().count(),
+        3,
+        "one run and its retry: {failed:?}"
+    );
+    // An array on one that is removed: each member runs once.
+    std::fs::remove_file(cluster.path("go")).unwrap();
+    let line =
+        "{\"cmd\": \"echo $IPBROKER_ENGINE_ID >> array; until [ -e go ]; do sleep 0.02; done\"}\n";
+    cluster.write("array.jsonl", &line.repeat(9));
+    let run = cluster.start_client(&["run", "array.jsonl"]);
+    let first = eventually("its first runs", LIMIT, || {
+        let ran = std::fs::read_to_string(cluster.path("array")).ok()?;
+        (ran.lines().count() == 3).then(|| ran.lines().next().unwrap().to_owned())
+    });
+    scale(json!({"remove": [first.parse::<u64>().unwrap()]}));
+    cluster.write("go", "");
+    let results = run.finish(LIMIT).ok().json_lines();
+    assert_eq!(
+        (results.len(), cluster.read("array").lines().count()),
+        (9, 9)
+    );
+    cluster.wait_engines(2);
     for wrong in [
         json!({}),
         json!({"add": 1, "remove": [0]}),
@@ -584,9 +655,15 @@ fn a_graph_as_it_runs() {
     assert_eq!(row["dependent"], json!(3));
     let request = json!({"msg_id": row["id"], "tasks": row["total"]});
     let told = |name: &str, wanted: [&str; 5]| {
+        let mut last = Vec::new();
         eventually(name, LIMIT, || {
             let mut told = graph(&page, &request);
             told.sort();
+            if told != last {
+                // Shown if it stays so.
+                eprintln!("{told:#?}");
+                last.clone_from(&told);
+            }
             (told == wanted).then_some(())
         });
     };
@@ -814,6 +891,19 @@ fn events_as_they_happen() {
     said("begins: 3 tasks, echo not today >&2; false");
     said("3 of 3 ended, 3 failed");
     said("failed: not today");
+    // Who comes later is told when it was.
+    let clock = |line: String| line.split(' ').next().unwrap().to_owned();
+    let ended = clock(said("3 of 3 ended"));
+    let second = || SystemTime::UNIX_EPOCH.elapsed().unwrap().as_secs();
+    let now = second();
+    eventually("another second", LIMIT, || (second() > now).then_some(()));
+    let later = cluster.client(&["events", "--samples", "1"]).ok().stdout;
+    let line = later.lines().find(|line| line.contains("3 of 3 ended"));
+    assert_eq!(
+        clock(line.expect("it is told").to_owned()),
+        ended,
+        "{later}"
+    );
     cluster.engines.clear();
     said("is gone");
     let json = cluster.client(&["events", "--json", "--samples", "2"]).ok();

@@ -58,8 +58,9 @@ fn text(state: &State) -> String {
             _ if engine.outstanding > 0 => format!("has {} tasks", engine.outstanding),
             _ => "idle".to_owned(),
         };
+        let leaves = if engine.leaving { ", leaves" } else { "" };
         text += &format!(
-            "engine {} on {}, {} ended: {does}\n",
+            "engine {} on {}, {} ended{leaves}: {does}\n",
             engine.id, engine.host, engine.completed
         );
     }

@@ -132,7 +132,14 @@ fn engine(now: f64, row: &EngineSample, load: Option<HostLoad>) -> Vec<Cell> {
             since.map_or_else(String::new, short),
             since.unwrap_or_default(),
         ),
-        (what.to_owned(), 0.0),
+        (
+            if row.leaving {
+                format!("(leaves after this) {what}")
+            } else {
+                what.to_owned()
+            },
+            0.0,
+        ),
     ]
 }
 

@@ -148,8 +148,12 @@ fn draw_page(frame: &mut Frame<'_>, area: Rect, state: &State, told: &Told) {
     }
     add("state", told.why.state.clone());
     add("why", told.why.text.clone());
-    for (engine, reason) in told.why.engines.iter().take(3) {
+    let engines = &told.why.engines;
+    for (engine, reason) in engines.iter().take(3) {
         add("", format!("engine {engine}: {reason}"));
+    }
+    if engines.len() > 3 {
+        add("", format!("and {} more", engines.len() - 3));
     }
     let mut failures = state.sample.iter().flat_map(|sample| &sample.failures);
     if let Some(failure) = failures.find(|failure| failure.ids.contains(&told.id)) {

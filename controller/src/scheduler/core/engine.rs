@@ -17,6 +17,8 @@ pub(super) struct Engine {
     pub live: bool,
     /// It has said that it leaves: it is given nothing more.
     pub leaving: bool,
+    /// It was told to stop what it runs, and to leave.
+    pub dismissed: bool,
     pub uuid: TaskId,
     pub name: Box<str>,
     pub id: u32,
@@ -90,6 +92,7 @@ impl Engine {
             used: false,
             live: false,
             leaving: false,
+            dismissed: false,
             uuid: TaskId::default(),
             name: "".into(),
             id: 0,

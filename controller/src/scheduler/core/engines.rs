@@ -57,6 +57,7 @@ impl Core {
         }
         engine.live = true;
         engine.leaving = false;
+        engine.dismissed = false;
         engine.id = spec.id;
         engine.hosts = boxed(spec.hosts);
         engine.tags = boxed(spec.tags);
@@ -202,6 +203,14 @@ impl Core {
             self.unreserve_engine(engine.slot);
             self.refresh(engine.slot);
             self.settle(now);
+        }
+    }
+
+    /// An engine is told to stop what it runs, and to leave: that is no failure of what it runs.
+    pub fn engine_dismissed(&mut self, now: Nanos, engine: EngineKey) {
+        if self.is_registered(engine) {
+            self.engines[engine.slot as usize].dismissed = true;
+            self.engine_leaving(now, engine);
         }
     }
 
@@ -535,6 +544,7 @@ impl Core {
         engine: EngineKey,
         text: &str,
     ) {
+        let dismissed = self.engines[engine.slot()].dismissed;
         if self.groups[index].array().is_none() {
             let group = &mut self.groups[index];
             if group.is(KILLED) {
@@ -555,6 +565,7 @@ impl Core {
                 return self.fail_running(now, index, FailKind::EngineError, &text, Some(engine));
             }
             match group.crashes() {
+                _ if dismissed => {}
                 Some(crashes) => group.extra_mut().crashes = crashes - 1,
                 None => group.retries -= 1,
             }
@@ -593,6 +604,7 @@ impl Core {
             }
             for member in lo..hi {
                 let child = match crashes {
+                    _ if dismissed => self.split_member(now, index, member, retries),
                     None => self.split_member(now, index, member, retries - 1),
                     Some(crashes) => {
                         let child = self.split_member(now, index, member, retries);

@@ -169,6 +169,11 @@ impl Core {
                 );
                 return false;
             }
+            Outcome::Error if !aborted && self.was_stopped(index, slot) => {
+                self.narrow(index, None);
+                self.again(now, index, None);
+                return false;
+            }
             Outcome::Error if aborted || self.groups[index].retries == 0 => {
                 self.end_for_good(now, index, End::Failed, engine);
             }
@@ -221,7 +226,11 @@ impl Core {
         let end = match outcome {
             Outcome::Ok => Some(End::Ok),
             Outcome::Aborted => Some(End::Aborted),
-            Outcome::Error if self.groups[index].retries == 0 && !self.any_aborted(index) => {
+            Outcome::Error
+                if self.groups[index].retries == 0
+                    && !self.any_aborted(index)
+                    && !self.was_stopped(index, slot) =>
+            {
                 Some(End::Failed)
             }
             Outcome::Error | Outcome::Unmet => None,
@@ -246,6 +255,13 @@ impl Core {
                 self.fail_members(now, index, member..member + 1, kind, text, place);
                 continue;
             }
+            if outcome == Outcome::Error && !aborted && self.was_stopped(index, slot) {
+                let child = self.split_member(now, index, member, retries);
+                self.groups[child].stage = Stage::Resting;
+                self.narrow(child, None);
+                self.again(now, child, None);
+                continue;
+            }
             if outcome == Outcome::Error {
                 if aborted || retries == 0 {
                     self.count_end(client, Bucket::Running, End::Failed, 1);
@@ -268,6 +284,11 @@ impl Core {
                 self.again(now, child, None);
             }
         }
+    }
+
+    /// Whether what failed on this engine was stopped because the engine was to end, and may run again.
+    fn was_stopped(&self, index: u32, slot: u32) -> bool {
+        self.engines[slot as usize].dismissed && self.groups[index].is_retryable()
     }
 
     fn any_aborted(&self, index: u32) -> bool {

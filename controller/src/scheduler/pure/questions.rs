@@ -24,6 +24,7 @@ impl Pure {
                 known.ours = profile.is_ours();
             }
             Command::EngineLeft { uuid, departure } => self.departed(uuid, departure)?,
+            Command::EngineDismissed { .. } => {}
             Command::QueueStatus { answer, .. } => {
                 let counts = self.books.counts();
                 let engines = self.known.iter().map(|(uuid, known)| EngineTasks {

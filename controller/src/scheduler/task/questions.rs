@@ -46,6 +46,11 @@ impl Scheduler {
                     .push_back((self.begun.elapsed() + GOODBYE, uuid));
             }
             Command::EngineLeft { uuid, departure } => self.engine_left(&uuid, departure),
+            Command::EngineDismissed { uuid } => {
+                if let Some(engine) = self.core.engine(&uuid) {
+                    self.core.engine_dismissed(self.now(), engine);
+                }
+            }
             Command::Settled { answer } => self.settled.push(answer),
             Command::ClientGone { session, answer } => {
                 self.kept.forget_client(session.as_bytes());

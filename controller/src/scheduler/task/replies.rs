@@ -270,7 +270,7 @@ impl Scheduler {
             default,
             exceptions: &exceptions,
         };
-        let engines = &self.engines;
+        let (engines, groups) = (&self.engines, &self.groups);
         self.watch.worked(now, engine, seconds, hi - lo, || {
             let worst = exceptions.iter().map(|(_, outcome)| *outcome);
             let worst = worst.chain([default]).max_by_key(|outcome| match outcome {
@@ -282,7 +282,9 @@ impl Scheduler {
                 Some(_) => member_id(&msg_id, u64::from(lo)),
                 None => msg_id.to_string(),
             };
-            Some((engines.get(engine)?.id, worst.unwrap_or(default), id))
+            let kind = groups.get(key).map(|group| watch::kind_of(group, lo));
+            let worst = worst.unwrap_or(default);
+            Some((engines.get(engine)?.id, worst, id, kind.unwrap_or_default()))
         });
         match deliver {
             Deliver::All => {

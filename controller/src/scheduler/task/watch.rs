@@ -4,15 +4,17 @@
 //! more than that is bounded in time: of many failures in a second some are read and the others only counted, and
 //! [`Slice`]s are kept only while somebody watches, and then only so many between two samples.
 
-use std::collections::VecDeque;
+use std::{borrow::Cow, collections::VecDeque};
 
 use foldhash::HashMap;
 use ipbroker_protocol::{
     frames::slices,
+    kind as kinds,
     message::{FailureSample, Slice, SubmissionSample},
     session::Packer,
     value::AnyMap,
 };
+use serde::Deserialize;
 use serde_json::Value;
 use slab::Slab;
 
@@ -55,8 +57,9 @@ const TOLD_LOAD: u64 = 2000;
 
 /// A line is cut after so many characters.
 const LINE: usize = 200;
-/// Contents beyond this are not read.
+/// Contents beyond this are not read, nor those beyond the second for a kind alone.
 const CONTENT: usize = 64 << 10;
+const CONTENT_OF_KIND: usize = 16 << 10;
 
 /// What has been counted.
 #[derive(Default)]
@@ -283,7 +286,7 @@ impl Watch {
         engine: EngineKey,
         seconds: f64,
         count: u32,
-        slice: impl FnOnce() -> Option<(u32, Outcome, String)>,
+        slice: impl FnOnce() -> Option<(u32, Outcome, String, String)>,
     ) {
         let each = seconds / f64::from(count.max(1));
         let bucket = WATCH_BUCKETS.partition_point(|bound| *bound < each);
@@ -296,7 +299,7 @@ impl Watch {
         self.answered[slot] = now;
         if now < self.slices_until
             && self.slices.len() < SLICES
-            && let Some((engine, outcome, id)) = slice()
+            && let Some((engine, outcome, id, kind)) = slice()
         {
             let took = (seconds * SECOND as f64) as u64;
             self.slices.push(Slice {
@@ -311,6 +314,7 @@ impl Watch {
                 .to_owned(),
                 count,
                 id,
+                kind,
             });
         }
     }
@@ -344,8 +348,10 @@ impl Scheduler {
                     }])
                     .pop();
                 work.what = Some(self.describe_group(group, index));
+                work.task_kind = Some(kind_of(group, index));
                 work.since = Some(seconds(since.max(answered.copied().unwrap_or(0))));
             }
+            work.leaving = engine.leaving;
             engines.push(work);
         }
         self.watch.slices_until = now + WATCHED;
@@ -464,6 +470,45 @@ fn unpack(packer: Packer, bytes: &[u8]) -> Option<AnyMap> {
         _ => packer,
     };
     packer.unpack(bytes).ok()
+}
+
+/// What names a task, read where it lies.
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct Named<'a> {
+    #[serde(borrow)]
+    cmd: Option<Cow<'a, str>>,
+    #[serde(borrow)]
+    name: Option<Cow<'a, str>>,
+}
+
+/// Of what kind a member is: its program, its function, or what was asked for.
+pub(super) fn kind_of(group: &Group, index: u32) -> String {
+    let frames = match &group.body {
+        Body::Whole(frames) => frames.slices(),
+        Body::Array(frames, _) => slices(frames),
+        Body::Gone(_) => Vec::new(),
+    };
+    let own = match frames.get(at::BUFFERS..) {
+        Some([offsets, blob, ..]) if group.is_array => member(offsets, blob, index),
+        _ => None,
+    };
+    let named = |bytes: &[u8]| {
+        if bytes.len() > CONTENT_OF_KIND {
+            return None;
+        }
+        let Named { cmd, name } = match bytes.first() {
+            Some(b'{') => serde_json::from_slice(bytes).ok()?,
+            _ => rmp_serde::from_slice(bytes).ok()?,
+        };
+        let name = name.map(|name| kinds::of_name(&name));
+        cmd.map(|cmd| kinds::of_command(&cmd)).or(name)
+    };
+    let texts = own.into_iter().chain(frames.get(at::CONTENT).copied());
+    let mut kinds = texts.filter_map(named).filter(|kind| !kind.is_empty());
+    kinds
+        .next()
+        .unwrap_or_else(|| kind(group.reply_type).to_owned())
 }
 
 fn kind(reply_type: &str) -> &str {
