@@ -83,6 +83,8 @@ fn examples_of_the_documentation_run() {
     let error = lines.next().expect("a third line");
     assert!(error.contains("-1 has no root on "), "{error}");
 
+    assert_eq!(example(&cluster, "awaits").stdout, "41\n");
+
     let graph = example(&cluster, "graph").stdout;
     assert!(graph.contains("both are done"), "{graph}");
     assert!(graph.contains("ImpossibleDependency"), "{graph}");
