@@ -1,5 +1,6 @@
 """exec_proxy: the document's program on another host, and all operations that it lists."""
 
+import pathlib
 import re
 import stat
 import subprocess
@@ -65,9 +66,10 @@ def test_all_operations(ep, tmp_path):
     local, back = tmp_path / "local", tmp_path / "back"
     local.write_bytes(data)
     local.chmod(0o750)
-    ep.upload(str(local), "there")
-    ep.upload(str(local))
-    ep.download("there", str(back))
+    ep.upload(local, pathlib.PurePosixPath("there"))
+    ep.upload(str(local), pathlib.PurePosixPath("."))
+    assert ep.isfile(pathlib.PurePosixPath(place, "local"))
+    ep.download(pathlib.PurePosixPath("there"), back)
     assert back.read_bytes() == data and stat.S_IMODE(back.stat().st_mode) == 0o750
     assert ep.run("cmp there local && ls -l local | cut -c1-10 && pwd") == f"-rwxr-x---\n{place}\n"
     for name in sorted(ep.listdir()):

@@ -317,7 +317,7 @@ impl Hub {
         let python = self
             .registry
             .iter()
-            .filter(|(_, engine)| !engine.profile.is_ours())
+            .filter(|(_, engine)| engine.profile.runs_python())
             .count();
         let direct: usize = direct.iter().map(|(_, ids)| ids.len()).sum();
         let store = self.links.store.status();

@@ -81,6 +81,11 @@ impl EngineProfile {
     pub fn is_ours(&self) -> bool {
         self.can("command") || self.can("function")
     }
+
+    /// Whether Python code runs on it: one of the peer's, or one of ours with `--python`, which has a tag of that name.
+    pub fn runs_python(&self) -> bool {
+        !self.is_ours() || self.tags.iter().any(|tag| tag == "python")
+    }
 }
 
 /// How an engine left.

@@ -28,6 +28,8 @@ connection_program = "ssh -x"
 remote_program: Optional[str] = None
 """There, the path of remote.py on the other machine. Programs set it; here it is not needed, because what runs there is sent."""
 
+Path = Union[str, "os.PathLike[str]"]
+
 CHUNK = 1 << 22
 """Bytes of a file that go at a time."""
 
@@ -141,7 +143,7 @@ class Exec_proxy:
 
     def _ask(self, name: str, *arguments: Any, data: bytes = b"") -> Tuple[Any, bytes]:
         """Has something done over there: its value, and data; raises what went wrong."""
-        request = json.dumps([[name, arguments], len(data)]).encode() + b"\n"
+        request = json.dumps([[name, arguments], len(data)], default=os.fspath).encode() + b"\n"
         try:
             with self._lock:
                 self._sink.write(request + data)
@@ -197,15 +199,15 @@ class Exec_proxy:
         """Makes a directory for temporary files; its path."""
         return self._text("newdir")
 
-    def mkdir(self, path: str, mode: int = 0o777) -> None:
+    def mkdir(self, path: Path, mode: int = 0o777) -> None:
         """Makes a directory."""
         self._do("mkdir", path, mode)
 
-    def chdir(self, path: str) -> None:
+    def chdir(self, path: Path) -> None:
         """Makes a directory the one where relative paths begin."""
         self._do("chdir", path)
 
-    def rmdir(self, path: str) -> None:
+    def rmdir(self, path: Path) -> None:
         """Removes an empty directory."""
         self._do("rmdir", path)
 
@@ -217,55 +219,55 @@ class Exec_proxy:
         value = self._do(name)
         return None if value is None else str(value)
 
-    def listdir(self, path: str = ".") -> Optional[List[str]]:
+    def listdir(self, path: Path = ".") -> Optional[List[str]]:
         """The names in a directory."""
         names = self._do("listdir", path)
         return None if names is None else list(names)
 
     # Files
 
-    def isdir(self, path: str) -> Optional[bool]:
+    def isdir(self, path: Path) -> Optional[bool]:
         """Whether it is a directory."""
         return self._whether("isdir", path)
 
-    def isfile(self, path: str) -> Optional[bool]:
+    def isfile(self, path: Path) -> Optional[bool]:
         """Whether it is a file."""
         return self._whether("isfile", path)
 
-    def exists(self, path: str) -> Optional[bool]:
+    def exists(self, path: Path) -> Optional[bool]:
         """Whether it is there."""
         return self._whether("exists", path)
 
-    def _whether(self, name: str, path: str) -> Optional[bool]:
+    def _whether(self, name: str, path: Path) -> Optional[bool]:
         value = self._do(name, path)
         return None if value is None else bool(value)
 
-    def stat(self, path: str) -> Optional[os.stat_result]:
+    def stat(self, path: Path) -> Optional[os.stat_result]:
         """What :func:`os.stat` tells of it there."""
         numbers = self._do("stat", path)
         return None if numbers is None else os.stat_result(numbers)
 
-    def chmod(self, path: str, mode: int) -> None:
+    def chmod(self, path: Path, mode: int) -> None:
         """Changes its permissions."""
         self._do("chmod", path, mode)
 
-    def mkfifo(self, path: str, mode: int = 0o666) -> None:
+    def mkfifo(self, path: Path, mode: int = 0o666) -> None:
         """Makes a named pipe."""
         self._do("mkfifo", path, mode)
 
-    def symlink(self, target: str, path: str) -> None:
+    def symlink(self, target: Path, path: Path) -> None:
         """Makes ``path`` a symbolic link to ``target``."""
         self._do("symlink", target, path)
 
-    def unlink(self, path: str) -> None:
+    def unlink(self, path: Path) -> None:
         """Removes a file."""
         self._do("unlink", path)
 
-    def write(self, path: str, data: Union[str, bytes]) -> None:
+    def write(self, path: Path, data: Union[str, bytes]) -> None:
         """Makes a file of this content; text is written as UTF-8."""
         self._do("write", path, "wb", data=data.encode("utf-8", "surrogateescape") if isinstance(data, str) else data)
 
-    def read(self, path: str) -> Optional[str]:
+    def read(self, path: Path) -> Optional[str]:
         """A file's content, read as UTF-8; other bytes are kept as :pep:`383` has it."""
         try:
             return self._ask("read", path, 0, -1)[1].decode("utf-8", "surrogateescape")
@@ -273,7 +275,7 @@ class Exec_proxy:
             self._keep(error)
             return None
 
-    def upload(self, local: str, remote: Optional[str] = None) -> None:
+    def upload(self, local: Path, remote: Optional[Path] = None) -> None:
         """Sends a local file, permissions and all; into a directory, under its own name."""
         try:
             path = remote or "."
@@ -289,7 +291,7 @@ class Exec_proxy:
         except (OSError, IpbrokerError) as error:
             self._keep(error)
 
-    def download(self, remote: str, local: Optional[str] = None) -> None:
+    def download(self, remote: Path, local: Optional[Path] = None) -> None:
         """Fetches a file, permissions and all; into a directory, under its own name."""
         try:
             path = local or "."
