@@ -19,6 +19,7 @@ use ipbroker_engine::{
         usage,
     },
 };
+use rustix::process::Signal;
 use tracing::level_filters::LevelFilter;
 
 use crate::gateway::{self, Wanted, WayError};
@@ -113,6 +114,9 @@ struct Options {
     /// Write the man page into a directory and end
     #[arg(long, value_name = "DIR")]
     man: Option<PathBuf>,
+    /// End with the process that has started this one
+    #[arg(long, hide = true)]
+    exit_with_parent: bool,
 }
 
 fn seconds(text: &str) -> Result<f64, String> {
@@ -236,6 +240,9 @@ fn is_trait(word: &str) -> bool {
 fn run(mut options: Options, traits: Vec<String>) -> Result<(), RunError> {
     if let (Some(first), None) = (traits.first(), &options.kernel) {
         return Err(RunError::Trait(first.clone()));
+    }
+    if options.exit_with_parent {
+        let _ = rustix::process::set_parent_process_death_signal(Some(Signal::TERM));
     }
     let startup = [
         ("-c", options.startup_command),

@@ -363,6 +363,10 @@ impl Settings {
         }
         arguments.extend(self.hosts.engine_args().into_iter().map(OsString::from));
         arguments.extend(self.engine_options.iter().cloned());
+        if self.exit_with_parent {
+            // A private cluster: no other controller will come for its engines.
+            arguments.push("--exit-with-parent".into());
+        }
         local::Plan {
             program: self.hosts.engine_program.clone(),
             arguments,
