@@ -29,7 +29,7 @@ def test_names_of_arguments_are_the_functions_own(client, executor):
 
 
 def test_a_future_is_no_argument(client, executor):
-    with pytest.raises(ipbroker.PicklingError, match=r"argument 2, a ipbroker.*send its result\(\)"):
+    with pytest.raises(ipbroker.PicklingError, match=r"argument 2, a ipbroker.futures.Future\): a future.*send its result\(\)"):
         executor.submit(calls.add, 1, client.submit(calls.square, 2))
 
 
@@ -89,6 +89,31 @@ def test_an_exception_class_that_only_the_engine_knows(executor):
     assert caught.value.ename == "Odd" and "Odd" in "".join(caught.value.traceback)
 
 
+class Wanting(Exception):
+    def __init__(self, code, *, detail):
+        super().__init__(f"{code}: {detail}")
+        self.code, self.detail = code, detail
+
+
+def test_an_exception_that_is_made_from_other_arguments(executor):
+    def fail(kind):
+        raise kind(3, detail="no disk")
+
+    class Local(Wanting):
+        pass
+
+    for kind in [Wanting, Local]:
+        for error in [executor.submit(fail, kind).exception(30), raised(executor.map(fail, [kind] * 3, chunksize=3))]:
+            assert type(error) is kind and (error.code, error.detail, str(error)) == (3, "no disk", "3: no disk")
+            assert "in fail" in str(error.__cause__)
+
+
+def raised(results):
+    with pytest.raises(Exception) as caught:
+        list(results)
+    return caught.value
+
+
 def test_what_cannot_be_sent_is_named_at_once(executor):
     lock = threading.Lock()
     with pytest.raises(ipbroker.PicklingError, match="captures 'lock'.*_thread.lock"):
@@ -106,6 +131,14 @@ def test_what_cannot_be_sent_is_named_at_once(executor):
 def test_a_result_that_cannot_be_sent_is_named(executor):
     with pytest.raises(ipbroker.PicklingError, match="lock"):
         executor.submit(threading.Lock).result(30)
+
+    async def later():
+        pass
+
+    with pytest.raises(ipbroker.PicklingError, match="a coroutine, .*asyncio.run"):
+        executor.submit(later).result(30)
+    with pytest.raises(ipbroker.PicklingError, match="a generator, .*return a list"):
+        executor.submit(lambda: (x for x in "ab")).result(30)
     assert executor.submit(calls.square, 3).result(30) == 9
 
 
@@ -368,7 +401,7 @@ def test_questions(client):
     future = client.submit(calls.square, 2)
     future.result(30)
     assert client.explain(future)
-    assert isinstance(client.status(), dict) and client.stats()["nodes"]
+    assert client.status()["python_engines"] == 2 and client.stats()["nodes"]
     report = client.report([future])
     assert repr(report) == "<ipbroker.Report of 1 task>" and report.html.rstrip().endswith("</html>")
     assert "<iframe sandbox srcdoc=" in report._repr_html_() and "<html" not in report._repr_html_()
@@ -385,3 +418,34 @@ def wait_until(there, seconds=60):
     while not there():
         assert time.monotonic() < end, "it never came"
         time.sleep(0.02)
+
+
+@pytest.mark.parametrize("cancel", [False, True])
+def test_submit_races_with_shutdown(client, cancel):
+    """What is submitted is refused, or ends: none hangs, and none is missed by whoever waits."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        for at in range(60):
+            executor, futures, errors, begin = client.executor(), [], [], threading.Barrier(2)
+
+            def submit(executor=executor, futures=futures, errors=errors, begin=begin):
+                begin.wait(60)
+                try:
+                    while True:
+                        futures.append(executor.submit(calls.square, 3))
+                except BaseException as error:
+                    errors.append(str(error))
+
+            thread = threading.Thread(target=submit)
+            thread.start()
+            begin.wait(60)
+            while len(futures) < at % 20:
+                time.sleep(0)
+            executor.shutdown(cancel_futures=cancel)
+            missed = [future for future in list(futures) if not future.done()]
+            thread.join(60)
+            assert errors == ["cannot schedule new futures after shutdown"] and not missed
+            assert all(future.cancelled() or future.result(0) == 9 for future in futures)
+    finally:
+        sys.setswitchinterval(before)

@@ -1,7 +1,11 @@
 """Maps: order, laziness, chunks, ends."""
 
+import gc
 import itertools
 import operator
+import os
+import signal
+import subprocess
 import sys
 import threading
 import time
@@ -153,6 +157,98 @@ def test_a_map_whose_results_nobody_wants_runs_all_the_same(client, tmp_path):
     with client.executor() as executor:
         executor.map(touch, itertools.repeat(str(tmp_path)), range(700))
     assert len(list(tmp_path.iterdir())) == 700
+
+
+def endless(read):
+    while True:
+        read.append(None)
+        yield len(read)
+
+
+def idle(client):
+    """Waits until nothing is to be done any more."""
+    end = time.monotonic() + 60
+    while any(client.status()["tasks"][state] for state in ("ready", "running")):
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+@pytest.mark.parametrize("how", ["dropped", "closed", "dropped unread"])
+def test_a_map_that_never_ends_reads_no_more_when_nobody_wants_its_results(client, how):
+    read = []
+    executor = client.executor()
+    results = executor.map(calls.square, endless(read))
+    if how != "dropped unread":
+        assert next(results) == 1
+    if how == "closed":
+        results.close()
+    before = len(read)
+    del results
+    gc.collect()
+    idle(client)
+    assert len(read) == before
+
+
+def test_what_is_dropped_unread_runs_if_it_ends(client, tmp_path):
+    def touch(name):
+        open(f"{tmp_path}/{name}", "w").close()
+
+    with client.executor() as executor:
+        executor.map(touch, (n for n in range(700)))
+        # This one, nobody can run.
+        executor.map(touch, itertools.count(5000))
+    client.view().map(touch, range(1000, 1700))
+    client.view().map(touch, iter(list(range(2000, 2700))))
+    with pytest.warns(RuntimeWarning, match="the map of .*touch: it ends after its first calls"):
+        client.view().map(touch, (n for n in range(3000, 3700)))
+    idle(client)
+    names = {int(path.name) for path in tmp_path.iterdir()}
+    assert names >= {*range(700), *range(1000, 1700), *range(2000, 2700), *range(3000, 3064)}
+    assert len([name for name in names if name > 3000]) < 700
+
+
+def test_a_program_ends_that_has_left_a_map_without_end(tmp_path):
+    code = """
+import ipbroker, calls, itertools
+cluster = ipbroker.Cluster(n=1)
+ex = cluster.client().executor()
+left = ex.map(calls.square, (n for n in itertools.count()))
+ex.map(calls.square, (n for n in itertools.count()))
+print(ex.submit(calls.square, 3).result())
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=os.path.dirname(__file__), capture_output=True, text=True, timeout=60)
+    assert done.stdout == "9\n" and "RuntimeWarning: nobody reads the results of the map of square" in done.stderr, done.stderr
+
+
+def test_what_comes_before_a_crash_is_there(client, tmp_path):
+    def odd(x):
+        with open(f"{tmp_path}/ran", "a") as file:
+            file.write(f"{x}\n")
+        if x == 70:
+            os.kill(os.getpid(), signal.SIGSEGV)
+        time.sleep(0.002)
+        return x
+
+    results = client.view().map(odd, range(100), chunksize=50)
+    assert [next(results) for _ in range(70)] == list(range(70))
+    with pytest.raises(ipbroker.EngineError, match="SIGSEGV.*while it ran .*odd"):
+        next(results)
+    ran = list(map(int, (tmp_path / "ran").read_text().split()))
+    assert sorted(ran) == list(range(71))
+    # Long lists come in parts, too.
+    assert list(client.view().map(odd, range(100, 500), chunksize=400)) == list(range(100, 500))
+
+
+def test_retries_are_for_each_call_whatever_travels_together(client, tmp_path):
+    def second(x):
+        with open(f"{tmp_path}/{x}", "a") as file:
+            file.write("x")
+            if file.tell() == 1:
+                raise ValueError(x)
+        return x
+
+    assert list(client.view(retries=1).map(second, range(40), chunksize=20)) == list(range(40))
+    assert {path.read_text() for path in tmp_path.iterdir()} == {"xx"}
 
 
 def test_memory_stays_bounded(executor):

@@ -89,6 +89,28 @@ def test_a_killed_process_leaves_nothing(clean):
     process.stdout.close()
 
 
+@pytest.mark.parametrize("profile", [None, "ours"])
+def test_engines_end_with_a_controller_that_is_killed(clean, tmp_path, monkeypatch, profile):
+    monkeypatch.setenv("IPYTHONDIR", str(tmp_path))
+    with ipbroker.Cluster(n=2, profile=profile) as cluster:
+        client = cluster.client()
+        pids = {engine["pid"] for engine in client.engines} | {client.submit(calls.pid).result(60)}
+        client.submit(calls.nap, 600)
+        os.kill(client.status()["pid"], signal.SIGKILL)
+        end = time.monotonic() + 30
+        while any(map(lives, pids)):
+            assert time.monotonic() < end
+            time.sleep(0.02)
+
+
+def lives(pid):
+    try:
+        with open(f"/proc/{pid}/cmdline") as file:
+            return file.read() != ""  # nobody may have asked yet how it ended
+    except OSError:
+        return False
+
+
 def test_exit_waits_for_what_an_executor_has_begun(clean, tmp_path):
     python(
         """
@@ -177,6 +199,17 @@ def test_a_client_that_is_collected_closes_after_its_calls(cluster):
         time.sleep(0.01)
 
 
+def test_a_program_ends_well_whose_client_goes_with_its_last_result(client):
+    text = python(
+        """
+        import ipbroker, sys
+        print([ipbroker.Client(file=sys.argv[1]).submit(abs, -n).result() for n in range(3)])
+        """,
+        client.connection_file,
+    )
+    assert text == "[0, 1, 2]\n"
+
+
 def test_a_closed_client_says_so(cluster):
     client = ipbroker.Client(**cluster._where)
     future = client.submit(calls.nap, 600)
@@ -254,6 +287,8 @@ def test_a_cluster_that_cannot_start_says_why(clean):
         ipbroker.Cluster(n=1, options=["--scheme=none"])
     with pytest.raises(ipbroker.IpbrokerError, match="ended 4 times .*: ipengine: --python: /bin/true is no Python interpreter"):
         ipbroker.Cluster(n=1, python="/bin/true")
+    with pytest.raises(TypeError, match=r"n is how many engines, not \['a'\]; hosts=\['a'\] says where"):
+        ipbroker.Cluster(["a"])
     with pytest.raises(ValueError, match=r"hosts is a list of names .*, not \[''\]"):
         ipbroker.Cluster(hosts=[""])
     with pytest.raises(ipbroker.IpbrokerError, match="no such program"):
@@ -296,16 +331,11 @@ def test_a_call_is_cancelled_while_its_python_starts(clean, capfd):
 def test_a_controller_that_has_gone_is_not_waited_for_for_ever(clean):
     with ipbroker.Cluster(n=1) as cluster:
         client = ipbroker.Client(**{**cluster._where, "grace": 2.0})
-        engine = client.engines[0]["pid"]
         future = client.submit(calls.nap, 600)
         os.kill(client.status()["pid"], signal.SIGKILL)
-        try:
-            with pytest.raises(ipbroker.ControllerLost, match="the controller is gone"):
-                future.result(60)
-            client.close()
-        finally:
-            # It waits longer for another controller.
-            os.kill(engine, signal.SIGKILL)
+        with pytest.raises(ipbroker.ControllerLost, match="the controller is gone"):
+            future.result(60)
+        client.close()
 
 
 def test_who_reads_the_log_does_not_write_over_it(clean):
@@ -346,6 +376,24 @@ def test_an_engine_that_dies_says_how(clean):
         assert client.submit(calls.square, 3).result(60) == 9
         first = client.submit(calls.pid).result(60)
         assert client.submit(calls.pid).result(60) == first
+
+
+def test_only_the_call_that_ran_dies_with_its_python(cluster, tmp_path):
+    def odd(x):
+        with open(f"{tmp_path}/ran", "a") as file:
+            file.write(f"{x}\n")
+        return os._exit(3) if x % 50 == 7 else x
+
+    with ipbroker.Client(**cluster._where) as client:
+        # Many travel together.
+        futures = [client.submit(odd, x) for x in range(300)]
+        for x, future in enumerate(futures):
+            if x % 50 == 7:
+                with pytest.raises(ipbroker.EngineError, match="exit code 3 while it ran .*odd"):
+                    future.result(60)
+            else:
+                assert future.result(60) == x
+    assert sorted(map(int, (tmp_path / "ran").read_text().split())) == list(range(300))
 
 
 def crash():

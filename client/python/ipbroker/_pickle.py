@@ -5,12 +5,12 @@ from __future__ import annotations
 import sys
 import types
 import weakref
-from pickle import HIGHEST_PROTOCOL, PickleBuffer, dumps, loads
+from pickle import HIGHEST_PROTOCOL, PickleBuffer, dumps, load, loads
 from typing import Any, Callable, Dict, Iterable, Iterator, List, Optional, Tuple
 
 from .errors import PicklingError
 
-__all__ = ["Pickled", "dump_arguments", "dump_values", "loads", "pickled"]
+__all__ = ["Pickled", "dump_arguments", "dump_values", "load", "loads", "pickled"]
 
 PROTOCOL = 5
 assert HIGHEST_PROTOCOL >= PROTOCOL
@@ -20,6 +20,9 @@ PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
 
 OUTSIDE = 16 << 10
 """Buffers from this size on travel outside of the pickle."""
+
+KEEP_EVERY = 5e-4
+"""Seconds after which an engine has results of a list of calls kept, before the next one begins."""
 
 # What is of this process's main program has no name that another process knows.
 _MAIN = b"__main__"
@@ -51,12 +54,14 @@ class Pickled:
         return Pickled(dumps(_Many(self.code), PROTOCOL), self.name, self.python, None)
 
 
-# What an engine does with many short calls at once. As text, so that it is no matter which Python runs it, and whether that
-# has this package. The first exception ends the list: it comes behind what was done before it, as the native module tells of one.
+# What an engine does with many short calls at once, beside its worker. As text, so that it is no matter which Python runs it, and
+# whether that has this package. The first exception ends the list: it comes behind what was done before it, as the native module tells of one.
+# Results that were there before the interpreter dies come, too, but for those of its last half millisecond: see worker.keep.
 # So does the first result that cannot be pickled: the worker finds _ipbroker_shorten. An interrupt is for all of them.
 _MANY = """
 def make(code):
-    import pickle
+    import pickle, sys
+    from time import perf_counter as clock
     function = pickle.loads(code)
     class Results(list):
         failure = None
@@ -71,36 +76,30 @@ def make(code):
                 except Exception as error:
                     text = words(value, error)
                     del self[at:]
-                    self.failure = "PicklingError", text, ["PicklingError: " + text], None, False
+                    self.failure = "PicklingError", text, ["PicklingError: " + text], None, False, None
                     break
             return self
+    worker = sys.modules["_ipbroker_worker"]
+    keep = getattr(worker, "keep", None)
     def many(calls):
         results = Results()
         add = results.append
+        due = clock() + EVERY if keep else float("inf")
         try:
             for arguments in calls:
                 add(function(*arguments))
+                if clock() > due:
+                    try:
+                        keep(results[:])
+                        results.clear()
+                        due = clock() + EVERY
+                    except Exception:
+                        due = float("inf")
+        except KeyboardInterrupt:
+            raise
         except BaseException as error:
-            if isinstance(error, KeyboardInterrupt):
-                raise
-            import traceback
-            frames = error.__traceback__.tb_next
-            lines = traceback.format_exception(type(error), error, frames)
-            try:
-                pickled = pickle.dumps(error.with_traceback(None), 5)
-                if b"__main__" in pickled:
-                    raise ValueError
-            except Exception:
-                try:
-                    import cloudpickle
-                    pickled = cloudpickle.dumps(error.with_traceback(None), 5)
-                except Exception:
-                    pickled = None
-            try:
-                words = str(error)
-            except Exception:
-                words = "<its text cannot be had>"
-            results.failure = type(error).__name__, words, lines, pickled, False
+            name, words, lines, pickled = worker.report(error, 1)
+            results.failure = name.decode(), words.decode(), [lines.decode()], pickled or None, False, None
         return results
     return many
 """
@@ -113,7 +112,7 @@ class _Maker:
         raise NotImplementedError
 
     def __reduce__(self) -> Any:
-        return eval, ("exec(source, globals()) or make", {"source": _MANY})
+        return eval, ("exec(source, globals()) or make", {"source": _MANY, "EVERY": KEEP_EVERY})
 
 
 class _Many:
@@ -191,7 +190,7 @@ def _culprit(value: Any) -> str:
         parts = ((f"[{index}]", item) for index, item in enumerate(value))
     elif isinstance(value, types.MethodType):
         parts = [("it is bound to an object", value.__self__)]
-    elif hasattr(value, "__dict__") and not isinstance(value, type):
+    elif hasattr(value, "__dict__") and not isinstance(value, type) and not type(value).__module__.startswith("ipbroker."):
         parts = ((f".{name}", item) for name, item in vars(value).items())
     else:
         return ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import itertools
 import json
 import os
@@ -9,7 +10,7 @@ import sys
 import threading
 import time
 import weakref
-from typing import TYPE_CHECKING, Any, Callable, Dict, Iterable, List, Mapping, Optional, Tuple, Union
+from typing import TYPE_CHECKING, Any, Callable, Dict, Iterable, List, Mapping, Optional, Set, Tuple, Union
 
 from . import _native
 from ._pickle import PYTHON, dump_arguments
@@ -124,6 +125,13 @@ class _Results(threading.Thread):
 
     # Its own: what calls print is then shown below the cell that runs, not below the one that made the client (ipykernel 6).
     def run(self) -> None:
+        _running.add(self)
+        try:
+            self._serve()
+        finally:
+            _running.discard(self)
+
+    def _serve(self) -> None:
         output = Output()
         while True:
             arrived = self._native.wait_results()
@@ -165,7 +173,8 @@ def _deliver(pending: Dict[int, Any], output: "Output", kind: int, tag: Union[in
     if target is None:
         return  # cancelled
     if isinstance(target, Future):
-        del pending[tag]
+        # It may be cancelled just now.
+        pending.pop(tag, None)
         if kind == OK:
             outside, content, printed = more or (None, None, None)
             if printed is not None:
@@ -173,7 +182,7 @@ def _deliver(pending: Dict[int, Any], output: "Output", kind: int, tag: Union[in
                 output.rest(*printed)
             target._succeed(metadata, value, outside, content)
         elif kind == MEMBERS:
-            target._fail(metadata, ("BadReply", "the reply is that of an array", (), None, False))
+            target._fail(metadata, ("BadReply", "the reply is that of an array", (), None, False, None))
         else:
             target._fail(metadata, value)
         _forget(target)
@@ -195,6 +204,7 @@ def _forget(future: Future) -> None:
         owner.discard(future)
 
 
+_running: Set[threading.Thread] = set()
 _links: "weakref.WeakSet[Link]" = weakref.WeakSet()
 _forked_links: List[Link] = []
 
@@ -205,11 +215,24 @@ def _after_fork() -> None:
         link.forked = True
         _forked_links.append(link)
     _links.clear()
+    _running.clear()
     # Another thread of the parent may have held it.
     Future._making = threading.Lock()
 
 
 os.register_at_fork(after_in_child=_after_fork)
+
+
+def _at_exit() -> None:
+    """Python ends threads in the middle of a native call, which that does not survive: the process would abort. The thread of a client
+    that is collected with its last result closes it itself, and nobody else waits for that."""
+    for link in list(_links):
+        link.close()
+    for thread in list(_running):
+        thread.join(5)
+
+
+atexit.register(_at_exit)
 
 
 def _close(links: List[Link]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numbers
 import os
 import re
 import shutil
@@ -66,6 +67,8 @@ class Cluster:
                 raise ValueError(f"hosts is a list of names like ['a:4', 'b'], not {hosts!r}")
         if isinstance(options, str):
             raise TypeError("options is a list of strings")
+        if n is not None and not isinstance(n, numbers.Integral):
+            raise TypeError(f"n is how many engines, not {n!r}" + (f"; hosts={n!r} says where" if isinstance(n, (list, tuple)) else ""))
         if n is not None and n < 0:
             raise ValueError("n is at least 0")
         elsewhere = bool(hosts or engines)

@@ -7,8 +7,9 @@ import pickle
 from concurrent.futures import CancelledError
 from typing import Any, Optional, Sequence, Tuple
 
-Failure = Tuple[str, str, Sequence[str], Optional[bytes], bool]
-"""How the native module tells why a call has no result: ename, evalue, traceback, the pickled exception, aborted."""
+Failure = Tuple[str, str, Sequence[str], Optional[bytes], bool, Optional[bytes]]
+"""How the native module tells why a call has no result: ename, evalue, traceback, the pickled exception, aborted, and pickles of
+what came before it in a list of calls."""
 
 
 class IpbrokerError(Exception):
@@ -119,7 +120,7 @@ _BY_NAME = {
 
 def exception(failure: Failure) -> BaseException:
     """The exception that a failure is raised as: the call's own if it can be unpickled here."""
-    ename, evalue, traceback, pickled, aborted = failure
+    ename, evalue, traceback, pickled, aborted, _ = failure
     text = "".join(line if line.endswith("\n") else line + "\n" for line in traceback)
     error: Optional[BaseException] = None
     if aborted:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import concurrent.futures
+import os
 import threading
 import weakref
-from typing import TYPE_CHECKING, Any, Callable, Iterable, Optional, Set
+from typing import TYPE_CHECKING, Any, Callable, Iterable, List, Optional, Set
 
 from .futures import Future
-from .map import Flow, MapIterator, map_calls
-from .view import _length
+from .map import Flow, MapIterator
 
 if TYPE_CHECKING:
     from .client import Client
@@ -23,9 +23,11 @@ class Executor(concurrent.futures.Executor):
 
     def __init__(self, view: "View") -> None:
         self._view = view
-        self._lock = threading.Lock()
+        # What is submitted is either refused or seen by whoever shuts down. To pickle an argument may submit another call.
+        self._lock = threading.RLock()
         self._futures: Set[Future] = set()
         self._flows: "weakref.WeakSet[Flow]" = weakref.WeakSet()
+        self._left: List[Flow] = []
         self._shut = False
         # A future keeps its executor: what one has begun is waited for at exit, whoever still knows it.
         self.add, self.discard = self._futures.add, self._futures.discard
@@ -47,20 +49,23 @@ class Executor(concurrent.futures.Executor):
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future:
         """Calls a function once."""
-        self._open()
-        return self._view.client._link.submit(self._view, fn, args, kwargs, self)
+        with self._lock:
+            self._open()
+            return self._view.client._link.submit(self._view, fn, args, kwargs, self)
 
     def map(self, fn: Callable[..., Any], *iterables: Iterable[Any], timeout: Optional[float] = None, chunksize: Optional[int] = None, buffersize: Optional[int] = None) -> MapIterator:
         """Calls a function for each item of the iterables, which are read as results are consumed; results in their order.
 
         ``buffersize`` (as of Python 3.14): so many calls at most are sent whose results are not consumed.
         """
-        self._open()
-        results = map_calls(self._view, fn, zip(*iterables), _length(iterables), timeout, chunksize, buffersize=buffersize)
+        flow = Flow(self._view, fn, iterables, zip(*iterables), timeout, chunksize, buffersize=buffersize)
+        flow.left = self._left
         with self._lock:
+            self._open()
             # Whoever shuts down goes through them.
-            self._flows.add(results._flow)
-        return results
+            self._flows.add(flow)
+        # The arguments are read outside of the lock: that may take as long as it likes.
+        return flow.begin()
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """No more calls; waits for those there are, or cancels what has not ended."""
@@ -77,6 +82,7 @@ class Executor(concurrent.futures.Executor):
         if wait:
             for flow in flows:
                 flow.drain()
+            self._left.clear()
             concurrent.futures.wait(futures)
 
     def __repr__(self) -> str:
@@ -87,7 +93,20 @@ def _at_exit() -> None:
     """Like the standard executors, ours end what they have begun."""
     for executor in list(_executors):
         if not executor.client.closed and not executor.client._links[0].forked:
+            for flow in list(executor._flows):
+                if flow.ends is None:
+                    # It may hold up the end for ever.
+                    flow.read_no_more()
             executor.shutdown()
+
+
+def _after_fork() -> None:
+    for executor in list(_executors):
+        # Another thread of the parent may have held it.
+        executor._lock = threading.RLock()
+
+
+os.register_at_fork(after_in_child=_after_fork)
 
 
 try:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import io
+import itertools
+import operator
 import threading
 import time
+import warnings
 from collections import deque
 from concurrent.futures import CancelledError
 from concurrent.futures import TimeoutError as FuturesTimeout
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Callable, Deque, Dict, Iterable, Iterator, List, Optional, Tuple
+from typing import TYPE_CHECKING, Any, Callable, Deque, Dict, Iterable, Iterator, List, Optional, Sequence, Tuple
 
 from . import _nested
-from ._pickle import Pickled, dump_values, loads, pickled
+from ._pickle import Pickled, dump_values, load, loads, pickled
 from .errors import PicklingError, exception
 
 if TYPE_CHECKING:
@@ -69,16 +73,22 @@ class Array:
 class Flow:
     """Sends arrays as results are consumed."""
 
-    def __init__(self, view: "View", function: Callable[..., Any], arguments: Iterator[Any], length: Optional[int], timeout: Optional[float], chunksize: Optional[int], ordered: bool, buffersize: Optional[int]) -> None:
+    def __init__(self, view: "View", function: Callable[..., Any], iterables: Sequence[Iterable[Any]], arguments: Iterable[Any], timeout: Optional[float], chunksize: Optional[int], ordered: bool = True, buffersize: Optional[int] = None) -> None:
+        if chunksize is not None and chunksize < 1:
+            raise ValueError("chunksize must be >= 1.")
+        if buffersize is not None and not isinstance(buffersize, int):
+            raise TypeError("buffersize must be an integer or None")
+        if buffersize is not None and buffersize < 1:
+            raise ValueError("buffersize must be None or > 0")
         self.client = view.client
         self.link = view.client._link
         self.view = view
         self.one = pickled(function)
         self.name = self.one.name
-        # What is promised of each call alone cannot be kept of a list of them.
         self.alone = bool(view._options.get("retries") or view._options.get("limit"))
-        self.arguments = arguments
-        self.length = length
+        self.arguments = iter(arguments)
+        # Whether they end, for whoever would read all of them (False with a buffersize, beyond which nothing is read); None: nobody knows.
+        self.ends = False if buffersize is not None else _end(iterables)
         self.deadline = None if timeout is None else time.monotonic() + timeout
         self.timeout = timeout
         self.chunksize = chunksize
@@ -94,8 +104,11 @@ class Flow:
         # What reading or pickling arguments raised: raised again when everything before it is consumed.
         self.broken: Optional[BaseException] = None
         self.stopped = False
-        # Whether somebody has asked for a result.
+        # Whether somebody has asked for a result, or nobody ever will.
         self.begun = False
+        self.dropped = False
+        # Where such are kept until their executor is shut down.
+        self.left: Optional[List["Flow"]] = None
         self.size = 0
         self.together = 1
         self.unbounded = False
@@ -113,11 +126,19 @@ class Flow:
             if duration > 0:
                 self.seconds = 0.8 * self.seconds + duration
                 self.measured = 0.8 * self.measured + array.calls(part[0], part[1])
-            if self.ordered:
+            if self.dropped:
+                self.discard(array, part)
+            elif self.ordered:
                 array.parts[part[0]] = part
             else:
                 self.ready.append((array, part))
             self.changed.notify_all()
+
+    def discard(self, array: Array, part: Part) -> None:
+        """Nobody wants this result."""
+        self.consumed(array, part)
+        if array.left <= 0 and array in self.arrays:
+            self.arrays.remove(array)
 
     # By whoever consumes
 
@@ -134,14 +155,16 @@ class Flow:
         """The same, where nobody has said how many calls there may be."""
         engines = max(1, self.link.native.engine_count())
         least = max(FIRST, 4 * engines)
+        # What is promised of each call alone cannot be kept of a list of them.
+        together = 1 if self.alone else self.chunksize
         if not self.measured:
-            return least, self.chunksize or 1
+            return least, together or 1
         each = max(self.seconds / self.measured, 1e-7)
         window = int(min(max(AHEAD * engines / each, least), MOST))
         if self.chunksize is not None:
-            return max(window, 2 * engines * self.chunksize), self.chunksize
-        if self.alone:
-            return window, 1
+            window = max(window, 2 * engines * self.chunksize)
+        if together is not None:
+            return window, together
         # Many engines have many members, and memory is bounded.
         together = int(min(TOGETHER / each, TOGETHER_MOST, self.together * GROWTH * 4, max(1, window // (4 * engines))))
         return window, max(1, together)
@@ -332,12 +355,24 @@ class Flow:
         if isinstance(values, bytes):
             values = [values] * (hi - lo)
         for index, data in enumerate(values, lo):
+            failure = None
             if data is None:
-                raise exception(failures[index])
-            if array.sizes is None:
+                failure = failures[index]
+                data = failure[5]
+            elif array.sizes is None:
                 yield loads(data)
                 continue
-            results = loads(data)
+            if data is not None:
+                yield from self.listed(data)
+            if failure is not None:
+                raise exception(failure)
+
+    @staticmethod
+    def listed(data: bytes) -> Iterator[Any]:
+        """The values of one member that is a list of calls: pickled lists, one behind the other."""
+        file = io.BytesIO(data)
+        while file.tell() < len(data):
+            results = load(file)
             if isinstance(results, tuple):
                 yield from results[0]
                 raise exception(results[1])
@@ -376,22 +411,58 @@ class Flow:
         self.unbounded = True
         self.fill()
 
+    def drop(self) -> None:
+        """Nobody has asked for a result, and nobody will. As with other executors all calls run, if their arguments are known to end.
+        If nobody knows, they are read when the executor is shut down; those of a view are not read, as they may never end."""
+        with self.changed:
+            self.dropped = True
+            there = [*self.ready, *((array, part) for array in self.arrays for part in array.parts.values())]
+            self.ready.clear()
+            for array, part in there:
+                array.parts.clear()
+                self.discard(array, part)
+        if self.ended:
+            return
+        if self.ends:
+            self.send_all()
+        elif self.ends is None and self.left is not None:
+            self.left.append(self)
+        elif self.ends is None or self.buffersize is not None:
+            self.read_no_more()
+        else:
+            self.stop()
+
+    def read_no_more(self) -> None:
+        """Leaves it at what is sent."""
+        if self.ends is None and not (self.ended or self.begun):
+            warnings.warn(f"nobody reads the results of the map of {self.name}: it ends after its first calls, as its arguments may never end; give it a list of them", RuntimeWarning, stacklevel=3)
+        self.ended = True
+
     def drain(self) -> None:
         """For an executor that is shut down: all calls run, whether or not their results are consumed."""
-        if self.begun and self.length is None:
+        if self.ends is False or (self.begun and self.ends is None):
             self.ended = True
-        else:
+        elif not self.dropped:
             self.send_all()
         while True:
+            if self.dropped:
+                self.fill()
             with self.changed:
-                if self.stopped or all(array.left <= 0 for array in self.arrays):
+                busy = any(array.left > 0 for array in self.arrays)
+                if self.stopped or (self.ended and not busy):
                     return
-                self.changed.wait()
+                if busy:
+                    self.changed.wait()
+
+    def begin(self) -> "MapIterator":
+        """Sends the first calls; the results of all."""
+        self.fill()
+        return MapIterator(self)
 
 
 class MapIterator(Iterator[Any]):
-    """The results of a map. When it is closed or collected after its beginning, calls that have not ended are stopped;
-    one that is dropped at once, as in ``ex.map(print, items)``, lets all of its calls run."""
+    """The results of a map. When it is closed, or collected after its beginning, calls that have not ended are stopped, and no more
+    arguments are read; one that is dropped at once, as in ``ex.map(print, items)``, lets all of its calls run: see :meth:`Flow.drop`."""
 
     def __init__(self, flow: Flow) -> None:
         self._flow = flow
@@ -416,21 +487,18 @@ class MapIterator(Iterator[Any]):
             return
         if self._flow.begun:
             self.close()
-        elif not self._flow.ended:
-            self._flow.send_all()
+        else:
+            self._flow.drop()
 
     def __repr__(self) -> str:
         return f"<ipbroker.MapIterator of {self._flow.name}: {self._flow.calls} calls on their way>"
 
 
-def map_calls(view: "View", function: Callable[..., Any], arguments: Iterable[Any], length: Optional[int], timeout: Optional[float], chunksize: Optional[int], ordered: bool = True, buffersize: Optional[int] = None) -> MapIterator:
-    """Begins a map."""
-    if chunksize is not None and chunksize < 1:
-        raise ValueError("chunksize must be >= 1.")
-    if buffersize is not None and not isinstance(buffersize, int):
-        raise TypeError("buffersize must be an integer or None")
-    if buffersize is not None and buffersize < 1:
-        raise ValueError("buffersize must be None or > 0")
-    flow = Flow(view, function, iter(arguments), length, timeout, chunksize, ordered, buffersize)
-    flow.fill()
-    return MapIterator(flow)
+_ENDLESS = (itertools.count, itertools.cycle, itertools.repeat)
+
+
+def _end(iterables: Sequence[Iterable[Any]]) -> Optional[bool]:
+    """Whether what is read from all of them together ends; None: nobody knows."""
+    if not iterables or any(operator.length_hint(iterable, -1) >= 0 for iterable in iterables):
+        return True
+    return False if all(isinstance(iterable, _ENDLESS) for iterable in iterables) else None

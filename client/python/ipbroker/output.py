@@ -4,46 +4,47 @@ from __future__ import annotations
 
 import sys
 from collections import OrderedDict
-from typing import Dict, Optional
+from typing import Dict, List
 
 REMEMBERED = 1000
 """Calls of which it is known what they have printed."""
 
 
 class Output:
-    """Prints pieces as they are published. A reply says what its call has printed in all: what has not come by then is
+    """Prints pieces as they are published. A reply says how that began what its call has printed: what has not come by then is
     printed before the result is there, and not again when it comes."""
 
     def __init__(self) -> None:
-        # Characters that were printed, by call; None: the call has ended.
-        self._shown: "OrderedDict[str, Optional[Dict[str, int]]]" = OrderedDict()
+        # By call and stream: characters that were published, and how many of the next ones are printed already.
+        self._calls: "OrderedDict[str, Dict[str, List[int]]]" = OrderedDict()
 
     def piece(self, id: str, name: str, text: str) -> None:
         """Something was published."""
-        shown = self._shown.get(id, {})
-        if shown is None:
-            return
-        shown[name] = shown.get(name, 0) + len(text)
-        self._remember(id, shown)
-        self.write(name, text)
+        came = self._of(id, name)
+        known = min(came[1], len(text))
+        came[0] += len(text)
+        came[1] -= known
+        self.write(name, text[known:])
 
     def rest(self, id: str, stdout: str, stderr: str) -> None:
         """A call has ended that printed."""
-        shown = self._shown.get(id) or {}
         for name, printed in (("stdout", stdout), ("stderr", stderr)):
-            text = printed[shown.get(name, 0) :]
-            if text:
-                self.write(name, text)
-        self._remember(id, None)
+            came = self._of(id, name)
+            text = printed[came[0] :]
+            came[1] = len(text)
+            self.write(name, text)
 
-    def _remember(self, id: str, shown: Optional[Dict[str, int]]) -> None:
-        self._shown[id] = shown
-        while len(self._shown) > REMEMBERED:
-            self._shown.popitem(last=False)
+    def _of(self, id: str, name: str) -> List[int]:
+        call = self._calls.setdefault(id, {})
+        if len(self._calls) > REMEMBERED:
+            self._calls.popitem(last=False)
+        return call.setdefault(name, [0, 0])
 
     @staticmethod
     def write(name: str, text: str) -> None:
         """Writes to this process's own stream."""
+        if not text:
+            return
         stream = sys.stderr if name == "stderr" else sys.stdout
         try:
             stream.write(text)

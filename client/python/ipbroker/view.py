@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Callable, Dict, Iterable, List, Optional,
 from . import _nested
 from ._pickle import Pickled, pickled
 from .futures import Future
-from .map import MapIterator, map_calls
+from .map import Flow, MapIterator
 
 if TYPE_CHECKING:
     from .client import Client, Link
@@ -77,15 +77,15 @@ class View:
         The iterables are read as the results are consumed, some calls ahead. ``chunksize``: calls that travel together;
         by default as many as it takes to keep the engines busy.
         """
-        return map_calls(self, function, zip(*iterables), _length(iterables), timeout, chunksize)
+        return Flow(self, function, iterables, zip(*iterables), timeout, chunksize).begin()
 
     def map_unordered(self, function: Callable[..., Any], *iterables: Iterable[Any], timeout: Optional[float] = None, chunksize: Optional[int] = None) -> MapIterator:
         """Like :meth:`map`, with the results as they come."""
-        return map_calls(self, function, zip(*iterables), _length(iterables), timeout, chunksize, ordered=False)
+        return Flow(self, function, iterables, zip(*iterables), timeout, chunksize, ordered=False).begin()
 
     def starmap(self, function: Callable[..., Any], arguments: Iterable[Iterable[Any]], *, timeout: Optional[float] = None, chunksize: Optional[int] = None) -> MapIterator:
         """Calls a function for each tuple of arguments."""
-        return map_calls(self, function, map(tuple, arguments), _length([arguments]), timeout, chunksize)
+        return Flow(self, function, [arguments], map(tuple, arguments), timeout, chunksize).begin()
 
     def map_reduce(
         self,
@@ -108,14 +108,6 @@ class View:
     def __repr__(self) -> str:
         options = "".join(f", {key}={value!r}" for key, value in self._options.items())
         return f"<ipbroker.View of {self.client!r}{options}>"
-
-
-def _length(iterables: Iterable[Any]) -> Optional[int]:
-    """How many calls there will be, if all iterables know how long they are."""
-    try:
-        return min(map(len, iterables), default=0)
-    except TypeError:
-        return None
 
 
 def _native_options(options: Dict[str, Any]) -> Dict[str, Any]:

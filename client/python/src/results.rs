@@ -27,6 +27,8 @@ struct Failure {
     traceback: Vec<String>,
     /// The exception itself, pickled.
     exception: Option<serde_bytes::ByteBuf>,
+    /// What came before it in a list of calls, pickled.
+    results: Option<serde_bytes::ByteBuf>,
 }
 
 /// What a call printed.
@@ -44,7 +46,7 @@ impl From<&TaskError> for Failure {
             ename: error.ename.clone(),
             evalue: error.evalue.clone(),
             traceback: error.traceback.clone(),
-            exception: None,
+            ..Self::default()
         }
     }
 }
@@ -59,12 +61,10 @@ impl Failure {
         }
     }
 
-    /// `(ename, evalue, traceback, exception, aborted)`.
+    /// `(ename, evalue, traceback, exception, aborted, results)`.
     fn tuple<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyTuple>> {
-        let exception = self
-            .exception
-            .as_ref()
-            .map(|pickled| PyBytes::new(py, pickled));
+        let [exception, results] = [&self.exception, &self.results]
+            .map(|pickled| pickled.as_ref().map(|pickled| PyBytes::new(py, pickled)));
         let aborted = self.status == "aborted" || self.ename == "TaskAborted";
         let ename = match self.ename.as_str() {
             "" if aborted => "TaskAborted",
@@ -77,6 +77,7 @@ impl Failure {
             PyList::new(py, &self.traceback)?,
             exception,
             aborted,
+            results,
         )
             .into_pyobject(py)
     }

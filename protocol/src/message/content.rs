@@ -220,6 +220,9 @@ pub struct ErrorContent {
     /// The exception of a Python call, pickled, where it could be.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub exception: Option<ByteBuf>,
+    /// Results that a list of Python calls had given before its interpreter died: pickled lists, one behind the other.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub results: Option<ByteBuf>,
 }
 
 impl ErrorContent {

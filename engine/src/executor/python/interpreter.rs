@@ -76,6 +76,7 @@ mod from {
     pub(super) const UNMET: u8 = 4;
     pub(super) const WAITS: u8 = 5;
     pub(super) const RESUMES: u8 = 6;
+    pub(super) const KEPT: u8 = 7;
 }
 
 /// In a call: it is no member of an array.
@@ -172,6 +173,8 @@ pub(super) enum Event {
     Resumes,
     /// It waits, and a task has come that may be worked on.
     Woken,
+    /// It goes on; this is the beginning of its result, which is there whatever becomes of the interpreter.
+    Kept(Vec<u8>),
 }
 
 /// How a call ended.
@@ -207,6 +210,20 @@ impl<'a> Output<'a> {
             self.observer.output(stream, passed);
         }
         kept.total += bytes.len() as u64;
+    }
+
+    /// Says how much of it was not passed on.
+    pub(super) fn end(&mut self) {
+        for stream in [Stream::Stdout, Stream::Stderr] {
+            let kept = &self.kept[usize::from(stream == Stream::Stderr)];
+            let dropped = kept.total - kept.bytes.len() as u64;
+            if dropped > 0 {
+                let words = format!(
+                    "\n[ipbroker: {dropped} more bytes of this call's output are left out]\n"
+                );
+                self.observer.output(stream, words.as_bytes());
+            }
+        }
     }
 }
 
@@ -435,6 +452,7 @@ impl Interpreter {
                 // A word about a call that was given up.
                 _ if about != number => {}
                 from::WAITS => return Ok(Event::Waits),
+                from::KEPT => return Ok(Event::Kept(parts.into_iter().next().unwrap_or_default())),
                 from::RESULT => return Ok(Event::Ended(Answer::Result(parts))),
                 kind => {
                     return Ok(Event::Ended(Answer::Error {

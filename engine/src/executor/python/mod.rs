@@ -153,8 +153,11 @@ impl<'a> Calls<'a> {
     }
 
     /// Hears of a call until it is over; while it waits, other tasks are worked on.
-    fn attend(&self, number: u64, pid: Pid, output: &mut Output<'_>) -> Answer {
+    ///
+    /// Its answer, and the beginning of its result, as far as that was told before.
+    fn attend(&self, number: u64, pid: Pid, output: &mut Output<'_>) -> (Answer, Vec<u8>) {
         let mut waits = false;
+        let mut begun = Vec::new();
         let answer = loop {
             if waits {
                 let kernels = !self.process.kernels_run_calls();
@@ -178,6 +181,7 @@ impl<'a> Calls<'a> {
             match interpreter.next(number, bell, output) {
                 Event::Ended(answer) => break answer,
                 Event::Woken => {}
+                Event::Kept(mut part) => begun.append(&mut part),
                 Event::Waits => {
                     // Before it is told: a task may come at once.
                     let _ = self.seat.meanwhile();
@@ -196,7 +200,7 @@ impl<'a> Calls<'a> {
         if waits {
             self.tell(self.seat.go_on());
         }
-        answer
+        (answer, begun)
     }
 
     fn priority(&self) -> i32 {
@@ -216,7 +220,13 @@ impl<'a> Calls<'a> {
     }
 
     /// The outcome of a call that ended by itself.
-    fn outcome(&mut self, answer: Answer, kept: &[Captured; 2], out: &mut Vec<u8>) -> Verdict {
+    fn outcome(
+        &mut self,
+        answer: Answer,
+        begun: Vec<u8>,
+        kept: &[Captured; 2],
+        out: &mut Vec<u8>,
+    ) -> Verdict {
         match answer {
             Answer::Result(parts) => {
                 let printed = kept.each_ref().map(|kept| {
@@ -224,6 +234,7 @@ impl<'a> Calls<'a> {
                     (kept.total > 0).then(|| String::from_utf8_lossy(bytes).into_owned())
                 });
                 if self.task.wants.range.is_some() {
+                    out.extend(begun);
                     out.extend(parts.into_iter().next().unwrap_or_default());
                     self.printed = printed;
                 } else {
@@ -348,12 +359,13 @@ impl Executor for Calls<'_> {
         };
         let mut output = Output::new(&mut watch);
         let (number, pid) = (interpreter.number, interpreter.pid);
-        let begun = interpreter.begin(&request, &mut output);
+        let sent = interpreter.begin(&request, &mut output);
         drop(slot);
-        let answer = match begun {
+        let (answer, begun) = match sent {
             Ok(()) => self.attend(number, pid, &mut output),
-            Err(_) => Answer::Gone,
+            Err(_) => (Answer::Gone, Vec::new()),
         };
+        output.end();
         let kept = output.kept;
         let mut slot = self.slot();
         // A call that was worked on while this one waited may have taken the interpreter with it.
@@ -387,12 +399,13 @@ impl Executor for Calls<'_> {
                     .split_inclusive('\n')
                     .map(str::to_owned)
                     .collect(),
+                results: (!begun.is_empty()).then(|| ByteBuf::from(begun)),
                 ..ErrorContent::new("EngineError", text)
             };
             self.refuse(&error, out);
             return Verdict::Failed;
         }
-        self.outcome(answer, &kept, out)
+        self.outcome(answer, begun, &kept, out)
     }
 
     fn refuse(&self, error: &ErrorContent, out: &mut Vec<u8>) {

@@ -6,8 +6,10 @@ cloudpickle comes from the engine where the host has none.
 """
 
 import _thread
+import copyreg
 import importlib.abc
 import importlib.util
+import io
 import os
 import pickle
 import select
@@ -18,10 +20,11 @@ import sys
 import threading
 import time
 import traceback
+import types
 
 HEAD = struct.Struct("<BQI")
 CALL, FUNCTION, FORGET, RESUME = 1, 2, 3, 4  # from the engine
-READY, RESULT, ERROR, UNMET, WAITS, RESUMES = 1, 2, 3, 4, 5, 6  # to the engine
+READY, RESULT, ERROR, UNMET, WAITS, RESUMES, KEPT = 1, 2, 3, 4, 5, 6, 7  # to the engine
 # In a call: which function, which member of an array, its priority; then the task's id and its variables.
 SETTINGS = struct.Struct("<QQi")
 NO_INDEX = 2**64 - 1
@@ -30,6 +33,8 @@ LARGE = 64 * 1024
 # Buffers below this size are not worth a part of their own.
 OUT_OF_BAND = 8 * 1024
 ENGINE_ID = int(os.environ.get("IPBROKER_ENGINE_ID", -1))
+# What is rather to be returned.
+HINTS = {types.CoroutineType: "; have asyncio.run() run it there", types.GeneratorType: "; return a list of what it gives"}
 # Calls that wait below each other, and how much deeper Python may go for each.
 NESTED, FRAMES = 400, 200
 
@@ -247,6 +252,16 @@ def wait(future, timeout=None):
         raise KeyboardInterrupt("the task was aborted")
 
 
+def keep(values):
+    """Sends the beginning of the running call's result: it is there whatever becomes of this process."""
+    if os.getpid() != pid:
+        return  # one that the call has forked
+    link.send(KEPT, current, [dump(values, None)])
+    if current in stopped:
+        # Asked amid the frame.
+        raise KeyboardInterrupt("the task was aborted")
+
+
 def load(number):
     """The function of this number, when it is first called."""
     function = functions[number] = pickle.loads(codes[number])
@@ -280,6 +295,40 @@ def qualified(kind):
     return kind.__qualname__ if kind.__module__ in ("builtins", "__main__") else "%s.%s" % (kind.__module__, kind.__qualname__)
 
 
+def dump_error(error):
+    """Pickles an exception; nothing, if that cannot be. One whose ``__init__`` takes other arguments than those that it has passed on
+    is made again without it."""
+    try:
+        pickled = dump(error, None)
+        # Its class may be known here only.
+        if b"__main__" not in pickled:
+            pickle.loads(pickled)
+            return pickled
+    except Exception:
+        pass
+    try:
+        import cloudpickle
+
+        pickled = cloudpickle.dumps(error, 5)
+        try:
+            pickle.loads(pickled)
+        except Exception:
+
+            class Pickler(cloudpickle.Pickler):
+                def reducer_override(self, value):
+                    if value is error:
+                        return copyreg.__newobj__, (type(error), *error.args), error.__dict__
+                    return super().reducer_override(value)
+
+            file = io.BytesIO()
+            Pickler(file, 5).dump(error)
+            pickled = file.getvalue()
+            pickle.loads(pickled)
+        return pickled
+    except Exception:
+        return b""
+
+
 def report(error, skip):
     """The parts of an error: name, words, traceback, and itself if it can be pickled."""
     trace = error.__traceback__
@@ -293,16 +342,12 @@ def report(error, skip):
         lines = "".join(traceback.format_exception(type(error), error, trace))
     except Exception:
         lines = words
-    try:
-        pickled = dump(error.with_traceback(None), None)
-    except Exception:
-        pickled = b""
-    return [type(error).__name__.encode(), words.encode("utf-8", "replace"), lines.encode("utf-8", "replace"), pickled]
+    return [type(error).__name__.encode(), words.encode("utf-8", "replace"), lines.encode("utf-8", "replace"), dump_error(error.with_traceback(None))]
 
 
 def unsendable(value, error):
     """What is said of a result that cannot be pickled."""
-    return "the result, a %s, cannot be pickled: %s" % (qualified(type(value)), error)
+    return "the result, a %s, cannot be pickled: %s%s" % (qualified(type(value)), error, HINTS.get(type(value), ""))
 
 
 def flush():
