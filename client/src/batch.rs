@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use ipbroker_protocol::array::{Packed, member_id};
+use ipbroker_protocol::array::{Packed, member_id, split_id};
 use ipbroker_protocol::message::{Command, TaskRequest, types};
 use ipbroker_protocol::session::Session;
 use ipbroker_protocol::zmq::Message;
@@ -245,6 +245,15 @@ impl Batch {
     /// Message ids by the jobs' own ids; empty for those that were not sent.
     pub fn ids(&self) -> &HashMap<String, String> {
         &self.ids
+    }
+
+    /// The place of the job with this id: of a message, or of a member of one.
+    pub fn place(&self, msg_id: &str) -> Option<usize> {
+        let (id, member) = split_id(msg_id);
+        // What prints was probably submitted lately.
+        let group = self.groups.iter().rev().find(|group| group.id == id)?;
+        let at = usize::try_from(member.unwrap_or(0)).ok()?;
+        group.members.get(at).map(|place| *place as usize)
     }
 
     /// Ids of all messages.

@@ -8,11 +8,11 @@ use clap::Args;
 #[derive(Debug, Clone, Default, Args)]
 #[command(next_help_heading = "Pipe")]
 pub(crate) struct PipeArgs {
-    /// Give each job a block of the standard input on its own standard input (UTF-8 text)
+    /// Give each job a block of the standard input on its own standard input
     #[arg(long, visible_aliases = ["spreadstdin"])]
     pub(crate) pipe: bool,
     /// Size of a block: as many whole records as fit (1M; k, m, g: 1000s, K, M, G: 1024s)
-    #[arg(long, value_name = "SIZE", value_parser = size, requires = "pipe")]
+    #[arg(long, alias = "block-size", value_name = "SIZE", value_parser = size, requires = "pipe")]
     block: Option<usize>,
     /// What begins a record
     #[arg(
@@ -65,14 +65,20 @@ pub(crate) struct Blocks<R> {
     at_end: bool,
     start: Vec<u8>,
     end: Vec<u8>,
-    lines: usize,
+    /// So many lines make a record; none: what ends with `end` is one.
+    lines: Option<usize>,
     block: usize,
     records: Option<usize>,
 }
 
 impl<R: Read> Blocks<R> {
-    /// `lines`: so many make a record; `records`: so many for each block, however long they are.
-    pub(crate) fn new(args: &PipeArgs, lines: usize, records: Option<usize>, input: R) -> Self {
+    /// `lines`: so many make a record (what is less at the end is one, too); `records`: so many for each block, however long they are.
+    pub(crate) fn new(
+        args: &PipeArgs,
+        lines: Option<usize>,
+        records: Option<usize>,
+        input: R,
+    ) -> Self {
         let start = args.recstart.clone().unwrap_or_default();
         let end = args
             .recend
@@ -89,7 +95,7 @@ impl<R: Read> Blocks<R> {
             at_end: false,
             start: unescape(&start),
             end: unescape(&end),
-            lines: lines.max(1),
+            lines,
             block: args.block.unwrap_or(1 << 20),
             records: records.filter(|records| *records > 0),
         }
@@ -107,8 +113,12 @@ impl<R: Read> Blocks<R> {
                 return Ok(Some(block));
             }
             if self.at_end {
+                let whole = self.record_ends().last();
+                let apart = self.lines.is_some() && self.records.is_none();
+                let length = whole.filter(|_| apart).unwrap_or(self.buffer.len());
+                let rest = self.buffer.split_off(length);
+                let rest = std::mem::replace(&mut self.buffer, rest);
                 (self.searched, self.ends) = (0, Vec::new());
-                let rest = std::mem::take(&mut self.buffer);
                 return Ok(Some(rest).filter(|rest| !rest.is_empty()));
             }
             let before = self.buffer.len();
@@ -144,22 +154,22 @@ impl<R: Read> Blocks<R> {
 
     /// How long the next block is, if that is known.
     fn length(&self) -> Option<usize> {
-        let ends = || {
-            self.ends
-                .iter()
-                .copied()
-                .skip(self.lines - 1)
-                .step_by(self.lines)
-        };
+        let mut ends = self.record_ends();
         match self.records {
-            Some(records) => ends().nth(records - 1),
+            Some(records) => ends.nth(records - 1),
             None if self.buffer.len() < self.block => None,
             None => {
-                let fits = ends().take_while(|end| *end <= self.block).last();
+                let fits = ends.take_while(|end| *end <= self.block).last();
                 // A record that is longer than a block goes whole.
-                fits.or_else(|| ends().next())
+                fits.or_else(|| self.record_ends().next())
             }
         }
+    }
+
+    /// Where the records that are known to be whole end.
+    fn record_ends(&self) -> impl Iterator<Item = usize> {
+        let lines = self.lines.unwrap_or(1);
+        self.ends.iter().copied().skip(lines - 1).step_by(lines)
     }
 }
 
@@ -194,10 +204,15 @@ mod tests {
     }
 
     fn cut(args: &PipeArgs, records: Option<usize>, text: &str) -> Vec<String> {
-        cut_lines(args, 1, records, text)
+        cut_lines(args, None, records, text)
     }
 
-    fn cut_lines(args: &PipeArgs, lines: usize, records: Option<usize>, text: &str) -> Vec<String> {
+    fn cut_lines(
+        args: &PipeArgs,
+        lines: Option<usize>,
+        records: Option<usize>,
+        text: &str,
+    ) -> Vec<String> {
         let mut blocks = Blocks::new(args, lines, records, Slow(text.as_bytes()));
         let next = || {
             blocks
@@ -230,12 +245,16 @@ mod tests {
             ["1\n2\n", "3\n"]
         );
         assert_eq!(
-            cut_lines(&with(20), 4, None, &numbers)[0],
+            cut_lines(&with(20), Some(4), None, &numbers)[0],
             "1\n2\n3\n4\n5\n6\n7\n8\n"
         );
         assert_eq!(
-            cut_lines(&PipeArgs::default(), 4, Some(1), "1\n2\n3\n4\n5\n"),
+            cut_lines(&PipeArgs::default(), Some(4), Some(1), "1\n2\n3\n4\n5\n"),
             ["1\n2\n3\n4\n", "5\n"]
+        );
+        assert_eq!(
+            cut_lines(&PipeArgs::default(), Some(2), None, "1\n2\n3\n4\n5"),
+            ["1\n2\n3\n4\n", "5"]
         );
         assert!(cut(&with(5), None, "").is_empty());
     }

@@ -4,6 +4,7 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use clap::builder::NonEmptyStringValueParser;
 use clap::{Args, CommandFactory, FromArgMatches, Parser};
 use ipbroker_client::job::{Limit, Placement, parse_duration, parse_size};
 use ipbroker_client::protocol::resources::{self, Request};
@@ -125,10 +126,10 @@ pub(crate) struct JobArgs {
     #[arg(long, value_name = "N", allow_negative_numbers = true)]
     pub(crate) priority: Option<i32>,
     /// Only engines with this tag (may be repeated)
-    #[arg(long, value_name = "TAG")]
+    #[arg(long, value_name = "TAG", value_parser = NonEmptyStringValueParser::new())]
     pub(crate) tags: Vec<String>,
     /// Only engines on this host (may be repeated: any of them)
-    #[arg(long = "host", value_name = "HOST")]
+    #[arg(long = "host", value_name = "HOST", value_parser = NonEmptyStringValueParser::new())]
     pub(crate) hosts: Vec<String>,
     /// Cpus that a job needs (1 if nothing is said)
     #[arg(long, value_name = "N", value_parser = |text: &str| units(resources::CPUS, text))]
@@ -305,7 +306,19 @@ pub(crate) fn parse(arguments: Vec<OsString>) -> Result<(Cli, Option<Vec<OsStrin
         Some(at) => (arguments[..at].to_vec(), Some(arguments[at..].to_vec())),
         None => (arguments, None),
     };
-    let matches = Cli::command().try_get_matches_from(&options)?;
+    let mut cli = Cli::command();
+    let matches = cli.try_get_matches_from_mut(&options).map_err(|error| {
+        match cli.find_subcommand("map") {
+            Some(map)
+                if options
+                    .get(1..)
+                    .is_some_and(|words| words.iter().any(|w| w == "map")) =>
+            {
+                commands::map::explain_order(error, &options, map)
+            }
+            _ => error,
+        }
+    })?;
     if let Some(map) = matches.subcommand_matches("map") {
         commands::map::check_order(&options, map)?;
     }

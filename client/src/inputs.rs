@@ -38,9 +38,9 @@ pub(crate) struct InputArgs {
     /// Arguments in files end with a NUL byte instead of a line break
     #[arg(short = '0', long, conflicts_with = "delimiter")]
     null: bool,
-    /// Arguments in files end with this character (also \n, \t, \0)
-    #[arg(short = 'd', long, value_name = "CHARACTER", value_parser = delimiter)]
-    delimiter: Option<u8>,
+    /// Arguments in files end with this (also \n, \t, \0)
+    #[arg(short = 'd', long, value_name = "TEXT", value_parser = delimiter)]
+    delimiter: Option<Delimiter>,
     /// An argument that is this one is the end of its source
     #[arg(short = 'E', value_name = "WORD", allow_hyphen_values = true)]
     end: Option<String>,
@@ -62,21 +62,30 @@ pub(crate) struct InputArgs {
     /// Give each job LINES lines of the input as arguments; with --pipe a record is so many lines
     #[arg(short = 'L', visible_short_alias = 'l', long, value_name = "LINES", value_parser = clap::value_parser!(u32).range(1..), conflicts_with_all = ["context", "many"])]
     pub(crate) max_lines: Option<u32>,
-    /// Give each job as many arguments as make all engines busy; a word with {} is repeated for each
-    #[arg(short = 'X', conflicts_with = "max_args")]
+    /// Give each job as many arguments (N at most) as make all engines busy; a word with {} is repeated for each
+    #[arg(short = 'X')]
     pub(crate) context: bool,
-    /// Give each job as many arguments as make all engines busy; {} stands for all of them
-    #[arg(short = 'm', conflicts_with_all = ["max_args", "context"])]
+    /// Give each job as many arguments (N at most) as make all engines busy; {} stands for all of them
+    #[arg(short = 'm', conflicts_with = "context")]
     pub(crate) many: bool,
+    /// Give each job as many arguments (N at most) as a command line takes
+    #[arg(long, conflicts_with_all = ["context", "many", "max_lines"])]
+    pub(crate) xargs: bool,
 }
 
-fn delimiter(text: &str) -> Result<u8, String> {
-    match text {
-        "\\n" => Ok(b'\n'),
-        "\\t" => Ok(b'\t'),
-        "\\0" => Ok(0),
-        _ if text.len() == 1 => Ok(text.as_bytes()[0]),
-        _ => Err("one character is needed, or \\n, \\t, \\0".into()),
+/// What arguments end with: at least a byte.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Delimiter(Vec<u8>);
+
+fn delimiter(text: &str) -> Result<Delimiter, String> {
+    let text = [("\\n", "\n"), ("\\t", "\t"), ("\\0", "\0")]
+        .iter()
+        .fold(text.to_owned(), |text, (word, byte)| {
+            text.replace(word, byte)
+        });
+    match text.is_empty() {
+        true => Err("at least a character is needed".into()),
+        false => Ok(Delimiter(text.into_bytes())),
     }
 }
 
@@ -203,10 +212,10 @@ impl InputArgs {
         &self,
         input: R,
     ) -> impl Iterator<Item = Result<String, String>> + Send + use<R> {
-        let separator = if self.null {
-            0
-        } else {
-            self.delimiter.unwrap_or(b'\n')
+        let separator = match &self.delimiter {
+            _ if self.null => vec![0],
+            Some(Delimiter(bytes)) => bytes.clone(),
+            None => vec![b'\n'],
         };
         let (end, no_empty) = (self.end.clone(), self.no_empty);
         let mut input = BufReader::with_capacity(1 << 17, input);
@@ -214,13 +223,18 @@ impl InputArgs {
         let next = move || loop {
             let mut line = Vec::new();
             number += 1;
-            match input.read_until(separator, &mut line) {
-                Ok(0) => return None,
-                Ok(_) => {}
-                Err(error) => return Some(Err(error.to_string())),
-            }
-            if line.last() == Some(&separator) {
-                line.pop();
+            let last = *separator.last().unwrap_or(&b'\n');
+            loop {
+                match input.read_until(last, &mut line) {
+                    Ok(0) if line.is_empty() => return None,
+                    Ok(0) => break,
+                    Ok(_) if line.ends_with(&separator) => {
+                        line.truncate(line.len() - separator.len());
+                        break;
+                    }
+                    Ok(_) => {}
+                    Err(error) => return Some(Err(error.to_string())),
+                }
             }
             let Ok(line) = String::from_utf8(line) else {
                 return Some(Err(format!("line {number} is not UTF-8 text")));
@@ -378,10 +392,15 @@ mod tests {
         };
         assert_eq!(of(columns), ["a b", "c d"]);
         let other = InputArgs {
-            delimiter: Some(b','),
+            delimiter: Some(delimiter(",").unwrap()),
             ..InputArgs::default()
         };
         assert_eq!(of(other), ["a", " b\n\n c", "d\nEND\ne", "f"]);
+        let other = InputArgs {
+            delimiter: Some(delimiter("\\nEND\\n").unwrap()),
+            ..InputArgs::default()
+        };
+        assert_eq!(of(other), ["a, b\n\n c,d", "e,f"]);
         let header = InputArgs {
             header: Some(":".into()),
             colsep: Some(Regex::new(",").unwrap()),

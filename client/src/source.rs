@@ -55,7 +55,11 @@ pub(crate) fn read_file(path: &Path) -> Result<Vec<Job>, Failure> {
     parse(&name, &bytes)
 }
 
+/// What some editors write before the first line.
+const BOM: &[u8] = "\u{feff}".as_bytes();
+
 fn parse(name: &str, bytes: &[u8]) -> Result<Vec<Job>, Failure> {
+    let bytes = bytes.strip_prefix(BOM).unwrap_or(bytes);
     let mut jobs = Vec::new();
     let mut first = None;
     let mut bad = 0u64;
@@ -133,7 +137,11 @@ fn read_stream(input: impl Read, sender: &Sender<Vec<Line>>) {
         let end = !matches!(input.read_until(b'\n', &mut text), Ok(n) if n > 0);
         if !end {
             number += 1;
-            if let Some(line) = one(number, &text) {
+            let text = text
+                .strip_prefix(BOM)
+                .filter(|_| number == 1)
+                .unwrap_or(&text);
+            if let Some(line) = one(number, text) {
                 if let Line::Job(job) = &line
                     && job.own_key.is_some()
                     && !std::mem::replace(&mut told, true)

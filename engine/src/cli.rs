@@ -6,13 +6,13 @@ use std::{
     io::{self, Write as _},
     path::PathBuf,
     process::ExitCode,
-    time::{Duration, SystemTime, UNIX_EPOCH},
+    time::Duration,
 };
 
-use clap::{CommandFactory, Parser};
+use clap::{CommandFactory, Parser, builder::NonEmptyStringValueParser};
 use clap_complete::Shell;
 use ipbroker_engine::{
-    Engine, EngineError,
+    Engine, EngineError, allocated,
     protocol::{
         profile::Profile,
         resources::{self, Pool},
@@ -71,10 +71,10 @@ struct Options {
     #[arg(long, value_name = "S", value_parser = seconds)]
     time_limit: Option<f64>,
     /// Tags by which tasks choose engines
-    #[arg(long, value_name = "TAG,…", value_delimiter = ',')]
+    #[arg(long, value_name = "TAG,…", value_delimiter = ',', value_parser = NonEmptyStringValueParser::new())]
     tags: Vec<String>,
     /// Further names by which jobs may name this host
-    #[arg(long, value_name = "NAME,…", value_delimiter = ',')]
+    #[arg(long, value_name = "NAME,…", value_delimiter = ',', value_parser = NonEmptyStringValueParser::new())]
     alias: Vec<String>,
     /// What tasks may ask for of this host: NAME=4, NAME=16GB or NAME=[a,b,c] (may be repeated; cpus, gpus and memory are
     /// found by themselves)
@@ -124,16 +124,6 @@ fn seconds(text: &str) -> Result<f64, String> {
         Ok(seconds) if (0.0..1e9).contains(&seconds) => Ok(seconds),
         _ => Err("a number of seconds, 0 or more".into()),
     }
-}
-
-/// The seconds that are left of the allocation of a batch system, if that says it.
-fn allocated() -> Option<f64> {
-    let number = |name| std::env::var(name).ok()?.parse::<f64>().ok();
-    let now = || SystemTime::now().duration_since(UNIX_EPOCH).ok();
-    let slurm = || Some(number("SLURM_JOB_END_TIME")? - now()?.as_secs_f64());
-    // All of it: its engines start first.
-    let left = slurm().or_else(|| number("PBS_WALLTIME"))?;
-    (left < 1e9).then_some(left.max(0.0))
 }
 
 fn level(text: &str) -> Result<LevelFilter, String> {

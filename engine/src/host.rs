@@ -1,9 +1,12 @@
 //! What this host is called, and what it has.
 
 use std::net::{IpAddr, UdpSocket};
+use std::time::UNIX_EPOCH;
 
 use ipbroker_protocol::resources::{GPUS, MEMORY, Pool, Pools};
 use ipbroker_protocol::{message::HostLoad, size};
+
+use crate::job;
 
 /// All names of this host: full, short, given aliases, addresses. `controller` is the address it connects to: on
 /// loopback this host is `localhost` too, unless it has aliases: then it was started from elsewhere, through a tunnel.
@@ -262,6 +265,36 @@ fn ipv6(table: &str) -> Vec<String> {
             (scope == "00").then(|| std::net::Ipv6Addr::from(address).to_string())
         })
         .collect()
+}
+
+/// The seconds that are left of the allocation of Slurm or PBS that this process is in, if that says it.
+#[must_use]
+pub fn allocated() -> Option<f64> {
+    let number = |name| std::env::var(name).ok()?.parse::<f64>().ok();
+    let now = || UNIX_EPOCH.elapsed().ok();
+    let slurm = || Some(number("SLURM_JOB_END_TIME")? - now()?.as_secs_f64());
+    let pbs = || Some(number("PBS_WALLTIME")? - age("PBS_JOBID").unwrap_or(0.0));
+    let left = slurm().or_else(pbs)?;
+    (left < 1e9).then_some(left.max(0.0))
+}
+
+/// For how many seconds a batch job has run here: as long as the oldest of our ancestors that has its id in this variable.
+fn age(variable: &str) -> Option<f64> {
+    let id = format!("{variable}={}", std::env::var(variable).ok()?);
+    let is_of_job = |pid: i32| {
+        let environment = std::fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
+        let mut entries = environment.split(|byte| *byte == 0);
+        entries.any(|entry| entry == id.as_bytes())
+    };
+    let mut oldest = job::stat(std::process::id().cast_signed())?;
+    while is_of_job(oldest.parent)
+        && let Some(parent) = job::stat(oldest.parent)
+    {
+        oldest = parent;
+    }
+    let uptime = std::fs::read_to_string("/proc/uptime").ok()?;
+    let uptime: f64 = uptime.split(' ').next()?.parse().ok()?;
+    Some(uptime - oldest.started as f64 / rustix::param::clock_ticks_per_second() as f64)
 }
 
 #[cfg(test)]

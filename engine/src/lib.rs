@@ -36,6 +36,7 @@ mod written;
 
 pub use builder::{Builder, Engine, EngineError, Handle};
 pub use connect::{CONNECTION_INFO, ConnectError, Source};
+pub use host::allocated;
 pub use ipbroker_protocol as protocol;
 
 /// Makes this process the reaper if it was started as one, and does not return then; call it first in `main`.

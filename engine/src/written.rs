@@ -55,15 +55,23 @@ fn boundary(text: &str, at: usize) -> usize {
 }
 
 impl Written {
-    /// A task wrote this.
-    pub(crate) fn push(&mut self, id: &str, stream: Stream, text: &str) {
+    /// A task begins, perhaps once more.
+    pub(crate) fn begin(&mut self, id: &str) {
+        *self = Self {
+            id: id.to_owned(),
+            ..Self::default()
+        };
+    }
+
+    /// A task wrote this, after so many bytes.
+    pub(crate) fn push(&mut self, id: &str, stream: Stream, text: &str) -> u64 {
         if self.id != id {
-            *self = Self {
-                id: id.to_owned(),
-                ..Self::default()
-            };
+            self.begin(id);
         }
-        self.streams[usize::from(stream == Stream::Stderr)].push(text);
+        let tail = &mut self.streams[usize::from(stream == Stream::Stderr)];
+        let at = tail.end();
+        tail.push(text);
+        at
     }
 
     /// What a task, which runs or not, wrote after those bytes of each stream.

@@ -386,6 +386,100 @@ fn a_job_that_ends_before_its_engine_came_is_told_with_its_last_words() {
     controller.finish(2 * LIMIT).ok();
 }
 
+/// What cannot run is not waited for.
+#[test]
+fn a_job_in_error_is_told_with_its_reason_and_deleted() {
+    let Some(grid) = GridEngine::start() else {
+        return;
+    };
+    let mut cluster = grid
+        .cluster()
+        .args([
+            "--engines",
+            "sge",
+            "--max",
+            "1",
+            "--",
+            "-o",
+            "/no/such/directory/",
+        ])
+        .start();
+    let id = cluster
+        .client_with(&["submit"], "{\"cmd\": \"true\"}\n", LIMIT)
+        .ok()
+        .stdout;
+    let trouble = eventually("what came of it", 2 * LIMIT, || {
+        let status = status(&cluster);
+        status["batch"]["trouble"].as_str().map(str::to_owned)
+    });
+    let words = [
+        "sge job 1 cannot run (state Eqw): ",
+        "/no/such/directory",
+        "nothing is submitted to sge for 10 s",
+    ];
+    assert!(
+        words.iter().all(|words| trouble.contains(words)) && trouble.lines().count() == 1,
+        "{trouble}"
+    );
+    let why = cluster.client(&["explain", id.trim()]).ok().stdout;
+    assert!(why.contains(words[0]), "{why}");
+    let log = cluster.controller().stderr();
+    assert!(log.contains(words[0]), "{log}");
+    eventually("that job to be gone", LIMIT, || {
+        (!grid.tasks().iter().any(|(job, _)| job == "1")).then_some(())
+    });
+    end(cluster, &grid);
+}
+
+/// A controller that takes over does not guess what became of the jobs.
+#[test]
+fn nothing_is_submitted_beside_jobs_of_which_nothing_is_known() {
+    let Some(grid) = GridEngine::start() else {
+        return;
+    };
+    let tools = tempfile::tempdir().expect("a directory");
+    let deaf = tools.path().join("deaf");
+    let qstat = tools.path().join("qstat");
+    let script = format!(
+        "#!/bin/sh\n[ -e '{}' ] && exit 1\nexec /usr/bin/qstat \"$@\"\n",
+        deaf.display()
+    );
+    fs::write(&qstat, script).expect("a file");
+    fs::set_permissions(&qstat, fs::Permissions::from_mode(0o755)).expect("permissions");
+    let path = std::env::var("PATH").unwrap_or_default();
+    let path = format!("{}:{path}", tools.path().display());
+    let mut cluster = grid
+        .cluster()
+        .env("PATH", &path)
+        .args(["--restore", "--engines", "sge", "-n", "1"])
+        .start();
+    cluster.wait_engines(1);
+    cluster.controller().kill();
+    fs::write(&deaf, "").expect("a file");
+    cluster.start_controller();
+    let trouble = eventually("what it waits for", LIMIT, || {
+        let status = status(&cluster);
+        status["batch"]["trouble"].as_str().map(str::to_owned)
+    });
+    assert!(
+        trouble.contains("qstat does not say what became of sge job 1 of the earlier controller"),
+        "{trouble}"
+    );
+    fs::remove_file(&deaf).expect("it was there");
+    eventually("word of it", 2 * LIMIT, || {
+        let log = cluster.controller().stderr();
+        log.contains("1 engine(s) of the earlier controller")
+            .then_some(())
+    });
+    assert_eq!(
+        status(&cluster)["batch"]["trouble"],
+        serde_json::Value::Null
+    );
+    cluster.wait_engines(1);
+    assert_eq!(grid.tasks(), [("1".to_owned(), "r".to_owned())]);
+    end(cluster, &grid);
+}
+
 #[test]
 fn a_job_that_qsub_takes_with_an_error_is_kept() {
     let Some(grid) = GridEngine::start() else {

@@ -89,7 +89,7 @@ impl Sink for Queue {
 }
 
 impl Listener for Queue {
-    fn printed(&self, msg_id: &str, stream: &str, text: &str) {
+    fn printed(&self, msg_id: &str, stream: &str, _: Option<u64>, text: &str) {
         let arrived = &mut self.lock().arrived;
         if arrived.bytes + text.len() > PRINTED {
             arrived.dropped += text.len();

@@ -32,6 +32,7 @@ use crate::template::{Style, Template, Values};
 /// Run a command once for each argument, and print what each prints, whole, as it ends
 #[derive(Debug, Args)]
 #[command(
+    args_override_self = true,
     override_usage = "ipclient map [OPTIONS] COMMAND ::: ARGUMENT...\n       ipclient map [OPTIONS] -a FILE COMMAND\n       … | ipclient map [OPTIONS] COMMAND",
     after_help = "\
 In COMMAND, {} is the argument, {.} the argument without its extension, {/} its last component, {//} its directory, \
@@ -57,7 +58,7 @@ pub(crate) struct MapArgs {
     #[arg(value_name = "COMMAND")]
     command: Vec<String>,
     /// Print in the order of the arguments
-    #[arg(short, long)]
+    #[arg(short, long, alias = "keeporder")]
     keep_order: bool,
     /// Print the arguments and a tab before each line of output
     #[arg(long)]
@@ -65,6 +66,9 @@ pub(crate) struct MapArgs {
     /// Print this, with replacement strings, and a tab before each line of output
     #[arg(long, value_name = "TEXT", conflicts_with = "tag")]
     tagstring: Option<String>,
+    /// Print the lines of jobs that run as they come, not each job's output whole as it ends
+    #[arg(long, visible_aliases = ["lb", "ungroup"], aliases = ["linebuffer", "line-buffered"],  short = 'u', conflicts_with_all = ["json", "results"])]
+    line_buffer: bool,
     /// Write the output into files below DIR, a directory for each argument, and print nothing; with replacement
     /// strings: into the file of this name, and this with .err
     #[arg(long, value_name = "DIR", conflicts_with_all = ["json", "tag", "tagstring"])]
@@ -72,20 +76,28 @@ pub(crate) struct MapArgs {
     /// Print result lines, as `ipclient run` does, with the output in `stdout` and `stderr`
     #[arg(long, conflicts_with_all = ["tag", "tagstring"])]
     json: bool,
+    /// Print each job's output whole: this is so in any case, but for --line-buffer
+    #[arg(long, aliases = ["will-cite", "no-notice", "gnu"])]
+    group: bool,
     /// Print the commands instead of running them
-    #[arg(long)]
+    #[arg(long, alias = "dryrun")]
     dry_run: bool,
     /// Print each command on stdout before its output
-    #[arg(short, long)]
+    #[arg(short)]
     verbose: bool,
     /// Print each command on stderr before its output
-    #[arg(short = 't', long, conflicts_with = "verbose")]
+    #[arg(
+        short = 't',
+        long = "verbose",
+        alias = "trace",
+        conflicts_with = "verbose"
+    )]
     trace: bool,
     /// Bytes of output to keep of each job
     #[arg(long, value_name = "BYTES", default_value = "64M", value_parser = size)]
     max_output: u64,
     /// Also without a terminal, say on stderr every second how far it is
-    #[arg(long, visible_alias = "eta")]
+    #[arg(long, visible_alias = "eta", alias = "progress")]
     bar: bool,
     /// Print the tables of `ipclient stats` on stderr at the end
     #[arg(long)]
@@ -119,12 +131,12 @@ pub(crate) struct MapArgs {
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Running")]
 struct RunningArgs {
-    /// Run at most N jobs at a time [default: as many as there are engines]
-    #[arg(short = 'j', long = "jobs", value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
-    slots: Option<u32>,
+    /// Run at most N jobs at a time, or jobs on N% of the engines, on all but N (-N), on all (0) [default: 0]
+    #[arg(short = 'j', visible_short_alias = 'P', long = "jobs", alias = "max-procs", value_name = "N", value_parser = slots, allow_negative_numbers = true)]
+    slots: Option<Slots>,
     /// Give the rest up when so many jobs have failed (succeeded, ended): now,fail=1, soon,success=10%, soon,done=3, never;
     /// now: what runs is stopped
-    #[arg(long, value_name = "WHEN", value_parser = halt::parse, allow_hyphen_values = true, default_value = "never", hide_default_value = true)]
+    #[arg(long, alias = "halt-on-error", value_name = "WHEN", value_parser = halt::parse, allow_hyphen_values = true, default_value = "never", hide_default_value = true)]
     halt: std::option::Option<halt::Halt>,
     /// Seconds between the starts of jobs
     #[arg(long, value_name = "SECONDS", value_parser = seconds)]
@@ -159,7 +171,7 @@ struct RunningArgs {
 }
 
 /// Short options that other programs have, too.
-const SHORT: &str = "0CEILNXadjlmnqrtv";
+const SHORT: &str = "0CEILNPXadjlmnqrtuv";
 
 /// Whether a short option after the command is the command's or ours nobody can tell, unless the command is one word with
 /// blanks in it.
@@ -201,6 +213,80 @@ pub(crate) fn check_order(
             ),
         )),
     }
+}
+
+/// An error that an option of the command's own may have made says so.
+pub(crate) fn explain_order(
+    error: clap::Error,
+    words: &[OsString],
+    map: &clap::Command,
+) -> clap::Error {
+    let takes_value = |word: &str| {
+        let is_meant = |arg: &&clap::Arg| match word.strip_prefix("--") {
+            Some(long) => arg
+                .get_long_and_visible_aliases()
+                .is_some_and(|names| names.contains(&long)),
+            // The last of several in one word.
+            None => (arg.get_short_and_visible_aliases())
+                .is_some_and(|names| word.chars().next_back().is_some_and(|c| names.contains(&c))),
+        };
+        let arg = map.get_arguments().find(is_meant);
+        word.starts_with('-') && arg.is_some_and(|arg| arg.get_action().takes_values())
+    };
+    let words: Vec<_> = words.iter().map(|word| word.to_string_lossy()).collect();
+    let start = words
+        .iter()
+        .position(|word| word == "map")
+        .map_or(0, |at| at + 1);
+    let command = (start..words.len())
+        .find(|&at| !words[at].starts_with('-') && !takes_value(&words[at - 1]));
+    let own = command.filter(|&at| !words[at].contains(char::is_whitespace));
+    match own.and_then(|at| words[at..].iter().find(|word| word.starts_with('-'))) {
+        Some(option) if error.exit_code() != 0 && option != "--" => clap::Error::raw(
+            error.kind(),
+            format!(
+                "{option} after the command may be its own: put it before the command, or quote the command\n"
+            ),
+        ),
+        _ => error,
+    }
+}
+
+/// How many jobs run at a time.
+#[derive(Debug, Clone, Copy)]
+enum Slots {
+    All,
+    Count(usize),
+    /// All but so many.
+    But(usize),
+    Percent(f64),
+}
+
+impl Slots {
+    /// Of so many engines; none: of as many as there will be.
+    fn of(self, engines: usize) -> Option<usize> {
+        match self {
+            Self::All => None,
+            Self::Count(count) => Some(count),
+            Self::But(count) => Some(engines.saturating_sub(count).max(1)),
+            Self::Percent(part) if part >= 100.0 => None,
+            Self::Percent(part) => Some(((engines as f64 * part / 100.0) as usize).max(1)),
+        }
+    }
+}
+
+fn slots(text: &str) -> Result<Slots, String> {
+    let number = |text: &str| text.parse::<usize>().ok();
+    let slots = match (text.strip_suffix('%'), text.chars().next()) {
+        (Some(part), _) => (part.parse().ok().filter(|part| *part > 0.0)).map(Slots::Percent),
+        (_, Some('+')) => number(&text[1..]).map(|_| Slots::All),
+        (_, Some('-')) => number(&text[1..]).map(Slots::But),
+        _ => number(text).map(|count| match count {
+            0 => Slots::All,
+            count => Slots::Count(count),
+        }),
+    };
+    slots.ok_or_else(|| "a number of jobs is needed, or a part of the engines like 50%".to_owned())
 }
 
 /// The jobs, and whether they come only with time.
@@ -255,7 +341,9 @@ pub(crate) fn main(mut args: Box<MapArgs>, cluster: &ClusterArgs) -> Outcome {
     let joblog = args.running.joblog.as_deref().filter(|_| !args.dry_run);
     let joblog = joblog.map(|path| Joblog::open(path, skip)).transpose()?;
     if args.dry_run {
-        let slots = args.running.slots.or(args.local.engines()).unwrap_or(1) as usize;
+        let engines = args.local.engines().unwrap_or(1) as usize;
+        let slots = args.running.slots.and_then(|slots| slots.of(engines));
+        let slots = slots.unwrap_or(engines);
         for job in args.jobs(records, templates, slots)?.jobs {
             let mut out = std::io::stdout().lock();
             let cmd = job?.cmd;
@@ -268,7 +356,8 @@ pub(crate) fn main(mut args: Box<MapArgs>, cluster: &ClusterArgs) -> Outcome {
         Some(count) => count as usize,
         None => client.wait_for_engines(1, Some(Duration::ZERO)).max(1),
     };
-    let slots = args.running.slots.map_or(engines, |slots| slots as usize);
+    let window = args.running.slots.and_then(|slots| slots.of(engines));
+    let slots = window.unwrap_or(engines);
     let Jobs { jobs, streaming } = args.jobs(records, templates, slots)?;
     let skipped = joblog
         .as_ref()
@@ -281,7 +370,7 @@ pub(crate) fn main(mut args: Box<MapArgs>, cluster: &ClusterArgs) -> Outcome {
     } else {
         known = Some(jobs.collect::<Result<Vec<Job>, Failure>>()?);
     }
-    let one_by_one = args.running.slots.is_some()
+    let one_by_one = window.is_some()
         || args.running.delay.is_some()
         || args.running.halt.is_some_and(|halt| !halt.now);
     let zone = TimeZone::system();
@@ -296,6 +385,7 @@ pub(crate) fn main(mut args: Box<MapArgs>, cluster: &ClusterArgs) -> Outcome {
         window: one_by_one.then_some(slots as u64),
         expected: known.as_ref().map(|jobs| jobs.len() as u64),
         jobs: args.jobs.clone(),
+        live: args.line_buffer,
         unit: "job",
         again: match &args.running.joblog {
             Some(_) => "add --resume-failed",
@@ -389,23 +479,16 @@ impl MapArgs {
         let input = &self.input;
         let lines = input.max_lines.map(|lines| lines as usize);
         let Some(records) = records else {
-            let mut blocks = Blocks::new(
-                &self.pipe,
-                lines.unwrap_or(1),
-                input.max_args,
-                std::io::stdin(),
-            );
+            let mut blocks = Blocks::new(&self.pipe, lines, input.max_args, std::io::stdin());
             let mut number = 0;
             let next = move || {
                 number += 1;
                 let block = match blocks.next() {
-                    Ok(block) => String::from_utf8(block?).map_err(|_| {
-                        Failure::new(format!("--pipe: block {number} is not UTF-8 text"))
-                    }),
+                    Ok(block) => Ok(block?),
                     Err(error) => Err(Failure::new(format!("stdin: {error}"))),
                 };
                 Some(block.map(|block| Job {
-                    stdin: Some(block),
+                    stdin_bytes: Some(block),
                     ..templates.job(number, &[], None)
                 }))
             };
@@ -413,24 +496,29 @@ impl MapArgs {
             return Ok(Jobs { jobs, streaming });
         };
         let gather = input.context || input.many;
+        let (size, most) = match gather || input.xargs {
+            true => (input.max_args.unwrap_or(usize::MAX), LONGEST),
+            false => (lines.or(input.max_args).unwrap_or(1), usize::MAX),
+        };
         let mut streaming = records.streaming;
         let mut records = records.records;
-        let mut size = lines.or(input.max_args).unwrap_or(1);
-        let mut most = usize::MAX;
+        // What is left for the last job goes to all engines.
+        let mut last = Vec::new();
         if gather || input.shuf || templates.command.needs_total() {
             streaming = false;
             let mut all: Vec<Record> = records.collect();
             if input.shuf {
                 all.shuffle(&mut rand::rng());
             }
-            if gather {
-                size = all.len().div_ceil(slots).max(1);
-                most = LONGEST;
+            if gather && size > 0 {
+                last = all.split_off(all.len().saturating_sub(1) / size * size);
             }
             records = Box::new(all.into_iter());
         }
+        let share = last.len().div_ceil(slots).max(1);
+        let last = group(last.into_iter(), share, most);
         let mut groups: Box<dyn Iterator<Item = Record> + Send> =
-            Box::new(group(records, size, most));
+            Box::new(group(records, size, most).chain(last));
         let mut total = None;
         if templates.command.needs_total() {
             let all: Vec<Record> = groups.collect();

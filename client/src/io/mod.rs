@@ -52,8 +52,9 @@ pub trait Sink: Send + Sync {
 
 /// Hears what this client's tasks print while they run, on the I/O thread: be quick.
 pub trait Listener: Send + Sync {
-    /// A task, or a member of an array, printed something; `stream` is `stdout` or `stderr`.
-    fn printed(&self, msg_id: &str, stream: &str, text: &str);
+    /// A task, or a member of an array, printed something; `stream` is `stdout` or `stderr`, `at` how many bytes of it were
+    /// before, where the engine says that.
+    fn printed(&self, msg_id: &str, stream: &str, at: Option<u64>, text: &str);
 }
 
 /// The controller's sockets that a client uses.

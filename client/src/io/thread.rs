@@ -483,6 +483,7 @@ impl Io {
         #[serde(default)]
         struct Source {
             member: Option<u64>,
+            at: Option<u64>,
         }
         let (session, packer) = (&self.settings.session, self.settings.session.packer);
         let Some(listener) = &self.listener else {
@@ -501,7 +502,7 @@ impl Io {
             let source: Source = packer.unpack(envelope.metadata()).unwrap_or_default();
             let member = source.member.map(|index| member_id(&parent.msg_id, index));
             let id = member.as_deref().unwrap_or(&parent.msg_id);
-            listener.printed(id, &stream.name, &stream.text);
+            listener.printed(id, &stream.name, source.at, &stream.text);
         }
     }
 

@@ -149,6 +149,8 @@ pub struct Job {
     pub env: BTreeMap<String, String>,
     /// Text for the standard input.
     pub stdin: Option<String>,
+    /// The same of bytes, whatever they are.
+    pub stdin_bytes: Option<Vec<u8>>,
     /// Time and memory limits.
     pub limit: Limit,
     /// Bytes of each output to put into the result.
@@ -216,7 +218,7 @@ impl Job {
         let cd = cd.map_or_else(|| cwd.to_owned(), |cd| directory(cwd, cd));
         // Who sends files along shares none: the client's directory is not there.
         let moves = self.cd.is_none() && self.has_files();
-        Command {
+        let mut command = Command {
             cmd: self.cmd.clone(),
             cd: (!moves).then_some(cd),
             env: self.env.clone(),
@@ -232,7 +234,11 @@ impl Job {
             scratch: self.scratch || moves,
             get: self.get.iter().map(|file| file.remote.clone()).collect(),
             ..Command::default()
+        };
+        if let Some(bytes) = &self.stdin_bytes {
+            command.set_input(bytes.clone());
         }
+        command
     }
 }
 

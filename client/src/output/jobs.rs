@@ -1,6 +1,6 @@
 //! What the jobs of `ipclient map` print, and where it goes.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fs;
 use std::io::{self, Write};
 use std::path::Path;
@@ -61,6 +61,17 @@ pub(crate) struct Outputs {
     verbose: bool,
     /// The same on stderr.
     trace: bool,
+    /// Jobs that have printed something and run, by their places.
+    live: HashMap<u64, Live>,
+}
+
+/// What a job that runs has printed, of its output and of its errors.
+#[derive(Default)]
+struct Live {
+    /// Bytes that were passed on.
+    passed: [usize; 2],
+    /// The line that it has begun.
+    begun: [Vec<u8>; 2],
 }
 
 impl Outputs {
@@ -71,7 +82,30 @@ impl Outputs {
             tag,
             verbose,
             trace,
+            live: HashMap::new(),
         }
+    }
+
+    fn begins(&mut self, slot: &Slot, tags: &[Option<String>; 2]) {
+        if self.verbose {
+            let command = format!("{}\n", shown_on(&io::stdout(), &slot.cmd));
+            self.pending
+                .output(tagged(tags[0].as_deref(), command.as_bytes()));
+        }
+        if self.trace {
+            let command = shown_on(&io::stderr(), &slot.cmd);
+            self.pending.errors(format!("{command}\n"));
+        }
+    }
+
+    /// What is put before a job's lines, on stdout and on stderr.
+    fn tags(&self, slot: &Slot, result: &JobResult) -> [Option<String>; 2] {
+        let tag = self.tag.as_ref().map(|tag| fill(tag, slot, result));
+        let tag = tag.as_deref();
+        [
+            tag.map(|tag| shown_on(&io::stdout(), tag).into()),
+            tag.map(|tag| shown_on(&io::stderr(), tag).into()),
+        ]
     }
 }
 
@@ -115,26 +149,47 @@ fn tagged(tag: Option<&str>, text: &[u8]) -> Vec<u8> {
 
 impl Printer for Outputs {
     fn finished(&mut self, slot: &Slot, result: &JobResult) -> io::Result<()> {
-        let tag = self.tag.as_ref().map(|tag| fill(tag, slot, result));
-        let tag = tag.as_deref();
-        let (out, err) = (io::stdout(), io::stderr());
-        if self.verbose {
-            let command = shown_on(&out, &slot.cmd);
-            self.pending.output(format!("{command}\n").into());
-        }
-        if self.trace {
-            self.pending
-                .errors(format!("{}\n", shown_on(&err, &slot.cmd)));
-        }
-        let tags = [
-            tag.map(|tag| shown_on(&out, tag)),
-            tag.map(|tag| shown_on(&err, tag)),
-        ];
-        self.pending
-            .output(tagged(tags[0].as_deref(), result.output()));
-        self.pending
-            .errors(tagged(tags[1].as_deref(), result.errors()));
+        let tags = self.tags(slot, result);
+        let passed = match self.live.remove(&slot.index) {
+            Some(live) => live.passed,
+            None => {
+                self.begins(slot, &tags);
+                [0; 2]
+            }
+        };
+        let rest = |of: usize, text: &[u8]| {
+            tagged(
+                tags[of].as_deref(),
+                text.get(passed[of]..).unwrap_or_default(),
+            )
+        };
+        self.pending.output(rest(0, result.output()));
+        self.pending.errors(rest(1, result.errors()));
         self.pending.complain(slot, result);
+        Ok(())
+    }
+
+    fn printed(&mut self, slot: &Slot, errors: bool, anew: bool, text: &str) -> io::Result<()> {
+        let tags = self.tags(slot, &JobResult::default());
+        if anew || !self.live.contains_key(&slot.index) {
+            self.live.insert(slot.index, Live::default());
+            self.begins(slot, &tags);
+        }
+        let (live, of) = (
+            self.live.entry(slot.index).or_default(),
+            usize::from(errors),
+        );
+        live.begun[of].extend_from_slice(text.as_bytes());
+        let end = live.begun[of].iter().rposition(|byte| *byte == b'\n');
+        let lines: Vec<u8> = live.begun[of]
+            .drain(..end.map_or(0, |end| end + 1))
+            .collect();
+        live.passed[of] += lines.len();
+        if errors {
+            self.pending.errors(tagged(tags[1].as_deref(), &lines));
+        } else {
+            self.pending.output(tagged(tags[0].as_deref(), &lines));
+        }
         Ok(())
     }
 
@@ -234,6 +289,10 @@ impl Printer for Logged {
         self.inner.finished(slot, result)
     }
 
+    fn printed(&mut self, slot: &Slot, errors: bool, anew: bool, text: &str) -> io::Result<()> {
+        self.inner.printed(slot, errors, anew, text)
+    }
+
     fn flush(&mut self) -> io::Result<()> {
         self.inner.flush()
     }
@@ -251,7 +310,14 @@ impl Printer for Logged {
 pub(crate) struct Ordered {
     inner: Box<dyn Printer>,
     next: u64,
-    early: BTreeMap<u64, (Slot, JobResult)>,
+    early: BTreeMap<u64, Early>,
+}
+
+/// What a job has printed before its turn, while it ran, and how it ended.
+#[derive(Default)]
+struct Early {
+    printed: Vec<(Slot, bool, bool, String)>,
+    ended: Option<(Slot, JobResult)>,
 }
 
 impl Ordered {
@@ -259,21 +325,44 @@ impl Ordered {
         let (next, early) = (0, BTreeMap::new());
         Self { inner, next, early }
     }
+
+    /// Prints what was held back of a job; whether it has ended.
+    fn print(&mut self, early: Early) -> io::Result<bool> {
+        for (slot, errors, anew, text) in early.printed {
+            self.inner.printed(&slot, errors, anew, &text)?;
+        }
+        match early.ended {
+            None => Ok(false),
+            Some((slot, result)) => self.inner.finished(&slot, &result).map(|()| true),
+        }
+    }
 }
 
 impl Printer for Ordered {
-    fn finished(&mut self, slot: &Slot, result: &JobResult) -> std::io::Result<()> {
+    fn finished(&mut self, slot: &Slot, result: &JobResult) -> io::Result<()> {
         if slot.index != self.next {
-            self.early
-                .insert(slot.index, (slot.clone(), result.clone()));
+            let early = self.early.entry(slot.index).or_default();
+            early.ended = Some((slot.clone(), result.clone()));
             return Ok(());
         }
         self.inner.finished(slot, result)?;
         self.next += 1;
-        while let Some((slot, result)) = self.early.remove(&self.next) {
-            self.inner.finished(&slot, &result)?;
+        while let Some(early) = self.early.remove(&self.next)
+            && self.print(early)?
+        {
             self.next += 1;
         }
+        Ok(())
+    }
+
+    fn printed(&mut self, slot: &Slot, errors: bool, anew: bool, text: &str) -> io::Result<()> {
+        if slot.index == self.next {
+            return self.inner.printed(slot, errors, anew, text);
+        }
+        let early = self.early.entry(slot.index).or_default();
+        early
+            .printed
+            .push((slot.clone(), errors, anew, text.to_owned()));
         Ok(())
     }
 
@@ -283,8 +372,8 @@ impl Printer for Ordered {
 
     fn end(&mut self) -> std::io::Result<()> {
         // After an interruption there are gaps: what finished is printed all the same.
-        for (slot, result) in std::mem::take(&mut self.early).into_values() {
-            self.inner.finished(&slot, &result)?;
+        for early in std::mem::take(&mut self.early).into_values() {
+            self.print(early)?;
         }
         self.inner.end()
     }

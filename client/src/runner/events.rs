@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use crossbeam_channel::{Receiver, Sender};
-use ipbroker_client::{Part, Sink};
+use ipbroker_client::{Listener, Part, Sink};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
 use crate::failure::Failure;
@@ -17,10 +17,22 @@ pub(crate) enum Event {
     Parts(Vec<(u64, Part)>),
     /// Ctrl-C and its like.
     Signal(i32),
+    /// A job that runs has printed something.
+    Printed(Printed),
     /// The jobs go on although they should not.
     AbortFailed(String),
     /// Something for the user.
     Say(String),
+}
+
+/// What a job that runs has printed.
+pub(crate) struct Printed {
+    pub(crate) msg_id: String,
+    /// To its standard error.
+    pub(crate) errors: bool,
+    /// So many bytes were before.
+    pub(crate) at: u64,
+    pub(crate) text: String,
 }
 
 /// The channel and its ends.
@@ -50,6 +62,19 @@ impl Sink for Arrivals {
             // Nobody listens any more: the program is on its way out.
             let _ = self.sender.send(Event::Parts(parts));
         }
+    }
+}
+
+impl Listener for Arrivals {
+    fn printed(&self, msg_id: &str, stream: &str, at: Option<u64>, text: &str) {
+        // An engine of earlier times does not say where: what it prints comes as the job ends.
+        let Some(at) = at else { return };
+        let _ = self.sender.send(Event::Printed(Printed {
+            msg_id: msg_id.to_owned(),
+            errors: stream == "stderr",
+            at,
+            text: text.to_owned(),
+        }));
     }
 }
 

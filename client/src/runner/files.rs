@@ -10,7 +10,7 @@ use std::time::{Duration, SystemTime};
 
 use ipbroker_client::job::{Job, JobResult, JobStatus};
 use ipbroker_client::protocol::hex;
-use ipbroker_client::protocol::message::Staged;
+use ipbroker_client::protocol::message::{ErrorContent, Staged};
 use ipbroker_client::protocol::zmq::Message;
 use ipbroker_client::{Client, Error, Host, Reply};
 use sha2::{Digest, Sha256};
@@ -44,8 +44,19 @@ pub(crate) struct Files {
     carried: u64,
     /// The engines of a private cluster have been waited for.
     awaited: bool,
-    /// Jobs with files by slot, and whether their inputs go with the message.
-    moving: HashMap<usize, (Job, bool)>,
+    /// Jobs with files by slot, and how their inputs go.
+    moving: HashMap<usize, (Job, Way)>,
+}
+
+/// How a job's inputs go to where it runs.
+#[derive(Clone, Copy, PartialEq)]
+pub(super) enum Way {
+    /// Into the caches of hosts, as far as they were not sent there before.
+    Cache,
+    /// The same once more: no engine that is there had them.
+    CacheAgain,
+    /// With its message.
+    Inline,
 }
 
 /// A job's inputs, and the buffers that carry them.
@@ -109,12 +120,18 @@ impl Files {
         } else {
             hosts_of(client, job, false)
         };
-        self.stage(cwd, job, &hosts)
+        self.stage(cwd, job, &hosts, false)
     }
 
     /// Describes a job's inputs. Every one of `hosts` has them in its cache after this, and what it had before is not sent
-    /// again; where there are none, the bytes go with the message, up to a bound.
-    fn stage(&mut self, cwd: &str, job: &Job, hosts: &[Host]) -> Result<Inputs, String> {
+    /// again (`again`: as far as it still has it); where there are none, the bytes go with the message, up to a bound.
+    fn stage(
+        &mut self,
+        cwd: &str,
+        job: &Job,
+        hosts: &[Host],
+        again: bool,
+    ) -> Result<Inputs, String> {
         if hosts.is_empty() {
             let carried = self.carried + look(cwd, job)?;
             if carried > CARRIED_IN_ALL {
@@ -135,7 +152,7 @@ impl Files {
             .map(|(input, staged)| (local(cwd, &input.local), staged.sha256.clone()))
             .collect();
         for host in hosts {
-            match self.place(host, &files) {
+            match self.place(host, &files, again) {
                 // It was lost meanwhile: the job goes elsewhere, and has them sent again there if it must.
                 Err(Error::Task(_)) => {}
                 placed => placed.map_err(|e| format!("put: {}: {e}", host.name()))?,
@@ -177,11 +194,16 @@ impl Files {
         Ok((staged, buffers))
     }
 
-    fn place(&mut self, host: &Host, files: &[(PathBuf, String)]) -> ipbroker_client::Result<()> {
+    fn place(
+        &mut self,
+        host: &Host,
+        files: &[(PathBuf, String)],
+        again: bool,
+    ) -> ipbroker_client::Result<()> {
         let key = |sha256: &str| (host.name().to_owned(), sha256.to_owned());
         let new: Vec<&(PathBuf, String)> = files
             .iter()
-            .filter(|(_, sha256)| !self.placed.contains(&key(sha256)))
+            .filter(|(_, sha256)| again || !self.placed.contains(&key(sha256)))
             .collect();
         if new.is_empty() {
             return Ok(());
@@ -234,15 +256,15 @@ impl Runner<'_> {
         &mut self,
         index: usize,
         job: &Job,
-        inline: bool,
+        way: Way,
     ) -> Result<Option<String>, Failure> {
         let cwd = &self.options.cwd;
-        let inputs = if inline || job.put.is_empty() {
-            self.files.describe(cwd, job, inline)
+        let inputs = if way == Way::Inline || job.put.is_empty() {
+            self.files.describe(cwd, job, way == Way::Inline)
         } else {
             self.files.await_private(&self.client, self.options.coming);
             let hosts = hosts_of(&self.client, job, self.options.near);
-            self.files.stage(cwd, job, &hosts)
+            self.files.stage(cwd, job, &hosts, way == Way::CacheAgain)
         };
         let (put, buffers) = match inputs {
             Ok(inputs) => inputs,
@@ -250,6 +272,7 @@ impl Runner<'_> {
         };
         // Without hosts they go with the message after all.
         let inline = put.iter().all(|input| input.buffer.is_some());
+        let way = if inline { Way::Inline } else { way };
         let mut request = self.options.request(&job.placement, self.batch.ids());
         if self.options.near && !inline {
             // If the one host that has its inputs is lost, it is told that none of these can run it, and goes again with
@@ -259,30 +282,37 @@ impl Runner<'_> {
         }
         let mut command = self.options.command(job);
         command.put = put;
-        self.files.moving.insert(index, (job.clone(), inline));
+        self.files.moving.insert(index, (job.clone(), way));
         let jobs = std::slice::from_ref(job);
         self.batch
             .send(index, jobs, &[0], &request, &command, buffers)?;
         Ok(None)
     }
 
-    /// A job with files has ended: its outputs are written. None: it is on its way again, with its inputs in the message,
-    /// because it came to a host that does not have them.
+    /// A job with files has ended: its outputs are written. None: it is on its way again, with its inputs, because
+    /// those who might run it did not have them.
     pub(super) fn settle_files(
         &mut self,
         index: usize,
         reply: Option<&Reply>,
         mut result: JobResult,
     ) -> Result<Option<JobResult>, Failure> {
-        let Some((job, inline)) = self.files.moving.remove(&index) else {
+        let Some((job, way)) = self.files.moving.remove(&index) else {
             return Ok(Some(result));
         };
         let lacking = result.status == JobStatus::Error
             && result.error.as_deref().is_some_and(|e| {
-                e.starts_with("UnmetDependency") || e.starts_with("ImpossibleDependency")
+                e.starts_with(ErrorContent::MISSING_INPUT)
+                    || self.options.near && e.starts_with("ImpossibleDependency")
             });
-        if lacking && !inline && !job.put.is_empty() {
-            match self.submit_with_files(index, &job, true)? {
+        let next = match way {
+            // Of a host that it preferred there may be none any more.
+            Way::Cache if !self.options.near => Some(Way::CacheAgain),
+            Way::Cache | Way::CacheAgain => Some(Way::Inline),
+            Way::Inline => None,
+        };
+        if let Some(next) = next.filter(|_| lacking && !job.put.is_empty()) {
+            match self.submit_with_files(index, &job, next)? {
                 None => return Ok(None),
                 Some(reason) => result.error = Some(reason),
             }

@@ -44,6 +44,16 @@ impl Halt {
         }
     }
 
+    /// The exit status when a job that ended with `code` was one too many, and `failed` of `total` have failed.
+    pub(crate) fn status(&self, code: u8, failed: u64, total: u64) -> u8 {
+        match (self.what, self.limit) {
+            (What::Success, _) => 0,
+            (_, Limit::Count(1)) => code,
+            (_, Limit::Count(_)) => failed.min(101) as u8,
+            (_, Limit::Percent(_)) => (failed * 100).div_ceil(total.max(1)).min(100) as u8,
+        }
+    }
+
     /// Whether so many of `total` jobs are enough.
     pub(crate) fn reached(&self, count: u64, total: u64) -> bool {
         match self.limit {
@@ -109,6 +119,10 @@ mod tests {
         assert_eq!(halt("1"), Halt::at_failure(false));
         assert!(!halt("soon,success=2").reached(1, 9) && halt("soon,success=2").reached(2, 9));
         assert!(!halt("now,done=30%").reached(2, 9) && halt("now,done=30%").reached(3, 9));
+        assert_eq!(halt("now,done=1").status(7, 1, 9), 7);
+        assert_eq!(halt("now,fail=2").status(7, 2, 9), 2);
+        assert_eq!(halt("now,fail=20%").status(7, 2, 9), 23);
+        assert_eq!(halt("now,success=2").status(0, 2, 9), 0);
         assert_eq!(parse("never").unwrap(), None);
         for bad in [
             "",

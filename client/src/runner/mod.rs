@@ -22,7 +22,7 @@ use crate::output::jobs_wait;
 use crate::output::progress::Progress;
 use crate::resume::Jobs;
 use crate::source::{self, Line};
-use events::{Event, Events};
+use events::{Event, Events, Printed};
 use failures::Failed;
 use halt::{Halt, What};
 pub(crate) use submit::Seen;
@@ -68,6 +68,8 @@ pub(crate) struct Options {
     pub(crate) expected: Option<u64>,
     /// Inputs that are sent before go to the hosts that a job prefers, not to all: elsewhere it gets them with its message.
     pub(crate) near: bool,
+    /// Print what jobs print as it comes.
+    pub(crate) live: bool,
     /// Look at the output of jobs that do not want it returned, for the last words of those that fail.
     pub(crate) peek: bool,
 }
@@ -85,6 +87,7 @@ impl Options {
             }
         }
         command.capture = job.capture.unwrap_or_else(|| self.capture());
+        command.stream = self.live;
         command.limit = self.jobs.limit(command.limit, &job.placement);
         command
     }
@@ -114,12 +117,25 @@ pub(crate) struct Slot {
     pub(crate) err: Option<Box<Path>>,
     /// Its output was asked for.
     pub(crate) captures: bool,
+    /// Bytes of its output and its errors that have come while it runs; none: the rest comes as it ends.
+    pub(crate) seen: [Option<u64>; 2],
 }
 
 /// Takes results as they come.
 pub(crate) trait Printer {
     /// A job ended.
     fn finished(&mut self, slot: &Slot, result: &JobResult) -> std::io::Result<()>;
+    /// A job that runs has printed this; `anew`: it runs again, and begins anew.
+    fn printed(
+        &mut self,
+        slot: &Slot,
+        errors: bool,
+        anew: bool,
+        text: &str,
+    ) -> std::io::Result<()> {
+        let _ = (slot, errors, anew, text);
+        Ok(())
+    }
     /// Nothing more for the moment.
     fn flush(&mut self) -> std::io::Result<()>;
     /// Nothing more at all.
@@ -181,6 +197,9 @@ impl<'a> Runner<'a> {
         printer: &'a mut dyn Printer,
     ) -> Result<Self, Failure> {
         let events = Events::new()?;
+        if options.live {
+            client.listen(events.sink.clone())?;
+        }
         let now = Instant::now();
         Ok(Self {
             batch: Batch::new(&client, events.sink.clone(), 0),
@@ -264,6 +283,7 @@ impl<'a> Runner<'a> {
             cmd: job.title.as_deref().unwrap_or(&job.cmd).into(),
             err,
             captures: job.capture.is_some(),
+            seen: [Some(0); 2],
         }
     }
 
@@ -341,6 +361,7 @@ impl<'a> Runner<'a> {
                         self.progress.say(&format!("the jobs could not be stopped: {why}"));
                         return Ok(self.summary(true));
                     }
+                    Ok(Event::Printed(printed)) => self.printed(printed)?,
                     Ok(Event::Say(text)) => self.progress.say(&text),
                     Err(_) => break,
                 },
@@ -507,6 +528,53 @@ impl<'a> Runner<'a> {
         Ok(())
     }
 
+    /// A job that runs has printed something: passed on while nothing is missing, and as long as it is text.
+    fn printed(&mut self, printed: Printed) -> Result<(), Failure> {
+        let Printed {
+            msg_id,
+            errors,
+            at,
+            mut text,
+        } = printed;
+        let slot = self.batch.place(&msg_id);
+        let Some(slot) = slot.and_then(|index| self.slots.get_mut(index)?.as_mut()) else {
+            return Ok(());
+        };
+        let of = usize::from(errors);
+        let anew = at == 0 && slot.seen[of] != Some(0);
+        if anew {
+            slot.seen = [Some(0); 2];
+        }
+        let Some(seen) = slot.seen[of] else {
+            return Ok(());
+        };
+        if at > seen {
+            // It began before we were listening: its engine still knows that.
+            let mut before = slot.seen.map(|seen| seen.unwrap_or(u64::MAX));
+            before[1 - of] = u64::MAX;
+            let now = self.client.output(&msg_id, before).unwrap_or_default();
+            let whole = now.seen[of].checked_sub(now.text[of].len() as u64) == Some(seen);
+            match whole && now.running {
+                true => text.clone_from(&now.text[of]),
+                false => text = char::REPLACEMENT_CHARACTER.into(),
+            }
+        } else if at < seen {
+            // Its engine has told us more already.
+            match text.get((seen - at) as usize..) {
+                Some(rest) => text = rest.to_owned(),
+                None => return Ok(()),
+            }
+        }
+        if text.contains(char::REPLACEMENT_CHARACTER) {
+            slot.seen[of] = None;
+            return Ok(());
+        }
+        slot.seen[of] = Some(seen + text.len() as u64);
+        let written = self.printer.printed(slot, errors, anew, &text);
+        self.unflushed = true;
+        written.map_err(|error| self.unwritable(&error))
+    }
+
     /// A job that ends before it begins.
     fn refuse(&mut self, index: usize, job: &Job, why: &str) -> Result<(), Failure> {
         if let Some(name) = &job.id {
@@ -583,13 +651,13 @@ impl<'a> Runner<'a> {
         if !halt.reached(self.counted, total) {
             return;
         }
-        let own = result.code.and_then(|code| u8::try_from(code).ok());
-        let (how, code) = match halt.what {
-            What::Fail => ("failed", own.unwrap_or(1)),
-            What::Success => ("succeeded", 0),
-            What::Done => ("ended", u8::from(self.failed > 0)),
+        let how = match halt.what {
+            What::Fail => "failed",
+            What::Success => "succeeded",
+            What::Done => "ended",
         };
-        self.halted = Some(code);
+        let own = result.code.and_then(|code| u8::try_from(code).ok());
+        self.halted = Some(halt.status(own.unwrap_or(1), self.failed, total));
         self.progress.say(&format!(
             "no more jobs are started: {} {} {how}: {}",
             self.options.unit, slot.line, slot.cmd

@@ -6,6 +6,7 @@ use ipbroker_client::job::{Job, Placement};
 use ipbroker_client::protocol::message::{Command, TaskRequest};
 use ipbroker_client::{IMPOSSIBLE, by_placement};
 
+use super::files::Way;
 use super::{Options, Runner};
 use crate::failure::Failure;
 
@@ -64,7 +65,7 @@ impl Runner<'_> {
             }
             if first.has_files() {
                 let index = base + group[0];
-                if let Some(reason) = self.submit_with_files(index, first, false)? {
+                if let Some(reason) = self.submit_with_files(index, first, Way::Cache)? {
                     self.refuse(index, first, &reason)?;
                 }
                 continue;

@@ -1,7 +1,7 @@
 //! What our own programs ask about a task: why it is where it is, what it has written, which others it waits for.
 
 use ipbroker_protocol::message::{GraphReply, OutputReply, OutputRequest, SearchReply, types};
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use super::{
     ask::{Asker, HubError},
@@ -10,7 +10,8 @@ use super::{
 use crate::{
     relay::mux,
     scheduler::command::{Command, Explanation, TaskState},
-    store::Lookup,
+    scheduler::task::last_line,
+    store::Record,
 };
 
 impl Hub {
@@ -20,8 +21,10 @@ impl Hub {
         };
         let (to, wanted) = (asker.clone(), id.clone());
         let answer = self.then(move |hub, explanation: Explanation| {
-            if explanation.state != TaskState::Unknown {
-                return hub.explained(&to, &explanation);
+            match explanation.state {
+                TaskState::Unknown => {}
+                TaskState::Done => return hub.explain_past(to, wanted, explanation),
+                _ => return hub.explained(&to, &explanation),
             }
             let id = wanted.clone();
             let answer = hub.then(move |hub, direct: Vec<(String, Vec<String>)>| match direct.first() {
@@ -30,7 +33,11 @@ impl Hub {
                     let text = format!("It was sent directly to engine{id} ({uuid}), which has not answered yet.");
                     hub.explained(&to, &Explanation { state: TaskState::Running, text, engines: Vec::new() });
                 }
-                None => hub.explain_past(to, id),
+                None => {
+                    let text = format!("Nothing is known of a task {id}.");
+                    let unknown = Explanation { state: TaskState::Unknown, text, engines: Vec::new() };
+                    hub.explain_past(to, id, unknown);
+                }
             });
             hub.links.mux.send(mux::Request::Running { ids: Some(vec![wanted]), answer });
         });
@@ -99,33 +106,89 @@ impl Hub {
         self.links.store.search(request, answer);
     }
 
-    fn explain_past(&mut self, to: Asker, id: String) {
-        let asked = vec![id.clone()];
-        let answer = self.stored(move |hub, found: Result<Vec<(String, Lookup)>, HubError>| {
-            let (state, text) = match found.unwrap_or_default().first() {
-                Some((_, Lookup::Done(outcome))) => (
-                    TaskState::Done,
-                    format!("It has ended: {}.", outcome.as_str()),
-                ),
-                Some((_, Lookup::Pending)) => (
-                    TaskState::Waiting,
-                    "It is recorded as unfinished.".to_owned(),
-                ),
-                _ => (
-                    TaskState::Unknown,
-                    format!("Nothing is known of a task {id}."),
-                ),
-            };
-            hub.explained(
-                &to,
-                &Explanation {
-                    state,
-                    text,
-                    engines: Vec::new(),
-                },
-            );
+    /// What became of a task, as the history has it; `or`: what is said if that does not know it.
+    fn explain_past(&mut self, to: Asker, id: String, mut or: Explanation) {
+        let answer = self.stored(move |hub, found: Result<Vec<Record>, HubError>| {
+            if let Some(record) = found.unwrap_or_default().first() {
+                let fields = &record.fields;
+                (or.state, or.text) = match fields["completed"].is_null() {
+                    false => (TaskState::Done, hub.ended_words(fields)),
+                    true if or.state == TaskState::Unknown => (
+                        TaskState::Waiting,
+                        "It is recorded as unfinished.".to_owned(),
+                    ),
+                    true => (or.state, or.text),
+                };
+            }
+            hub.explained(&to, &or);
         });
-        self.links.store.outcomes(asked, answer);
+        let keys = [
+            "engine_uuid",
+            "completed",
+            "result_metadata",
+            "result_content",
+        ];
+        let keys = keys.map(str::to_owned).to_vec();
+        self.links.store.records(vec![id], Some(keys), answer);
+    }
+
+    /// How a task ended: where, at which try, after how long, with what.
+    fn ended_words(&self, fields: &Map<String, Value>) -> String {
+        let (metadata, content) = (&fields["result_metadata"], &fields["result_content"]);
+        if let (Some(count), [ok, error, aborted]) = (
+            content["count"].as_u64(),
+            ["ok", "error", "aborted"].map(|key| &content[key]),
+        ) {
+            return format!(
+                "It has ended: of its {count} tasks {ok} ended well, {error} failed, {aborted} were aborted; ID:INDEX names one of them."
+            );
+        }
+        let text = |key: &str| content[key].as_str().unwrap_or_default();
+        let code = content["code"]
+            .as_i64()
+            .filter(|_| text("ename").is_empty());
+        let what = match (text("status"), code) {
+            ("ok", None | Some(0)) => "It ended well",
+            ("aborted", _) => "It was aborted",
+            _ => "It failed",
+        };
+        let engine = fields["engine_uuid"].as_str().unwrap_or_default();
+        let known = self
+            .registry
+            .by_uuid(engine)
+            .map(|engine| engine.profile.id.into());
+        let id = metadata.get("engine_id").cloned().or(known);
+        let place = match (
+            id.as_ref().and_then(Value::as_u64),
+            metadata["host"].as_str(),
+        ) {
+            (Some(id), Some(host)) => format!(" on engine {id} ({host})"),
+            (Some(id), None) => format!(" on engine {id}"),
+            _ => String::new(),
+        };
+        let attempt = metadata["attempt"].as_u64().filter(|attempt| *attempt > 0);
+        let tries = attempt.map_or(String::new(), |attempt| format!(", at try {}", attempt + 1));
+        let duration = metadata["duration"].as_f64();
+        let took = duration.map_or(String::new(), |s| format!(", after {s:.1} s"));
+        let mut why: Vec<String> = match (text("ename"), text("evalue")) {
+            ("", _) => Vec::new(),
+            (ename, evalue) => {
+                let lines: Vec<&str> = evalue.lines().map(str::trim).collect();
+                vec![format!("{ename}: {}", lines.join("; "))]
+            }
+        };
+        why.extend(match code {
+            None | Some(0) => None,
+            Some(code @ 129..) => Some(format!("exit code {code} (signal {})", code - 128)),
+            Some(code) => Some(format!("exit code {code}")),
+        });
+        let said = last_line(text("stderr"));
+        if !said.is_empty() && what != "It ended well" {
+            why.push(format!("the last line of its stderr is: {said}"));
+        }
+        let why = why.join("; ");
+        let colon = if why.is_empty() { "." } else { ": " };
+        format!("{what}{place}{tries}{took}{colon}{why}")
     }
 
     fn explained(&mut self, to: &Asker, explanation: &Explanation) {

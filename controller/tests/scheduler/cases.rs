@@ -664,6 +664,46 @@ fn explanations_name_what_is_missing() {
     ));
 }
 
+/// No engine brings a task's inputs along: it waits for one that may have them, as long as one is there.
+#[test]
+fn a_task_without_its_inputs_fails_when_no_engine_is_left() {
+    for lacks_input in [true, false] {
+        let hwm = Hwm::Fixed(1);
+        let mut core = core_with(
+            Config {
+                hwm,
+                ..Config::default()
+            },
+            Builtin::LeastLoad,
+        );
+        let busy = join(&mut core, 0, "busy");
+        submit(&mut core, 0, "other", b"c", 1);
+        let engine = join(&mut core, 0, "e");
+        let key = submit(&mut core, 0, "t", b"c", 1);
+        drain(&mut core);
+        if lacks_input {
+            core.lacks_input(key);
+        }
+        let unmet = Report {
+            range: 0..1,
+            outcome: Outcome::Unmet,
+            exceptions: &[],
+            run: 0,
+        };
+        core.replied(0, engine, key, &unmet);
+        let failed = |core: &mut Core| {
+            drain(core).into_iter().find_map(|action| match action {
+                Action::Fail { group, kind, .. } if group == key => Some(kind),
+                _ => None,
+            })
+        };
+        assert_eq!(failed(&mut core), None, "it waits for the busy one");
+        core.engine_left(0, busy, None, "");
+        let kind = lacks_input.then_some(FailKind::MissingInput);
+        assert_eq!(failed(&mut core), kind);
+    }
+}
+
 #[test]
 fn a_long_chain_of_impossible_tasks_does_not_recurse() {
     let mut core = core_with(

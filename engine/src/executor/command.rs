@@ -19,7 +19,7 @@ use serde_bytes::ByteBuf;
 
 use super::{Executor, Verdict, array::Arguments, fresh, granted, require, stopped, watch::Watch};
 use crate::{
-    files::{self, Scratch},
+    files::{self, FileError, Scratch},
     job::{self, Input, Job, Stop},
     process::Process,
     reaper::{Line, MARK, TASK, end_strays},
@@ -158,10 +158,10 @@ impl<'a> Commands<'a> {
                 buffers,
             )
             .map_err(|error| {
-                let verdict = if error.ename() == "UnmetDependency" {
-                    Verdict::Unmet
-                } else {
-                    Verdict::Failed
+                // Another engine's host may have it.
+                let verdict = match error {
+                    FileError::NotCached { .. } => Verdict::Unmet,
+                    _ => Verdict::Failed,
                 };
                 (verdict, error.ename(), error.to_string())
             })?;
@@ -201,7 +201,8 @@ impl<'a> Commands<'a> {
             }
         };
         writing(&before);
-        let mut watch = Watch::new(self.process, self.seat, &self.task.envelope, command.stream);
+        let mut watch = Watch::new(self.process, self.seat, &self.task.envelope, command.stream)
+            .of(self.task.wants.range.map(|_| index));
         let pinned = (self.process.pin)
             .then(|| granted::Pinned::new(&self.task.wants.granted))
             .flatten();
@@ -366,12 +367,16 @@ impl<'a> Commands<'a> {
                 format!("{name:?} is no name of a variable"),
             ));
         }
+        let input = command.input().map_err(|error| {
+            let text = format!("stdin_base64: {error}");
+            (Verdict::Failed, "ValueError", text)
+        })?;
         Ok(Job {
             cmd: command.cmd.clone(),
             cd: Some(place.dir().to_owned()),
             env,
-            stdin: match (&command.stdin, &command.stdin_file) {
-                (Some(text), _) => Input::Bytes(text.clone().into_bytes()),
+            stdin: match (input, &command.stdin_file) {
+                (Some(bytes), _) => Input::Bytes(bytes),
                 (None, Some(file)) => Input::File(self.expand(file)),
                 (None, None) => Input::Null,
             },

@@ -17,6 +17,9 @@ struct Published<'a> {
     engine: &'a str,
     #[serde(skip_serializing_if = "Option::is_none")]
     member: Option<u64>,
+    /// Bytes of the stream that were before.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    at: Option<u64>,
 }
 
 /// Notes the group and what is written, publishes the output.
@@ -60,6 +63,9 @@ impl Observer for Watch<'_> {
         self.process
             .slate
             .group(self.seat.index, group.as_raw_nonzero().get());
+        if let Some(id) = self.seat.at_work() {
+            self.seat.written.lock().begin(&id);
+        }
     }
 
     fn output(&mut self, stream: Stream, bytes: &[u8]) {
@@ -75,10 +81,8 @@ impl Observer for Watch<'_> {
         if text.is_empty() {
             return;
         }
-        if let Some(id) = self.seat.at_work() {
-            let mut written = self.seat.written.lock();
-            written.push(&id, stream, &text);
-        }
+        let id = self.seat.at_work();
+        let at = id.map(|id| self.seat.written.lock().push(&id, stream, &text));
         if !self.publish {
             return;
         }
@@ -91,6 +95,7 @@ impl Observer for Watch<'_> {
             &Published {
                 engine: &self.seat.uuid,
                 member: self.member,
+                at,
             },
             &json!({"name": stream.name(), "text": text}),
             Vec::new(),

@@ -132,12 +132,13 @@ impl Cache {
         Ok(())
     }
 
-    /// Copies the file of this hash to `to`; a job may change its copy.
-    pub(crate) fn copy(&self, sha256: &str, to: &Path) -> Result<(), FileError> {
+    /// Copies the input `name` of this hash to `to`; a job may change its copy.
+    pub(crate) fn copy(&self, name: &str, sha256: &str, to: &Path) -> Result<(), FileError> {
         if !self.has(sha256) {
             return Err(FileError::NotCached {
-                path: to.to_owned(),
+                path: name.to_owned(),
                 sha256: sha256.to_owned(),
+                cache: self.dir.clone(),
             });
         }
         fs::copy(self.path(sha256)?, to)

@@ -5,6 +5,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use ipbroker_protocol::message::ErrorContent;
+
 /// An operation on a file that failed.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum FileError {
@@ -29,12 +31,14 @@ pub(crate) enum FileError {
         expected: String,
     },
     /// An input that came neither with the message nor before.
-    #[error("input {path} (SHA-256 {sha256}) is not in the cache: send it with `put`", path = path.display())]
+    #[error("input {path} (SHA-256 {sha256}) is not in the cache {cache}", cache = cache.display())]
     NotCached {
         /// Which input.
-        path: PathBuf,
+        path: String,
         /// Its hash.
         sha256: String,
+        /// Where it was looked for.
+        cache: PathBuf,
     },
     /// A request that makes no sense.
     #[error("{0}")]
@@ -67,7 +71,7 @@ impl FileError {
             },
             Self::Hash { .. } | Self::Request(_) => "ValueError",
             // Another engine's host may have it.
-            Self::NotCached { .. } => "UnmetDependency",
+            Self::NotCached { .. } => ErrorContent::MISSING_INPUT,
         }
     }
 }

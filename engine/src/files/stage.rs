@@ -62,7 +62,7 @@ pub(crate) fn place(
             }
             fs::write(&path, &bytes[..]).map_err(FileError::io("write", &path))?;
         } else {
-            cache.copy(&input.sha256, &path)?;
+            cache.copy(&input.path, &input.sha256, &path)?;
         }
         let mode = if input.mode == 0 {
             0o644

@@ -262,7 +262,7 @@ fn inputs_and_outputs_of_a_job() {
         buffer,
     };
     let missing = place(&host.cache, &path, &[staged("in", None)], &[]).unwrap_err();
-    assert_eq!(missing.ename(), "UnmetDependency");
+    assert_eq!(missing.ename(), "MissingInput");
     place(
         &host.cache,
         &path,

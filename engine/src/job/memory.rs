@@ -11,6 +11,10 @@ pub(crate) struct ProcessStat {
     pub zombie: bool,
     /// Its resident pages.
     pub resident: u64,
+    /// Its parent.
+    pub parent: i32,
+    /// When it was started, in clock ticks since the boot.
+    pub started: u64,
 }
 
 /// Reads `/proc/PID/stat`.
@@ -26,6 +30,8 @@ fn parse(text: &str) -> Option<ProcessStat> {
     Some(ProcessStat {
         group: fields.get(2)?.parse().ok()?,
         zombie: matches!(*fields.first()?, "Z" | "X"),
+        parent: fields.get(1)?.parse().ok()?,
+        started: fields.get(19)?.parse().ok()?,
         resident: fields.get(21)?.parse::<i64>().ok()?.try_into().unwrap_or(0),
     })
 }
@@ -62,7 +68,9 @@ mod tests {
             Some(ProcessStat {
                 group: 77,
                 zombie: false,
-                resident: 250
+                resident: 250,
+                parent: 1,
+                started: 100,
             })
         );
         assert_eq!(parse("nonsense"), None);

@@ -1,5 +1,6 @@
 //! Contents of task requests and replies.
 
+use base64::{Engine as _, engine::general_purpose::STANDARD};
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
@@ -23,6 +24,9 @@ pub struct Command {
     /// Text for standard input (none: `/dev/null`).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub stdin: Option<String>,
+    /// The same of bytes that are no text, in base64.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub stdin_base64: Option<String>,
     /// File for standard input, on the engine's host.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub stdin_file: Option<String>,
@@ -157,6 +161,27 @@ pub struct CommandResult {
     pub traceback: Vec<String>,
 }
 
+impl Command {
+    /// What it reads, where that comes with it.
+    ///
+    /// # Errors
+    /// When it is not base64 although it says so.
+    pub fn input(&self) -> Result<Option<Vec<u8>>, base64::DecodeError> {
+        match (&self.stdin, &self.stdin_base64) {
+            (Some(text), _) => Ok(Some(text.clone().into_bytes())),
+            (None, text) => text.as_ref().map(|text| STANDARD.decode(text)).transpose(),
+        }
+    }
+
+    /// It reads this.
+    pub fn set_input(&mut self, bytes: Vec<u8>) {
+        match String::from_utf8(bytes) {
+            Ok(text) => self.stdin = Some(text),
+            Err(bytes) => self.stdin_base64 = Some(STANDARD.encode(bytes.as_bytes())),
+        }
+    }
+}
+
 impl CommandResult {
     /// What was captured of its standard output, byte by byte.
     #[must_use]
@@ -226,6 +251,9 @@ pub struct ErrorContent {
 }
 
 impl ErrorContent {
+    /// The name of the unmet dependency of a task whose inputs are not where it was to run.
+    pub const MISSING_INPUT: &str = "MissingInput";
+
     /// An error with its name and words.
     #[must_use]
     pub fn new(ename: &str, evalue: impl Into<String>) -> Self {

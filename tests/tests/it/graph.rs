@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use ipbroker_tests::{Cluster, LIMIT, RawClient, raw::value};
+use ipbroker_tests::{Cluster, LIMIT, RawClient, eventually, raw::value};
 use rand::{RngExt, SeedableRng, rngs::StdRng};
 use serde_json::{Value, json};
 
@@ -223,6 +223,44 @@ fn cycles_and_unknown_ids_are_refused_with_their_lines() {
             run.stderr
         );
         assert!(!cluster.path("ran").exists());
+    }
+}
+
+#[test]
+fn explain_says_how_a_task_ended() {
+    let cluster = Cluster::builder().args(["-n", "1"]).start();
+    cluster.wait_engines(1);
+    let jobs = [
+        json!({"cmd": "echo first >&2; echo oh no >&2; exit 3", "retries": 1}),
+        json!({"cmd": "kill -9 $$"}),
+        json!({"cmd": "cat", "cd": "/no/such/directory", "priority": 1}),
+        json!({"cmd": "true", "priority": 2}),
+        json!({"cmd": "exit 4", "id": "bad", "timeout": 60}),
+        json!({"cmd": "true", "after": ["bad"]}),
+    ];
+    let jobs: String = jobs.iter().map(|job| format!("{job}\n")).collect();
+    cluster.write("jobs.jsonl", &jobs);
+    let ids = cluster.client(&["submit", "--capture", "jobs.jsonl"]);
+    let ids = ids.ok().stdout;
+    cluster.client(&["wait"]);
+    let told = |id| cluster.client(&["explain", id]).ok().stdout;
+    for (id, words) in ids.lines().zip([
+        &[
+            "It failed on engine 0 (",
+            ", at try 2, after ",
+            ": exit code 3; the last line of its stderr is: oh no\n",
+        ][..],
+        &["It failed on engine 0 (", "exit code 137 (signal 9)"],
+        &["It failed on engine 0 (", "/no/such/directory"],
+        &["It ended well on engine 0 ("],
+        &["It failed on engine 0 (", "exit code 4"],
+        &["It failed: ImpossibleDependency: "],
+    ]) {
+        // The history may be a moment behind.
+        eventually("its end", LIMIT, || (!told(id).contains(id)).then_some(()));
+        let told = told(id);
+        let all = words.iter().all(|words| told.contains(words));
+        assert!(all && told.lines().count() == 1, "{words:?}: {told}");
     }
 }
 

@@ -39,8 +39,23 @@ fn bash(cluster: &Cluster, program: &str, line: &str) -> Finished {
     programs::run(command, cluster.dir(), "", LIMIT)
 }
 
+/// Each is a few hundred programs: three tests, each with a third of the lines.
 #[test]
 fn prints_what_gnu_parallel_prints() {
+    compare(0);
+}
+
+#[test]
+fn prints_what_gnu_parallel_prints_too() {
+    compare(1);
+}
+
+#[test]
+fn prints_what_gnu_parallel_prints_as_well() {
+    compare(2);
+}
+
+fn compare(part: usize) {
     if Command::new("parallel").arg("--version").output().is_err() {
         eprintln!("left out: there is no GNU parallel (scripts/setup installs it)");
         return;
@@ -59,7 +74,7 @@ fn prints_what_gnu_parallel_prints() {
         .filter(|line| !line.is_empty() && !line.starts_with('#'))
         .collect();
     assert!(lines.len() > 60);
-    for line in lines {
+    for line in lines.into_iter().skip(part).step_by(3) {
         let theirs = bash(&cluster, "parallel -j2", line);
         let ours = bash(&cluster, &map, line);
         assert!(
@@ -173,18 +188,19 @@ fn what_cannot_be_is_said_in_one_line() {
             &["--shuf", "--joblog", "log", "--resume", "echo", ":::", "a"],
             "--shuf",
         ),
-        (&["-j", "50%", "echo", ":::", "a"], "map --help"),
+        (&["-j", "half", "echo", ":::", "a"], "map --help"),
+        (&["-q", "perl", "-e", "1", ":::", "a"], "quote the command"),
+        (&["--tags=", "echo", ":::", "a"], "--tags"),
         (&["--pipe", "cat", ":::", "a"], "--pipe"),
         (&["--pipe"], "--pipe"),
         (&["--block", "1M", "cat"], "--pipe"),
         (&["--pipe", "--block", "0", "cat"], "--block"),
-        (&["-X", "-N2", "echo", ":::", "a"], "-X"),
         (&["--cleanup", "echo", ":::", "a"], "--cleanup"),
         (&["--env", "_", "echo", ":::", "a"], "--env"),
-        (&["-j", "0", "echo", ":::", "a"], "--jobs"),
+        (&["-j", "0%", "echo", ":::", "a"], "--jobs"),
         (&["wc", "-l", "2", ":::", "a"], "quote the command"),
         (&["--header", "x", "echo", ":::", "a"], "--header"),
-        (&["-d", "ab", "echo", ":::", "a"], "--delimiter"),
+        (&["-d", "", "echo", ":::", "a"], "--delimiter"),
         (&["echo", "::::", "-", "-"], "once"),
     ] {
         let mut command = place.command("ipclient");
@@ -264,6 +280,52 @@ fn a_delay_and_a_limit_on_jobs_are_kept() {
         times.windows(2).all(|two| two[1] - two[0] > 200_000_000),
         "{times:?}"
     );
+}
+
+/// Whole lines of jobs that run, each with its tag, and nothing twice.
+#[test]
+fn lines_are_printed_as_they_come() {
+    let cluster = Cluster::with_engines(2);
+    let script = "echo begun; printf 'half a '; echo oops >&2; until [ -e go ]; do sleep 0.05; done; echo line; \
+                  printf '\\377\\nend'";
+    let mut expected = Vec::new();
+    for options in [
+        &["-u", "--tag"][..],
+        &["-u", "--tag", "-j2"],
+        &["-u", "--tag", "-k"],
+    ] {
+        let _ = fs::remove_file(cluster.path("go"));
+        let args = [&["map"], options, &[script, ":::", "a", "b"]].concat();
+        let run = cluster.start_client(&args);
+        let first = if options.contains(&"-k") {
+            "a\tbegun\n"
+        } else {
+            "b\tbegun\n"
+        };
+        eventually("what they have begun with", LIMIT, || {
+            (run.stdout().contains(first) && run.stderr().contains("a\toops\n")).then_some(())
+        });
+        assert!(!run.stdout().contains("half"));
+        cluster.write("go", "");
+        let run = run.finish(LIMIT).ok();
+        let mut lines: Vec<&str> = run.stdout.split_inclusive('\n').collect();
+        assert_eq!(run.stderr.matches("oops").count(), 2, "{}", run.stderr);
+        if options.contains(&"-k") {
+            expected.extend(["a", "b"].map(|tag| {
+                format!("{tag}\tbegun\n{tag}\thalf a line\n{tag}\t\u{fffd}\n{tag}\tend")
+            }));
+            assert_eq!(run.stdout, expected.concat());
+        } else {
+            lines.sort_unstable();
+            assert_eq!(
+                run.stdout.matches("half a line\n").count(),
+                2,
+                "{}",
+                run.stdout
+            );
+            assert_eq!(run.stdout.matches("begun\n").count(), 2, "{}", run.stdout);
+        }
+    }
 }
 
 #[test]

@@ -89,3 +89,76 @@ P -k -- wc -l ::: nums letters
 P -k "awk '{print \$1}' {}" ::: nums
 P -k echo '{ } {a} ${HOME:+h}' ::: x
 P -k 'printf "\\377%s\\001"' ::: a b | od -An -tx1
+P -k --xargs -n2 echo x{}y ::: 1 2 3
+P -k --pipe -L3 'echo n; cat' < nums
+seq 10 | P -k --pipe -L3 'echo n; cat'
+printf '1\n2\n3' | P -k --pipe -L1 'echo n; cat'
+printf '1\n2\n3\n4' | P -k --pipe --block 4 'echo n; cat'
+seq 20 | P -k --pipe -L3 --block 14 'echo n; cat'
+printf '\377\376a\n\377b\n' | P -k --pipe -N1 'cat | od -An -tx1'
+printf 'a\nb' | P -k --pipe cat
+seq 10 | P -k --pipe -N2 'echo n; cat'
+seq 5 | P -k --pipe -n1 'cat'
+seq 3 | P -k --spreadstdin -N1 cat
+P -k -v --tag echo {} ::: a b
+P -k -v --tagstring 'x{}' echo {} ::: a b
+P -k --tag --line-buffer 'echo {}; echo x' ::: a b
+P -k --line-buffer 'printf "a\nb"; printf "\377\nc\n"; echo {}' ::: 1 2 | od -c
+P -j1 -v --line-buffer 'echo {}' ::: a b 2>&1
+P -j1 -u 'echo {}' ::: a b
+P -j1 --halt soon,done=1 'exit {}' ::: 3 0 4; echo $?
+P -j1 --halt now,fail=50% 'exit {}' ::: 3 0 4 5; echo $?
+P -j1 --halt soon,done=2 'exit {}' ::: 3 0 4; echo $?
+P -j1 --halt now,success=2 'echo {}; exit {}' ::: 0 3 0 4; echo $?
+P -j1 --halt now,fail=2 'echo {}; exit {}' ::: 0 3 0 4 5; echo $?
+P -j1 --halt soon,fail=30% 'echo {}; exit {}' ::: 0 3 0 4 5; echo $?
+printf 'a\n\nb' | P -k -d '\n\n' echo
+printf 'a12b12c' | P -k -d 12 echo
+P -k -d ab echo :::: nums
+P -k echo {1}-{2}-{3} ::: a b :::+ c d ::: e f
+P -k 'echo {1} {2}; echo {2} >&2' ::: a ::: b 2>&1
+P -k echo a{}b{}c ::: X
+P -k 'echo {}' ::: '{}' '{.}' '{1}' '{#}'
+P -k -- echo -n x ::: a
+P -k "echo it\\'s {}" ::: a
+P -k 'VAR={}; echo $VAR' ::: 'a b'
+P -k 'cd {} && pwd | grep -c .' ::: d
+P -k 'for i in 1 2; do echo {} $i; done' ::: a b
+P -k 'echo {} | sed s/a/b/' ::: aaa
+P -k "perl -e 'print \"{}\\n\"'" ::: a
+P -k 'awk "BEGIN{print {}*2}"' ::: 3 4
+P -k --colsep ' ' 'echo {1}; echo {2}' :::: words
+P -k --colsep ',' --header : 'echo {x} {y}' :::: table.csv
+P -k --header : echo {a} ::: a 1 2
+P -k --header : 'echo {f1} {f2}' ::: f1 A B ::: f2 C D
+P -k -N2 --colsep ',' echo {1} {2} {3} {4} ::: a,b c,d
+P -k --trim lr --colsep , 'echo {1}x{2}' ::: ' a , b '
+printf ' a\nb \n' | P -k --trim lr echo x{}x
+printf 'a b\n' | P -k echo {1} {2}
+printf 'é\n日本\n' | P -k echo {.} {}
+printf 'a\r\nb\r\n' | P -k echo {} | od -c
+P -k --link echo {1} {2} ::: a b c ::: 1
+P -k 'echo {}' :::: nums nums
+P -k echo {2} {1} :::: nums letters
+P -k echo {#} {%} ::: a | sed 's/[0-9]$/n/'
+P -j1 --halt now,done=2 'exit {}' ::: 3 0 4; echo "exit status $?"
+P -k --colsep '[,;]' echo {1}-{2} ::: 'a,b' 'c;d'
+P -k -0 -a nums echo x{}x
+P -k --max-args 2 echo ::: 1 2 3 4 5
+P -k --xargs echo ::: 1 2 3 4 5
+P -k -N3 echo {1} {3} ::: 1 2 3 4 5 6 7
+find d -type f -print0 | sort -z | P -0 -k echo {/}
+P -k echo {} :::: <(printf 'a\nb\n')
+P -k echo {.} {/.} ::: a.b.c/x .hidden d/.h x.
+P -k --keep-order -k echo ::: a
+P --retries 2 -k 'echo {}; exit 1' ::: a; echo "exit status $?"
+P -k -X -n3 echo ::: 1 2 3 4 5 6
+P -k -m -n2 echo ::: 1 2 3 4 5 6 7
+P -k -X -n10 echo ::: 1 2 3 4 5
+P -j0 -k echo ::: a b
+P -j50% -k echo ::: a b
+P -j-1 -k echo ::: a
+P -P2 --group --will-cite -k echo ::: a
+P --verbose -k echo ::: a 2>&1 | sort
+P -k echo ::: -n -e --help
+P -k echo ::: '!' '!!' 'a!b' '[a]' '<>' '|' '&&' '()' '{a,b}' '=' ':' '@' '%' ',' '^' '?' '~root'

@@ -737,3 +737,40 @@ fn a_job_goes_where_the_allocation_lasts_for_it() {
     let results = cluster.client(&["results", ids[1]]).ok().json_lines();
     assert_eq!(results[0]["result"]["stdout"], "2\n", "{results:?}");
 }
+
+/// The time of a PBS job counts from the job's beginning, not from that of an engine that comes later.
+#[test]
+fn an_engine_that_starts_late_in_its_allocation_stays_as_long_as_that() {
+    let mut cluster = Cluster::builder().start();
+    let job = json!({"cmd": "true", "time": 60});
+    let id = cluster
+        .client_with(&["submit"], &lines(&[job]), LIMIT)
+        .ok()
+        .stdout;
+    let engine = cluster.command("ipengine");
+    let script = "touch begun; until [ -e go ]; do sleep 0.05; done; \"$@\" & wait";
+    let mut command = std::process::Command::new("bash");
+    command
+        .current_dir(cluster.dir())
+        .envs(
+            engine
+                .get_envs()
+                .filter_map(|(key, value)| Some((key, value?))),
+        )
+        .envs([("PBS_JOBID", "7.server"), ("PBS_WALLTIME", "62")])
+        .args(["-c", script, "sh"])
+        .arg(engine.get_program())
+        .args(engine.get_args());
+    let begun = std::time::Instant::now();
+    let allocation = programs::Program::spawn(command, cluster.dir());
+    cluster.engines.push(allocation);
+    // Two seconds of its 62 are gone when the engine comes.
+    eventually("the job to be a while old", LIMIT, || {
+        let old = begun.elapsed() > std::time::Duration::from_secs(3);
+        (old && cluster.path("begun").exists()).then_some(())
+    });
+    cluster.write("go", "");
+    cluster.wait_engines(1);
+    let why = cluster.client(&["explain", id.trim()]).ok().stdout;
+    assert!(why.contains("has to go in 0 min"), "{why}");
+}

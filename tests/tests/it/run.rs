@@ -471,6 +471,47 @@ fn inputs_reach_engines_that_come_later() {
     );
 }
 
+/// `run` sends an input again when its host is gone, and with it what that had in its cache; nobody sends that of a job that
+/// was submitted: it fails, and says so.
+#[test]
+fn inputs_that_went_with_their_host_are_sent_again_or_named() {
+    let mut cluster = Cluster::builder().start();
+    let other_host = |cluster: &mut Cluster, cache: &str| {
+        let mut command = cluster.command("ipengine");
+        command.env("XDG_CACHE_HOME", cluster.path(cache));
+        let engine = programs::Program::spawn(command, cluster.dir());
+        cluster.engines.push(engine);
+    };
+    other_host(&mut cluster, "first");
+    cluster.wait_engines(1);
+    let busy = "{\"cmd\": \"touch busy; sleep 600\"}\n";
+    cluster.client_with(&["submit"], busy, LIMIT).ok();
+    eventually("a busy engine", LIMIT, || {
+        cluster.path("busy").exists().then_some(())
+    });
+    cluster.write("in.dat", &"x".repeat(2 << 20));
+    let job = json!({"cmd": "wc -c < in.dat", "put": ["in.dat"]});
+    cluster.write("jobs.jsonl", &format!("{job}\n"));
+    let submitted = cluster.client(&["submit", "jobs.jsonl"]).ok().stdout;
+    let run = cluster.start_client(&["run", "--capture", "jobs.jsonl"]);
+    eventually("both to wait", LIMIT, || {
+        let status = cluster.client(&["status", "--json"]).ok().json_lines();
+        (status[0]["tasks"]["ready"] == 2).then_some(())
+    });
+    cluster.engines[0].kill();
+    other_host(&mut cluster, "second");
+    let run = run.finish(LIMIT).ok();
+    let lines = run.json_lines();
+    assert_eq!(result(&lines, "wc -c < in.dat")["stdout"], "2097152\n");
+    let id = submitted.trim();
+    assert_eq!(cluster.client(&["wait", id]).code(), 1);
+    let why = cluster.client(&["explain", id]).ok().stdout;
+    let cache = format!("cache {}/ipbroker/files", cluster.path("second").display());
+    for words in ["MissingInput", "input in.dat ", &cache] {
+        assert!(why.contains(words) && why.lines().count() == 1, "{why}");
+    }
+}
+
 #[test]
 fn a_daemon_does_not_outlive_its_cluster() {
     let place = place();

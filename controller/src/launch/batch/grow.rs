@@ -1,8 +1,9 @@
 //! The thread that keeps batch jobs: it watches them, submits more while tasks wait, and cancels them at the end.
 //!
 //! Invariants: the engines of all jobs, waiting ones included, are never more than `max`; those that stay are `min` again as
-//! soon as the batch system allows; no more than [`BACKLOG`] jobs wait in its queue; after a job that was refused, or that
-//! ended before any engine of it came, nothing is submitted for a time that doubles with each such failure in a row.
+//! soon as the batch system allows; no more than [`BACKLOG`] jobs wait in its queue; after a job that was refused, that
+//! cannot run, or that ended before any engine of it came, nothing is submitted for a time that doubles with each such failure in
+//! a row; nor is before the batch system has said what became of an earlier controller's jobs.
 
 use std::{
     sync::{
@@ -16,8 +17,8 @@ use ipbroker_protocol::wake::Wake;
 use serde_json::json;
 
 use super::{
-    BatchError, Growth, Job, JobState, LaunchEvent, Plan, Sink, Ways, cancel, last_words, state,
-    submit, survivors, template, write_record, write_script,
+    BatchError, Growth, Job, JobState, LaunchEvent, Plan, Sink, Ways, cancel, last_words, recorded,
+    state, submit, template, why, write_record, write_script,
 };
 
 /// How often jobs are looked at that run; others six times as often.
@@ -51,6 +52,8 @@ pub(super) struct Keeper {
     joined: Arc<AtomicU64>,
     wake: Wake,
     jobs: Vec<Watched>,
+    /// Those of an earlier controller of which the batch system has said nothing yet.
+    unsure: Vec<Job>,
     /// Failures in a row, what the last one was, and until when nothing is submitted.
     failures: u32,
     trouble: Option<String>,
@@ -73,6 +76,7 @@ impl Keeper {
             joined,
             wake,
             jobs: Vec::new(),
+            unsure: Vec::new(),
             failures: 0,
             trouble: None,
             retry: Instant::now(),
@@ -85,19 +89,45 @@ impl Keeper {
 
     /// Takes over what an earlier controller has left, and submits what is there from the beginning.
     pub(super) fn begin(&mut self) -> Result<(), BatchError> {
-        for job in survivors(&self.plan) {
-            (self.sink)(LaunchEvent::Progress {
-                host: self.name(&job.number),
-                step: format!("{} engine(s) of the earlier controller", job.engines),
-            });
-            self.watch(job);
-        }
-        match self.plan.growth {
-            None if self.jobs.is_empty() => {
-                self.submit(self.plan.engines, true, Duration::ZERO)?;
+        self.unsure = recorded(&self.plan);
+        self.take_over()
+    }
+
+    /// Takes over what is left of an earlier controller's jobs; when that is known of all, submits what lacks.
+    fn take_over(&mut self) -> Result<(), BatchError> {
+        self.trouble = None;
+        for job in std::mem::take(&mut self.unsure) {
+            match state(self.plan.system, &job.number) {
+                None => self.unsure.push(job),
+                Some(JobState::Gone) => {}
+                Some(_) => {
+                    (self.sink)(LaunchEvent::Progress {
+                        host: self.name(&job.number),
+                        step: format!("{} engine(s) of the earlier controller", job.engines),
+                    });
+                    self.watch(job);
+                }
             }
-            None => {}
-            Some(growth) => self.fill(growth)?,
+        }
+        if let Some(job) = self.unsure.first() {
+            let (query, _) = (self.plan.system.query)(&job.number);
+            let name = self.name(&job.number);
+            self.fail(format!(
+                "{query} does not say what became of {name} of the earlier controller"
+            ));
+            (self.sink)(LaunchEvent::Failed {
+                host: self.plan.system.name.to_owned(),
+                reason: self.trouble.clone().unwrap_or_default(),
+            });
+        } else {
+            self.failures = 0;
+            match self.plan.growth {
+                None if self.jobs.is_empty() => {
+                    self.submit(self.plan.engines, true, Duration::ZERO)?;
+                }
+                None => {}
+                Some(growth) => self.fill(growth)?,
+            }
         }
         self.tell();
         Ok(())
@@ -204,6 +234,14 @@ impl Keeper {
         ));
     }
 
+    fn refused(&mut self, error: &BatchError) {
+        (self.sink)(LaunchEvent::Failed {
+            host: self.plan.system.name.to_owned(),
+            reason: error.to_string(),
+        });
+        self.fail(error.to_string());
+    }
+
     pub(super) fn run(mut self) {
         loop {
             if self.stop.load(Ordering::Acquire) {
@@ -211,17 +249,21 @@ impl Keeper {
             }
             let mut changed = self.look();
             match self.plan.growth {
+                _ if !self.unsure.is_empty() => {
+                    if Instant::now() >= self.retry
+                        && let Err(error) = self.take_over()
+                    {
+                        self.refused(&error);
+                        changed = true;
+                    }
+                }
                 None if self.jobs.is_empty() => return self.tell(),
                 None => {}
                 Some(growth) if Instant::now() >= self.retry => {
                     let before = self.jobs.len();
                     changed |= self.trouble.take().is_some();
                     if let Err(error) = self.grow(growth) {
-                        (self.sink)(LaunchEvent::Failed {
-                            host: self.plan.system.name.to_owned(),
-                            reason: error.to_string(),
-                        });
-                        self.fail(error.to_string());
+                        self.refused(&error);
                     }
                     changed |= self.jobs.len() != before || self.trouble.is_some();
                 }
@@ -243,13 +285,20 @@ impl Keeper {
     fn look(&mut self) -> bool {
         let mut changed = false;
         let mut at = 0;
-        while at < self.jobs.len() {
+        // At the end there is no time for it.
+        while at < self.jobs.len() && !self.stop.load(Ordering::Acquire) {
             let watched = &self.jobs[at];
             let (host, engines) = (self.name(&watched.job.number), watched.job.engines);
             match state(self.plan.system, &watched.job.number) {
                 Some(JobState::Gone) => {
                     let watched = self.jobs.swap_remove(at);
                     self.gone(&watched, host);
+                    changed = true;
+                    continue;
+                }
+                Some(JobState::Stuck(state)) => {
+                    let watched = self.jobs.swap_remove(at);
+                    self.stuck(&watched, &state);
                     changed = true;
                     continue;
                 }
@@ -283,6 +332,25 @@ impl Keeper {
         changed
     }
 
+    /// A job that will not run is no job: it counts as a failed one, and does not stay in the queue.
+    fn stuck(&mut self, watched: &Watched, state: &str) {
+        let (system, number) = (self.plan.system, &*watched.job.number);
+        let host = self.name(number);
+        let why = why(system, number).map_or(String::new(), |why| format!(": {why}"));
+        let reason = format!("{host} cannot run ({state}){why}");
+        if let Err(error) = cancel(system, &[number], false) {
+            (self.sink)(LaunchEvent::Failed {
+                host: host.clone(),
+                reason: error,
+            });
+        }
+        (self.sink)(LaunchEvent::Failed {
+            host,
+            reason: reason.clone(),
+        });
+        self.fail(reason);
+    }
+
     fn gone(&mut self, watched: &Watched, host: String) {
         let came = self.joined.load(Ordering::Relaxed) > watched.joined;
         if self.plan.growth.is_none() || !came {
@@ -307,6 +375,7 @@ impl Keeper {
             self.jobs
                 .iter()
                 .map(|watched| watched.job.clone())
+                .chain(self.unsure.iter().cloned())
                 .collect()
         };
         if let Err(error) = write_record(&self.plan, jobs()) {
@@ -316,6 +385,7 @@ impl Keeper {
             let state = match &watched.state {
                 JobState::Waiting(why) => format!("waiting: {why}"),
                 JobState::Running => "running".to_owned(),
+                JobState::Stuck(why) => why.clone(),
                 JobState::Gone => "gone".to_owned(),
             };
             json!({"job": watched.job.number, "engines": watched.job.engines, "state": state})
@@ -336,8 +406,9 @@ impl Keeper {
 
     /// Cancels everything; the launcher does not wait for longer than its grace.
     fn end(self) {
-        let numbers: Vec<&str> = self.jobs.iter().map(|w| &*w.job.number).collect();
-        if let Err(reason) = cancel(self.plan.system, &numbers) {
+        let jobs = self.jobs.iter().map(|watched| &watched.job);
+        let numbers: Vec<&str> = jobs.chain(&self.unsure).map(|job| &*job.number).collect();
+        if let Err(reason) = cancel(self.plan.system, &numbers, true) {
             (self.sink)(LaunchEvent::Failed {
                 host: self.plan.system.name.to_owned(),
                 reason,

@@ -219,8 +219,8 @@ fn write_record(plan: &Plan, jobs: Vec<Job>) -> io::Result<()> {
     profile::replace(&plan.record, &serde_json::to_vec(&recorded)?)
 }
 
-/// The jobs of an earlier controller that wait or run.
-fn survivors(plan: &Plan) -> Vec<Job> {
+/// The jobs of an earlier controller, whatever has become of them.
+fn recorded(plan: &Plan) -> Vec<Job> {
     if !plan.adopt {
         return Vec::new();
     }
@@ -228,10 +228,7 @@ fn survivors(plan: &Plan) -> Vec<Job> {
         .ok()
         .and_then(|bytes| serde_json::from_slice::<Recorded>(&bytes).ok());
     let jobs = recorded.filter(|recorded| recorded.system == plan.system.name);
-    let there =
-        |job: &Job| state(plan.system, &job.number).is_some_and(|state| state != JobState::Gone);
-    let jobs = jobs.map(|recorded| recorded.jobs).unwrap_or_default();
-    jobs.into_iter().filter(there).collect()
+    jobs.map(|recorded| recorded.jobs).unwrap_or_default()
 }
 
 /// How a job is, as far as its system answers.
@@ -248,6 +245,22 @@ fn state(system: &System, job: &str) -> Option<JobState> {
         &String::from_utf8_lossy(&output.stdout),
         &String::from_utf8_lossy(&output.stderr),
     )
+}
+
+/// Why a job cannot run, in its system's words.
+fn why(system: &System, job: &str) -> Option<String> {
+    let (command, head) = system.why?;
+    let (program, args) = command.split_first()?;
+    let output = Command::new(program)
+        .args(args)
+        .arg(job)
+        .stdin(Stdio::null())
+        .output()
+        .ok()?;
+    let text = String::from_utf8_lossy(&output.stdout);
+    let line = text.lines().find_map(|line| line.strip_prefix(head))?;
+    // The task's number stands before it.
+    Some(line.split_once(':')?.1.trim().to_owned())
 }
 
 fn template(plan: &Plan) -> Result<Cow<'static, str>, BatchError> {
@@ -330,8 +343,8 @@ fn words_of(output: &Output) -> String {
         .unwrap_or_else(|| output.status.to_string())
 }
 
-/// Cancels jobs, all before it waits until they are gone: that may take longer than there is time.
-fn cancel(system: &System, jobs: &[&str]) -> Result<(), String> {
+/// Cancels jobs, all before it waits (`wait`) until they are gone: that may take longer than there is time.
+fn cancel(system: &System, jobs: &[&str], wait: bool) -> Result<(), String> {
     if jobs.is_empty() {
         return Ok(());
     }
@@ -340,7 +353,7 @@ fn cancel(system: &System, jobs: &[&str]) -> Result<(), String> {
         .stdin(Stdio::null())
         .output()
         .map_err(|error| format!("`{} {}`: {error}", system.cancel, jobs.join(" ")))?;
-    for job in jobs {
+    for job in jobs.iter().filter(|_| wait) {
         while state(system, job).is_some_and(|state| state != JobState::Gone) {
             thread::sleep(Duration::from_millis(200));
         }

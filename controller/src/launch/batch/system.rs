@@ -27,6 +27,8 @@ pub struct System {
     pub query: fn(&str) -> (&'static str, Vec<String>),
     /// What it says of the job of that number: success, standard output, standard error.
     pub state: fn(&str, bool, &str, &str) -> Option<JobState>,
+    /// The command that says why a job cannot run, and how that line begins.
+    pub why: Option<(&'static [&'static str], &'static str)>,
     /// The command that ends a job.
     pub cancel: &'static str,
     /// How options begin that say how long a job may run; those of `-l` contain it.
@@ -40,6 +42,8 @@ pub enum JobState {
     Waiting(String),
     /// At least a part of it runs.
     Running,
+    /// It is in the queue, and will not run by itself.
+    Stuck(String),
     /// It has ended, or was never there.
     Gone,
 }
@@ -78,6 +82,7 @@ pub static SYSTEMS: [System; 5] = [
             None if ok || err.contains("Invalid job id") => Some(JobState::Gone),
             None => None,
         },
+        why: None,
         cancel: "scancel",
         limits: &["--time", "-t"],
     },
@@ -107,6 +112,7 @@ pub static SYSTEMS: [System; 5] = [
             None if ok || gone_words(err) => Some(JobState::Gone),
             None => None,
         },
+        why: None,
         cancel: "qdel",
         limits: &["walltime"],
     },
@@ -140,11 +146,13 @@ pub static SYSTEMS: [System; 5] = [
                     .or(states.first())
                 {
                     Some(s) if s.contains(['r', 't', 'd']) => JobState::Running,
+                    Some(s) if s.contains('E') => JobState::Stuck(format!("state {s}")),
                     Some(s) => JobState::Waiting(format!("state {s}")),
                     None => JobState::Gone,
                 },
             )
         },
+        why: Some((&["qstat", "-j"], "error reason")),
         cancel: "qdel",
         limits: &["h_rt"],
     },
@@ -188,6 +196,7 @@ pub static SYSTEMS: [System; 5] = [
                 },
             )
         },
+        why: None,
         cancel: "bkill",
         limits: &["-W"],
     },
@@ -228,6 +237,7 @@ pub static SYSTEMS: [System; 5] = [
                 JobState::Gone
             })
         },
+        why: None,
         cancel: "condor_rm",
         limits: &[],
     },

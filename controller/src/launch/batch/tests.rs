@@ -188,6 +188,10 @@ fn numbers_and_states_are_understood() {
         Some(JobState::Waiting("state qw".into()))
     );
     assert_eq!(state("sge", true, &sge("r"), ""), Some(JobState::Running));
+    assert_eq!(
+        state("sge", true, &sge("Eqw"), ""),
+        Some(JobState::Stuck("state Eqw".into()))
+    );
     // That of another job says nothing of this one.
     let other = sge("r").replace("      5 ", "     15 ");
     assert_eq!(state("sge", true, &other, ""), Some(JobState::Gone));
@@ -267,6 +271,7 @@ fn a_job_is_watched_and_cancelled() {
                 JobState::Gone
             })
         },
+        why: None,
         cancel: "",
         limits: &[],
     };
@@ -363,6 +368,7 @@ fn copy(s: &System) -> System {
         number: s.number,
         query: s.query,
         state: s.state,
+        why: s.why,
         cancel: s.cancel,
         limits: s.limits,
     }

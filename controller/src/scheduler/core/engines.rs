@@ -301,11 +301,9 @@ impl Core {
                     continue;
                 };
                 let pool = &self.pools.pools[entry.pool as usize];
-                (pool.constraints.targets.is_some() || !pool.constraints.prefer.is_empty())
-                    && pool
-                        .engines
-                        .iter()
-                        .all(|&s| entry.refused.contains(&self.engines[s as usize].key()))
+                let only =
+                    pool.constraints.targets.is_some() || !pool.constraints.prefer.is_empty();
+                pool.engines.is_empty() && only || self.is_refused(class)
             };
             if gone {
                 self.decide_class(now, class);

@@ -9,7 +9,7 @@ use foldhash::fast::FixedState;
 
 use super::Core;
 use super::clients::Bucket;
-use super::group::{Dep, Stage};
+use super::group::{Dep, LACKS_INPUT, Stage};
 use super::id::{NONE, TaskId, split_member};
 use super::past::{Found, Past, Places, place_in};
 use super::types::{Action, Dependency, EngineKey, FailKind, GroupKey, Known, Nanos};
@@ -414,6 +414,10 @@ impl Core {
                 let text = self.why_dead(class, class != base);
                 return self.fail_waiting(now, index, FailKind::ImpossibleDependency, &text);
             }
+        }
+        if self.groups[index].is(LACKS_INPUT) && self.is_refused(base) {
+            let text = "no engine that is there and may take it has its inputs: submit it again, which sends them";
+            return self.fail_waiting(now, index, FailKind::MissingInput, text);
         }
         if !blocked && class == base {
             class = self.preferred_class(now, index, base);

@@ -39,6 +39,8 @@ pub(super) const RETURNED: u8 = 32;
 
 /// A host that it held is gone: it is stopped, and counts as lost unless it ends well.
 pub(super) const HOST_LOST: u8 = 64;
+/// An engine did not have its inputs, which no engine brings along.
+pub(super) const LACKS_INPUT: u8 = 128;
 
 /// A group, or a member split from an array.
 #[derive(Debug)]

@@ -17,7 +17,8 @@
 //! 6. What can never run fails at once, and nothing that could still run is failed. Engines may always join, so only
 //!    these make a member impossible: outcomes of what it depends on; ids that are unknown, or its own; `targets`
 //!    (or the engines it must follow to) of which each has left, refused it, or lacks by nature what it asks.
-//!    The state of an engine that has registered does not change; an engine never seen may still come.
+//!    The state of an engine that has registered does not change; an engine never seen may still come. It brings no
+//!    inputs along: a task that lacked its own on an engine fails once no registered one is left that could take it.
 //! 7. An aborted member is never given out again; answers that come late are not delivered.
 //! 8. Turns: of the tasks an engine may take, it gets one of the client that was served least (in task time), of
 //!    these the highest priority, of these the first to become runnable. What does not fit now is passed over.

@@ -516,6 +516,19 @@ impl Core {
         !engines.is_empty() && refused.len() >= engines.len() && engines.iter().all(refuses)
     }
 
+    /// Each registered engine that could ever take tasks of this class has refused them.
+    pub(super) fn is_refused(&self, class: u32) -> bool {
+        let refused = &self.pools.classes[class as usize].refused;
+        !refused.is_empty()
+            && self.pool_engines(class).iter().all(|&slot| {
+                let engine = &self.engines[slot as usize];
+                let host = self.hosts.of(engine);
+                let could = |request: &Arc<Request>| host.is_none_or(|host| host.could(request));
+                refused.contains(&engine.key())
+                    || self.constraints(class).request.is_some() && !self.requests(class).any(could)
+            })
+    }
+
     pub(super) fn with_refused(&mut self, class: u32, engine: EngineKey) -> u32 {
         let old = &self.pools.classes[class as usize];
         let mut refused: Vec<EngineKey> = old

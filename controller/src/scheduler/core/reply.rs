@@ -6,7 +6,7 @@ use super::Core;
 use super::auto::UNKNOWN;
 use super::clients::{Bucket, End};
 use super::graph::Ended;
-use super::group::{ABORTED, FIRST, HOST_LOST, KILLED, MAY_RETURN, Stage};
+use super::group::{ABORTED, FIRST, HOST_LOST, KILLED, LACKS_INPUT, MAY_RETURN, Stage};
 use super::id::NONE;
 use super::past::{Members, Past, Places};
 use super::place::from_units;
@@ -49,6 +49,13 @@ impl Core {
         self.hungry.push_back(engine.slot);
         self.settle(now);
         deliver
+    }
+
+    /// The engine whose unmet dependency for the single task is about to be reported did not have its inputs.
+    pub fn lacks_input(&mut self, group: GroupKey) {
+        if self.groups.get(group).is_some() {
+            self.groups[group.index].set(LACKS_INPUT, true);
+        }
     }
 
     pub(super) fn is_registered(&self, engine: EngineKey) -> bool {

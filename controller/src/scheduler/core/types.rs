@@ -354,6 +354,8 @@ pub enum FailKind {
     TaskAborted,
     /// `no_wait`, and no engine could take it.
     NoEngine,
+    /// No registered engine that could take it has its inputs.
+    MissingInput,
 }
 
 impl FailKind {
@@ -366,6 +368,7 @@ impl FailKind {
             FailKind::EngineError => "EngineError",
             FailKind::TaskAborted => "TaskAborted",
             FailKind::NoEngine => "NoEnginesRegistered",
+            FailKind::MissingInput => "MissingInput",
         }
     }
 }

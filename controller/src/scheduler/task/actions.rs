@@ -162,7 +162,11 @@ impl Scheduler {
         };
         group.remaining = group.remaining.saturating_sub(range.end - range.start);
         let mut text = text.to_owned();
-        if let (FailKind::TaskTimeout, Some(lacked)) = (kind, &group.lacked) {
+        if let (
+            FailKind::TaskTimeout | FailKind::ImpossibleDependency | FailKind::MissingInput,
+            Some(lacked),
+        ) = (kind, &group.lacked)
+        {
             text += &format!("; the last engine said: {lacked}");
         }
         let outcome = match kind {

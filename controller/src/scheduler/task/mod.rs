@@ -18,6 +18,7 @@ mod turn;
 mod watch;
 
 pub(crate) use intake::reply_type;
+pub(crate) use watch::last_line;
 
 use std::{
     cell::Cell,

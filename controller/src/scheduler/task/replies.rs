@@ -7,7 +7,7 @@ use ipbroker_protocol::{
     bundle,
     envelope::{DELIMITER, Envelope},
     frames::{Frames, Packed, slices},
-    message::{HeaderRef, LeaveReply, ParentRef, ReplyMetadata, Waiting, types},
+    message::{ErrorContent, HeaderRef, LeaveReply, ParentRef, ReplyMetadata, Waiting, types},
     route,
     session::Packer,
     time,
@@ -237,6 +237,14 @@ impl Scheduler {
             .unwrap_or(0.0)
             .clamp(0.0, 1e9);
         let range = metadata.range;
+        if range.is_none()
+            && default == Outcome::Unmet
+            && packer
+                .unpack::<ErrorContent>(parts.content)
+                .is_ok_and(|said| said.ename == ErrorContent::MISSING_INPUT)
+        {
+            self.core.lacks_input(key);
+        }
         let now = self.now();
         let deliver = self.core.replied(
             now,

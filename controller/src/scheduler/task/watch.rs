@@ -543,7 +543,7 @@ fn line(text: &str) -> String {
     cut(text.lines().map(str::trim).find(|line| !line.is_empty()))
 }
 
-pub(super) fn last_line(text: &str) -> String {
+pub(crate) fn last_line(text: &str) -> String {
     cut(text
         .lines()
         .rev()

@@ -429,6 +429,7 @@ impl World {
             FailKind::EngineError => member.owed == Some(kind),
             FailKind::TaskAborted => member.owed == Some(kind) || self.abort_overdue(t, m),
             FailKind::NoEngine => false,
+            FailKind::MissingInput => member.at == At::Waiting && self.bereft(t, m),
         };
         ensure!(
             legal,
@@ -530,6 +531,12 @@ impl World {
                 if task.prefer {
                     continue;
                 }
+                // What a host has may have shrunk without a word.
+                ensure!(
+                    !task.requests.is_empty() || !self.bereft(t, m),
+                    "{}:{m} waits for an engine to bring its inputs",
+                    task.id
+                );
                 for n in 0..self.nodes.len() {
                     ensure!(
                         !(self.nodes[n].alive

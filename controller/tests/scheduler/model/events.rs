@@ -155,6 +155,11 @@ impl World {
         default: Outcome,
         exceptions: Vec<(u32, Outcome)>,
     ) -> Check {
+        let single = self.tasks[task].members.len() == 1;
+        let lacks_input = single && default == Outcome::Unmet && self.event % 2 == 0;
+        if lacks_input {
+            self.core.lacks_input(self.tasks[task].key);
+        }
         let deliver = self.core.replied(
             self.now,
             self.nodes[node].key,
@@ -211,6 +216,7 @@ impl World {
                     if outcome == Outcome::Unmet || !may_return {
                         member.refused.insert(node);
                     }
+                    member.lacks_input |= lacks_input;
                     member.at = At::Waiting;
                     member.apart = array;
                     member.since = now + waits;

@@ -154,6 +154,12 @@ impl World {
                 .is_none_or(|known| known.iter().any(|&n| self.suits(t, m, n))))
     }
 
+    /// Its inputs are on no engine that is there and could take it.
+    pub(super) fn bereft(&self, t: usize, m: usize) -> bool {
+        let able = |n| self.suits(t, m, n) && (self.tasks[t].nodes > 0 || self.could(t, m, n));
+        self.tasks[t].members[m].lacks_input && !(0..self.nodes.len()).any(able)
+    }
+
     pub(super) fn possible(&self, t: usize, m: usize) -> bool {
         let (after, place) = self.deps(t);
         !matches!(after, DepState::Impossible)

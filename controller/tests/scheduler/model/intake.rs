@@ -108,6 +108,7 @@ impl World {
                     Member {
                         at: At::Waiting,
                         refused: BTreeSet::new(),
+                        lacks_input: false,
                         retries,
                         crashes,
                         delay,
@@ -148,6 +149,7 @@ impl World {
         let member = Member {
             at: At::Waiting,
             refused: BTreeSet::new(),
+            lacks_input: false,
             retries,
             crashes: None,
             delay: 0,

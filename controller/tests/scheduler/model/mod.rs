@@ -36,6 +36,8 @@ enum At {
 struct Member {
     at: At,
     refused: BTreeSet<usize>,
+    /// One of these did not have its inputs.
+    lacks_input: bool,
     retries: u32,
     /// How often it may still lose its engine, if that is counted apart.
     crashes: Option<u32>,
