@@ -156,7 +156,8 @@ impl World {
         exceptions: Vec<(u32, Outcome)>,
     ) -> Check {
         let single = self.tasks[task].members.len() == 1;
-        let lacks_input = single && default == Outcome::Unmet && self.event % 2 == 0;
+        let unmet = default == Outcome::Unmet && exceptions.is_empty();
+        let lacks_input = single && unmet && self.event % 2 == 0;
         if lacks_input {
             self.core.lacks_input(self.tasks[task].key);
         }
