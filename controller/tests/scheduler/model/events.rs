@@ -157,7 +157,7 @@ impl World {
     ) -> Check {
         let single = self.tasks[task].members.len() == 1;
         let unmet = default == Outcome::Unmet && exceptions.is_empty();
-        let lacks_input = single && unmet && self.event % 2 == 0;
+        let lacks_input = single && unmet && self.event.is_multiple_of(2);
         if lacks_input {
             self.core.lacks_input(self.tasks[task].key);
         }
