@@ -23,7 +23,9 @@ impl Hub {
         let answer = self.then(move |hub, explanation: Explanation| {
             match explanation.state {
                 TaskState::Unknown => {}
-                TaskState::Done => return hub.explain_past(to, wanted, explanation),
+                TaskState::Done | TaskState::Failed => {
+                    return hub.explain_past(to, wanted, explanation);
+                }
                 _ => return hub.explained(&to, &explanation),
             }
             let id = wanted.clone();
