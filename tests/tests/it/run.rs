@@ -589,7 +589,7 @@ fn interrupted() {
 fn interrupted_without_a_controller() {
     for signal in [Signal::KILL, Signal::STOP] {
         let mut cluster = Cluster::with_engines(1);
-        let run = cluster.start_client(&["map", "touch running; sleep 300", ":::", "x"]);
+        let run = cluster.start_client(&["map", "touch running; sleep 300; echo {}", ":::", "x"]);
         eventually("the job to run", LIMIT, || {
             cluster.path("running").exists().then_some(())
         });
