@@ -116,7 +116,9 @@ impl Watch {
         }
         let page = self.page.as_ref();
         let open = page.is_some_and(|page| page.receiver_count() > RECEIVERS);
-        if open || !self.waiting.is_empty() {
+        // The first one begins the history.
+        let first = page.is_some() && self.points.is_empty();
+        if open || first || !self.waiting.is_empty() {
             Some(self.next)
         } else {
             page.map(|_| self.next + (IDLE_PERIOD - PERIOD))

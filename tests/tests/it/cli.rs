@@ -77,7 +77,7 @@ fn what_cannot_be_is_refused_by_name() {
     ];
     without.extend(&map[2..]);
     let run = ends(&place, place.bare("ipclient"), &without);
-    fails_with(&run, &["ended too early", "/nonexistent"]);
+    fails_with(&run, &["cannot start /nonexistent"]);
 }
 
 /// As for IPython.
