@@ -474,7 +474,8 @@ impl Core {
         let base = self.base_class(index);
         let extra = self.groups[index].extra.as_ref();
         let for_ever = extra.is_none_or(|extra| extra.timeout == 0);
-        if self.is_dead(base) || (for_ever && self.is_refused_by_all(base)) {
+        let tried_by_all = !self.pool_engines(base).is_empty() && self.is_refused(base);
+        if self.is_dead(base) || (for_ever && tried_by_all) {
             return true;
         }
         match self.judge(index) {

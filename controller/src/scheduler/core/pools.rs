@@ -508,14 +508,6 @@ impl Core {
         })
     }
 
-    /// There are engines that match, and each has refused such a task.
-    pub(super) fn is_refused_by_all(&self, class: u32) -> bool {
-        let refused = &self.pools.classes[class as usize].refused;
-        let engines = self.pool_engines(class);
-        let refuses = |slot: &u32| refused.contains(&self.engines[*slot as usize].key());
-        !engines.is_empty() && refused.len() >= engines.len() && engines.iter().all(refuses)
-    }
-
     /// Each registered engine that could ever take tasks of this class has refused them.
     pub(super) fn is_refused(&self, class: u32) -> bool {
         let refused = &self.pools.classes[class as usize].refused;

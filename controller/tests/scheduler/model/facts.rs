@@ -114,13 +114,18 @@ impl World {
         self.matches(t, n) && !self.tasks[t].members[m].refused.contains(&n)
     }
 
-    /// Every engine of the kind that it asks for has refused the member, and it may wait for ever for another.
+    /// Every engine of the kind that it asks for has refused the member, or has not what it needs, and it may wait for ever for
+    /// another.
     pub(super) fn refused_by_all(&self, t: usize, m: usize) -> bool {
         let refused = &self.tasks[t].members[m].refused;
+        let never = |n| self.tasks[t].nodes == 0 && !self.could(t, m, n);
         let mut fit = (0..self.nodes.len())
             .filter(|&n| self.matches(t, n))
             .peekable();
-        self.tasks[t].timeout == 0 && fit.peek().is_some() && fit.all(|n| refused.contains(&n))
+        self.tasks[t].timeout == 0
+            && fit.peek().is_some()
+            && !refused.is_empty()
+            && fit.all(|n| refused.contains(&n) || never(n))
     }
 
     /// The engine is of the kind the task asks for.
