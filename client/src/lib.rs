@@ -1,4 +1,10 @@
-//! The client of ipbroker: functions and commands on the engines of a cluster.
+//! The client library of ipbroker: it runs functions and commands on the engines of a cluster.
+//!
+//! A [`Client`] is the connection to one controller; [`Client::builder`] says to which one. Calls go through a view: a
+//! [`LoadBalancedView`] leaves it to the controller which engine runs a call, and has its options (retries, dependencies,
+//! resources, …); a [`DirectView`] calls engines that you name. What a call returns is an [`AsyncResult`] or an
+//! [`AsyncMapResult`]. The module [`job`] has the job lines of `ipclient run`, [`Batch`] submits them, and
+//! [`Client::hosts`] gives the files on the engines' hosts.
 //!
 //! ```no_run
 //! use ipbroker_client::Client;
@@ -14,8 +20,9 @@
 //! # Ok::<(), ipbroker_client::Error>(())
 //! ```
 //!
-//! One background thread a [`Client`] does all input and output; every type here may be used from any thread, blocking
-//! or async. Submissions are kept until the controller has acknowledged them and are sent again to a restarted one.
+//! Each [`Client`] has one background thread, which does all input and output; every type here may be used from any thread,
+//! blocking or async. A submission is kept until the controller has acknowledged it, and is sent again to a controller that
+//! was started anew.
 
 mod batch;
 mod builder;

@@ -1,6 +1,6 @@
 //! The engine of ipbroker: a process that runs shell commands and Rust functions for clients of a controller.
 //!
-//! `ipengine` is this crate's program. A Rust programmer who wants functions of their own builds another one:
+//! `ipengine` is this crate's program. For an engine with Rust functions of your own, build another program:
 //!
 //! ```no_run
 //! fn main() -> Result<(), ipbroker_engine::EngineError> {
@@ -11,10 +11,14 @@
 //! }
 //! ```
 //!
-//! Jobs never outlive their engine process: a small *reaper* process watches over it and kills what is left, even after
-//! `kill -9`. In a program that calls [`init`] first the reaper is that same program, started again, and also tells the
-//! controller at once what had been started; else it is a few lines of shell, and the controller learns of the
-//! death by the heartbeat.
+//! A function gets a [`function::Context`], which tells about the call and whether it was aborted, and one argument; the
+//! argument and the result are of types that serde can serialize. For calls that share a state there is
+//! [`function::Executor`].
+//!
+//! Jobs never outlive their engine process: a small *reaper* process watches it and kills what is left of its jobs, even after
+//! `kill -9`. If the program calls [`init`] first, the reaper is the same program, started again, and also tells the
+//! controller at once which tasks had been started. Otherwise it is a few lines of shell, and the controller notices the end
+//! of the engine only by its missing heartbeats.
 
 mod builder;
 pub mod cancel;

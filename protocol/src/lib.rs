@@ -1,7 +1,7 @@
-//! The wire of ipbroker: the Jupyter / IPython-parallel message protocol, packed with MessagePack (or JSON), over ZeroMQ.
+//! The messages of ipbroker: the protocol of Jupyter and IPython parallel over ZeroMQ, packed with MessagePack or JSON.
 //!
-//! The controller, the engine and the client meet only here. `PROTOCOL.md` beside this crate is normative; the modules
-//! follow its chapters: [`envelope`] (frames), [`bundle`] (many at once), [`route`] (engines that share connections), [`session`] (packing and signing), [`message`] (headers and contents),
+//! This crate is all that the controller, the engine and the client have in common. `PROTOCOL.md` beside it is normative; the
+//! modules follow its chapters: [`envelope`] (frames), [`bundle`] (many at once), [`route`] (engines that share connections), [`session`] (packing and signing), [`message`] (headers and contents),
 //! [`dependency`], [`resources`], [`connection`] and [`profile`] (files), [`socket`], [`wake`] and [`junk`] (I/O helpers), [`time`] (dates),
 //! [`shell`], [`size`] and [`usage`] (command lines).
 

@@ -1,4 +1,5 @@
-//! Job lines: one JSON object a line in, the same object with `result` out (Bakapara's format).
+//! Job lines, as `ipclient run` reads and prints them: one JSON object on each line, and the same object with `result` when
+//! the job has ended (the format of Bakapara). `docs/reference/jobs.md` lists their keys.
 
 mod convert;
 mod error;
