@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use ipbroker_protocol::message::{
     AbortReply, AbortRequest, EngineInfo, EventsRequest, OutputReply, OutputRequest, Sample, Stats,
-    WebReply, types,
+    Unschedulable, WebReply, types,
 };
 use ipbroker_protocol::value::or_null;
 use ipbroker_protocol::zmq::Message;
@@ -290,6 +290,19 @@ impl Client {
     pub fn explain(&self, msg_id: &str) -> Result<Explanation> {
         let request = BTreeMap::from([("msg_id", msg_id)]);
         self.query(types::EXPLAIN_REQUEST, &request)
+    }
+
+    /// What tasks of this client wait for that no engine has. Not what waits for its turn, nor for the first engine of all.
+    ///
+    /// # Errors
+    /// When the hub refuses or does not answer.
+    pub fn unschedulable(&self) -> Result<Vec<Unschedulable>> {
+        #[derive(Deserialize)]
+        struct Answer {
+            waits: Vec<Unschedulable>,
+        }
+        let answer: Answer = self.query(types::EXPLAIN_REQUEST, &BTreeMap::<&str, &str>::new())?;
+        Ok(answer.waits)
     }
 
     /// What a task has written so far, this client's or another's; `seen`: bytes of its standard output and standard error

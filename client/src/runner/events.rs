@@ -4,6 +4,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use crossbeam_channel::{Receiver, Sender};
+use ipbroker_client::protocol::message::Unschedulable;
 use ipbroker_client::{Listener, Part, Sink};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
@@ -21,8 +22,8 @@ pub(crate) enum Event {
     Printed(Printed),
     /// The jobs go on although they should not.
     AbortFailed(String),
-    /// Something for the user.
-    Say(String),
+    /// What jobs wait for that no engine has.
+    Waits(Vec<Unschedulable>),
 }
 
 /// What a job that runs has printed.

@@ -6,26 +6,28 @@ pub(crate) mod files;
 pub(crate) mod halt;
 mod place;
 mod submit;
+mod waits;
 
 use std::path::Path;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, never, select};
 use ipbroker_client::job::{Job, JobResult, JobStatus, directory};
-use ipbroker_client::protocol::message::Command;
+use ipbroker_client::protocol::message::{Command, Unschedulable};
 use ipbroker_client::{Batch, Client, Notice};
 
 use crate::cli::JobArgs;
 use crate::failure::Failure;
 use crate::local::Pulse;
-use crate::output::jobs_wait;
 use crate::output::progress::Progress;
+use crate::output::{jobs_wait, plural};
 use crate::resume::Jobs;
 use crate::source::{self, Line};
 use events::{Event, Events, Printed};
 use failures::Failed;
 use halt::{Halt, What};
 pub(crate) use submit::Seen;
+use waits::Waits;
 
 /// Output is flushed at least this often, and at once when nothing happens.
 const FLUSH: Duration = Duration::from_millis(50);
@@ -185,6 +187,7 @@ pub(crate) struct Runner<'a> {
     unflushed: bool,
     last_tick: Instant,
     said_no_engines: bool,
+    waits: Waits,
     /// The controller has said that it ends.
     shut_down: bool,
 }
@@ -223,6 +226,7 @@ impl<'a> Runner<'a> {
             unflushed: false,
             last_tick: now,
             said_no_engines: false,
+            waits: Waits::new(now),
             shut_down: false,
         })
     }
@@ -237,7 +241,7 @@ impl<'a> Runner<'a> {
     pub(crate) fn run_all(mut self, Jobs { jobs, refused }: Jobs) -> Result<Summary, Failure> {
         self.check_engines()?;
         let graph = source::graph(&self.options.source, &jobs)?;
-        place::check(&self.client, &self.options, &jobs, &self.events.sender)?;
+        place::check(&self.client, &self.options, &jobs)?;
         self.total = jobs.len() as u64;
         self.progress.total(self.total);
         self.progress.started(self.total, self.engines());
@@ -311,6 +315,25 @@ impl<'a> Runner<'a> {
         }
     }
 
+    /// What no engine has that is here, once each.
+    fn tell_waits(&mut self, waits: &[Unschedulable]) {
+        self.waits.answered();
+        for wait in waits {
+            let place = self.batch.place(&wait.msg_id);
+            // It may have ended meanwhile.
+            let slot = place.and_then(|index| self.slots.get(index)?.as_ref());
+            if let Some(slot) = slot.filter(|_| self.waits.is_new(&wait.text)) {
+                let (unit, line) = (self.options.unit, slot.line);
+                let others = match wait.tasks {
+                    0 | 1 => String::new(),
+                    tasks => format!(", and {}", plural(tasks - 1, "other")),
+                };
+                self.progress
+                    .say(&format!("{unit} {line} waits{others}: {}", wait.text));
+            }
+        }
+    }
+
     /// The loop: results, lines, signals, until nothing is left.
     fn finish(mut self, mut input: Option<Receiver<Vec<Line>>>) -> Result<Summary, Failure> {
         let nothing = never();
@@ -362,7 +385,7 @@ impl<'a> Runner<'a> {
                         return Ok(self.summary(true));
                     }
                     Ok(Event::Printed(printed)) => self.printed(printed)?,
-                    Ok(Event::Say(text)) => self.progress.say(&text),
+                    Ok(Event::Waits(waits)) => self.tell_waits(&waits),
                     Err(_) => break,
                 },
                 recv(lines) -> batch => match batch {
@@ -426,6 +449,12 @@ impl<'a> Runner<'a> {
             self.progress
                 .position(self.done, self.failed, self.engines());
             self.tell_no_engines();
+            let goes_on = self.signal.is_none() && self.halted.is_none() && !self.shut_down;
+            if goes_on && self.done < self.total {
+                let coming = self.options.coming.unwrap_or(0) as usize;
+                let all_here = self.client.engine_count() >= coming;
+                (self.waits).ask(&self.client, all_here, &self.events.sender);
+            }
             for notice in self.client.take_notices() {
                 self.shut_down = match notice {
                     Notice::ShutDown => true,
@@ -498,8 +527,6 @@ impl<'a> Runner<'a> {
             let refused = place::refused(&self.client, &self.options, &jobs)?;
             good.retain(|at| !refused.contains_key(at));
             bad.extend(refused.into_iter().map(|(at, error)| (base + at, error)));
-        } else {
-            place::check_stream(&self.client, &self.options, &jobs, &self.events.sender);
         }
         for (index, error) in bad {
             self.refuse(index, &jobs[index - base], &error)?;
@@ -515,6 +542,7 @@ impl<'a> Runner<'a> {
             self.submit(base, &jobs, &[at])?;
         }
         self.tell_no_engines();
+        self.waits.moved();
         Ok(())
     }
 
@@ -590,6 +618,7 @@ impl<'a> Runner<'a> {
             return Ok(());
         };
         self.done += 1;
+        self.waits.moved();
         // After Ctrl-C, jobs that never started are dropped without a line.
         let dropped = (self.signal.is_some() || self.halted.is_some())
             && result.status == JobStatus::Aborted

@@ -1,21 +1,18 @@
-//! Jobs that ask for hosts, tags or resources that no engine has: said at once, or refused.
+//! `--no-wait`: jobs that ask for hosts, tags or resources that no engine has are refused.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use crossbeam_channel::Sender;
 use ipbroker_client::Client;
 use ipbroker_client::job::{Job, Placement};
 use ipbroker_client::protocol::message::EngineInfo;
 use ipbroker_client::protocol::resources::{self, Amount, Request};
 
 use super::Options;
-use super::events::Event;
 use crate::failure::Failure;
-use crate::output::jobs_wait;
 
-/// What a job asks for and whom it concerns.
-type Wishes = BTreeMap<Wish, Vec<u64>>;
+/// What is asked for, and the first line that does.
+type Wishes = BTreeMap<Wish, u64>;
 
 /// Amounts by name.
 type Asked = Vec<(String, Amount)>;
@@ -117,28 +114,10 @@ fn wishes(jobs: &[Job], options: &Options) -> Wishes {
             (!asked.is_empty()).then_some(Wish::Resources(asked)),
         ];
         for wish in asks.into_iter().flatten() {
-            wishes.entry(wish).or_default().push(job.line);
+            wishes.entry(wish).or_insert(job.line);
         }
     }
     wishes
-}
-
-/// The wishes that no engine meets, in words.
-fn unmet(wishes: &Wishes, engines: &[EngineInfo]) -> Vec<(String, Vec<u64>)> {
-    wishes
-        .iter()
-        .filter(|(wish, _)| !wish.met_by(engines))
-        .map(|(wish, lines)| (wish.words(), lines.clone()))
-        .collect()
-}
-
-fn lines_in_words(lines: &[u64]) -> String {
-    let mut words: Vec<String> = lines.iter().take(5).map(u64::to_string).collect();
-    if lines.len() > 5 {
-        words.push("…".into());
-    }
-    let plural = if lines.len() == 1 { "line" } else { "lines" };
-    format!("{plural} {}", words.join(", "))
 }
 
 fn where_engines_are(engines: &[EngineInfo]) -> String {
@@ -156,33 +135,13 @@ fn where_engines_are(engines: &[EngineInfo]) -> String {
     }
 }
 
-fn messages(wishes: &Wishes, engines: &[EngineInfo]) -> Vec<String> {
-    unmet(wishes, engines)
-        .into_iter()
-        .map(|(wish, lines)| {
-            format!(
-                "{} for {wish} ({}): no engine has it; {}",
-                jobs_wait(lines.len() as u64),
-                lines_in_words(&lines),
-                where_engines_are(engines)
-            )
-        })
-        .collect()
-}
-
-/// Before a file is submitted: refuses with `--no-wait`, else looks in the background and says what it finds.
-pub(crate) fn check(
-    client: &Client,
-    options: &Options,
-    jobs: &[Job],
-    say: &Sender<Event>,
-) -> Result<(), Failure> {
-    let wishes = wishes(jobs, options);
-    if wishes.is_empty() {
+/// Before a file is submitted: with `--no-wait`, whether all of it can run.
+pub(crate) fn check(client: &Client, options: &Options, jobs: &[Job]) -> Result<(), Failure> {
+    if !options.no_wait {
         return Ok(());
     }
-    if !options.no_wait {
-        tell(client.clone(), wishes, options.coming, say.clone());
+    let wishes = wishes(jobs, options);
+    if wishes.is_empty() {
         return Ok(());
     }
     match refusal(&wishes, &engines(client, options)?, options) {
@@ -200,11 +159,11 @@ fn engines(client: &Client, options: &Options) -> Result<Vec<EngineInfo>, Failur
 
 /// Why the first of these wishes cannot be met now.
 fn refusal(wishes: &Wishes, engines: &[EngineInfo], options: &Options) -> Option<String> {
-    let (wish, lines) = unmet(wishes, engines).into_iter().next()?;
+    let (wish, line) = wishes.iter().find(|(wish, _)| !wish.met_by(engines))?;
     Some(format!(
-        "{}:{}: no engine has {wish}; {}",
+        "{}:{line}: no engine has {}; {}",
         options.source,
-        lines[0],
+        wish.words(),
         where_engines_are(engines)
     ))
 }
@@ -229,29 +188,6 @@ pub(crate) fn refused(
         .collect())
 }
 
-/// Says which jobs of a stream wait for what.
-pub(crate) fn check_stream(client: &Client, options: &Options, jobs: &[Job], say: &Sender<Event>) {
-    let wishes = wishes(jobs, options);
-    if !wishes.is_empty() {
-        tell(client.clone(), wishes, options.coming, say.clone());
-    }
-}
-
-/// Looks in the background: the jobs need not wait for the answer.
-fn tell(client: Client, wishes: Wishes, coming: Option<u32>, say: Sender<Event>) {
-    let _ = std::thread::Builder::new()
-        .name("place".into())
-        .spawn(move || {
-            client.wait_for_engines(coming.unwrap_or(1) as usize, Some(Duration::from_secs(5)));
-            // If the hub does not answer there is nothing to tell; the jobs themselves will.
-            if let Ok(engines) = client.engines() {
-                for message in messages(&wishes, &engines) {
-                    let _ = say.send(Event::Say(message));
-                }
-            }
-        });
-}
-
 #[cfg(test)]
 mod tests {
     use ipbroker_client::protocol::message::Stock;
@@ -267,20 +203,7 @@ mod tests {
     }
 
     #[test]
-    fn says_who_waits_for_what() {
-        let wishes = Wishes::from([
-            (Wish::Hosts(vec!["a".into(), "x".into()]), vec![1]),
-            (Wish::Hosts(vec!["x".into()]), vec![2, 3, 4, 5, 6, 7]),
-            (Wish::Tags(vec!["gpu".into(), "big".into()]), vec![9]),
-            (Wish::Resources(vec![vec![("cpus".into(), 2000)]]), vec![10]),
-            (
-                Wish::Resources(vec![
-                    vec![("cpus".into(), 4000), ("gpus".into(), 1000)],
-                    vec![("cpus".into(), 16_000)],
-                ]),
-                vec![11],
-            ),
-        ]);
+    fn says_who_would_wait_for_what() {
         let mut engines = [engine(&["a.org", "A"], &["gpu"]), engine(&["b"], &["big"])];
         let stock = Stock {
             total: 2.0,
@@ -289,14 +212,30 @@ mod tests {
         for engine in &mut engines {
             engine.resources = BTreeMap::from([("cpus".to_owned(), stock.clone())]);
         }
-        assert_eq!(
-            messages(&wishes, &engines),
-            [
-                "6 jobs wait for host x (lines 2, 3, 4, 5, 6, …): no engine has it; engines are on a.org, b",
-                "1 job waits for tag gpu and big (line 9): no engine has it; engines are on a.org, b",
-                "1 job waits for a host with 4 cpus and 1 gpus, or 16 cpus (line 11): no engine has it; engines are on a.org, b"
-            ]
-        );
-        assert_eq!(messages(&wishes, &[]).len(), 5);
+        let hosts = |names: &[&str]| Wish::Hosts(names.iter().map(|n| n.to_string()).collect());
+        let cpus = |cpus| vec![("cpus".to_owned(), cpus)];
+        let both = vec![("cpus".into(), 4000), ("gpus".into(), 1000)];
+        let cases = [
+            (hosts(&["a", "x"]), None),
+            (hosts(&["x"]), Some("host x")),
+            (
+                Wish::Tags(vec!["gpu".into(), "big".into()]),
+                Some("tag gpu and big"),
+            ),
+            (Wish::Resources(vec![cpus(2000)]), None),
+            (
+                Wish::Resources(vec![both, cpus(16_000)]),
+                Some("a host with 4 cpus and 1 gpus, or 16 cpus"),
+            ),
+        ];
+        let options = Options {
+            source: "jobs".into(),
+            ..Options::default()
+        };
+        for (wish, lacking) in cases {
+            let refused = refusal(&Wishes::from([(wish, 3)]), &engines, &options);
+            let words = |wish| format!("jobs:3: no engine has {wish}; engines are on a.org, b");
+            assert_eq!(refused, lacking.map(words));
+        }
     }
 }

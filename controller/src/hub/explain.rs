@@ -1,6 +1,8 @@
 //! What our own programs ask about a task: why it is where it is, what it has written, which others it waits for.
 
-use ipbroker_protocol::message::{GraphReply, OutputReply, OutputRequest, SearchReply, types};
+use ipbroker_protocol::message::{
+    GraphReply, OutputReply, OutputRequest, SearchReply, Unschedulable, types,
+};
 use serde_json::{Map, Value, json};
 
 use super::{
@@ -16,8 +18,24 @@ use crate::{
 
 impl Hub {
     pub(super) fn explain(&mut self, asker: &Asker, content: &Value) {
-        let Some(id) = content["msg_id"].as_str().map(str::to_owned) else {
-            return self.fail(asker, "ValueError", "an explain_request names a msg_id");
+        let to = asker.clone();
+        let id = match &content["msg_id"] {
+            Value::String(id) => id.to_owned(),
+            Value::Null => {
+                let session = asker.session.clone();
+                let answer = self.then(move |hub, waits: Vec<Unschedulable>| {
+                    hub.reply(&to, &json!({"status": "ok", "waits": waits}));
+                });
+                let ask = Command::Unschedulable { session, answer };
+                return self.links.tasks.send(ask);
+            }
+            _ => {
+                return self.fail(
+                    asker,
+                    "ValueError",
+                    "the msg_id of an explain_request is a text",
+                );
+            }
         };
         let (to, wanted) = (asker.clone(), id.clone());
         let answer = self.then(move |hub, explanation: Explanation| {

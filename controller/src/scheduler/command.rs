@@ -7,7 +7,9 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 
-use ipbroker_protocol::message::{FailureSample, Slice, Stats, Stock, SubmissionSample};
+use ipbroker_protocol::message::{
+    FailureSample, Slice, Stats, Stock, SubmissionSample, Unschedulable,
+};
 use ipbroker_protocol::resources::{Grant, Pools};
 use ipbroker_protocol::zmq::Message;
 
@@ -316,6 +318,13 @@ pub enum Command {
         id: String,
         /// The reason.
         answer: Answer<Explanation>,
+    },
+    /// What tasks of a client wait for that no engine has.
+    Unschedulable {
+        /// The client's session.
+        session: String,
+        /// The reasons.
+        answer: Answer<Vec<Unschedulable>>,
     },
     /// Which engine has a task, or a member of an array.
     EngineOf {

@@ -638,6 +638,22 @@ fn explanations_name_what_is_missing() {
         "{why:?}"
     );
     assert!(core.explain(0, "t").engines[0].1.contains("gpu"));
+    let waits = core.unschedulable(b"c");
+    let waits = waits.iter().map(|(.., tasks, why)| (*tasks, &**why));
+    assert_eq!(
+        waits.collect::<Vec<_>>(),
+        [
+            (
+                1,
+                "No engine is registered that is on mars. It runs as soon as one registers that can."
+            ),
+            (
+                1,
+                "No engine is registered that has the tags gpu. It runs as soon as one registers that can."
+            )
+        ]
+    );
+    assert_eq!(core.unschedulable(b"another"), []);
     assert!(
         core.explain(0, "d").text.contains("h, t"),
         "{}",

@@ -398,3 +398,15 @@ pub struct OutputReply {
     /// Bytes that it has written in all.
     pub seen: [u64; 2],
 }
+
+/// What tasks wait for that no engine has.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Unschedulable {
+    /// The first of the tasks.
+    pub msg_id: String,
+    /// How many there are.
+    pub tasks: u64,
+    /// In words.
+    pub text: String,
+}

@@ -176,7 +176,7 @@ fn what_no_host_has_is_said_at_once() {
     eventually("a word about what is lacking", LIMIT, || {
         waiting
             .stderr()
-            .contains("1 job waits for a host with 2 lic")
+            .contains("line 1 waits: It asks for 1 cpu and 2 lic, and no host has that: none has any lic.")
             .then_some(())
     });
     // An engine that comes later tells what its host has; others of the host share it.

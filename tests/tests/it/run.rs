@@ -1,9 +1,12 @@
 //! `ipclient run`: job lines in, the same lines with results out (document 000).
 
-use std::{fs, time::Duration};
+use std::{fs, io::Write, process::Stdio, time::Duration};
 
 use ipbroker_protocol::time;
-use ipbroker_tests::{Cluster, Finished, LIMIT, eventually, programs};
+use ipbroker_tests::{
+    Cluster, Finished, LIMIT, eventually,
+    programs::{self, Program},
+};
 use rustix::process::Signal;
 use serde_json::{Value, json};
 
@@ -549,6 +552,93 @@ fn a_job_that_finds_out_what_its_engine_lacks_goes_to_another() {
         run.stderr
     );
     assert_ne!(run.code(), 0);
+}
+
+/// Whatever no engine has is told while a run waits, once a reason; what waits for its turn is not.
+#[test]
+fn what_jobs_wait_for_that_no_engine_has_is_told_once() {
+    let cluster = Cluster::with_engines(2);
+    let mut command = cluster.command("ipclient");
+    command.arg("run").stdin(Stdio::piped());
+    let mut run = Program::spawn(command, cluster.dir());
+    let mut stdin = run.stdin();
+    let mut send = |jobs: &[Value]| {
+        let lines: String = jobs.iter().map(|job| format!("{job}\n")).collect();
+        stdin.write_all(lines.as_bytes()).unwrap();
+    };
+    let told = |run: &Program, words: &[&str]| {
+        eventually("a word of what is lacking", LIMIT, || {
+            let said = run.stderr();
+            let line = said.lines().find(|line| line.contains(words[0]))?;
+            words
+                .iter()
+                .for_each(|words| assert!(line.contains(words), "{words}: {line}"));
+            Some(())
+        });
+    };
+    let waits = "until [ -e go ]; do sleep 0.1; done";
+    send(&[
+        json!({"cmd": "exit 75", "unmet_exit": 75}),
+        json!({"cmd": "true", "tags": ["gpu"]}),
+        json!({"cmd": "true", "tags": ["gpu"]}),
+        json!({"cmd": "true", "host": "nowhere.example"}),
+    ]);
+    told(
+        &run,
+        &[
+            "line 1 waits: No engine is registered that may take it. It failed or lacked what it requires on 2 of them.",
+            "ended with code 75",
+        ],
+    );
+    told(
+        &run,
+        &["line 2 waits, and 1 other: No engine is registered that has the tags gpu."],
+    );
+    told(
+        &run,
+        &["line 4 waits: No engine is registered that is on nowhere.example."],
+    );
+    send(&vec![json!({"cmd": waits}); 4]);
+    eventually("the engines to be busy", LIMIT, || {
+        let status = cluster.client(&["status", "--json"]).ok().json_lines();
+        (status[0]["tasks"]["running"] == 2 && status[0]["tasks"]["ready"] == 6).then_some(())
+    });
+    send(&[json!({"cmd": "true", "tags": ["fpga"]})]);
+    told(
+        &run,
+        &["line 9 waits: No engine is registered that has the tags fpga."],
+    );
+    assert_eq!(
+        run.stderr().matches(" waits").count(),
+        4,
+        "{}",
+        run.stderr()
+    );
+    drop(stdin);
+    cluster.client(&["abort", "--all"]).ok();
+    assert_eq!(run.finish(LIMIT).code(), 1);
+
+    // A lone call of `map` as well, and what it waits for may still come.
+    let mut command = cluster.command("ipclient");
+    command
+        .args(["map", "--tags", "gpu", "echo", ":::", "a", "b"])
+        .stdin(Stdio::null());
+    let map = Program::spawn(command, cluster.dir());
+    told(
+        &map,
+        &["ipclient: job 1 waits, and 1 other: No engine is registered that has the tags gpu."],
+    );
+    let mut command = cluster.command("ipengine");
+    command.args(["--tags", "gpu"]);
+    let _engine = Program::spawn(command, cluster.dir());
+    let ended = map.finish(LIMIT).ok();
+    assert_eq!(ended.stdout.split_whitespace().count(), 2);
+    assert_eq!(
+        ended.stderr.matches(" waits").count(),
+        1,
+        "{}",
+        ended.stderr
+    );
 }
 
 #[test]

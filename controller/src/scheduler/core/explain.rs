@@ -6,12 +6,14 @@ use super::Core;
 use super::group::{Dep, Stage};
 use super::id::{NONE, split_member};
 use super::past::Found;
-use super::types::{EngineKey, Explanation, Nanos, Request, SECOND, TaskState};
+use super::types::{EngineKey, Explanation, Nanos, Request, SECOND, Span, TaskState};
 
 /// Names listed in an explanation.
 const NAMES: usize = 4;
 /// Engines listed in an explanation.
 const ENGINES: usize = 1000;
+/// Reasons given for all that a client waits for.
+const REASONS: usize = 16;
 
 impl Core {
     /// Why a task is where it is.
@@ -166,8 +168,8 @@ impl Core {
             );
         }
         let entry = &self.pools.classes[class as usize];
-        if let Some(text) = self.nowhere_enough(class) {
-            return text;
+        if self.nowhere_enough(class).is_some() {
+            return self.nobody_can(index);
         }
         if let Some(host) = self.hosts.get(entry.kept_on)
             && let Some(kept) = &host.reservation
@@ -179,33 +181,9 @@ impl Core {
                 request_words(&kept.request)
             );
         }
-        let refused = &entry.refused;
-        let able = self
-            .pool_engines(class)
-            .iter()
-            .filter(|&&s| !refused.contains(&self.engines[s as usize].key()))
-            .count();
-        if self.live.is_empty() {
-            return match self.might_run(class) {
-                true => "No engine is registered.".to_owned(),
-                // A cluster that grows does not ask for more of them for it.
-                false => self.nowhere(class) + " None that was here could have run it.",
-            };
-        }
+        let able = self.able(class);
         if able == 0 {
-            let mut text = self.nowhere(class);
-            if !refused.is_empty() {
-                text += &format!(
-                    " It failed or lacked what it requires on {} of them.",
-                    refused.len()
-                );
-                if let Some(extra) = extra
-                    && !extra.require.is_empty()
-                {
-                    text += &format!(" It requires {}.", extra.require.join(", "));
-                }
-            }
-            return text + " It runs as soon as one registers that can.";
+            return self.nobody_can(index);
         }
         let ahead = self.pools.classes[class as usize]
             .queue
@@ -244,6 +222,87 @@ impl Core {
             1 => format!("The one engine that can take it is busy{others}."),
             _ => format!("All {able} engines that can take it are busy{others}."),
         }
+    }
+
+    /// Engines that may take tasks of the class and have not refused.
+    fn able(&self, class: u32) -> usize {
+        let refused = &self.pools.classes[class as usize].refused;
+        let slots = self.pool_engines(class).iter();
+        slots
+            .filter(|&&slot| !refused.contains(&self.engines[slot as usize].key()))
+            .count()
+    }
+
+    /// Why no engine that is here can take a group, whatever becomes free.
+    fn nobody_can(&self, index: u32) -> String {
+        let group = &self.groups[index];
+        let class = group.class;
+        if let Some(text) = self.nowhere_enough(class) {
+            return text;
+        }
+        if self.live.is_empty() {
+            return match self.might_run(class) {
+                true => "No engine is registered.".to_owned(),
+                // A cluster that grows does not ask for more of them for it.
+                false => self.nowhere(class) + " None that was here could have run it.",
+            };
+        }
+        let mut text = self.nowhere(class);
+        let refused = self.pools.classes[class as usize].refused.len();
+        if refused > 0 {
+            text += &format!(" It failed or lacked what it requires on {refused} of them.");
+            if let Some(extra) = group.extra.as_deref()
+                && !extra.require.is_empty()
+            {
+                text += &format!(" It requires {}.", extra.require.join(", "));
+            }
+        }
+        text + " It runs as soon as one registers that can."
+    }
+
+    /// What tasks of a client wait for that no engine has which is here: for each reason the first of them and how many.
+    /// As long as there is no engine at all, whatever comes may have it.
+    pub fn unschedulable(&self, client: &[u8]) -> Vec<(Span, u64, String)> {
+        let mut found: Vec<(Span, u64, String)> = Vec::new();
+        let Some(&client) = self.client_index.get(client) else {
+            return found;
+        };
+        for &lane in &self.clients[client as usize].lanes {
+            let lane = &self.lanes[lane as usize];
+            let class = lane.class;
+            if lane.len == 0
+                || self.live.is_empty() && self.might_run(class)
+                || !self.constraints(class).prefer.is_empty()
+                || self.able(class) > 0 && self.nowhere_enough(class).is_none()
+            {
+                continue;
+            }
+            let groups = self.members_of_class(class).into_iter();
+            let groups = groups.map(|index| (index, &self.groups[index]));
+            let waiting =
+                groups.filter(|(_, group)| group.client == client && group.stage == Stage::Queued);
+            let tasks = waiting.clone().map(|(_, group)| u64::from(group.waiting()));
+            let tasks: u64 = tasks.sum();
+            let Some((index, group)) = waiting.min_by_key(|(_, group)| group.seq) else {
+                continue;
+            };
+            let text = self.nobody_can(index);
+            if let Some((_, count, _)) = found.iter_mut().find(|(.., known)| *known == text) {
+                *count += tasks;
+                continue;
+            }
+            let first = group.array().and_then(|array| array.waiting.iter().next());
+            let first = first.map_or(group.index(), |(lo, _)| lo);
+            let span = Span {
+                group: self.groups.key(group.parent().unwrap_or(index)),
+                range: first..first + 1,
+            };
+            found.push((span, tasks, text));
+            if found.len() == REASONS {
+                break;
+            }
+        }
+        found
     }
 
     fn pending_text(&self, dep: &Dep, verb: &str) -> String {
@@ -366,7 +425,9 @@ impl Core {
             return text;
         }
         let mut asks = Vec::new();
-        if constraints.needs != 0 {
+        let needs = constraints.needs;
+        let can = |&s: &u32| self.engines[s as usize].needs & needs == needs;
+        if !self.live.iter().any(can) {
             asks.push(format!(
                 "can run {}",
                 self.capability_names(constraints.needs)

@@ -24,7 +24,7 @@ pub(super) struct ClassQueue {
 
 /// Groups of one client in one class.
 pub(super) struct Lane {
-    class: u32,
+    pub class: u32,
     pub client: u32,
     /// The highest priority at which something waits.
     top: Level,

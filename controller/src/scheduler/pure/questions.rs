@@ -57,6 +57,7 @@ impl Pure {
                     .into(),
                 engines: Vec::new(),
             }),
+            Command::Unschedulable { answer, .. } => answer.send(Vec::new()),
             Command::EngineOf { id, answer } => {
                 let engines = self.books.engines(&id);
                 answer.send(engines.first().map(|uuid| (*uuid).to_owned()));

@@ -9,7 +9,7 @@ use std::{
 use ipbroker_protocol::{
     array::member_id,
     envelope::Envelope,
-    message::{HeaderRef, Holds, ParentRef, Stats, capability, types},
+    message::{HeaderRef, Holds, ParentRef, Stats, Unschedulable, capability, types},
     resources::Grant,
     route,
     session::Empty,
@@ -84,6 +84,18 @@ impl Scheduler {
                 answer,
             } => answer.send(self.abort(&selection, kill)),
             Command::Explain { id, answer } => answer.send(self.explain(&id)),
+            Command::Unschedulable { session, answer } => {
+                let found = self.core.unschedulable(session.as_bytes()).into_iter();
+                let found = found.filter_map(|(first, tasks, text)| {
+                    let lacked = self.groups.get(first.group)?.lacked.as_deref();
+                    Some(Unschedulable {
+                        msg_id: self.ids(&[first]).pop()?,
+                        tasks,
+                        text: with_last_word(text, lacked),
+                    })
+                });
+                answer.send(found.collect());
+            }
             Command::EngineOf { id, answer } => {
                 let key = self.core.engine_of(&id);
                 let engine = key.and_then(|key| self.engines.get(key));
@@ -365,13 +377,9 @@ impl Scheduler {
             .core
             .find(id)
             .and_then(|key| self.groups.get(key)?.lacked.as_deref());
-        let text = match lacked {
-            Some(lacked) => format!("{} The last engine said: {lacked}", explanation.text),
-            None => explanation.text,
-        };
         Explanation {
             state: state(explanation.state),
-            text,
+            text: with_last_word(explanation.text, lacked),
             engines,
         }
     }
@@ -420,6 +428,14 @@ impl Scheduler {
                     .filter_map(move |index| one(span.group, index))
             })
             .collect()
+    }
+}
+
+/// With what the last engine lacked.
+fn with_last_word(text: String, lacked: Option<&str>) -> String {
+    match lacked {
+        Some(lacked) => format!("{text} The last engine said: {lacked}"),
+        None => text,
     }
 }
 
