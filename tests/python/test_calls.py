@@ -190,6 +190,30 @@ def test_arrays_go_and_come_and_may_be_written_to(executor):
     assert shapes == ((1000, 3000), array[::2].sum())
 
 
+def in_place(array):
+    child = os.fork()
+    if not child:
+        array[:] = 7
+        os._exit(0)
+    os.waitpid(child, 0)
+    array += 1
+    return array
+
+
+def test_a_large_argument_is_the_calls_own(executor):
+    """It may write to it, and so may a process that it forks: neither the client's array nor the call's own is changed by another."""
+    for shape in (numpy.arange(3_000_000, dtype=float), numpy.asfortranarray(numpy.arange(2_000_000).reshape(2, -1))):
+        before = shape.copy()
+        result = executor.submit(in_place, shape).result(60)
+        assert numpy.array_equal(shape, before) and numpy.array_equal(result, before + 1)
+        assert result.flags.writeable and result.flags.f_contiguous == shape.flags.f_contiguous
+    fixed = before.view()
+    fixed.flags.writeable = False
+    with pytest.raises(ValueError, match="read-only"):
+        executor.submit(in_place, fixed).result(60)
+
+
+
 def test_futures_can_be_awaited(client):
     async def main():
         view = client.view()

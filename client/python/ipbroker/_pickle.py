@@ -268,9 +268,9 @@ def _references(function: types.FunctionType) -> Optional[List[Tuple[Any, Any, A
     return seen
 
 
-def dump_arguments(args: Tuple[Any, ...], kwargs: Dict[str, Any]) -> Tuple[bytes, Optional[List[bytes]], Optional[str]]:
+def dump_arguments(args: Tuple[Any, ...], kwargs: Dict[str, Any]) -> Tuple[bytes, Optional[List[memoryview]], Optional[str]]:
     """Arguments as a pickle, the large buffers beside it, and the version of Python that they need, if code is among them."""
-    outside: List[bytes] = []
+    outside: List[memoryview] = []
 
     def inside(buffer: PickleBuffer) -> bool:
         try:
@@ -279,7 +279,7 @@ def dump_arguments(args: Tuple[Any, ...], kwargs: Dict[str, Any]) -> Tuple[bytes
             return True
         if raw.nbytes < OUTSIDE:
             return True
-        outside.append(bytes(raw))
+        outside.append(raw)
         return False
 
     try:

@@ -8,6 +8,8 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use rustix::fs::{Advice, fadvise};
+
 use super::event::Frame;
 use super::shared::Shared;
 
@@ -179,7 +181,11 @@ impl Spill {
         };
         for number in numbers {
             match File::open(Self::path(dir, *number)) {
-                Ok(file) => file.sync_data()?,
+                Ok(file) => {
+                    file.sync_data()?;
+                    // It is on the disk and will hardly be read soon: its memory serves the next one.
+                    let _ = fadvise(&file, 0, None, Advice::DontNeed);
+                }
                 // Pruned meanwhile.
                 Err(e) if e.kind() == io::ErrorKind::NotFound => {}
                 Err(e) => return Err(e),

@@ -10,6 +10,7 @@ import copyreg
 import importlib.abc
 import importlib.util
 import io
+import mmap
 import os
 import pickle
 import select
@@ -30,6 +31,8 @@ SETTINGS = struct.Struct("<QQi")
 NO_INDEX = 2**64 - 1
 # Parts from this size on travel by themselves.
 LARGE = 64 * 1024
+# Parts from this size on get pages of their own: huge ones where the system has them, and never zeroed twice.
+PAGES = 1024 * 1024
 # Buffers below this size are not worth a part of their own.
 OUT_OF_BAND = 8 * 1024
 ENGINE_ID = int(os.environ.get("IPBROKER_ENGINE_ID", -1))
@@ -65,7 +68,7 @@ class Link:
 
     def _large(self, length):
         """A part of this length, received where it will stay."""
-        part = bytearray(length)
+        part = pages(length) if length >= PAGES else bytearray(length)
         have = min(length, self.end - self.start)
         part[:have] = self.buffer[self.start : self.start + have]
         self.start += have
@@ -121,6 +124,17 @@ class Link:
                 self.sock.sendall(b"".join(small))
         finally:
             self.busy = False
+
+
+def pages(length):
+    """Memory of this length, as writable as a bytearray."""
+    memory = mmap.mmap(-1, length, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        try:
+            memory.madvise(mmap.MADV_HUGEPAGE)
+        except OSError:
+            pass  # a kernel without them
+    return memory
 
 
 class Call:
