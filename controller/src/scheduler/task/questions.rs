@@ -24,7 +24,7 @@ use super::{
 };
 use crate::scheduler::{
     command::{
-        Aborted, Command, Departure, EngineProfile, EngineTasks, Explanation, Selection,
+        Aborted, Answer, Command, Departure, EngineProfile, EngineTasks, Explanation, Selection,
         TaskQueues, TaskState,
     },
     core::{self, EngineKey, EngineSpec, GroupKey, Held, Selector, Span},
@@ -70,7 +70,11 @@ impl Scheduler {
             }
             Command::QueueStatus { verbose, answer } => answer.send(self.queues(verbose)),
             Command::TaskStates { ids, answer } => {
-                answer.send(ids.iter().map(|id| state(self.core.state(id))).collect())
+                let states = ids.iter().map(|id| state(self.core.state(id)));
+                let states: Vec<TaskState> = states.collect();
+                let end = |state| matches!(state, &TaskState::Done | &TaskState::Failed);
+                let ended = states.iter().any(end);
+                self.answer_written(answer, states, ended);
             }
             Command::Demand {
                 limit,
@@ -83,7 +87,11 @@ impl Scheduler {
                 kill,
                 answer,
             } => answer.send(self.abort(&selection, kill)),
-            Command::Explain { id, answer } => answer.send(self.explain(&id)),
+            Command::Explain { id, answer } => {
+                let explanation = self.explain(&id);
+                let ended = matches!(explanation.state, TaskState::Done | TaskState::Failed);
+                self.answer_written(answer, explanation, ended);
+            }
             Command::Unschedulable { session, answer } => {
                 let found = self.core.unschedulable(session.as_bytes()).into_iter();
                 let found = found.filter_map(|(first, tasks, text)| {
@@ -105,6 +113,15 @@ impl Scheduler {
             Command::Watch { answer } => answer.send(Box::new(self.watched())),
             Command::Inject { frames, answer } => answer.send(self.inject(frames)),
             Command::Shutdown => {}
+        }
+    }
+
+    /// Answers with what may tell that tasks have ended: not before that is in the journal, as whoever asks reads the rest
+    /// in the history. While nothing can be written, the state alone is better than nothing.
+    fn answer_written<T: Send + 'static>(&mut self, answer: Answer<T>, value: T, ended: bool) {
+        match ended && !self.stuck {
+            true => (self.settled).push(Answer::new(move |()| answer.send(value))),
+            false => answer.send(value),
         }
     }
 
