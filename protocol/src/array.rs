@@ -1,5 +1,9 @@
 //! Arguments and results of arrays: a table of offsets and one blob.
 
+use std::borrow::Cow;
+
+use uuid::Uuid;
+
 /// Packs values one after the other.
 #[derive(Debug, Clone, Default)]
 pub struct Packed {
@@ -212,6 +216,20 @@ pub fn split_id(id: &str) -> (&str, Option<u64>) {
     }
 }
 
+/// A text with `…` for each message id in it: what differs in nothing else says the same.
+#[must_use]
+pub fn without_ids(text: &str) -> String {
+    let of_id = |c: char| c.is_ascii_alphanumeric() || "-_:".contains(c);
+    let pieces = text.split_inclusive(|c| !of_id(c)).map(|piece| {
+        let word = piece.trim_end_matches(|c| !of_id(c) || c == ':');
+        let uuid = word.get(..36).and_then(|id| Uuid::try_parse(id).ok());
+        uuid.map_or(piece.into(), |_| {
+            Cow::from(format!("…{}", &piece[word.len()..]))
+        })
+    });
+    pieces.collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -224,6 +242,19 @@ mod tests {
         assert_eq!(split_id("a:b"), ("a:b", None));
         assert_eq!(split_id("a:"), ("a:", None));
         assert_eq!(member_id("a", 3), "a:3");
+    }
+
+    #[test]
+    fn ids_are_left_out() {
+        let id = "3b8e7f0d-c83c-40bf-9691-0cdebd6b262c";
+        for id in [id.to_owned(), format!("{id}_12"), format!("{id}_12:7")] {
+            let text = format!("E: after all of {id} succeed, ({id}), {id}: é");
+            let without = "E: after all of … succeed, (…), …: é";
+            assert_eq!(without_ids(&text), without);
+        }
+        for text in ["", "a-b_c:1 no id", &id[..35]] {
+            assert_eq!(without_ids(text), text);
+        }
     }
 
     proptest! {

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::fmt::Write;
 
 use clap::Args;
+use ipbroker_client::protocol::array::without_ids;
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
 
@@ -568,21 +569,21 @@ fn slowest(facts: &Facts<'_>) -> String {
 }
 
 fn failures(facts: &Facts<'_>) -> String {
-    let mut groups: HashMap<&str, (u64, &Run)> = HashMap::new();
+    let mut groups: HashMap<String, (u64, &Run)> = HashMap::new();
     for run in facts.runs.iter().filter(|run| run.end == End::Failed) {
-        groups.entry(run.said.as_str()).or_insert((0, run)).0 += run.count;
+        groups.entry(without_ids(&run.said)).or_insert((0, run)).0 += run.count;
     }
     if groups.is_empty() {
         return "<p>None.</p>\n".to_owned();
     }
     let mut groups: Vec<_> = groups.into_iter().collect();
-    groups.sort_by(|a, b| b.1.0.cmp(&a.1.0).then(a.0.cmp(b.0)));
+    groups.sort_by(|a, b| b.1.0.cmp(&a.1.0).then(a.0.cmp(&b.0)));
     let rows: Vec<Vec<String>> = groups
         .into_iter()
         .take(ROWS)
         .map(|(said, (count, run))| {
             vec![
-                said.to_owned(),
+                said,
                 count.to_string(),
                 run.name.clone(),
                 place(run),

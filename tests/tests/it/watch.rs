@@ -120,6 +120,40 @@ fn only_who_has_the_token_is_answered() {
     assert!(!file.exists());
 }
 
+/// What can no longer run names the tasks that it waited for, and is one row of the failures all the same.
+#[test]
+fn failures_that_differ_in_ids_alone_are_one_row() {
+    let cluster = Cluster::builder().args(["-n", "1"]).start();
+    cluster.wait_engines(1);
+    let pair = |n| {
+        let (first, then) = (format!("f{n}"), "true");
+        let first = json!({"cmd": "exit 3", "id": first, "priority": n});
+        format!(
+            "{first}\n{}\n",
+            json!({"cmd": then, "after": [first["id"]]})
+        )
+    };
+    cluster.write("jobs.jsonl", &(0..5).map(pair).collect::<String>());
+    assert_eq!(cluster.client(&["run", "jobs.jsonl"]).code(), 1);
+    let said =
+        "ImpossibleDependency: it must run after all of … succeed, which cannot happen any more";
+    let sample = cluster.client(&["events", "--json", "--samples", "1"]).ok();
+    let sample: Value = serde_json::from_str(&sample.stdout).unwrap();
+    let rows = sample["failures"].as_array().unwrap().iter();
+    let mut rows: Vec<_> = rows
+        .map(|row| (row["text"].as_str(), row["count"].as_u64()))
+        .collect();
+    rows.sort_unstable();
+    assert_eq!(
+        rows,
+        [(Some(said), Some(5)), (Some("exit code 3"), Some(5))]
+    );
+    let report = cluster.client(&["report", "-o", "-"]).ok().stdout;
+    let row = report.split(said).nth(1).expect("its row");
+    assert!(row.starts_with("</td><td>5</td>"), "{row}");
+    assert_eq!(report.matches(said).count(), 1);
+}
+
 #[test]
 fn metrics_and_events_say_what_status_says() {
     let (cluster, page) = watched(&["--nodb", "--web", "-n", "2"]);

@@ -8,6 +8,7 @@ use std::{borrow::Cow, collections::VecDeque};
 
 use foldhash::HashMap;
 use ipbroker_protocol::{
+    array::without_ids,
     frames::slices,
     kind as kinds,
     message::{FailureSample, Slice, SubmissionSample},
@@ -244,8 +245,9 @@ impl Watch {
         looks
     }
 
-    /// A failure that said `text`; `id`: of a task that did.
+    /// A failure that said `text`, whatever tasks that names; `id`: of a task that did.
     pub(super) fn failed(&mut self, now: Nanos, text: &str, id: Option<String>, count: u64) {
+        let text = without_ids(text);
         let at = self.failures.iter().position(|known| known.text == text);
         let mut failure = match at.and_then(|at| self.failures.remove(at)) {
             Some(known) => known,
@@ -254,7 +256,7 @@ impl Watch {
                     self.failures.pop_front();
                 }
                 Failure {
-                    text: text.to_owned(),
+                    text,
                     count: 0,
                     last: now,
                     ids: VecDeque::new(),
