@@ -2,6 +2,7 @@
 
 import asyncio
 import concurrent.futures
+import functools
 import os
 import pathlib
 import subprocess
@@ -114,8 +115,10 @@ def raised(results):
     return caught.value
 
 
-def test_what_cannot_be_sent_is_named_at_once(executor):
+def test_what_cannot_be_sent_is_named_at_once(cluster, executor):
     lock = threading.Lock()
+    with pytest.raises(ipbroker.PicklingError, match="captures 'cluster'.*a cluster cannot be sent"):
+        executor.submit(lambda: cluster)
     with pytest.raises(ipbroker.PicklingError, match="captures 'lock'.*_thread.lock"):
         executor.submit(lambda: lock)
     with pytest.raises(ipbroker.PicklingError, match="argument 2, a _thread.lock"):
@@ -124,8 +127,11 @@ def test_what_cannot_be_sent_is_named_at_once(executor):
         executor.submit(calls.square, {"deep": lock})
     with pytest.raises(TypeError, match="not callable"):
         executor.submit(3)
-    with pytest.raises(TypeError, match="client.run"):
-        executor.submit("ls -l")
+    for name in ("ls -l", "len"):
+        with pytest.raises(TypeError, match="a function is given itself, not its name; .* client.run"):
+            executor.submit(name, [])
+        with pytest.raises(TypeError, match="a function is given itself, not its name"):
+            executor.map(name, [[]])
 
 
 def test_a_result_that_cannot_be_sent_is_named(executor):
@@ -225,6 +231,36 @@ def test_futures_can_be_awaited(client):
             return [*both, await loop.run_in_executor(executor, calls.square, 5)]
 
     assert asyncio.run(main()) == [9, 16, 25]
+
+
+def test_what_functools_cache_has_made_goes_by_value(executor):
+    @functools.cache
+    def fib(n):
+        return n if n < 2 else fib(n - 1) + fib(n - 2)
+
+    @functools.lru_cache(maxsize=7, typed=True)
+    def size():
+        return size.cache_parameters()
+
+    assert executor.submit(fib, 80).result(30) == 23416728348467685
+    assert list(executor.map(fib, [10, 20])) == [55, 6765]
+    assert executor.submit(lambda: fib(30)).result(30) == 832040
+    assert executor.submit(size).result(30) == {"maxsize": 7, "typed": True}
+
+
+def test_a_callback_does_not_wait_for_what_it_holds_up(client, executor):
+    heard, ended = [], threading.Event()
+
+    def ask(_):
+        for wait in [executor.submit(calls.square, 3).result, executor.map(calls.square, [3]).__next__, client.run(["true"]).wait]:
+            try:
+                heard.append(wait())
+            except RuntimeError as error:
+                heard.append("a callback cannot wait for it" in str(error))
+        ended.set()
+
+    executor.submit(calls.nap, 0.2).add_done_callback(ask)
+    assert ended.wait(30) and heard == [True] * 3
 
 
 def test_callbacks_wait_and_as_completed(executor):
@@ -353,6 +389,7 @@ def test_views_have_options(client):
         ("priority", 1 << 40, ValueError, "not 1099511627776"),
         ("host", 3, TypeError, "a string, or a list of strings, not 3"),
         ("tags", [3], TypeError, r"not \[3\]"),
+        ("targets", client.engines[0], TypeError, "a string, or a list of strings, not {'id'"),
         ("limit", 3, TypeError, "a dict like .*, not 3"),
         ("limit", {"time": -1}, ValueError, "time: must be a number of seconds from 0, not -1"),
         ("require", ["numpy"], TypeError, "a dict like"),

@@ -127,6 +127,13 @@ def test_running_jobs_are_stopped(bp, how, tmp_path):
     assert bp.run([{"cmd": "true"}]) is True
 
 
+def test_jobs_of_a_generator(bp):
+    jobs = [{"cmd": "true"}, {"cmd": "exit 3"}]
+    assert bp.run(job for job in jobs)
+    bp.wait(None)
+    assert [job["result"]["code"] for job in jobs] == [0, 3]
+
+
 def test_keys_of_jobs(bp, tmp_path):
     jobs = [
         {"cmd": "echo 1 | tee /dev/stderr; pwd", "cd": str(tmp_path), "out": "o", "err": "e"},

@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 import tracemalloc
+import warnings
 
 import pytest
 
@@ -187,6 +188,26 @@ def test_a_map_that_never_ends_reads_no_more_when_nobody_wants_its_results(clien
     gc.collect()
     idle(client)
     assert len(read) == before
+
+
+@pytest.mark.parametrize("held", [False, True])
+def test_an_executor_that_does_not_end_says_why(client, monkeypatch, held):
+    told = []
+    monkeypatch.setattr("ipbroker.map.PATIENCE", 0.0)
+
+    def numbers():
+        while not told:
+            yield 0
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        monkeypatch.setattr(warnings, "showwarning", lambda *what, **_: told.append(str(what[0])))
+        with client.executor() as executor:
+            results = executor.map(calls.square, numbers())
+            if not held:
+                del results
+                gc.collect()
+    assert len(told) == 1 and "arguments of the map of square" in told[0]
 
 
 def test_what_is_dropped_unread_runs_if_it_ends(client, tmp_path):

@@ -148,6 +148,29 @@ def test_ctrl_c_interrupts(clean, what):
     assert out == "interrupted\n", err
 
 
+@pytest.mark.parametrize("what", ["ex.submit(calls.nap, 600).result()", "with client.executor() as ex: ex.submit(calls.nap, 600).result()", "with client.executor() as ex: ex.map(calls.nap, [600] * 9)"])
+def test_a_program_that_ctrl_c_ends_waits_for_no_call(cluster, what):
+    code = f"""
+        import ipbroker, calls
+        client = ipbroker.Client(file={cluster.client().connection_file!r})
+        ex = client.executor()
+        print(client.session, flush=True)
+        ex.submit(calls.nap, 600)
+        {what}
+    """
+    process = subprocess.Popen([sys.executable, "-c", textwrap.dedent(code)], cwd=HERE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process.stdout.readline()
+    time.sleep(0.5)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == -signal.SIGINT and err.count("Traceback") == 1, err
+    with cluster.client() as client:
+        end = time.monotonic() + 60
+        while client.status()["tasks"]["running"]:
+            assert time.monotonic() < end, "the calls run on"
+            time.sleep(0.02)
+
+
 def test_a_forked_child_connects_anew(client):
     future = client.submit(calls.nap, 1.0, "late")
     reader, writer = os.pipe()

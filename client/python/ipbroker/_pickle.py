@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import io
 import sys
 import types
 import weakref
@@ -125,6 +127,7 @@ class _Many:
 
 _GONE = object()
 _known: "weakref.WeakKeyDictionary[Any, Pickled]" = weakref.WeakKeyDictionary()
+_CACHE: Any = functools._lru_cache_wrapper
 _CACHED = (types.FunctionType, types.BuiltinFunctionType, type)
 
 
@@ -150,7 +153,8 @@ def pickled(function: Callable[..., Any]) -> Pickled:
 
 def _pickle(function: Callable[..., Any]) -> Pickled:
     if not callable(function):
-        raise TypeError(f"{function!r} is not callable")
+        hint = f": a function is given itself, not its name; shell commands go to client.run([{function!r}])" if isinstance(function, str) else ""
+        raise TypeError(f"{function!r} is not callable{hint}")
     name = getattr(function, "__qualname__", None) or type(function).__qualname__
     try:
         code = dumps(function, PROTOCOL)
@@ -165,11 +169,40 @@ def _pickle(function: Callable[..., Any]) -> Pickled:
     return Pickled(code, name, PYTHON, seen)
 
 
-def _by_value(value: Any, what: Callable[[], str]) -> bytes:
+def _cloudpickle(value: Any, buffer_callback: Any = None) -> bytes:
+    """By value."""
+    file = io.BytesIO()
+    _pickler()(file, PROTOCOL, buffer_callback).dump(value)
+    return file.getvalue()
+
+
+@functools.lru_cache(None)
+def _pickler() -> Any:
+    """cloudpickle's, which sends of what ``functools.cache`` has made the name alone."""
+    import cloudpickle
+
+    class Pickler(cloudpickle.Pickler):  # type: ignore[misc]
+        def reducer_override(self, value: Any) -> Any:
+            if type(value) is _CACHE and not _importable(value):
+                size, typed = value.cache_parameters().values()
+                return _CACHE, (value.__wrapped__, size, typed, functools._CacheInfo), vars(value)
+            return super().reducer_override(value)
+
+    return Pickler
+
+
+def _importable(value: Any) -> bool:
     import cloudpickle
 
     try:
-        return bytes(cloudpickle.dumps(value, PROTOCOL))
+        return _MAIN not in dumps(value, PROTOCOL) and value.__module__ not in cloudpickle.list_registry_pickle_by_value()
+    except Exception:
+        return False
+
+
+def _by_value(value: Any, what: Callable[[], str]) -> bytes:
+    try:
+        return _cloudpickle(value)
     except Exception as error:
         culprit = _culprit(value)
         raise PicklingError(f"{what()} cannot be sent to another process{culprit}: {error}") from error
@@ -289,10 +322,8 @@ def dump_arguments(args: Tuple[Any, ...], kwargs: Dict[str, Any]) -> Tuple[bytes
     except Exception:
         pass
     outside.clear()
-    import cloudpickle
-
     try:
-        data = cloudpickle.dumps((args, kwargs), PROTOCOL, buffer_callback=inside)
+        data = _cloudpickle((args, kwargs), inside)
     except Exception as error:
         raise PicklingError(f"an argument cannot be sent to another process{_argument(args, kwargs)}: {error}") from error
     return data, outside or None, _python(data)

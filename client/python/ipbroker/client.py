@@ -93,6 +93,12 @@ class Link:
         if self.forked:
             raise ForkError(f"{what} was submitted by process {self.pid}, and its result goes there")
 
+    def check_wait(self, what: str) -> None:
+        """For whoever is about to wait. :class:`RuntimeError` in the thread that fetches results: it would wait for itself."""
+        self.check_fork(what)
+        if threading.current_thread() is self._thread:
+            raise RuntimeError(f"{what} has not ended, and a callback cannot wait for it: no result comes while a callback runs; wait in a thread, or give it a callback of its own")
+
     def forget(self, future: Future) -> None:
         """Nobody waits for the future any more."""
         self.pending.pop(future._tag, None)

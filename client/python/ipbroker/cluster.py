@@ -211,6 +211,9 @@ class Cluster:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    def __reduce__(self) -> Any:
+        raise TypeError("a cluster cannot be sent to another process: in a call, ipbroker.current_client() is the cluster it runs on")
+
     def __repr__(self) -> str:
         state = "running" if self.running else "stopped"
         name = f"profile {self.profile}" if self._dir is None else self._dir

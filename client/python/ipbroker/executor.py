@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import os
+import sys
 import threading
 import weakref
 from typing import TYPE_CHECKING, Any, Callable, Iterable, List, Optional, Set
@@ -85,19 +86,24 @@ class Executor(concurrent.futures.Executor):
             self._left.clear()
             concurrent.futures.wait(futures)
 
+    def __exit__(self, kind: Any, *_: object) -> None:
+        # Ctrl-C in a terminal reaches the workers of other executors, too, and what they run ends.
+        self.shutdown(cancel_futures=kind is KeyboardInterrupt)
+
     def __repr__(self) -> str:
         return f"<ipbroker.Executor of {self._view.client!r}: {len(self._futures)} calls>"
 
 
 def _at_exit() -> None:
-    """Like the standard executors, ours end what they have begun."""
+    """Like the standard executors, ours end what they have begun, unless Ctrl-C has ended the program."""
+    interrupted = getattr(sys, "last_type", None) is KeyboardInterrupt and not hasattr(sys, "ps1")
     for executor in list(_executors):
         if not executor.client.closed and not executor.client._links[0].forked:
             for flow in list(executor._flows):
-                if flow.ends is None:
+                if flow.ends is None and not interrupted:
                     # It may hold up the end for ever.
                     flow.read_no_more()
-            executor.shutdown()
+            executor.shutdown(cancel_futures=interrupted)
 
 
 def _after_fork() -> None:

@@ -130,8 +130,7 @@ class Future(concurrent.futures.Future):  # type: ignore[type-arg]
         """The call's result, or what it raised."""
         if self._state == FINISHED and self._exception is None:
             return self._result
-        if self._link.forked:
-            self._check()
+        self._check()
         return super().result(_nested.wait(self, timeout))
 
     def done(self) -> bool:
@@ -140,13 +139,12 @@ class Future(concurrent.futures.Future):  # type: ignore[type-arg]
 
     def exception(self, timeout: Optional[float] = None) -> Optional[BaseException]:
         """What the call raised, or None."""
-        if self._link.forked:
-            self._check()
+        self._check()
         return super().exception(_nested.wait(self, timeout))
 
     def _check(self) -> None:
         if self._state not in _DONE:
-            self._link.check_fork(f"the call {self._name}")
+            self._link.check_wait(f"the call {self._name}")
 
     def __await__(self) -> Generator[Any, None, Any]:
         import asyncio

@@ -80,7 +80,7 @@ class Jobs(Sequence[Job]):
 
     def _until(self, there: Callable[[], bool], deadline: Optional[float], timeout: Optional[float]) -> None:
         if not there():
-            self._link.check_fork("the list of jobs")
+            self._link.check_wait("the list of jobs")
         with self._changed:
             while not there():
                 left = None if deadline is None else deadline - time.monotonic()

@@ -27,6 +27,8 @@ AHEAD = 1.0
 """Seconds of work that are sent ahead of the results."""
 MOST = 1 << 18
 """Calls that are sent ahead of the results, at most."""
+PATIENCE = 10.0
+"""Seconds after which it is said that a map which nobody reads keeps its executor from ending."""
 ARRAY_BYTES = 8 << 20
 """Bytes of arguments of one array, and …"""
 AHEAD_BYTES = 256 << 20
@@ -74,7 +76,7 @@ class Flow:
     """Sends arrays as results are consumed."""
 
     def __init__(self, view: "View", function: Callable[..., Any], iterables: Sequence[Iterable[Any]], arguments: Iterable[Any], timeout: Optional[float], chunksize: Optional[int], ordered: bool = True, buffersize: Optional[int] = None) -> None:
-        if chunksize is not None and chunksize < 1:
+        if chunksize is not None and operator.index(chunksize) < 1:
             raise ValueError("chunksize must be >= 1.")
         if buffersize is not None and not isinstance(buffersize, int):
             raise TypeError("buffersize must be an integer or None")
@@ -112,6 +114,8 @@ class Flow:
         self.size = 0
         self.together = 1
         self.unbounded = False
+        # When it is said that its executor cannot end as long as arguments come.
+        self.tell = float("inf")
         # Calls and bytes that are sent and not consumed.
         self.calls = 0
         self.bytes = 0
@@ -223,6 +227,9 @@ class Flow:
         if not pickles:
             return
         self.size = size
+        if time.monotonic() > self.tell and not self.ended:
+            self.tell = float("inf")
+            warnings.warn(f"the executor ends when all arguments of the map of {self.name} have been read, and they still come: if they never end, press Ctrl-C", RuntimeWarning, stacklevel=2)
         array = Array(self, len(pickles), sizes, total)
         with self.changed:
             if self.stopped:
@@ -284,7 +291,7 @@ class Flow:
 
     def wait(self, there: Callable[[], Any]) -> Any:
         """What is there, as soon as it is."""
-        self.link.check_fork(f"the map of {self.name}")
+        self.link.check_wait(f"the map of {self.name}")
         with self.changed:
             while True:
                 found = there()
@@ -440,6 +447,7 @@ class Flow:
 
     def drain(self) -> None:
         """For an executor that is shut down: all calls run, whether or not their results are consumed."""
+        self.tell = time.monotonic() + PATIENCE
         if self.ends is False or (self.begun and self.ends is None):
             self.ended = True
         elif not self.dropped:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Callable, Dict, Iterable, List, Optional, Tuple, Union
-
+from typing import TYPE_CHECKING, Any, Callable, Dict, Iterable, List, Optional, Tuple
 
 from . import _nested
 from ._pickle import Pickled, pickled
@@ -27,7 +26,7 @@ class View:
         self._calls: Dict[Tuple[int, Optional[int], Optional[str]], Tuple[Pickled, Any, Any]] = {}
         if options:
             # What is wrong with them is said here, not at the first call.
-            client._link.native.named("", self._native_options)
+            client._link.native.check(self._native_options)
 
     @property
     def options(self) -> Dict[str, Any]:
@@ -40,12 +39,8 @@ class View:
 
     view = __call__
 
-    def _call(self, function: Union[str, Callable[..., Any]], link: "Link", python: Optional[str]) -> Tuple[Any, str]:
+    def _call(self, function: Callable[..., Any], link: "Link", python: Optional[str]) -> Tuple[Any, str]:
         """The packed request of a function's calls, and its name. ``python``: the version that the arguments need."""
-        if isinstance(function, str):
-            if function.split() != [function]:
-                raise TypeError(f"{function!r} is no function: shell commands go to client.run([{{'cmd': {function!r}}}])")
-            return link.native.named(function, self._deeper(_nested.priority(self._options.get("priority")))), function
         code = pickled(function)
         return self._packed(code, link, python), code.name
 

@@ -233,14 +233,10 @@ impl NativeClient {
         })
     }
 
-    /// A function that engines have under a name.
-    fn named(&self, py: Python<'_>, name: &str, options: &Bound<'_, PyDict>) -> PyResult<Call> {
-        let (options, _) = options::read(options)?;
-        let content = FunctionCall::named(name);
-        let client = self.client(py)?;
-        Ok(Call {
-            template: client.template(types::FUNCTION_REQUEST, options, &content),
-        })
+    /// Looks at a view's options.
+    fn check(&self, py: Python<'_>, options: &Bound<'_, PyDict>) -> PyResult<()> {
+        options::read(options)?;
+        self.client(py).map(drop)
     }
 
     /// Submits one call; its id. `outside`: memory that its pickle refers to.

@@ -177,9 +177,13 @@ fn names(key: &str, value: &Bound<'_, PyAny>) -> PyResult<Vec<String>> {
     if let Ok(name) = value.cast::<PyString>() {
         return Ok(vec![name.extract()?]);
     }
-    let wrong = |_| PyTypeError::new_err(must(key, "a string, or a list of strings", value));
-    let all = value.try_iter().map_err(wrong)?;
-    all.map(|name| name?.extract().map_err(wrong)).collect()
+    let wrong = || PyTypeError::new_err(must(key, "a string, or a list of strings", value));
+    if value.is_instance_of::<PyDict>() {
+        return Err(wrong());
+    }
+    let all = value.try_iter().map_err(|_| wrong())?;
+    all.map(|name| name?.extract().map_err(|_| wrong()))
+        .collect()
 }
 
 fn require(value: &Bound<'_, PyAny>) -> PyResult<Require> {

@@ -52,16 +52,17 @@ class Bakapara:
         self._written = 0
         self._begun = datetime.now()
 
-    def run(self, jobs: Sequence[Job]) -> bool:
+    def run(self, jobs: Iterable[Job]) -> bool:
         """Starts the jobs, and does not wait for them. False, and nothing is done, if earlier ones have not ended."""
         if self._jobs is not None and not self.ready():
             return False
+        jobs = list(jobs)
         for number, job in enumerate(jobs, 1):
             if not isinstance(job, dict):
                 raise JobError(f'jobs:{number}: a job is a dict like {{"cmd": "sleep 10"}}, not {job!r}; nothing was submitted')
         self._begun = datetime.now()
         self._jobs = self.client.run(jobs, cwd=self._cwd)
-        self._given, self._written = list(jobs), 0
+        self._given, self._written = jobs, 0
         return True
 
     def wait(self, timeout: Optional[float] = 1e-3) -> None:
