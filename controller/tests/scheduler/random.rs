@@ -17,6 +17,7 @@ fn kind() -> impl Strategy<Value = Kind> {
         5 => Just(Kind::Join),
         3 => Just(Kind::Leave),
         2 => Just(Kind::Leaving),
+        2 => Just(Kind::Dismiss),
         4 => Just(Kind::Abort),
         8 => Just(Kind::Tick),
         6 => Just(Kind::Answer),

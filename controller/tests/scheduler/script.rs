@@ -12,18 +12,20 @@ pub(crate) enum Kind {
     Join,
     Leave,
     Leaving,
+    Dismiss,
     Abort,
     Tick,
     Answer,
 }
 
-pub(crate) const KINDS: [(Kind, &str); 9] = [
+pub(crate) const KINDS: [(Kind, &str); 10] = [
     (Kind::Submit, "submit"),
     (Kind::Reply, "reply"),
     (Kind::GiveBack, "give_back"),
     (Kind::Join, "join"),
     (Kind::Leave, "leave"),
     (Kind::Leaving, "leaving"),
+    (Kind::Dismiss, "dismiss"),
     (Kind::Abort, "abort"),
     (Kind::Tick, "tick"),
     (Kind::Answer, "answer"),

@@ -117,7 +117,6 @@ impl Server {
 
     /// Every engine has to be registered again.
     pub(super) fn register_again(&mut self) {
-        self.forget_drains();
         for link in &mut self.links {
             link.registered = false;
             link.asked = None;

@@ -28,7 +28,8 @@ impl Server {
         let due: Vec<usize> = (0..self.seats.len())
             .filter(|seat| {
                 let link = &self.links[*seat];
-                if link.registered || link.gone || link.leaving.is_some() {
+                if link.registered || link.gone || link.leaving.is_some_and(|leave| !leave.drains())
+                {
                     return false;
                 }
                 // While there is no connection, the first request waits for it, and more would only pile up.
@@ -245,6 +246,7 @@ impl Server {
             link.received = received;
             self.announce(seat);
         }
+        self.drain_again(seat);
         // A controller that was started again does not know it.
         let engine = &self.seats[seat];
         if engine.waits()

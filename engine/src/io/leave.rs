@@ -135,13 +135,12 @@ impl Server {
         }
     }
 
-    /// A controller that has come back, or another one, knows nothing of engines that were to end.
-    pub(super) fn forget_drains(&mut self) {
-        for link in &mut self.links {
-            let drains = |leave: &mut Leave| leave.task.is_none() && leave.said.is_none();
-            if link.leaving.take_if(drains).is_some() {
-                self.leaving -= 1;
-            }
+    /// A controller to which an engine comes back, or another one, does not know that it is to end.
+    pub(super) fn drain_again(&mut self, seat: usize) {
+        let leave = self.links[seat].leaving.as_mut();
+        if let Some(leave) = leave.filter(|leave| leave.drains()) {
+            leave.word = Some(Instant::now() + WORD.0);
+            self.tell_leaving(seat, types::LEAVE_REQUEST);
         }
     }
 
@@ -196,7 +195,9 @@ impl Server {
                 let late = leave.task.is_some_and(|until| now >= until);
                 let ends = self.seats[seat].is_idle() || late;
                 let has_word = !self.pulse.up || leave.word.is_none_or(|until| now >= until);
-                if !ends || !has_word {
+                // What it has ended while the controller was away is for the one that comes back.
+                let away = leave.drains() && !self.links[seat].registered;
+                if !ends || !has_word || away {
                     continue;
                 }
                 // The last reply may still be in the outbox.

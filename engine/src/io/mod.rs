@@ -105,6 +105,13 @@ struct Leave {
     heard: bool,
 }
 
+impl Leave {
+    /// It ends what it runs first, and has not said its last word.
+    fn drains(&self) -> bool {
+        self.task.is_none() && self.said.is_none()
+    }
+}
+
 /// How the engines of a process left.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Left {

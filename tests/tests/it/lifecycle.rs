@@ -168,6 +168,45 @@ fn reuse_keeps_ports_and_key() {
     );
 }
 
+/// An engine that was removed ends when what it runs has ended, whatever controller it comes back to meanwhile.
+#[test]
+fn a_removed_engine_stays_removed_when_it_comes_back() {
+    let mut cluster = Cluster::builder().arg("--reuse").start();
+    cluster.start_engines(1);
+    cluster.wait_engines(1);
+    let job = "touch {}; until [ -e go ]; do sleep 0.05; done";
+    let run = cluster.start_client(&["map", job, ":::", "first", "second"]);
+    eventually("the first job", LIMIT, || {
+        cluster.path("first").exists().then_some(())
+    });
+    let context = zmq::Context::new();
+    let wire = cluster.wire();
+    let hub = wire.connect(&context, zmq::DEALER, None, "registration");
+    let remove = json!({"add": 0, "remove": [0], "now": false});
+    wire.send(&hub, "scale_request", json!({}), remove, &[]);
+    let removed = wire.receive(&hub, 10_000).expect("a reply").content;
+    assert_eq!(removed["removed"], json!([0]), "{removed}");
+    eventually("the engine to know", LIMIT, || {
+        let said = cluster.engines[0].stderr();
+        said.contains("leaving when it has ended what it runs")
+            .then_some(())
+    });
+    cluster.controller().kill();
+    cluster.start_controller_with(&["--restore"]);
+    cluster.wait_engines(1);
+    cluster.write("go", "");
+    eventually("the engine to end", LIMIT, || {
+        (!cluster.engines[0].running()).then_some(())
+    });
+    assert!(
+        !cluster.path("second").exists(),
+        "it was given nothing more"
+    );
+    cluster.start_engines(1);
+    run.finish(LIMIT).ok();
+    assert!(cluster.path("second").exists());
+}
+
 #[test]
 fn an_engine_leaves_when_the_controller_is_gone_for_good() {
     let mut cluster = Cluster::builder().args(["--nodb", "--ping", "200"]).start();

@@ -80,6 +80,7 @@ impl World {
             key,
             alive: true,
             leaving: false,
+            dismissed: false,
             caps: caps.iter().copied().collect(),
             host: host.to_owned(),
             tags: tags.to_vec(),
@@ -188,7 +189,7 @@ impl World {
                 .map_or(default, |(_, o)| *o);
             let may_return = self.tasks[task].may_return;
             let array = self.tasks[task].members.len() > 1;
-            let now = self.now;
+            let (now, dismissed) = (self.now, self.nodes[node].dismissed);
             let member = &mut self.tasks[task].members[m as usize];
             if member.host_lost.take().is_some() && outcome != Outcome::Ok {
                 self.crashed(task, m);
@@ -199,6 +200,12 @@ impl World {
                 Outcome::Aborted => Some(false),
                 Outcome::Error if member.killed => {
                     member.owed = Some(FailKind::TaskAborted);
+                    None
+                }
+                Outcome::Error if dismissed && !member.aborted && member.is_retryable() => {
+                    member.at = At::Waiting;
+                    member.apart = array;
+                    member.since = now;
                     None
                 }
                 Outcome::Error if member.aborted || member.retries == 0 => Some(false),
@@ -311,6 +318,15 @@ impl World {
         Ok(())
     }
 
+    pub(super) fn dismiss(&mut self, [a, ..]: [u16; 4]) -> Check {
+        let alive = self.alive();
+        if let Some(&node) = alive.get(a as usize % alive.len().max(1)) {
+            self.core.engine_dismissed(self.now, self.nodes[node].key);
+            (self.nodes[node].leaving, self.nodes[node].dismissed) = (true, true);
+        }
+        Ok(())
+    }
+
     pub(super) fn leave(&mut self, [a, b, c, _]: [u16; 4]) -> Check {
         let alive = self.alive();
         let Some(&node) = alive.get(a as usize % alive.len().max(1)) else {
@@ -389,12 +405,14 @@ impl World {
         let array = self.tasks[t].members.len() > 1;
         let now = self.now;
         let member = &mut self.tasks[t].members[m as usize];
+        let dismissed = matches!(member.at, At::On(node) if self.nodes[node].dismissed);
         if member.killed {
             member.owed = Some(FailKind::TaskAborted);
-        } else if member.aborted || member.crashes.unwrap_or(member.retries) == 0 {
+        } else if member.aborted || !member.is_retryable() {
             member.owed = Some(FailKind::EngineError);
         } else {
             match &mut member.crashes {
+                _ if dismissed => {}
                 Some(crashes) => *crashes -= 1,
                 None => member.retries -= 1,
             }

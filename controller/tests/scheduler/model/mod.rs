@@ -57,6 +57,13 @@ struct Member {
     attempts: BTreeSet<(usize, u32)>,
 }
 
+impl Member {
+    /// It may run again after losing its engine.
+    fn is_retryable(&self) -> bool {
+        self.crashes.unwrap_or(self.retries) > 0
+    }
+}
+
 #[derive(Clone, Debug)]
 struct Task {
     id: String,
@@ -97,6 +104,8 @@ struct Node {
     alive: bool,
     /// It has said that it leaves.
     leaving: bool,
+    /// It was told to stop what it runs: that is no failure of its tasks.
+    dismissed: bool,
     caps: BTreeSet<&'static str>,
     host: String,
     tags: Vec<String>,
@@ -222,6 +231,7 @@ impl World {
             Kind::Join => self.join(op.n),
             Kind::Leave => self.leave(op.n),
             Kind::Leaving => self.leaving(op.n),
+            Kind::Dismiss => self.dismiss(op.n),
             Kind::Abort => self.abort(op.n),
             Kind::Tick => {
                 self.now += Nanos::from(op.n[0] % 12) * MS;
