@@ -301,7 +301,12 @@ fn combine(
     wrap: bool,
 ) -> Result<impl Iterator<Item = Record> + Send, Failure> {
     let mut groups: Vec<Vec<Record>> = Vec::new();
-    for (values, linked) in sources {
+    let some = sources.iter().any(|(values, _)| !values.is_empty());
+    for (mut values, linked) in sources {
+        // Beside others, a source without a value has an empty one.
+        if some && values.is_empty() {
+            values.push(vec![String::new()]);
+        }
         match groups.last_mut().filter(|_| linked) {
             None => groups.push(values),
             Some(before) => {
@@ -364,7 +369,8 @@ mod tests {
             of(&[":::", "a", "b", ":::+", "c", ":::", "1", "2"]),
             ["a c 1", "a c 2"]
         );
-        assert!(of(&[":::", "a", ":::"]).is_empty() && of(&[":::"]).is_empty());
+        assert!(of(&[":::", ":::"]).is_empty() && of(&[":::"]).is_empty());
+        assert_eq!(of(&[":::", "a", ":::", ":::+", "b"]), ["a  b"]);
         let linked = InputArgs {
             link: true,
             ..InputArgs::default()

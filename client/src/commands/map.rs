@@ -10,13 +10,14 @@ use std::time::Duration;
 use clap::Args;
 use crossbeam_channel::Receiver;
 use ipbroker_client::job::{Job, Transfer};
+use ipbroker_client::protocol::time;
 use jiff::tz::TimeZone;
 use rand::seq::SliceRandom;
 use serde_json::json;
 
 use super::{Outcome, run, stats};
 use crate::blocks::{Blocks, PipeArgs};
-use crate::cli::{ClusterArgs, EndArgs, JobArgs, LocalArgs, seconds, size};
+use crate::cli::{ClusterArgs, EndArgs, JobArgs, LocalArgs, size};
 use crate::failure::Failure;
 use crate::inputs::{InputArgs, Record, Records};
 use crate::joblog::{Joblog, Skip};
@@ -138,8 +139,8 @@ struct RunningArgs {
     /// now: what runs is stopped
     #[arg(long, alias = "halt-on-error", value_name = "WHEN", value_parser = halt::parse, allow_hyphen_values = true, default_value = "never", hide_default_value = true)]
     halt: std::option::Option<halt::Halt>,
-    /// Seconds between the starts of jobs
-    #[arg(long, value_name = "SECONDS", value_parser = seconds)]
+    /// Time between the starts of jobs: seconds, or 90s, 15m, 2h
+    #[arg(long, value_name = "TIME", value_parser = time::duration)]
     delay: Option<Duration>,
     /// Write a line for each job that ends, in GNU parallel's format
     #[arg(long, value_name = "FILE")]

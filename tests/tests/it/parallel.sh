@@ -13,6 +13,11 @@ P -k --xapply echo ::: a b ::: 1 2
 P -k echo :::: nums
 P -k echo :::: nums letters
 P -k echo :::: nums ::::+ letters
+P -k 'echo {1}-{2}-' ::: a b :::
+P -k echo ::: ::: a b
+P -k 'echo {1}-{2}-' ::: a b :::+
+P -k 'echo {1}-{2}-' :::: /dev/null ::: a b
+P -k echo {-2.} {-1/} ::: a.b b ::: c/d d
 P -k echo :::: nums ::: x y
 P -k -a nums echo
 P -k -a nums -a letters echo {2} {1}
@@ -73,6 +78,8 @@ printf 'a--b--c' | P -k --pipe -N1 --recend -- 'cat; echo'
 printf '>a\n1\n>b\n2\n' | P -k --pipe -N1 --recstart '>' 'echo n; cat'
 P -k --shuf echo {} ::: 1 2 3 4 5 | sort
 P -k --delay 0.05 echo ::: a b
+P -k --delay 0.05s echo ::: a b
+P -k --delay 0.001m echo ::: a b
 P -k --env X 'echo $X {}' ::: a b
 P -k --env fun 'fun {}' ::: a b
 P -k --joblog log 'echo {}; exit {}' ::: 0 1 2; cut -f1,7,8,9 log | sort
