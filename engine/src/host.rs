@@ -1,6 +1,7 @@
 //! What this host is called, and what it has.
 
 use std::net::{IpAddr, UdpSocket};
+use std::process::{Command, Stdio};
 use std::time::UNIX_EPOCH;
 
 use ipbroker_protocol::resources::{GPUS, MEMORY, Pool, Pools};
@@ -274,8 +275,28 @@ pub fn allocated() -> Option<f64> {
     let now = || UNIX_EPOCH.elapsed().ok();
     let slurm = || Some(number("SLURM_JOB_END_TIME")? - now()?.as_secs_f64());
     let pbs = || Some(number("PBS_WALLTIME")? - age("PBS_JOBID").unwrap_or(0.0));
-    let left = slurm().or_else(pbs)?;
+    let left = slurm().or_else(left_in_slurm).or_else(pbs)?;
     (left < 1e9).then_some(left.max(0.0))
+}
+
+/// The same of a Slurm that is too old to tell the job itself.
+fn left_in_slurm() -> Option<f64> {
+    let job = std::env::var("SLURM_JOB_ID").ok()?;
+    // It has this long: a controller of Slurm that is away is waited for.
+    let asked = Command::new("timeout")
+        .args(["5", "squeue", "--noheader", "--format=%L", "--jobs", &job])
+        .stdin(Stdio::null())
+        .stderr(Stdio::null())
+        .output();
+    slurm_time(String::from_utf8(asked.ok()?.stdout).ok()?.trim())
+}
+
+/// Seconds of `1-02:03:04`, `2:03:04` or `3:04`; none of `UNLIMITED`.
+fn slurm_time(text: &str) -> Option<f64> {
+    let (days, time) = text.split_once('-').unwrap_or(("0", text));
+    let mut parts = time.split(':').map(|part| part.parse::<f64>().ok());
+    let seconds = parts.try_fold(0.0, |sum, part| Some(60.0 * sum + part?))?;
+    Some(86_400.0 * days.parse::<f64>().ok()? + seconds)
 }
 
 /// For how many seconds a batch job has run here: as long as the oldest of our ancestors that has its id in this variable.
@@ -332,6 +353,16 @@ mod tests {
         assert_eq!(pools["lic"], Pool::Sum(2.0));
         assert_eq!(cpuset().len(), cores() as usize);
         assert!(machine().starts_with(&node()) && machine() == super::machine());
+    }
+
+    #[test]
+    fn times_of_slurm_are_read() {
+        assert_eq!(slurm_time("3:04"), Some(184.0));
+        assert_eq!(slurm_time("2:03:04"), Some(7384.0));
+        assert_eq!(slurm_time("1-02:03:04"), Some(93_784.0));
+        for none in ["UNLIMITED", "INVALID", "NOT_SET", ""] {
+            assert_eq!(slurm_time(none), None, "{none}");
+        }
     }
 
     #[test]

@@ -205,6 +205,48 @@ fn a_refused_job_is_told() {
     );
 }
 
+/// Nobody names a time: the partition's own limit is that of the allocation, whoever starts engines in it.
+#[test]
+fn the_limit_of_the_partition_is_known() {
+    let Some(slurm) = Slurm::start() else { return };
+    let conf = slurm.conf().display().to_string();
+    slurm.says(
+        "scontrol",
+        &["update", "PartitionName=debug", "DefaultTime=20"],
+    );
+    for by_hand in [false, true] {
+        let mut builder = Cluster::builder().env("SLURM_CONF", &conf).arg("--nodb");
+        if !by_hand {
+            builder = builder.args(["--engines", "slurm", "-n", "1"]);
+        }
+        let cluster = builder.start();
+        let engine = format!(
+            "exec '{}' --profile-dir '{}'",
+            ipbroker_tests::program("ipengine").display(),
+            cluster.profile().display()
+        );
+        if by_hand {
+            slurm.says("sbatch", &["--output=/dev/null", "--wrap", &engine]);
+        }
+        cluster.wait_engines(1);
+        let jobs =
+            "{\"cmd\": \"true\", \"time\": \"15m\"}\n{\"cmd\": \"true\", \"time\": \"2h\"}\n";
+        let ids = cluster.client_with(&["submit"], jobs, LIMIT).ok().stdout;
+        let ids: Vec<&str> = ids.lines().collect();
+        cluster.client_with(&["wait", ids[0]], "", LIMIT).ok();
+        let why = cluster.client(&["explain", ids[1]]).ok().stdout;
+        assert!(
+            why.contains("No engine is registered that stays for 120 min.")
+                && why.contains("has to go in 1"),
+            "{by_hand}: {why}"
+        );
+        cluster.client(&["shutdown"]).ok();
+        eventually("the end of the allocation", 2 * LIMIT, || {
+            slurm.says("squeue", &["-h"]).is_empty().then_some(())
+        });
+    }
+}
+
 #[test]
 fn a_cluster_grows_while_tasks_wait_and_shrinks_when_idle() {
     let Some(slurm) = Slurm::start() else { return };
