@@ -242,6 +242,18 @@ def test_what_functools_cache_has_made_goes_by_value(executor):
     def size():
         return size.cache_parameters()
 
+    class Sizes:
+        @functools.cached_property
+        def small(self):
+            return [7]
+
+        @functools.lru_cache
+        def larger(self, by):
+            return self.small[0] + by
+
+    sizes = executor.submit(lambda sizes: (sizes.small, sizes)[1], Sizes()).result(30)
+    assert vars(sizes) == {"small": [7]} and sizes.small is sizes.small
+    assert list(executor.map(sizes.larger, [1, 2])) == [8, 9]
     assert executor.submit(fib, 80).result(30) == 23416728348467685
     assert list(executor.map(fib, [10, 20])) == [55, 6765]
     assert executor.submit(lambda: fib(30)).result(30) == 832040

@@ -176,6 +176,11 @@ def test_a_cell_that_fails(python):
     python.fails(python.one.execute("b"), "NameError")
 
 
+def test_a_kernel_that_has_no_apply_says_so(python):
+    for view in [python.one, python.rc.load_balanced_view(python.ids)]:
+        assert "--kernel ipyparallel" in str(python.fails(view.apply_async(abs, -1), "NotImplementedError"))
+
+
 def test_px(python):
     from IPython.core.interactiveshell import InteractiveShell
     from IPython.utils.capture import capture_output

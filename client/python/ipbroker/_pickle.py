@@ -178,7 +178,7 @@ def _cloudpickle(value: Any, buffer_callback: Any = None) -> bytes:
 
 @functools.lru_cache(None)
 def _pickler() -> Any:
-    """cloudpickle's, which sends of what ``functools.cache`` has made the name alone."""
+    """cloudpickle's, which sends of what ``functools.cache`` has made the name alone, and no ``cached_property`` (its lock; until Python 3.12)."""
     import cloudpickle
 
     class Pickler(cloudpickle.Pickler):  # type: ignore[misc]
@@ -186,6 +186,8 @@ def _pickler() -> Any:
             if type(value) is _CACHE and not _importable(value):
                 size, typed = value.cache_parameters().values()
                 return _CACHE, (value.__wrapped__, size, typed, functools._CacheInfo), vars(value)
+            if type(value) is functools.cached_property:
+                return functools.cached_property, (value.func,), {"attrname": value.attrname}
             return super().reducer_override(value)
 
     return Pickler

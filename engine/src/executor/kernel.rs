@@ -118,6 +118,15 @@ impl Executor for Request<'_> {
                 return Verdict::Unmet;
             }
         };
+        if self.task.kind == Kind::Apply && !kernel.is_parallel() {
+            seat.running.finish();
+            let id = seat.id();
+            let why = format!(
+                "{host}: the kernel of engine {id} has no apply: `ipengine --kernel ipyparallel` has"
+            );
+            self.refuse(&ErrorContent::new("NotImplementedError", why), out);
+            return Verdict::Failed;
+        }
         let (pid, interrupt) = kernel.interrupt();
         if !seat.running.set_interpreter(pid, interrupt) {
             let stop = seat.running.stop_reason().unwrap_or(Stop::Aborted);

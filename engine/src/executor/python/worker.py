@@ -7,6 +7,7 @@ cloudpickle comes from the engine where the host has none.
 
 import _thread
 import copyreg
+import functools
 import importlib.abc
 import importlib.util
 import io
@@ -298,11 +299,32 @@ def dump(value, buffers):
         if buffers:
             buffers.clear()
         try:
-            import cloudpickle
-
-            return cloudpickle.dumps(value, 5)
+            return by_value(value)
         except Exception:
             raise first from None
+
+
+def by_value(value, error=None):
+    """Pickles with cloudpickle, which sends of what functools.cache has made the name alone, and no cached_property (its lock; until
+    Python 3.12). ``error`` is made again without its ``__init__``."""
+    import cloudpickle
+
+    cache = functools._lru_cache_wrapper
+
+    class Pickler(cloudpickle.Pickler):
+        def reducer_override(self, value):
+            if error is not None and value is error:
+                return copyreg.__newobj__, (type(error), *error.args), error.__dict__
+            if type(value) is cache and (value.__module__ == "__main__" or "<locals>" in value.__qualname__):
+                size, typed = value.cache_parameters().values()
+                return cache, (value.__wrapped__, size, typed, functools._CacheInfo), vars(value)
+            if type(value) is functools.cached_property:
+                return functools.cached_property, (value.func,), {"attrname": value.attrname}
+            return super().reducer_override(value)
+
+    file = io.BytesIO()
+    Pickler(file, 5).dump(value)
+    return file.getvalue()
 
 
 def qualified(kind):
@@ -321,22 +343,11 @@ def dump_error(error):
     except Exception:
         pass
     try:
-        import cloudpickle
-
-        pickled = cloudpickle.dumps(error, 5)
+        pickled = by_value(error)
         try:
             pickle.loads(pickled)
         except Exception:
-
-            class Pickler(cloudpickle.Pickler):
-                def reducer_override(self, value):
-                    if value is error:
-                        return copyreg.__newobj__, (type(error), *error.args), error.__dict__
-                    return super().reducer_override(value)
-
-            file = io.BytesIO()
-            Pickler(file, 5).dump(error)
-            pickled = file.getvalue()
+            pickled = by_value(error, error)
             pickle.loads(pickled)
         return pickled
     except Exception:
