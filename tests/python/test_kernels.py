@@ -276,6 +276,12 @@ def test_a_kernel_that_ends(python, end, word):
     assert python.rc.ids == ids
 
 
+def test_what_waits_behind_exit_runs_in_another_kernel(python):
+    python.run("mark = 1")
+    for result in [python.one.execute(code, silent=False) for code in ["exit", *["assert 'mark' not in globals()"] * 20]]:
+        result.get(60)
+
+
 def test_a_kernel_that_is_killed(python):
     result = python.begun(SLEEP)
     os.kill(int(result.stdout), signal.SIGKILL)

@@ -579,6 +579,9 @@ impl Kernel {
                 if let Some(reply) =
                     wire::reply(std::mem::take(&mut frames), msg_id, &self.session, cluster)
                 {
+                    // What it was given meanwhile would end with it.
+                    let begun = Instant::now();
+                    while reply.exits && begun.elapsed() < END && !self.wait(END) {}
                     return Answer::Reply(reply);
                 }
             }

@@ -111,6 +111,8 @@ pub(crate) struct Reply {
     pub(crate) buffers: Vec<Message>,
     /// The kernel has published nothing about the request, not even its end.
     pub(crate) quiet: bool,
+    /// The code was `exit` or the like: the kernel ends a little later.
+    pub(super) exits: bool,
 }
 
 impl Reply {
@@ -122,6 +124,7 @@ impl Reply {
             content: cluster.pack(&ErrorContent::new(ename, words)),
             buffers: Vec::new(),
             quiet: false,
+            exits: false,
         }
     }
 
@@ -146,6 +149,19 @@ struct Content {
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
+struct Payloads {
+    payload: Vec<Payload>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct Payload {
+    source: String,
+    keepkernel: bool,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
 struct Metadata {
     quiet: bool,
 }
@@ -165,6 +181,8 @@ pub(super) fn reply(
     }
     let content = repack(message.content(), kernel.packer, cluster.packer);
     let Content { status, ename } = kernel.unpack(message.content()).unwrap_or_default();
+    let Payloads { payload } = kernel.unpack(message.content()).unwrap_or_default();
+    let exits = |payload: &Payload| payload.source == "ask_exit" && !payload.keepkernel;
     let Metadata { quiet } = kernel.unpack(message.metadata()).unwrap_or_default();
     Some(match content {
         Ok(content) => Reply {
@@ -173,6 +191,7 @@ pub(super) fn reply(
             content,
             buffers: message.take_buffers(),
             quiet,
+            exits: payload.iter().any(exits),
         },
         Err(error) => Reply::error(
             cluster,
