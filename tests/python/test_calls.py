@@ -73,6 +73,13 @@ def test_exceptions_come_back_as_themselves(executor):
         executor.submit(calls.fail, "custom").result(30)
     assert caught.value.code == 7
 
+    def by_value():
+        raise KeyError("here")  # in this line
+
+    with pytest.raises(KeyError) as caught:
+        executor.submit(by_value).result(30)
+    assert __file__ in str(caught.value.__cause__) and "# in this line" in str(caught.value.__cause__)
+
 
 def test_an_exception_class_that_only_the_engine_knows(executor):
     def there():

@@ -186,6 +186,10 @@ def _pickler() -> Any:
             if type(value) is _CACHE and not _importable(value):
                 size, typed = value.cache_parameters().values()
                 return _CACHE, (value.__wrapped__, size, typed, functools._CacheInfo), vars(value)
+            if type(value) is types.CodeType:
+                # A traceback is to say where this was written; cloudpickle says "<dynamic-code>".
+                make, parts = self.dispatch_table[types.CodeType](value)
+                return make, tuple(value.co_filename if part == "<dynamic-code>" else part for part in parts)
             if type(value) is functools.cached_property:
                 return functools.cached_property, (value.func,), {"attrname": value.attrname}
             return super().reducer_override(value)
