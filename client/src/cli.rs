@@ -6,11 +6,11 @@ use std::time::Duration;
 
 use clap::builder::NonEmptyStringValueParser;
 use clap::{Args, CommandFactory, FromArgMatches, Parser};
-use ipbroker_client::job::{Limit, Placement, parse_duration, parse_size};
+use ipbroker_client::job::{Limit, Placement, parse_size};
 use ipbroker_client::protocol::resources::{self, Request};
 #[cfg(feature = "ssh")]
 use ipbroker_client::protocol::ssh::Settings;
-use ipbroker_client::protocol::usage;
+use ipbroker_client::protocol::{time, usage};
 use ipbroker_client::{Client, ClientBuilder};
 
 use crate::commands::{self, Command};
@@ -62,8 +62,8 @@ pub(crate) struct ClusterArgs {
     /// Trust the key of an SSH server seen for the first time
     #[arg(long, global = true)]
     pub(crate) accept_new: bool,
-    /// Seconds to wait for the controller's first answer
-    #[arg(long, global = true, value_name = "SECONDS", default_value = "10", value_parser = seconds)]
+    /// How long to wait for the controller's first answer (90s, 10m)
+    #[arg(long, global = true, value_name = "TIME", default_value = "10s", value_parser = time::duration)]
     pub(crate) connect_timeout: Duration,
 }
 
@@ -113,14 +113,14 @@ pub(crate) struct JobArgs {
     /// Start a failed job again, up to N times
     #[arg(long, value_name = "N")]
     pub(crate) retries: Option<u32>,
-    /// Wait before the first retry, in seconds or like 90s, 15m; twice as long before each further one
-    #[arg(long, value_name = "DURATION", value_parser = duration)]
-    pub(crate) retry_delay: Option<f64>,
+    /// Wait before the first retry (90s, 15m); twice as long before each further one
+    #[arg(long, value_name = "TIME", value_parser = time::duration)]
+    pub(crate) retry_delay: Option<Duration>,
     /// Start a job again whose engine was lost, up to N times, without using up retries
     #[arg(long, value_name = "N")]
     pub(crate) max_crashes: Option<u32>,
-    /// Seconds a job may wait before it fails with TaskTimeout
-    #[arg(long, value_name = "SECONDS", value_parser = seconds)]
+    /// How long a job may wait before it fails with TaskTimeout (90s, 15m, 2h)
+    #[arg(long, value_name = "TIME", value_parser = time::duration)]
     pub(crate) timeout: Option<Duration>,
     /// Higher runs earlier, among one client's jobs
     #[arg(long, value_name = "N", allow_negative_numbers = true)]
@@ -153,9 +153,9 @@ pub(crate) struct JobArgs {
     /// Directory of jobs that name none (`cd`), relative to this one; `...`: a new one for each
     #[arg(long, value_name = "DIR", visible_alias = "workdir")]
     pub(crate) wd: Option<String>,
-    /// How long a job may run, in seconds or like 90s, 15m, 2h, 1d
-    #[arg(long, value_name = "DURATION", value_parser = duration)]
-    pub(crate) time: Option<f64>,
+    /// How long a job may run (90s, 15m, 2h, 1d)
+    #[arg(long, value_name = "TIME", value_parser = time::duration)]
+    pub(crate) time: Option<Duration>,
 }
 
 impl JobArgs {
@@ -187,9 +187,11 @@ impl JobArgs {
         }
         let timeout = self.timeout.map(|timeout| timeout.as_secs_f64());
         placement.timeout = own.timeout.or(timeout);
-        placement.time = own.time.or(self.time);
+        placement.time = own.time.or(self.time.map(|time| time.as_secs_f64()));
         placement.retries = own.retries.or(self.retries);
-        placement.retry_delay = own.retry_delay.or(self.retry_delay);
+        placement.retry_delay = own
+            .retry_delay
+            .or(self.retry_delay.map(|delay| delay.as_secs_f64()));
         placement.max_crashes = own.max_crashes.or(self.max_crashes);
         placement.priority = own.priority.or(self.priority);
         if placement.nodes > 0 {
@@ -216,7 +218,7 @@ impl JobArgs {
         let memory = self.memory.filter(|bytes| *bytes > 0.0 && one && !says);
         let memory = memory.map(|bytes| bytes as u64);
         Limit {
-            time: own.time.or(self.time),
+            time: own.time.or(self.time.map(|time| time.as_secs_f64())),
             memory: own.memory.into_iter().chain(memory).min(),
         }
     }
@@ -238,11 +240,6 @@ fn units(name: &str, text: &str) -> Result<f64, String> {
     resources::parse_request(&format!("{name}={text}")).map(|(_, units)| units)
 }
 
-fn duration(text: &str) -> Result<f64, String> {
-    parse_duration(text)
-        .ok_or_else(|| "a number of seconds is needed, or a duration like 90s, 15m, 2h, 1d".into())
-}
-
 /// What happens at the end.
 #[derive(Debug, Clone, Default, Args)]
 pub(crate) struct EndArgs {
@@ -259,7 +256,7 @@ pub(crate) struct LocalArgs {
     /// Start N local engines for this call alone, and stop them after it
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..), group = "private")]
     pub(crate) local: Option<u32>,
-    /// Start engines on these hosts over SSH for this call alone: a:4,b:4, or a,b (then one a core)
+    /// Start engines on these hosts over SSH for this call alone: a:4,b:4, or a,b (then one for each core)
     #[arg(
         id = "hosts_over_ssh",
         long = "hosts",
@@ -285,13 +282,6 @@ impl LocalArgs {
         let over_ssh = self.hosts.iter().map(|host| on(host).unwrap_or(1)).sum();
         self.local.or((!self.hosts.is_empty()).then_some(over_ssh))
     }
-}
-
-pub(crate) fn seconds(text: &str) -> Result<Duration, String> {
-    text.parse::<f64>()
-        .ok()
-        .and_then(|seconds| Duration::try_from_secs_f64(seconds).ok())
-        .ok_or_else(|| "a number of seconds is needed".to_owned())
 }
 
 pub(crate) fn size(text: &str) -> Result<u64, String> {

@@ -37,7 +37,7 @@ pub(crate) fn connect(
     if args.engines().is_none() {
         return Ok((cluster.connect()?, None));
     }
-    let mut private = LocalCluster::start(args)?;
+    let mut private = LocalCluster::start(args, cluster)?;
     let client = private.connect(cluster.connect_timeout)?;
     Ok((client, Some(private)))
 }
@@ -46,7 +46,7 @@ pub(crate) fn connect(
 pub(crate) type Pulse = Box<dyn FnMut() -> Result<Vec<String>, Failure>>;
 
 impl LocalCluster {
-    fn start(args: &LocalArgs) -> Result<Self, Failure> {
+    fn start(args: &LocalArgs, cluster: &ClusterArgs) -> Result<Self, Failure> {
         usage::check_system().map_err(Failure::new)?;
         let program = find("ipctl")?;
         let dir = tempfile::Builder::new()
@@ -81,6 +81,10 @@ impl LocalCluster {
                 format!("--hosts={}", args.hosts.join(",")),
                 "--tunnel".into(),
             ]);
+            #[cfg(feature = "ssh")]
+            if cluster.accept_new {
+                command.arg("--accept-new");
+            }
         }
         let store = ["--nodb", "--dictdb", "--sqlitedb"];
         if !args

@@ -191,7 +191,7 @@ mod tests {
         let failure = parse("f.json", b"{\"cmd\":\"a\"}\noops\n{}\n").unwrap_err();
         assert_eq!(
             failure.to_string(),
-            "f.json:2: not JSON: expected value (column 1) (and 1 more bad line); nothing was submitted"
+            "f.json:2: not JSON: a job is an object like {\"cmd\": \"…\"} (and 1 more bad line); nothing was submitted"
         );
         assert_eq!(failure.code, 2);
     }

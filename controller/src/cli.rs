@@ -1,10 +1,10 @@
 //! The command line of `ipctl`: ipcontroller's spellings, plus our own.
 
-use std::{ffi::OsString, path::PathBuf, str::FromStr};
+use std::{ffi::OsString, path::PathBuf, str::FromStr, time::Duration};
 
 use clap::{ArgAction, Args, Parser, Subcommand, builder::PossibleValuesParser};
 
-use ipbroker_protocol::{resources, size};
+use ipbroker_protocol::{resources, size, time};
 
 use crate::{
     launch::args::HostArgs,
@@ -177,9 +177,9 @@ pub struct NetworkArgs {
     /// Heartbeats in a row that an engine may miss
     #[arg(long, value_name = "N", default_value_t = 10)]
     pub misses: u32,
-    /// Seconds without a sign of life until a client of ours counts as gone
-    #[arg(long, value_name = "SECONDS", default_value_t = 15.0)]
-    pub lease: f64,
+    /// Without a sign of life for so long, a client counts as gone (peers' clients give none)
+    #[arg(long, value_name = "TIME", default_value = "15s", value_parser = time::duration)]
+    pub lease: Duration,
 }
 
 fn schemes() -> impl Iterator<Item = String> {

@@ -16,7 +16,7 @@ use ipbroker_engine::{
     protocol::{
         profile::Profile,
         resources::{self, Pool},
-        usage,
+        time, usage,
     },
 };
 use rustix::process::Signal;
@@ -57,19 +57,19 @@ struct Options {
     /// Trust the key of an SSH server seen for the first time
     #[arg(long)]
     accept_new: bool,
-    /// Seconds to wait for the connection file to appear
-    #[arg(long, value_name = "S", default_value_t = 10.0, value_parser = seconds)]
-    wait: f64,
-    /// Seconds that the controller may be away before the engines leave
-    #[arg(long, value_name = "S", default_value_t = 60.0, value_parser = seconds)]
-    grace: f64,
-    /// Seconds without a task after which the engines leave [default: never]
-    #[arg(long, value_name = "S", value_parser = seconds)]
-    idle: Option<f64>,
-    /// Seconds that the engines may stay: a job whose `time` is longer than what is left goes elsewhere [default: what
+    /// How long to wait for the connection file to appear (90s, 10m, 1h)
+    #[arg(long, value_name = "TIME", default_value = "10s", value_parser = time::duration)]
+    wait: Duration,
+    /// How long the controller may be away before the engines leave
+    #[arg(long, value_name = "TIME", default_value = "60s", value_parser = time::duration)]
+    grace: Duration,
+    /// How long the engines stay without a task [default: for ever]
+    #[arg(long, value_name = "TIME", value_parser = time::duration)]
+    idle: Option<Duration>,
+    /// How long the engines may stay: a job whose `time` is longer than what is left goes elsewhere [default: what
     /// Slurm or PBS says of its allocation, else no limit]
-    #[arg(long, value_name = "S", value_parser = seconds)]
-    time_limit: Option<f64>,
+    #[arg(long, value_name = "TIME", value_parser = time::duration)]
+    time_limit: Option<Duration>,
     /// Tags by which tasks choose engines
     #[arg(long, value_name = "TAG,…", value_delimiter = ',', value_parser = NonEmptyStringValueParser::new())]
     tags: Vec<String>,
@@ -89,8 +89,11 @@ struct Options {
     /// Where jobs without a directory run
     #[arg(long, value_name = "DIR")]
     work_dir: Option<PathBuf>,
-    /// How much to log: DEBUG, INFO, WARN, ERROR, CRITICAL, or 10 to 50
-    #[arg(long, value_name = "LEVEL", default_value = "INFO", value_parser = level)]
+    /// Log everything (--log-level=debug)
+    #[arg(long)]
+    debug: bool,
+    /// A name (debug, info, warning, error, critical) or number (10, 20, 30, 40, 50)
+    #[arg(long, value_name = "LEVEL", default_value = "info", value_parser = level)]
     log_level: LevelFilter,
     /// Run Python calls too, with this interpreter (3.9 or later): one process an engine [default: $IPBROKER_PYTHON, python3]
     #[arg(long, value_name = "INTERPRETER", num_args = 0..=1, require_equals = true, default_missing_value = "")]
@@ -117,13 +120,6 @@ struct Options {
     /// End with the process that has started this one
     #[arg(long, hide = true)]
     exit_with_parent: bool,
-}
-
-fn seconds(text: &str) -> Result<f64, String> {
-    match text.parse::<f64>() {
-        Ok(seconds) if (0.0..1e9).contains(&seconds) => Ok(seconds),
-        _ => Err("a number of seconds, 0 or more".into()),
-    }
 }
 
 fn level(text: &str) -> Result<LevelFilter, String> {
@@ -182,7 +178,10 @@ pub(crate) fn main() -> ExitCode {
     tracing_subscriber::fmt()
         // Who logs to a connection or terminal that is gone must live on: the default is to panic.
         .log_internal_errors(false)
-        .with_max_level(options.log_level)
+        .with_max_level(match options.debug {
+            true => LevelFilter::DEBUG,
+            false => options.log_level,
+        })
         .with_writer(std::io::stderr)
         .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))
         .with_target(false)
@@ -269,15 +268,14 @@ fn run(mut options: Options, traits: Vec<String>) -> Result<(), RunError> {
         .host_aliases(options.alias)
         .first_id(options.id)
         .pin(options.pin)
-        .grace(Duration::from_secs_f64(options.grace))
-        .idle(options.idle.map(Duration::from_secs_f64))
+        .grace(options.grace)
+        .idle(options.idle)
         .time_limit(
             options
                 .time_limit
-                .or_else(allocated)
-                .map(Duration::from_secs_f64),
+                .or_else(|| allocated().map(Duration::from_secs_f64)),
         )
-        .wait(Duration::from_secs_f64(options.wait));
+        .wait(options.wait);
     for (name, pool) in options.resource {
         builder = builder.resource(&name, pool);
     }

@@ -194,6 +194,50 @@ def test_the_same_function_is_pickled_once(monkeypatch):
     assert _pickle.pickled(calls.square).python is None
 
 
+def test_what_cloudpickle_is_told_to_take_by_value_goes_by_value(client, monkeypatch, tmp_path):
+    import cloudpickle
+
+    (tmp_path / "of_this_host.py").write_text("FACTOR = 3\n\ndef times(x):\n    return x * FACTOR\n\nclass Point:\n    x = 4\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    import of_this_host
+
+    view = client.view(timeout=0.5)
+    with pytest.raises(ipbroker.TaskTimeout, match="of_this_host"):
+        view.submit(of_this_host.times, 2).result(30)
+    cloudpickle.register_pickle_by_value(of_this_host)
+    try:
+        assert view.submit(of_this_host.times, 2).result(30) == 6
+        assert view.submit(lambda point: point.x, of_this_host.Point()).result(30) == 4
+    finally:
+        cloudpickle.unregister_pickle_by_value(of_this_host)
+    with pytest.raises(ipbroker.TaskTimeout, match="of_this_host"):
+        view.submit(of_this_host.times, 2).result(30)
+
+
+def test_functions_with_a_cache_go_by_value(executor):
+    program = {"__name__": "__main__"}
+    source = """
+    import functools
+
+    @functools.cache
+    def fib(n):
+        return n if n < 2 else fib(n - 1) + fib(n - 2)
+
+    @functools.lru_cache(maxsize=5)
+    def parameters():
+        return parameters.cache_parameters()
+
+    class Model:
+        @functools.cached_property
+        def weight(self):
+            return fib(10)
+    """
+    exec(textwrap.dedent(source), program)
+    assert executor.submit(program["fib"], 50).result(60) == 12586269025
+    assert executor.submit(program["parameters"]).result(60) == {"maxsize": 5, "typed": False}
+    assert executor.submit(lambda model: model.weight, program["Model"]()).result(60) == 55
+
+
 def test_arrays_go_and_come_and_may_be_written_to(executor):
     array = numpy.arange(3_000_000, dtype=float)
     result = executor.submit(lambda a: a * 2, array).result(60)

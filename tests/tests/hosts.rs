@@ -356,6 +356,18 @@ fn what_cannot_be_started_is_told_in_words() {
             .contains("\n10.77.0.15 ssh-ed25519 ")
     );
     stop(&lab, controller, &["new"]);
+    // A private cluster is told, too.
+    std::fs::remove_file(&known).expect("known hosts");
+    let map = "map --accept-new --hosts new:1 --wd ... echo ::: x";
+    let map: Vec<&str> = map.split(' ').collect();
+    let mapped = lab.run("ipclient", &map, "", 2 * LIMIT);
+    assert_eq!(
+        (mapped.code(), &*mapped.stdout),
+        (0, "x\n"),
+        "{}",
+        mapped.stderr
+    );
+    lab.wait_for_nothing(&["new"]);
 }
 
 #[test]

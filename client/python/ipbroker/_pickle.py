@@ -35,7 +35,7 @@ _BY_VALUE = b"cloudpickle"
 class Pickled:
     """A callable as bytes."""
 
-    __slots__ = ("code", "name", "python", "_seen", "__weakref__")
+    __slots__ = ("code", "name", "python", "_seen", "_modules", "__weakref__")
 
     def __init__(self, code: bytes, name: str, python: Optional[str], seen: Optional[List[Tuple[Any, Any, Any]]]) -> None:
         self.code = code
@@ -43,10 +43,11 @@ class Pickled:
         self.python = python
         # What the function refers to, as it was: None if that can change without notice.
         self._seen = seen
+        self._modules = _modules_by_value()
 
     def fresh(self) -> bool:
         """Whether pickling it again would give the same."""
-        if self._seen is None:
+        if self._seen is None or self._modules != _modules_by_value():
             return False
         return all(_refers(holder, key) is value for holder, key, value in self._seen)
 
@@ -156,17 +157,31 @@ def _pickle(function: Callable[..., Any]) -> Pickled:
         hint = f": a function is given itself, not its name; shell commands go to client.run([{function!r}])" if isinstance(function, str) else ""
         raise TypeError(f"{function!r} is not callable{hint}")
     name = getattr(function, "__qualname__", None) or type(function).__qualname__
-    try:
-        code = dumps(function, PROTOCOL)
-        if _MAIN not in code:
-            return Pickled(code, name, None, [])
-    except Exception:  # whatever its own __reduce__ raises: by value, then
-        pass
+    code = _by_name(function)
+    if code is not None:
+        return Pickled(code, name, None, [])
     code = _by_value(function, lambda: f"the function {name!r}")
     seen: Optional[List[Tuple[Any, Any, Any]]] = []
     if isinstance(function, types.FunctionType):
         seen = _references(function)
-    return Pickled(code, name, PYTHON, seen)
+    return Pickled(code, name, _python(code), seen)
+
+
+def _modules_by_value() -> Any:
+    """What the user has told cloudpickle not to take by name."""
+    cloudpickle = sys.modules.get("cloudpickle")
+    return cloudpickle.list_registry_pickle_by_value() if cloudpickle else set()
+
+
+def _by_name(value: Any, aside: Optional[Callable[[PickleBuffer], bool]] = None) -> Optional[bytes]:
+    """A pickle in which functions and classes have names that another process knows; None: by value, then."""
+    if _modules_by_value():
+        return None
+    try:
+        data = dumps(value, PROTOCOL, buffer_callback=aside)
+    except Exception:  # whatever its own __reduce__ raises
+        return None
+    return None if _MAIN in data else data
 
 
 def _cloudpickle(value: Any, buffer_callback: Any = None) -> bytes:
@@ -198,10 +213,8 @@ def _pickler() -> Any:
 
 
 def _importable(value: Any) -> bool:
-    import cloudpickle
-
     try:
-        return _MAIN not in dumps(value, PROTOCOL) and value.__module__ not in cloudpickle.list_registry_pickle_by_value()
+        return _MAIN not in dumps(value, PROTOCOL) and value.__module__ not in _modules_by_value()
     except Exception:
         return False
 
@@ -233,11 +246,9 @@ def _culprit(value: Any) -> str:
         parts = ((f".{name}", item) for name, item in vars(value).items())
     else:
         return ""
-    import cloudpickle
-
     for where, part in parts:
         try:
-            cloudpickle.dumps(part, PROTOCOL)
+            _cloudpickle(part)
         except Exception:
             kind = f"{type(part).__module__}.{type(part).__qualname__}"
             return f" ({where}, a {kind}{_culprit(part) if part is not value else ''})"
@@ -321,12 +332,9 @@ def dump_arguments(args: Tuple[Any, ...], kwargs: Dict[str, Any]) -> Tuple[bytes
         outside.append(raw)
         return False
 
-    try:
-        data = dumps((args, kwargs), PROTOCOL, buffer_callback=inside)
-        if _MAIN not in data:
-            return data, outside or None, None
-    except Exception:
-        pass
+    named = _by_name((args, kwargs), inside)
+    if named is not None:
+        return named, outside or None, None
     outside.clear()
     try:
         data = _cloudpickle((args, kwargs), inside)
@@ -337,12 +345,9 @@ def dump_arguments(args: Tuple[Any, ...], kwargs: Dict[str, Any]) -> Tuple[bytes
 
 def dump_values(args: Tuple[Any, ...]) -> Tuple[bytes, Optional[str]]:
     """The arguments of one member of an array, buffers and all; and the version of Python that they need."""
-    try:
-        data = dumps((args, {}), PROTOCOL)
-        if _MAIN not in data:
-            return data, None
-    except Exception:
-        pass
+    named = _by_name((args, {}))
+    if named is not None:
+        return named, None
     data = _by_value((args, {}), lambda: f"an argument{_argument(args, {})}")
     return data, _python(data)
 
@@ -352,12 +357,10 @@ def _python(data: bytes) -> Optional[str]:
 
 
 def _argument(args: Tuple[Any, ...], kwargs: Dict[str, Any]) -> str:
-    import cloudpickle
-
     named = [*((f"argument {at}", value) for at, value in enumerate(args, 1)), *((f"argument {key!r}", value) for key, value in kwargs.items())]
     for name, value in named:
         try:
-            cloudpickle.dumps(value, PROTOCOL)
+            _cloudpickle(value)
         except Exception:
             return f" ({name}, a {type(value).__module__}.{type(value).__qualname__}{_culprit(value)})"
     return ""

@@ -19,11 +19,7 @@ Example:
   ipclient abort --all")]
 pub(crate) struct AbortArgs {
     /// Ids of tasks
-    #[arg(
-        value_name = "ID",
-        required_unless_present = "all",
-        conflicts_with = "all"
-    )]
+    #[arg(value_name = "ID", conflicts_with = "all")]
     ids: Vec<String>,
     /// Every task there is
     #[arg(long)]
@@ -37,6 +33,11 @@ pub(crate) struct AbortArgs {
 }
 
 pub(crate) fn main(args: AbortArgs, cluster: &ClusterArgs) -> Outcome {
+    if args.ids.is_empty() && !args.all {
+        return Err(Failure::usage(
+            "nothing to abort: name tasks by their ids, or all of them with --all",
+        ));
+    }
     let client = cluster.connect()?;
     let reply = if args.all {
         client.abort_all()?

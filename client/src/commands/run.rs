@@ -150,7 +150,9 @@ pub(crate) fn main(args: RunArgs, cluster: &ClusterArgs) -> Outcome {
                 "the same command once more runs only these and what is new"
             }
             (Some(_), _) => "the same command with --rerun failed runs only these and what is new",
-            (None, _) => "with --results FILE the same command once more runs only what is left",
+            (None, _) => {
+                "with --results FILE from the first run on, the same command once more runs only what is left"
+            }
         },
         halt: match args.on_fail {
             OnFail::Continue => None,

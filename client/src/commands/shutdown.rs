@@ -7,7 +7,7 @@ use clap::Args;
 use super::Outcome;
 use crate::cli::ClusterArgs;
 
-/// End the controller and the engines that it started
+/// End the controller and all its engines
 #[derive(Debug, Args)]
 #[command(after_help = "Example:\n  ipclient shutdown --profile mezcal")]
 pub(crate) struct ShutdownArgs {}

@@ -6,7 +6,9 @@ use std::time::{Duration, Instant};
 use clap::Args;
 
 use super::Outcome;
-use crate::cli::{ClusterArgs, seconds};
+use ipbroker_client::protocol::time;
+
+use crate::cli::ClusterArgs;
 use crate::failure::Failure;
 
 /// Ids in one question to the hub.
@@ -25,7 +27,7 @@ pub(crate) struct WaitArgs {
     #[arg(value_name = "ID")]
     ids: Vec<String>,
     /// Give up after this time
-    #[arg(long, value_name = "SECONDS", value_parser = seconds)]
+    #[arg(long, value_name = "TIME", value_parser = time::duration)]
     timeout: Option<Duration>,
 }
 

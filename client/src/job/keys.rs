@@ -64,10 +64,6 @@ impl Keys<'_> {
         })
     }
 
-    pub(super) fn seconds(&self, key: &'static str) -> Result<Option<f64>, LineError> {
-        self.get(key).map(|value| seconds(key, value)).transpose()
-    }
-
     pub(super) fn strings(&self, key: &'static str) -> Result<Vec<String>, LineError> {
         const EXPECTED: &str = "a string or a list of strings";
         let items = match self.get(key) {
@@ -317,21 +313,16 @@ impl Keys<'_> {
             None => Ok(nodes),
             Some(other) => Err(LineError::value(
                 "nodes",
-                format!("cannot stand beside {other:?}: hosts are its own with all they have"),
+                format!(
+                    "cannot stand beside {other:?}: such a job holds whole hosts, with all they have"
+                ),
             )),
         }
     }
 
     /// Seconds, or a duration like `90s`, `15m`, `2h`, `1d`.
     pub(super) fn duration(&self, key: &'static str) -> Result<Option<f64>, LineError> {
-        const EXPECTED: &str =
-            "a number of seconds from 0, or a duration like \"90s\", \"15m\", \"2h\" or \"1d\"";
-        match self.get(key) {
-            Some(Value::String(_)) => {
-                self.read(key, EXPECTED, |value| parse_duration(value.as_str()?))
-            }
-            _ => self.seconds(key),
-        }
+        self.get(key).map(|value| seconds(key, value)).transpose()
     }
 
     pub(super) fn capture(&self) -> Result<Option<u64>, LineError> {
@@ -416,10 +407,13 @@ fn id(key: &'static str, value: &Value) -> Result<String, LineError> {
 }
 
 fn seconds(key: &'static str, value: &Value) -> Result<f64, LineError> {
-    value
-        .as_f64()
-        .filter(|s| s.is_finite() && *s >= 0.0)
-        .ok_or_else(|| wrong(key, "a number of seconds from 0", value))
+    const EXPECTED: &str =
+        "a number of seconds from 0, or a duration like \"90s\", \"15m\", \"2h\" or \"1d\"";
+    match value {
+        Value::String(text) => parse_duration(text),
+        _ => value.as_f64().filter(|s| s.is_finite() && *s >= 0.0),
+    }
+    .ok_or_else(|| wrong(key, EXPECTED, value))
 }
 
 fn bytes(key: &'static str, value: &Value) -> Result<u64, LineError> {

@@ -248,6 +248,9 @@ pub fn parse_line(line: u64, bytes: &[u8]) -> Result<Job, LineError> {
         .map_err(|_| LineError::NotText)?
         .trim();
     let value: Value = serde_json::from_str(text).map_err(|e| {
+        if !text.starts_with('{') {
+            return LineError::NotJson("a job is an object like {\"cmd\": \"…\"}".into());
+        }
         // The message names "line 1" of its own input: only the column means something here.
         let text = e.to_string();
         let what = text
@@ -391,14 +394,14 @@ fn from_object(object: &Map<String, Value>) -> Result<Job, LineError> {
         placement: Placement {
             host: keys.strings("host")?,
             prefer: keys.strings("prefer")?,
-            prefer_wait: keys.seconds("prefer_wait")?,
+            prefer_wait: keys.duration("prefer_wait")?,
             tags: keys.strings("tags")?,
             priority: keys.integer("priority")?,
             require: keys.require()?,
             retries: keys.count("retries")?,
             retry_delay: keys.duration("retry_delay")?,
             max_crashes: keys.count("max_crashes")?,
-            timeout: keys.seconds("timeout")?,
+            timeout: keys.duration("timeout")?,
             after: keys.ids("after")?,
             follow: keys.ids("follow")?,
             any,
@@ -675,7 +678,10 @@ mod tests {
 
     #[test]
     fn errors_say_what_is_wrong() {
-        assert_eq!(error("hello"), "not JSON: expected value (column 1)");
+        assert_eq!(
+            error("hello"),
+            "not JSON: a job is an object like {\"cmd\": \"…\"}"
+        );
         assert_eq!(
             error(r#"{"cmd": "a""#),
             "not JSON: EOF while parsing an object (column 11)"
@@ -710,7 +716,7 @@ mod tests {
             "\"retries\" must be a whole number from 0, not the number -1"
         );
         assert_eq!(
-            error(r#"{"cmd": "a", "timeout": "1"}"#)
+            error(r#"{"cmd": "a", "timeout": "soon"}"#)
                 .split(',')
                 .next()
                 .unwrap(),

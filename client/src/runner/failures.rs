@@ -13,6 +13,8 @@ use crate::output::cut;
 const TOLD: usize = 5;
 /// Characters of a command or of its last words.
 const SHOWN: usize = 100;
+/// … and of the reason, which is ours.
+const REASON: usize = 400;
 
 /// A job that failed.
 pub(super) struct Failed {
@@ -29,7 +31,7 @@ impl Runner<'_> {
         }
         let why = match (result.status, result.code, &result.error) {
             (JobStatus::Ok, Some(code), None) => format!("exit status {code}"),
-            (_, _, Some(error)) => short(error),
+            (_, _, Some(error)) => short(error, REASON),
             (status, ..) => status.as_str().to_owned(),
         };
         // The words of an engine on a host that does not have our directory.
@@ -43,7 +45,7 @@ impl Runner<'_> {
         self.failures.push(Failed {
             line: slot.line,
             why,
-            cmd: short(&slot.cmd),
+            cmd: short(&slot.cmd, SHOWN),
             last,
         });
     }
@@ -81,12 +83,12 @@ impl Runner<'_> {
     }
 }
 
-fn short(text: &str) -> String {
+fn short(text: &str, most: usize) -> String {
     let line = printable(text)
         .split_whitespace()
         .collect::<Vec<_>>()
         .join(" ");
-    cut(&line, SHOWN)
+    cut(&line, most)
 }
 
 /// `text` without what would change the terminal: colours that a job began stay on when its line is cut, or shown alone.
@@ -111,7 +113,7 @@ fn printable(text: &str) -> String {
 fn last_line(text: &str) -> Option<String> {
     text.lines()
         .rfind(|line| !line.trim().is_empty())
-        .map(short)
+        .map(|line| short(line, SHOWN))
 }
 
 /// The end of a file, if it is here.
@@ -141,6 +143,6 @@ mod tests {
             last_line("\x1b[1;31merror:\x1b(B\x1b[m no\u{8}\x07 file\x1b[").as_deref(),
             Some("error: no file")
         );
-        assert_eq!(short(&"ä".repeat(200)).chars().count(), SHOWN + 1);
+        assert_eq!(short(&"ä".repeat(200), SHOWN).chars().count(), SHOWN + 1);
     }
 }

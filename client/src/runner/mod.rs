@@ -309,7 +309,7 @@ impl<'a> Runner<'a> {
         if self.engines() == 0 && waiting > 0 && !self.said_no_engines {
             self.said_no_engines = true;
             self.progress.say(&format!(
-                "no engines are registered: {}; start some with `ipengine -n 4`",
+                "no engines are registered: {}; `ipengine -n 4` starts some, `ipclient status` shows what a batch system was asked for",
                 jobs_wait(waiting)
             ));
         }

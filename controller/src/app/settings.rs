@@ -274,10 +274,10 @@ impl Settings {
                 "--engines needs -n: how many engines to start, or --max: how many there may be while tasks wait".into(),
             ));
         }
-        let lease = Duration::try_from_secs_f64(network.lease)
-            .ok()
-            .filter(|lease| *lease >= Duration::from_secs(1))
-            .ok_or_else(|| AppError::Usage("--lease is a number of seconds, at least 1".into()))?;
+        let lease = network.lease;
+        if lease < Duration::from_secs(1) {
+            return Err(AppError::Usage("--lease is at least 1s".into()));
+        }
         let ssh = |given: String, earlier: Option<&str>| {
             if given.is_empty() {
                 earlier.unwrap_or_default().to_owned()

@@ -235,7 +235,7 @@ impl Hub {
         if explanation.state == TaskState::Waiting
             && let Some(batch) = &self.batch
         {
-            text = format!("{text}; {}", batch_words(batch));
+            text = format!("{text} {}", batch_words(batch));
         }
         let reply = json!({"status": "ok", "state": state, "text": text, "engines": engines});
         self.reply(to, &reply);
@@ -249,7 +249,7 @@ fn batch_words(batch: &Value) -> String {
     let word = |job: &Value| {
         let text = |key: &str| job[key].as_str().unwrap_or_default().to_owned();
         format!(
-            "job {} of {} engine(s) {}",
+            "{} ({} engines, {})",
             text("job"),
             job["engines"],
             text("state")
@@ -258,7 +258,7 @@ fn batch_words(batch: &Value) -> String {
     let mut words: Vec<String> = jobs.iter().map(word).collect();
     words.extend(batch["trouble"].as_str().map(str::to_owned));
     if words.is_empty() {
-        words.push("no job".to_owned());
+        words.push("none".to_owned());
     }
-    format!("{system}: {}", words.join(", "))
+    format!("Jobs of {system}: {}.", words.join(", "))
 }

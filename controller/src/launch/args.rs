@@ -14,7 +14,7 @@ use super::{
 #[derive(Debug, Clone, Default, Args)]
 #[command(next_help_heading = "Engines")]
 pub struct HostArgs {
-    /// Hosts to start engines on over SSH: a:4,b:4, or a b c with -n (else one engine a core)
+    /// Hosts to start engines on over SSH: a:4,b:4, or a b c with -n (else one engine for each core)
     #[arg(long, value_name = "HOST[:ENGINES]", num_args = 1.., conflicts_with = "hosts_file")]
     pub hosts: Vec<String>,
     /// File of hosts: one `host[:engines] [tags…]` a line, or an ipcluster_config.py
@@ -52,10 +52,10 @@ pub struct HostArgs {
     /// Let the cluster grow: submit jobs of -n engines each while tasks wait, up to so many engines in all
     #[arg(long, value_name = "ENGINES", requires = "batch_system", value_parser = clap::value_parser!(u32).range(1..))]
     pub max: Option<u32>,
-    /// … of which so many are there in any case
+    /// How many of --max are there in any case
     #[arg(long, value_name = "ENGINES", requires = "max", default_value_t = 0)]
     pub min: u32,
-    /// … and the others leave when they have been idle for so long (90s, 10m, 1h)
+    /// How long an engine beyond --min may be idle before its job is ended (90s, 10m, 1h)
     #[arg(long, value_name = "TIME", requires = "max", default_value = "60s", value_parser = time::duration)]
     pub idle: Duration,
     /// Script for the batch system instead of the built-in one, with {engines}, {program} and {args}

@@ -78,6 +78,16 @@ fn what_cannot_be_is_refused_by_name() {
     without.extend(&map[2..]);
     let run = ends(&place, place.bare("ipclient"), &without);
     fails_with(&run, &["cannot start /nonexistent"]);
+    let run = ends(&place, place.bare("ipclient"), &["abort"]);
+    fails_with(&run, &["nothing to abort", "--all"]);
+    for (program, args) in [
+        ("ipengine", ["--idle", "soon"]),
+        ("ipctl", ["--lease", "1x"]),
+        ("ipclient", ["--connect-timeout", "-1"]),
+    ] {
+        let run = ends(&place, place.bare(program), &args);
+        fails_with(&run, &[args[0], "a time such as 90s, 10m, 2h or 1d"]);
+    }
 }
 
 /// As for IPython.

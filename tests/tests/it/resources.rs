@@ -161,6 +161,18 @@ fn what_no_host_has_is_said_at_once() {
         why.contains("It asks for 1 cpu and 64 gpus, and no host has that: none has any gpus"),
         "{why}"
     );
+    let jobs = [
+        json!({"cmd": "true", "gpus": 64, "timeout": "0.3s"}),
+        json!({"cmd": "true", "nodes": 9, "timeout": 0.3}),
+    ];
+    let late = run(&cluster, &[], &jobs);
+    for (job, lacks) in late.iter().zip(["none has any gpus", "there is 1 whose"]) {
+        let error = job["result"]["error"].as_str().unwrap_or_default();
+        assert!(
+            error.contains("its timeout of 0.3 s. It asks for ") && error.contains(lacks),
+            "{error}"
+        );
+    }
     cluster.write(
         "jobs.jsonl",
         &lines(&[json!({"cmd": "true", "resources": {"lic": 2}})]),

@@ -14,6 +14,7 @@ use clap::Args;
 use crossbeam_channel::{Receiver, Sender};
 use ipbroker_client::Client;
 use ipbroker_client::protocol::message::Sample;
+use ipbroker_client::protocol::time;
 use ratatui::backend::CrosstermBackend;
 use ratatui::crossterm::{event, execute, terminal};
 use ratatui::layout::Rect;
@@ -23,7 +24,7 @@ use signal_hook::iterator::Signals;
 
 use self::state::{Act, State};
 use super::Outcome;
-use crate::cli::{ClusterArgs, seconds};
+use crate::cli::ClusterArgs;
 use crate::failure::Failure;
 
 /// The pause after an answer that did not come.
@@ -42,8 +43,8 @@ pub(crate) struct TopArgs {
     /// Print plain lines again and again: for screen readers, files and pipes
     #[arg(long)]
     plain: bool,
-    /// Seconds between two prints with --plain
-    #[arg(long, value_name = "SECONDS", default_value = "2", value_parser = seconds, requires = "plain")]
+    /// Time between two prints with --plain
+    #[arg(long, value_name = "TIME", default_value = "2s", value_parser = time::duration, requires = "plain")]
     interval: Duration,
 }
 

@@ -1,6 +1,7 @@
 //! Timers: timeouts, preferences, aborts and engines that do not answer.
 
 use super::Core;
+use super::group::Stage;
 use super::id::NONE;
 use super::types::{FailKind, Nanos, RETRY_DELAY_MOST};
 
@@ -34,6 +35,8 @@ impl Core {
         for slot in ending.collect::<Vec<_>>() {
             self.leave_pools(slot);
         }
+        // Of the class of the last task that waited too long: others of it are told the same.
+        let mut asked = (NONE, String::new());
         while let Some(&(at, timer)) = self.timers.first()
             && at <= now
         {
@@ -43,7 +46,17 @@ impl Core {
                     let extra = self.groups[index].extra_mut();
                     extra.timeout_at = 0;
                     let seconds = extra.timeout as f64 / 1e9;
-                    let text = format!("it waited longer than its timeout of {seconds} s");
+                    let group = &self.groups[index];
+                    let (class, blocked) = (group.class, group.stage == Stage::Blocked);
+                    if asked.0 != class && !blocked {
+                        let words = self.asks_too_much(class);
+                        asked = (
+                            class,
+                            words.map(|words| format!(". {words}")).unwrap_or_default(),
+                        );
+                    }
+                    let why = if asked.0 == class { &asked.1 } else { "" };
+                    let text = format!("it waited longer than its timeout of {seconds} s{why}");
                     self.fail_waiting(now, index, FailKind::TaskTimeout, &text);
                 }
                 Timer::Prefer(index) => {

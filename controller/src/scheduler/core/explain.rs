@@ -466,11 +466,20 @@ impl Core {
 
     /// No registered engine could ever take tasks of the class, whatever becomes free.
     pub(super) fn is_nowhere(&self, class: u32) -> bool {
-        self.pool_engines(class).is_empty() || self.nowhere_enough(class).is_some()
+        self.pool_engines(class).is_empty() || self.asks_too_much(class).is_some()
+    }
+
+    /// The same, and what would change that.
+    fn nowhere_enough(&self, class: u32) -> Option<String> {
+        let text = self.asks_too_much(class)?;
+        Some(match self.pools.classes[class as usize].nodes {
+            0 => format!("{text} It runs as soon as an engine registers on a host that does."),
+            _ => format!("{text} It runs as soon as there are enough."),
+        })
     }
 
     /// That the hosts of all engines that may take tasks of the class have less in all than these ask for.
-    fn nowhere_enough(&self, class: u32) -> Option<String> {
+    pub(super) fn asks_too_much(&self, class: u32) -> Option<String> {
         let slots = self.pool_engines(class);
         let nodes = self.pools.classes[class as usize].nodes;
         if nodes > 0 && !slots.is_empty() && !self.has_enough_hosts(class) {
@@ -478,9 +487,7 @@ impl Core {
                 1 => "there is 1 whose engines may take it".to_owned(),
                 hosts => format!("there are {hosts} whose engines may take it"),
             };
-            return Some(format!(
-                "It asks for {nodes} whole hosts, and {hosts}. It runs as soon as there are enough."
-            ));
+            return Some(format!("It asks for {nodes} whole hosts, and {hosts}."));
         }
         if slots.is_empty() || self.constraints(class).request.is_none() {
             return None;
@@ -490,7 +497,7 @@ impl Core {
             .map(|request| self.lacking(slots, request))
             .collect();
         Some(format!(
-            "It asks for {}, and no host has that: {}. It runs as soon as an engine registers on a host that does.",
+            "It asks for {}, and no host has that: {}.",
             self.asked_words(class),
             lacking?.join("; ")
         ))
