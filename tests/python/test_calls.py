@@ -214,30 +214,6 @@ def test_what_cloudpickle_is_told_to_take_by_value_goes_by_value(client, monkeyp
         view.submit(of_this_host.times, 2).result(30)
 
 
-def test_functions_with_a_cache_go_by_value(executor):
-    program = {"__name__": "__main__"}
-    source = """
-    import functools
-
-    @functools.cache
-    def fib(n):
-        return n if n < 2 else fib(n - 1) + fib(n - 2)
-
-    @functools.lru_cache(maxsize=5)
-    def parameters():
-        return parameters.cache_parameters()
-
-    class Model:
-        @functools.cached_property
-        def weight(self):
-            return fib(10)
-    """
-    exec(textwrap.dedent(source), program)
-    assert executor.submit(program["fib"], 50).result(60) == 12586269025
-    assert executor.submit(program["parameters"]).result(60) == {"maxsize": 5, "typed": False}
-    assert executor.submit(lambda model: model.weight, program["Model"]()).result(60) == 55
-
-
 def test_arrays_go_and_come_and_may_be_written_to(executor):
     array = numpy.arange(3_000_000, dtype=float)
     result = executor.submit(lambda a: a * 2, array).result(60)

@@ -83,7 +83,7 @@ fn what_cannot_be_is_refused_by_name() {
     for (program, args) in [
         ("ipengine", ["--idle", "soon"]),
         ("ipctl", ["--lease", "1x"]),
-        ("ipclient", ["--connect-timeout", "-1"]),
+        ("ipclient", ["--connect-timeout", "never"]),
     ] {
         let run = ends(&place, place.bare(program), &args);
         fails_with(&run, &[args[0], "a time such as 90s, 10m, 2h or 1d"]);
