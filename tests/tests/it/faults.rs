@@ -6,7 +6,7 @@ use std::{
 };
 
 use ipbroker_tests::{Cluster, LIMIT, RawClient, eventually};
-use rustix::process::Signal;
+use rustix::process::{Pid, Signal};
 use serde_json::{Value, json};
 
 /// 1,000 jobs over two engine processes; one is killed while its jobs run. Their outcomes, each with what the job wrote.
@@ -37,7 +37,15 @@ fn kill_one(asked: &Value) -> (Cluster, Vec<(Value, String)>) {
             "a second reply"
         );
         if outcomes.len() == 100 {
-            cluster.engines[0].kill();
+            // Between two jobs nothing would be lost.
+            eventually("a job that runs there", LIMIT, || {
+                cluster.engines[0].signal(Signal::STOP);
+                let runs = runs_a_job(cluster.engines[0].pid());
+                if !runs {
+                    cluster.engines[0].signal(Signal::CONT);
+                }
+                runs.then(|| cluster.engines[0].kill())
+            });
         }
     }
     let jobs = ids
@@ -49,6 +57,19 @@ fn kill_one(asked: &Value) -> (Cluster, Vec<(Value, String)>) {
         })
         .collect();
     (cluster, jobs)
+}
+
+/// Whether a process of an engine has a job that it has not heard the end of.
+fn runs_a_job(engine: Pid) -> bool {
+    let threads = std::fs::read_dir(format!("/proc/{engine}/task")).expect("its threads");
+    threads.flatten().any(|thread| {
+        let children = std::fs::read_to_string(thread.path().join("children")).unwrap_or_default();
+        children.split_whitespace().any(|child| {
+            // A job that has just ended has no command line.
+            let line = std::fs::read(format!("/proc/{child}/cmdline"));
+            line.is_ok_and(|line| line.is_empty() || line.windows(4).any(|part| part == b"job."))
+        })
+    })
 }
 
 #[test]
