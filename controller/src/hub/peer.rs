@@ -448,12 +448,9 @@ impl Hub {
     fn resubmit(&mut self, asker: &Asker, content: &Value) {
         let ids = strings(&content["msg_ids"]);
         let answer = self.found(asker, move |hub, to, found: Vec<StoredRequest>| {
-            let missing: Vec<&String> = ids
-                .iter()
-                .filter(|id| !found.iter().any(|task| task.msg_id == **id))
-                .collect();
-            if !missing.is_empty() {
-                return hub.fail(&to, "KeyError", format!("No such msg(s): {missing:?}"));
+            let known = |id: &String| found.iter().any(|task| task.msg_id == *id);
+            if let Some(id) = ids.iter().find(|id| !known(id)) {
+                return hub.fail(&to, "KeyError", no_such(id).evalue);
             }
             hub.resubmit_next(to, found, Map::new());
         });

@@ -420,3 +420,12 @@ fn who_cannot_write_says_so_and_stops_the_jobs() {
     let after = cluster.read("ran").lines().count();
     assert!(after <= ran + 1, "{ran} jobs had run, then {after}");
 }
+
+#[test]
+fn a_task_that_nobody_knows_is_named() {
+    let cluster = Cluster::builder().args(["-n", "1"]).start();
+    for subcommand in ["abort", "output", "results", "resubmit", "wait"] {
+        let run = cluster.client(&[subcommand, "nope"]);
+        fails_with(&run, &["no such task: nope"]);
+    }
+}
