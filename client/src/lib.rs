@@ -48,6 +48,6 @@ pub use fs::{Host, PART};
 pub use io::{Listener, Part, Sink};
 pub use ipbroker_protocol as protocol;
 pub use query::{Explanation, Outcomes, PastReply, Record};
-pub use reply::{MemberInfo, Reply, ReplyInfo, members};
+pub use reply::{MemberInfo, Reply, ReplyInfo, members, printed};
 pub use result::{AsyncMapResult, AsyncResult, Many, One, Ordered, Shape, TaskSetRef, Unordered};
 pub use view::{DirectView, Imap, LoadBalancedView};

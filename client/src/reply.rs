@@ -69,6 +69,25 @@ pub fn members(content: &[u8]) -> Vec<MemberInfo> {
     member_map::<Content>(content).unwrap_or_default().members
 }
 
+/// What members of a range from `lo` printed, as the content of its reply tells it: which one, on stdout, on stderr.
+pub fn printed(content: &[u8], lo: u64) -> Vec<(u64, String, String)> {
+    type Printed = (u64, Option<String>, Option<String>);
+    #[derive(Deserialize, Default)]
+    #[serde(default)]
+    struct Content {
+        members: Vec<MemberInfo>,
+        printed: Vec<Printed>,
+    }
+    let Content { members, printed } = member_map(content).unwrap_or_default();
+    let members = (lo..).zip(members);
+    let each = members.map(|(at, MemberInfo(_, _, stdout, stderr))| (at, stdout, stderr));
+    let all = each.chain(printed);
+    let some = all.filter(|(_, stdout, stderr)| stdout.is_some() || stderr.is_some());
+    let text = |text: Option<String>| text.unwrap_or_default();
+    some.map(|(at, stdout, stderr)| (at, text(stdout), text(stderr)))
+        .collect()
+}
+
 /// One reply: of a task, or of a range of an array.
 #[derive(Debug)]
 pub struct Reply {

@@ -32,6 +32,17 @@ def test_all_is_printed_before_the_result_is_there(client, capfd):
         assert (out, err) == (f"number {at}\n", f"NUMBER {at}\n")
 
 
+def test_all_of_a_map_is_printed_before_its_results_are_there(client, capfd):
+    words = [f"number {at}" for at in range(7)]
+    for chunksize in (None, 1, 3):
+        for _ in range(10):
+            assert list(client.view().map(calls.say, words, chunksize=chunksize)) == [8] * 7
+            out, err = capfd.readouterr()
+            # Those of two engines may come between each other.
+            assert [out.count(word) for word in [*words, "\n"]] == [1] * 7 + [7]
+            assert [err.count(word.upper()) for word in [*words, "\n"]] == [1] * 7 + [7]
+
+
 def test_a_flood_is_cut_and_the_call_ends(client, capfd):
     def flood():
         line = "x" * 999_999

@@ -71,7 +71,7 @@ pub fn grows_and_shrinks(system: &str, env: &[(&str, String)], jobs: impl Fn() -
     // What waits is told what was asked for.
     let last = ids.lines().last().expect("an id");
     let why = cluster.client(&["explain", last]).ok().stdout;
-    assert!(why.contains(&format!("{system}: job ")), "{why}");
+    assert!(why.contains(&format!("Jobs of {system}: ")), "{why}");
     fs::write(seen.join("all"), "").expect("a file");
     let mut wait = vec!["wait"];
     wait.extend(ids.lines());

@@ -196,7 +196,10 @@ def _deliver(pending: Dict[int, Any], output: "Output", kind: int, tag: Union[in
         if kind == JOBS:
             done = target.deliver(value)
         elif kind == MEMBERS:
-            done = target.deliver(lo, hi, metadata, value, *more)
+            failures, duration, printed = more
+            for piece in printed:
+                output.rest(*piece)
+            done = target.deliver(lo, hi, metadata, value, failures, duration)
         else:
             done = target.deliver(lo, hi, metadata, None, value, 0.0)
         if done:

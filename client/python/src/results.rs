@@ -14,6 +14,8 @@ const OK: u8 = 0;
 const ERROR: u8 = 1;
 const MEMBERS: u8 = 2;
 const MEMBERS_ERROR: u8 = 3;
+/// The content `{"status": "ok"}` has ten and a few bytes; what was printed makes it longer.
+const PLAIN: usize = 16;
 /// … or of job lines.
 pub(crate) const JOBS: u8 = 4;
 
@@ -120,8 +122,7 @@ pub(crate) fn delivery<'py>(
         None => PyBytes::new(py, b""),
     };
     let content = reply.packed_content();
-    // A plain {"status": "ok"} is ten and a few bytes; what was printed makes it longer.
-    let more = if buffers.len() == 0 && content.len() <= 16 {
+    let more = if buffers.len() == 0 && content.len() <= PLAIN {
         // As most are.
         None
     } else {
@@ -186,20 +187,21 @@ fn members<'py>(
         let failure = Failure::other(reason).tuple(py)?;
         return (MEMBERS_ERROR, tag, lo, hi, metadata, failure, py.None()).into_pyobject(py);
     }
-    if !each {
-        let more = (failures, info.duration.unwrap_or(0.0));
-        return (MEMBERS, tag, lo, hi, metadata, values, more).into_pyobject(py);
-    }
     let content = reply.packed_content();
     let (begin, _) = info.range.unwrap_or((lo, hi));
-    let printed = (begin..).zip(ipbroker_client::members(content));
-    let printed = printed
-        .filter(|(at, member)| (lo..hi).contains(at) && (member.2.is_some() || member.3.is_some()));
-    let printed = printed.map(|(at, member)| {
-        let (stdout, stderr) = (member.2.unwrap_or_default(), member.3.unwrap_or_default());
-        (reply.msg_id(at), stdout, stderr)
-    });
-    let printed: Vec<_> = printed.collect();
+    let mut printed = Vec::new();
+    if content.len() > PLAIN {
+        printed = ipbroker_client::printed(content, begin);
+    }
+    let printed = printed.into_iter();
+    let printed = printed.filter(|(at, ..)| (lo..hi).contains(at));
+    let printed: Vec<_> = printed
+        .map(|(at, stdout, stderr)| (reply.msg_id(at), stdout, stderr))
+        .collect();
+    if !each {
+        let more = (failures, info.duration.unwrap_or(0.0), printed);
+        return (MEMBERS, tag, lo, hi, metadata, values, more).into_pyobject(py);
+    }
     let more = (failures, PyBytes::new(py, content), printed);
     (MEMBERS, tag, lo, hi, metadata, values, more).into_pyobject(py)
 }

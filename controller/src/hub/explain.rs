@@ -248,12 +248,11 @@ fn batch_words(batch: &Value) -> String {
     let jobs = batch["jobs"].as_array().map_or(&[][..], Vec::as_slice);
     let word = |job: &Value| {
         let text = |key: &str| job[key].as_str().unwrap_or_default().to_owned();
-        format!(
-            "{} ({} engines, {})",
-            text("job"),
-            job["engines"],
-            text("state")
-        )
+        let engines = match job["engines"].as_u64().unwrap_or_default() {
+            1 => "1 engine".to_owned(),
+            engines => format!("{engines} engines"),
+        };
+        format!("{} ({engines}, {})", text("job"), text("state"))
     };
     let mut words: Vec<String> = jobs.iter().map(word).collect();
     words.extend(batch["trouble"].as_str().map(str::to_owned));

@@ -94,7 +94,7 @@ pub(crate) fn execute(process: &Process, seat: &Seat, task: Task, send: &mut dyn
                     verdict,
                     session.pack(&Status {
                         status: "ok",
-                        members: Vec::new(),
+                        ..Status::default()
                     }),
                     vec![Message::from(out)],
                 )
@@ -178,7 +178,7 @@ fn array(
         false => (false, FLUSH),
     };
     let mut outcomes = Outcomes::new(lo);
-    let mut members = Vec::new();
+    let mut told = Status::default();
     let mut clock = Clock {
         from: Instant::now(),
         started: process.now(),
@@ -195,7 +195,7 @@ fn array(
         if due && outcomes.count > 0 {
             let hi = outcomes.lo + outcomes.count;
             seat.answered(hi);
-            send(reply.range(outcomes, std::mem::take(&mut members), clock));
+            send(reply.range(outcomes, std::mem::take(&mut told), clock));
             outcomes = Outcomes::new(hi);
             clock = Clock {
                 from: Instant::now(),
@@ -224,16 +224,18 @@ fn array(
                     out.clear();
                     let verdict = executor.run(index, &mut out);
                     add(&out, verdict);
+                    let [stdout, stderr] = executor.printed();
                     if each {
-                        let [stdout, stderr] = executor.printed();
                         let now = Instant::now();
-                        members.push(Member(
+                        told.members.push(Member(
                             (began - clock.from).as_secs_f64(),
                             (now - began).as_secs_f64(),
                             stdout,
                             stderr,
                         ));
                         began = now;
+                    } else if stdout.is_some() || stderr.is_some() {
+                        told.printed.push((index, stdout, stderr));
                     }
                 }
                 stride = if from.elapsed() < FLUSH / 10 {
@@ -266,7 +268,8 @@ fn array(
         }
         if each {
             // Those that did not run have a place there, too.
-            members.resize(outcomes.count as usize, Member::default());
+            told.members
+                .resize(outcomes.count as usize, Member::default());
         }
     }
 }
@@ -331,11 +334,15 @@ struct Metadata<'a> {
 }
 
 /// The content of a reply that has its value elsewhere.
-#[derive(Serialize)]
+#[derive(Default, Serialize)]
 struct Status {
     status: &'static str,
+    /// What an array's reply tells of each of its members, if the client wants that.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     members: Vec<Member>,
+    /// Else of those that have printed: which, on stdout and on stderr.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    printed: Vec<(u64, Option<String>, Option<String>)>,
 }
 
 /// Puts replies to one task together.
@@ -369,7 +376,7 @@ impl Reply<'_> {
         self.message(&outcome, &self.session.pack(&error), Vec::new())
     }
 
-    fn range(&self, outcomes: Outcomes, members: Vec<Member>, clock: Clock) -> Outgoing {
+    fn range(&self, outcomes: Outcomes, told: Status, clock: Clock) -> Outgoing {
         let range = Some((outcomes.lo, outcomes.lo + outcomes.count));
         let failed = outcomes.failed.clone();
         let verdict = if failed.is_empty() {
@@ -380,7 +387,7 @@ impl Reply<'_> {
         let (buffers, same) = outcomes.into_buffers();
         let content = self.session.pack(&Status {
             status: verdict.status(),
-            members,
+            ..told
         });
         let elapsed = clock.from.elapsed();
         self.message(
