@@ -469,7 +469,7 @@ impl Core {
         self.pool_engines(class).is_empty() || self.asks_too_much(class).is_some()
     }
 
-    /// The same, and what would change that.
+    /// That no host has enough in all, and what would change that.
     fn nowhere_enough(&self, class: u32) -> Option<String> {
         let text = self.asks_too_much(class)?;
         Some(match self.pools.classes[class as usize].nodes {
