@@ -81,7 +81,6 @@ impl LocalCluster {
                 format!("--hosts={}", args.hosts.join(",")),
                 "--tunnel".into(),
             ]);
-            #[cfg(feature = "ssh")]
             if cluster.accept_new {
                 command.arg("--accept-new");
             }

@@ -14,10 +14,11 @@ const OK: u8 = 0;
 const ERROR: u8 = 1;
 const MEMBERS: u8 = 2;
 const MEMBERS_ERROR: u8 = 3;
-/// The content `{"status": "ok"}` has ten and a few bytes; what was printed makes it longer.
-const PLAIN: usize = 16;
 /// … or of job lines.
 pub(crate) const JOBS: u8 = 4;
+
+/// The content `{"status": "ok"}` has ten and a few bytes; what was printed makes it longer.
+const PLAIN: usize = 16;
 
 /// Why a call has no result.
 #[derive(Debug, Default, Deserialize)]

@@ -4,10 +4,9 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use clap::Args;
-
-use super::Outcome;
 use ipbroker_client::protocol::time;
 
+use super::Outcome;
 use crate::cli::ClusterArgs;
 use crate::failure::Failure;
 
