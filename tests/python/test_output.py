@@ -3,6 +3,7 @@
 import time
 
 import calls
+import ipbroker
 
 
 def test_prints_come_as_they_happen(client, capfd):
@@ -41,6 +42,16 @@ def test_all_of_a_map_is_printed_before_its_results_are_there(client, capfd):
             # Those of two engines may come between each other.
             assert [out.count(word) for word in [*words, "\n"]] == [1] * 7 + [7]
             assert [err.count(word.upper()) for word in [*words, "\n"]] == [1] * 7 + [7]
+
+
+def test_what_a_map_prints_does_not_make_its_replies_too_large(capfd):
+    def much(number):
+        print("x" * 50_000)
+        return number
+
+    with ipbroker.Cluster(n=1, options=["--max-message=1M"]) as cluster, cluster.client() as client:
+        same = list(client.view().map(much, range(200), chunksize=1)) == list(range(200))
+    assert same and capfd.readouterr().out.count("x") == 10_000_000
 
 
 def test_a_flood_is_cut_and_the_call_ends(client, capfd):

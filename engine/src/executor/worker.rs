@@ -28,6 +28,8 @@ const FLUSH_EACH: Duration = Duration::from_millis(5);
 
 /// Bytes of outcomes that do not wait.
 const FLUSH_BYTES: usize = 4 << 20;
+/// … or of so much that they have printed, which is not to make it too large for the controller.
+const FLUSH_PRINTED: usize = 256 << 10;
 
 /// Memory that a logical engine's thread may use for its stack: a call that waits keeps its place on it while others are
 /// worked on.
@@ -178,7 +180,7 @@ fn array(
         false => (false, FLUSH),
     };
     let mut outcomes = Outcomes::new(lo);
-    let mut told = Status::default();
+    let (mut told, mut printed) = (Status::default(), 0);
     let mut clock = Clock {
         from: Instant::now(),
         started: process.now(),
@@ -191,12 +193,14 @@ fn array(
         let claim = seat.claim(stride);
         let due = clock.from.elapsed() >= flush
             || outcomes.bytes() >= FLUSH_BYTES
+            || printed >= FLUSH_PRINTED
             || claim == Claim::Done;
         if due && outcomes.count > 0 {
             let hi = outcomes.lo + outcomes.count;
             seat.answered(hi);
             send(reply.range(outcomes, std::mem::take(&mut told), clock));
             outcomes = Outcomes::new(hi);
+            printed = 0;
             clock = Clock {
                 from: Instant::now(),
                 started: process.now(),
@@ -220,11 +224,18 @@ fn array(
                     .slate
                     .started(seat.index, [slate_id(&task.msg_id, lo, hi).as_str()]);
                 let mut began = from;
+                // Functions do not, and may take a few nanoseconds.
+                let prints = executor.content();
                 for index in lo..hi {
                     out.clear();
                     let verdict = executor.run(index, &mut out);
                     add(&out, verdict);
-                    let [stdout, stderr] = executor.printed();
+                    let [stdout, stderr] = match prints {
+                        true => executor.printed(),
+                        false => Default::default(),
+                    };
+                    let texts = [&stdout, &stderr].into_iter().flatten();
+                    printed += texts.map(String::len).sum::<usize>();
                     if each {
                         let now = Instant::now();
                         told.members.push(Member(
