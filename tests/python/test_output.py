@@ -54,6 +54,26 @@ def test_what_a_map_prints_does_not_make_its_replies_too_large(capfd):
     assert same and capfd.readouterr().out.count("x") == 10_000_000
 
 
+def test_an_engine_rests_while_a_call_that_has_closed_its_outputs_runs():
+    def close():
+        import os
+        import time
+
+        def used():
+            """Seconds of the processor that the engine has used."""
+            with open(f"/proc/{os.getppid()}/stat") as file:
+                return sum(map(int, file.read().rsplit(")", 1)[1].split()[11:13])) / os.sysconf("SC_CLK_TCK")
+
+        os.close(1)
+        os.close(2)
+        before = used()
+        time.sleep(2)
+        return used() - before
+
+    with ipbroker.Cluster(n=1) as cluster, cluster.client() as client:
+        assert client.submit(close).result(60) < 1
+
+
 def test_a_flood_is_cut_and_the_call_ends(client, capfd):
     def flood():
         line = "x" * 999_999

@@ -249,8 +249,8 @@ pub(crate) struct Interpreter {
     pub(super) pid: Pid,
     pidfd: OwnedFd,
     socket: UnixStream,
-    stdout: PipeReader,
-    stderr: PipeReader,
+    /// Its standard output and error, until it closes them.
+    printed: [Option<PipeReader>; 2],
     /// The other ends of these, as far as they are not there yet.
     outputs: Vec<OwnedFd>,
     /// Where it looks which call an interrupt means.
@@ -327,7 +327,7 @@ impl Interpreter {
         owner: Owner,
         (pid, pidfd): (Pid, OwnedFd),
         mut socket: UnixStream,
-        [stdout, stderr]: [PipeReader; 2],
+        printed: [PipeReader; 2],
         outputs: Vec<OwnedFd>,
     ) -> io::Result<Self> {
         let memory = memfd_create("ipbroker-interrupts", MemfdFlags::CLOEXEC)?;
@@ -339,8 +339,7 @@ impl Interpreter {
             pid,
             pidfd,
             socket,
-            stdout,
-            stderr,
+            printed: printed.map(Some),
             outputs,
             interrupts: Arc::new(memory),
             ready: Arc::default(),
@@ -603,36 +602,38 @@ impl Interpreter {
     /// Waits until there is something, and takes what was printed: whether the socket can be read, the process has ended,
     /// the bell has rung.
     fn poll(&mut self, bell: Option<&Wake>, output: &mut Output<'_>) -> io::Result<[bool; 3]> {
+        let socket = self.socket.as_fd();
         let fd = |fd| PollFd::from_borrowed_fd(fd, PollFlags::IN);
-        let mut fds = [
-            fd(self.socket.as_fd()),
-            fd(self.pidfd.as_fd()),
-            fd(self.stdout.as_fd()),
-            fd(self.stderr.as_fd()),
-            // The last is looked at with a bell only.
-            fd(bell.map_or(self.socket.as_fd(), AsFd::as_fd)),
-        ];
-        let count = if bell.is_some() { 5 } else { 4 };
+        // Nothing is asked of what stands in for a closed pipe or for no bell.
+        let none = || PollFd::from_borrowed_fd(socket, PollFlags::empty());
+        let [stdout, stderr] = self
+            .printed
+            .each_ref()
+            .map(|pipe| pipe.as_ref().map_or_else(none, |pipe| fd(pipe.as_fd())));
+        let bell = bell.map_or_else(none, |bell| fd(bell.as_fd()));
+        let mut fds = [fd(socket), fd(self.pidfd.as_fd()), stdout, stderr, bell];
         loop {
-            match poll(&mut fds[..count], None) {
+            match poll(&mut fds, None) {
                 Ok(_) => break,
                 Err(rustix::io::Errno::INTR) => {}
                 Err(error) => return Err(error.into()),
             }
         }
         let [socket, ended, stdout, stderr, rung] = fds.each_ref().map(PollFd::revents);
-        if stdout.contains(PollFlags::IN) || stderr.contains(PollFlags::IN) {
-            let mut scratch = vec![0; LARGE];
-            if stdout.contains(PollFlags::IN) {
-                let count = self.stdout.read(&mut scratch)?;
-                output.take(Stream::Stdout, &scratch[..count]);
-            }
-            if stderr.contains(PollFlags::IN) {
-                let count = self.stderr.read(&mut scratch)?;
-                output.take(Stream::Stderr, &scratch[..count]);
+        let streams = [(Stream::Stdout, stdout), (Stream::Stderr, stderr)];
+        for (pipe, (stream, events)) in self.printed.iter_mut().zip(streams) {
+            if events.contains(PollFlags::IN)
+                && let Some(from) = pipe
+            {
+                let mut scratch = vec![0; LARGE];
+                let count = from.read(&mut scratch)?;
+                output.take(stream, &scratch[..count]);
+            } else if events.contains(PollFlags::HUP) {
+                *pipe = None;
             }
         }
-        Ok([!socket.is_empty(), !ended.is_empty(), !rung.is_empty()])
+        let rung = rung.contains(PollFlags::IN);
+        Ok([!socket.is_empty(), !ended.is_empty(), rung])
     }
 }
 
