@@ -302,6 +302,14 @@ def test_a_callback_does_not_wait_for_what_it_holds_up(client, executor):
     assert ended.wait(30) and heard == [True] * 3
 
 
+def test_what_a_callback_raises_holds_nothing_up(executor, capfd):
+    gate = executor.submit(calls.nap, 0.2)
+    gate.add_done_callback(lambda _: sys.exit("from a callback"))
+    gate.result(30)
+    assert executor.submit(calls.square, 3).result(30) == 9
+    assert "from a callback" in capfd.readouterr().err
+
+
 def test_callbacks_wait_and_as_completed(executor):
     heard = []
     futures = [executor.submit(calls.nap, 0.2 - at / 20, at) for at in range(4)]

@@ -151,8 +151,8 @@ class _Results(threading.Thread):
             for delivery in deliveries:
                 try:
                     _deliver(self._pending, output, *delivery)
-                except Exception:
-                    # A defect of ours, or of a callback: the other results are wanted all the same.
+                except BaseException:
+                    # A defect of ours, or of a callback (sys.exit(), too): the other results are wanted all the same.
                     sys.excepthook(*sys.exc_info())
             # What is waited for next should not keep these alive.
             arrived = deliveries = delivery = None
