@@ -194,6 +194,32 @@ def test_the_same_function_is_pickled_once(monkeypatch):
     assert _pickle.pickled(calls.square).python is None
 
 
+def test_a_function_goes_as_it_is_now(executor):
+    class Base:
+        rate = 1
+
+    class Rates(Base):
+        pass
+
+    numbers = [1]
+    last = numbers.__getitem__
+
+    def attribute():
+        return attribute.rate
+
+    attribute.rate = 1
+    functions = [lambda: Base.rate, lambda: Rates.rate, lambda: Rates().rate, lambda: last(-1), attribute, lambda: attribute.rate, lambda x=1: x, lambda *, x=1: x, lambda: 1]
+    assert [executor.submit(function).result(30) for function in functions] == [1] * len(functions)
+    assert executor.submit(Rates).result(30).rate == 1
+    Base.rate = attribute.rate = 2
+    numbers.append(2)
+    functions[-3].__defaults__ = (2,)
+    functions[-2].__kwdefaults__["x"] = 2
+    functions[-1].__code__ = (lambda: 2).__code__
+    assert [executor.submit(function).result(30) for function in functions] == [2] * len(functions)
+    assert list(executor.map(lambda _: Rates.rate, range(3))) == [2] * 3
+
+
 def test_what_cloudpickle_is_told_to_take_by_value_goes_by_value(client, monkeypatch, tmp_path):
     import cloudpickle
 

@@ -54,6 +54,16 @@ def test_what_a_map_prints_does_not_make_its_replies_too_large(capfd):
     assert same and capfd.readouterr().out.count("x") == 10_000_000
 
 
+def test_a_stream_that_cannot_be_written_to_holds_nothing_up(client, monkeypatch):
+    class Gone:
+        def write(self, text):
+            raise RuntimeError("the widget has been deleted")
+
+    monkeypatch.setattr("sys.stdout", Gone())
+    assert client.submit(calls.say, "lost").result(30) == 4
+    assert client.submit(calls.say, "lost").result(30) == 4
+
+
 def test_an_engine_rests_while_a_call_that_has_closed_its_outputs_runs():
     def close():
         import os

@@ -7,6 +7,7 @@ import io
 import sys
 import types
 import weakref
+from operator import is_
 from pickle import HIGHEST_PROTOCOL, PickleBuffer, dumps, load, loads
 from typing import Any, Callable, Dict, Iterable, Iterator, List, Optional, Tuple
 
@@ -37,11 +38,11 @@ class Pickled:
 
     __slots__ = ("code", "name", "python", "_seen", "_modules", "__weakref__")
 
-    def __init__(self, code: bytes, name: str, python: Optional[str], seen: Optional[List[Tuple[Any, Any, Any]]]) -> None:
+    def __init__(self, code: bytes, name: str, python: Optional[str], seen: "Optional[List[_Seen]]") -> None:
         self.code = code
         self.name = name
         self.python = python
-        # What the function refers to, as it was: None if that can change without notice.
+        # What the function consists of and refers to, as it was: None if that can change without notice.
         self._seen = seen
         self._modules = _modules_by_value()
 
@@ -49,8 +50,11 @@ class Pickled:
         """Whether pickling it again would give the same."""
         if self._seen is None or self._modules != _modules_by_value():
             return False
-        return all(_refers(holder, key) is value for holder, key, value in self._seen)
-
+        for of, state in self._seen:
+            now = _state(*of)
+            if len(now) != len(state) or not all(map(is_, now, state)):
+                return False
+        return True
 
     def many(self) -> "Pickled":
         """The function that takes a list of tuples of arguments, and gives a list of results: see :data:`_MANY`."""
@@ -161,10 +165,7 @@ def _pickle(function: Callable[..., Any]) -> Pickled:
     if code is not None:
         return Pickled(code, name, None, [])
     code = _by_value(function, lambda: f"the function {name!r}")
-    seen: Optional[List[Tuple[Any, Any, Any]]] = []
-    if isinstance(function, types.FunctionType):
-        seen = _references(function)
-    return Pickled(code, name, _python(code), seen)
+    return Pickled(code, name, _python(code), _references(function) if isinstance(function, types.FunctionType) else None)
 
 
 def _modules_by_value() -> Any:
@@ -270,25 +271,42 @@ def _names(code: types.CodeType) -> Iterator[str]:
             yield from _names(constant)
 
 
-def _refers(holder: Any, key: Any) -> Any:
-    """What a name in a function's globals, or a cell, is now."""
-    if type(holder) is dict:
-        return holder.get(key, _GONE)
-    try:
-        return holder.cell_contents
-    except ValueError:
-        return _GONE
+_Seen = Tuple[Tuple[types.FunctionType, Tuple[str, ...]], List[Any]]
+"""A function, the names in it, and its state."""
 
 
-_CONSTANT = (int, float, complex, bool, str, bytes, type(None), types.BuiltinFunctionType, types.ModuleType, type)
+def _state(function: types.FunctionType, names: Tuple[str, ...]) -> List[Any]:
+    """What a function consists of and refers to, now. Of a name that is no global it matters that it stays so; most are attributes."""
+    get = function.__globals__.get
+    state = [function.__code__, function.__defaults__, *[get(name, _GONE) for name in names]]
+    for own in (function.__kwdefaults__, function.__dict__):
+        if own:
+            state += [*own, *own.values()]
+    for cell in function.__closure__ or ():
+        try:
+            state.append(cell.cell_contents)
+        except ValueError:
+            state.append(_GONE)
+    return state
 
 
-def _references(function: types.FunctionType) -> Optional[List[Tuple[Any, Any, Any]]]:
-    """What a function by value refers to: (globals, name, value) and (cell, None, value), of functions that it calls too.
+def _changes(value: Any) -> bool:
+    """Whether what is pickled of a value can change in place."""
+    if isinstance(value, type):
+        return value.__module__ == "__main__" or "<locals>" in value.__qualname__
+    if isinstance(value, types.BuiltinFunctionType):
+        return not isinstance(value.__self__, (types.ModuleType, type, type(None)))
+    return not isinstance(value, (int, float, complex, bool, str, bytes, type(None), types.CodeType, types.ModuleType))
+
+
+def _references(function: types.FunctionType) -> Optional[List[_Seen]]:
+    """The state of a function by value, and of functions that it refers to.
 
     None if something of it can change in place, as a list can: then it is pickled each time.
     """
-    seen: List[Tuple[Any, Any, Any]] = []
+    if _modules_by_value():
+        return None
+    seen: List[_Seen] = []
     done = set()
     todo = [function]
     while todo:
@@ -296,24 +314,15 @@ def _references(function: types.FunctionType) -> Optional[List[Tuple[Any, Any, A
         if id(function) in done:
             continue
         done.add(id(function))
-        values = list(function.__defaults__ or ())
-        values += (function.__kwdefaults__ or {}).values()
-        for name in set(_names(function.__code__)):
-            value = _refers(function.__globals__, name)
-            # Of a name that is no global it matters that it stays so; most are attributes.
-            seen.append((function.__globals__, name, value))
-            if value is not _GONE:
-                values.append(value)
-        for cell in function.__closure__ or ():
-            value = _refers(cell, None)
-            seen.append((cell, None, value))
-            values.append(value)
+        names = tuple(set(_names(function.__code__)))
+        values = _state(function, names)
+        seen.append(((function, names), list(values)))
         for value in values:
             if isinstance(value, types.FunctionType):
                 todo.append(value)
             elif isinstance(value, (tuple, frozenset)):
                 values.extend(value)
-            elif not (value is _GONE or isinstance(value, _CONSTANT)):
+            elif value is not _GONE and _changes(value):
                 return None
     return seen
 

@@ -226,7 +226,7 @@ def _after_fork() -> None:
     _links.clear()
     _running.clear()
     # Another thread of the parent may have held it.
-    Future._making = threading.Lock()
+    Future._making = threading.RLock()
 
 
 os.register_at_fork(after_in_child=_after_fork)

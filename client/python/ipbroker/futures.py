@@ -74,7 +74,8 @@ class Future(concurrent.futures.Future):  # type: ignore[type-arg]
 
     # Most calls have ended before anybody waits for them: what that takes is made when somebody does.
     _made: Optional[threading.Condition] = None
-    _making = threading.Lock()
+    # A finalizer or a signal's handler may use another future meanwhile.
+    _making = threading.RLock()
     _state = PENDING
     _result: Any = None
     _exception: Optional[BaseException] = None

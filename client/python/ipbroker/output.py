@@ -49,5 +49,5 @@ class Output:
         try:
             stream.write(text)
             stream.flush()
-        except (AttributeError, OSError, ValueError):
-            pass  # no such stream, or nobody reads it
+        except Exception:
+            pass  # no such stream, or nobody reads it, or a widget that is gone
