@@ -220,6 +220,41 @@ def test_a_function_goes_as_it_is_now(executor):
     assert list(executor.map(lambda _: Rates.rate, range(3))) == [2] * 3
 
 
+def test_a_class_that_comes_back_is_what_it_is_here(executor):
+    class Point:
+        made = []
+
+        def name(self):
+            return "old"
+
+    class Wrong(Exception):
+        def name(self):
+            return "old"
+
+    def make(fail):
+        if fail:
+            raise Wrong
+        return Point()
+
+    def there():
+        class Theirs:
+            value = 1
+
+        return Theirs
+
+    one, bad, some = executor.submit(make, False), executor.submit(make, True), executor.map(make, [False] * 3)
+    assert one.exception(30) is None and type(next(some)) is Point
+    made = Point.made
+    made.append(1)
+    Point.name = Wrong.name = lambda self: "new"
+    assert one.result().name() == next(some).name() == executor.submit(make, False).result(30).name() == "new"
+    assert Point.made is made == [1]
+    error = bad.exception(30)
+    assert type(error) is Wrong and error.name() == "new"
+    kind = executor.submit(there).result(30)
+    assert kind.value == 1 and executor.submit(lambda kind: (setattr(kind, "value", 2), kind)[1], kind).result(30) is kind and kind.value == 2
+
+
 def test_what_cloudpickle_is_told_to_take_by_value_goes_by_value(client, monkeypatch, tmp_path):
     import cloudpickle
 

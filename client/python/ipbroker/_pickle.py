@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import functools
 import io
+import pickle
 import sys
 import types
 import weakref
 from operator import is_
-from pickle import HIGHEST_PROTOCOL, PickleBuffer, dumps, load, loads
+from pickle import HIGHEST_PROTOCOL, PickleBuffer, dumps
 from typing import Any, Callable, Dict, Iterable, Iterator, List, Optional, Tuple
 
 from .errors import PicklingError
@@ -31,6 +32,8 @@ KEEP_EVERY = 5e-4
 _MAIN = b"__main__"
 # What cloudpickle has taken by value it puts together again by its own functions.
 _BY_VALUE = b"cloudpickle"
+# … a class by this one.
+_SET_CLASS = b"_class_setstate"
 
 
 class Pickled:
@@ -208,9 +211,43 @@ def _pickler() -> Any:
                 return make, tuple(value.co_filename if part == "<dynamic-code>" else part for part in parts)
             if type(value) is functools.cached_property:
                 return functools.cached_property, (value.func,), {"attrname": value.attrname}
-            return super().reducer_override(value)
+            reduced = super().reducer_override(value)
+            if isinstance(value, type) and reduced is not NotImplemented and value not in _theirs:
+                _ours.add(value)
+            return reduced
 
     return Pickler
+
+
+_ours: "weakref.WeakSet[type]" = weakref.WeakSet()
+"""Classes of this process that were sent by value, …"""
+_theirs: "weakref.WeakSet[type]" = weakref.WeakSet()
+"""… and those that came so."""
+
+
+def _set_class(kind: type, state: Any) -> None:
+    """One of this process that comes back stays what it is: cloudpickle would make it again what it was when it was sent."""
+    if kind not in _ours:
+        _theirs.add(kind)
+        sys.modules["cloudpickle.cloudpickle"]._class_setstate(kind, state)
+
+
+class _Unpickler(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> Any:
+        found = super().find_class(module, name)
+        return _set_class if name == _SET_CLASS.decode() else found
+
+
+def loads(data: bytes, buffers: Any = None) -> Any:
+    """What is in a pickle of ours."""
+    if _SET_CLASS in data:
+        return _Unpickler(io.BytesIO(data), buffers=buffers).load()
+    return pickle.loads(data, buffers=buffers)
+
+
+def load(file: io.BytesIO) -> Any:
+    """The next of several."""
+    return _Unpickler(file).load()
 
 
 def _importable(value: Any) -> bool:

@@ -126,12 +126,14 @@ def exception(failure: Failure) -> BaseException:
     if aborted:
         error = TaskAborted(ename, evalue, traceback)
     elif pickled is not None:
+        from ._pickle import loads
+
         try:
-            loaded: Any = pickle.loads(pickled)
+            loaded: Any = loads(pickled)
             # What cannot be sent from there is the same error as what cannot be sent from here.
             if isinstance(loaded, BaseException) and type(loaded) is not pickle.PicklingError:
                 error = loaded
-        except Exception as reason:  # its class is known there only, or its __init__ wants other arguments
+        except BaseException as reason:  # its class is known there only, or its __init__ wants other arguments
             note = f"(its exception could not be unpickled here: {type(reason).__name__}: {reason})\n"
             text += note
     if error is None:
