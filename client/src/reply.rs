@@ -212,17 +212,11 @@ impl Reply {
         self.array && self.buffers().len() > 0
     }
 
-    /// Whether member `index` of an array, whose values are here, ended well: the others' ends are no matter.
+    /// Whether member `index` of an array, whose values are here, ended well: the status is that of all together.
     pub fn is_member_ok(&self, index: u64) -> bool {
-        self.info()
-            .failed
-            .binary_search_by_key(&index, |(at, _)| *at)
-            .is_err()
-    }
-
-    /// Whether member `index` ended well.
-    pub fn is_ok(&self, index: u64) -> bool {
-        self.info().status == "ok" && self.is_member_ok(index)
+        let info = self.info();
+        let failed = info.failed.binary_search_by_key(&index, |(at, _)| *at);
+        failed.is_err() && (info.status == "ok" || !info.failed.is_empty())
     }
 
     /// The packed value of a member of an array: its result, or the map that says why there is none.
@@ -321,7 +315,7 @@ impl Reply {
         };
         if self.array {
             let bytes = self.member(index)?;
-            if !self.is_ok(index) {
+            if !self.is_member_ok(index) {
                 let content: ErrorContent = member_map(bytes).unwrap_or_default();
                 // A command that ran is a result, whatever its code.
                 if self.is_command() && content.status == "ok" {

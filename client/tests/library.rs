@@ -100,6 +100,16 @@ fn members_fail_one_by_one() {
     assert_eq!(result.failed(), 7);
 }
 
+type Packed = std::result::Result<u64, ()>;
+
+struct Unpackable;
+
+impl serde::Serialize for Unpackable {
+    fn serialize<S: serde::Serializer>(&self, _: S) -> std::result::Result<S::Ok, S::Error> {
+        Err(serde::ser::Error::custom("not this one"))
+    }
+}
+
 #[test]
 fn imap_bounds_what_is_on_its_way() {
     let fake = Fake::start();
@@ -125,6 +135,13 @@ fn imap_bounds_what_is_on_its_way() {
             .next()
             .is_none()
     );
+    // What cannot be packed ends it at its place.
+    let numbers = |end: u64| (0..100u64).map(move |at| (at < end).then_some(at).ok_or(Unpackable));
+    let mut imap = view.imap::<Packed, _, _>("echo", numbers(30), 16).unwrap();
+    assert_eq!(imap.by_ref().take_while(Result::is_ok).count(), 30);
+    assert!(imap.next().is_none());
+    let refused = view.imap::<Packed, _, _>("echo", numbers(0), 16);
+    assert!(matches!(refused.err(), Some(Error::Encode(_))));
     fake.mute(true);
     let before = fake.seen(|seen| seen.submissions);
     let mut imap = view

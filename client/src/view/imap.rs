@@ -50,7 +50,10 @@ impl Sink for Arrived {
 pub struct Imap<R, I> {
     client: Client,
     template: Template,
-    arguments: std::iter::Fuse<I>,
+    /// Until they end, or one cannot be sent.
+    arguments: Option<I>,
+    /// Why that was; told behind the results of those before it.
+    broken: Option<Error>,
     in_flight: usize,
     ordered: bool,
     arrived: Arc<Arrived>,
@@ -77,7 +80,8 @@ impl<R: DeserializeOwned, A: Serialize, I: Iterator<Item = A>> Imap<R, I> {
         let mut imap = Self {
             client,
             template,
-            arguments: arguments.fuse(),
+            arguments: Some(arguments),
+            broken: None,
             in_flight: in_flight.max(1),
             ordered: true,
             arrived: Arc::new(Arrived::default()),
@@ -88,8 +92,11 @@ impl<R: DeserializeOwned, A: Serialize, I: Iterator<Item = A>> Imap<R, I> {
             finished: 0,
             kind: PhantomData,
         };
-        imap.fill()?;
-        Ok(imap)
+        imap.fill();
+        match imap.broken.take_if(|_| imap.submitted == 0) {
+            Some(error) => Err(error),
+            None => Ok(imap),
+        }
     }
 
     /// Results as they come instead of in order.
@@ -100,44 +107,49 @@ impl<R: DeserializeOwned, A: Serialize, I: Iterator<Item = A>> Imap<R, I> {
     }
 
     /// Submits until enough is on its way. In order, what waits for its turn counts too: memory stays bounded.
-    fn fill(&mut self) -> Result<()> {
-        while (self.submitted - self.finished) < self.in_flight as u64
+    fn fill(&mut self) {
+        while let Some(arguments) = &mut self.arguments
+            && (self.submitted - self.finished) < self.in_flight as u64
             && self.early.len() < self.in_flight.saturating_mul(4)
         {
-            let Some(argument) = self.arguments.next() else {
-                break;
-            };
-            let buffers = vec![Message::from(pack(&argument)?)];
-            let sink = self.arrived.clone();
-            self.client
-                .submit_like(&self.template, None, buffers, sink, self.submitted)?;
-            self.submitted += 1;
+            let sent = arguments.next().map(|argument| self.submit(&argument));
+            if !matches!(sent, Some(Ok(()))) {
+                self.arguments = None;
+                self.broken = sent.and_then(Result::err);
+            }
         }
+    }
+
+    fn submit(&mut self, argument: &A) -> Result<()> {
+        let buffers = vec![Message::from(pack(argument)?)];
+        let sink = self.arrived.clone();
+        self.client
+            .submit_like(&self.template, None, buffers, sink, self.submitted)?;
+        self.submitted += 1;
         Ok(())
     }
 
-    fn step(&mut self) -> Result<Option<(u64, Part)>> {
+    fn step(&mut self) -> Option<Part> {
         loop {
             if self.ordered
                 && let Some(part) = self.early.remove(&self.given)
             {
                 self.given += 1;
-                return Ok(Some((self.given - 1, part)));
+                return Some(part);
             }
             if let Some((tag, part)) = self.batch.pop_front() {
                 self.finished += 1;
                 if self.ordered {
                     self.early.insert(tag, part);
-                } else {
-                    self.given += 1;
-                    return Ok(Some((tag, part)));
+                    continue;
                 }
-                continue;
+                self.given += 1;
+                return Some(part);
             }
             // All that has arrived is dealt with: send as many again, in one go.
-            self.fill()?;
+            self.fill();
             if self.given == self.submitted {
-                return Ok(None);
+                return None;
             }
             self.batch = self.arrived.take();
         }
@@ -149,14 +161,8 @@ impl<R: DeserializeOwned, A: Serialize, I: Iterator<Item = A>> Iterator for Imap
 
     fn next(&mut self) -> Option<Self::Item> {
         match self.step() {
-            Ok(Some((_, part))) => Some(value_of(&part, part.lo)),
-            Ok(None) => None,
-            Err(error) => {
-                // A client that is closed stays closed: end after saying so.
-                self.given = self.submitted;
-                self.batch.clear();
-                Some(Err(error))
-            }
+            Some(part) => Some(value_of(&part, part.lo)),
+            None => self.broken.take().map(Err),
         }
     }
 }

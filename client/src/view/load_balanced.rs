@@ -287,7 +287,8 @@ impl LoadBalancedView {
     /// Calls a function for each argument, with at most `in_flight` calls on their way: for arguments without an end.
     ///
     /// # Errors
-    /// [`Error::Closed`].
+    /// [`Error::Closed`], [`Error::Encode`] for the first argument. What happens later ends the results, behind those of the
+    /// calls before it.
     pub fn imap<R: DeserializeOwned, A: Serialize, I: IntoIterator<Item = A>>(
         &self,
         name: &str,

@@ -375,6 +375,7 @@ impl Server {
                         packed
                             .push(&rmp_serde::to_vec_named(&error).unwrap())
                             .unwrap();
+                        metadata.status = "error".into();
                         metadata.failed.push((index, "error".into()));
                     } else {
                         packed.push(value).unwrap();
