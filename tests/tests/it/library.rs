@@ -142,19 +142,23 @@ fn some_of_many_fail() {
 fn calls_beside_those_that_fail_have_their_results() {
     let (_cluster, client) = connected(1);
     let seconds: Vec<f64> = (0..50).map(|at| f64::from(at % 3 - 1) / 100.0).collect();
-    let slept = client.load_balanced_view();
-    let slept = slept.map::<f64, _>("sleep", &seconds).unwrap();
-    let mut results: Vec<_> = slept.iter_unordered().collect();
-    results.sort_unstable_by_key(|(at, _)| *at);
-    for ((_, result), wanted) in results.into_iter().zip(&seconds) {
-        match result {
-            Ok(slept) => assert_eq!(slept, *wanted),
-            Err(Error::Task(error)) => assert_eq!((*wanted, &*error.ename), (-0.01, "ValueError")),
-            Err(error) => panic!("{error}"),
+    for retries in [0, 2] {
+        let view = client.load_balanced_view().retries(retries);
+        let slept = view.map::<f64, _>("sleep", &seconds).unwrap();
+        let mut results: Vec<_> = slept.iter_unordered().collect();
+        results.sort_unstable_by_key(|(at, _)| *at);
+        for ((_, result), wanted) in results.into_iter().zip(&seconds) {
+            match result {
+                Ok(slept) => assert_eq!(slept, *wanted),
+                Err(Error::Task(error)) => {
+                    assert_eq!((*wanted, &*error.ename), (-0.01, "ValueError"));
+                }
+                Err(error) => panic!("{error}"),
+            }
         }
+        assert_eq!(slept.failed(), 17);
+        assert!(matches!(slept.get(), Err(Error::Task(error)) if error.ename == "ValueError"));
     }
-    assert_eq!(slept.failed(), 17);
-    assert!(matches!(slept.get(), Err(Error::Task(error)) if error.ename == "ValueError"));
 }
 
 #[test]

@@ -122,6 +122,10 @@ pub(super) fn part(
                     .as_u64()
                     .is_some_and(|index| (u64::from(lo)..u64::from(hi)).contains(&index))
             });
+            if failed.is_empty() {
+                // Those that failed are in other parts, or are tried again.
+                metadata.insert("status".into(), "ok".into());
+            }
         }
     });
     if part.len() >= at::BUFFERS + 2 {
