@@ -75,6 +75,28 @@ def test_each_is_told_of_by_itself(client, many, capfd):
     assert sorted(capfd.readouterr().out.split("\n")) == ["", "printed by 50", "printed by 51"]
 
 
+def test_some_are_tried_again_and_each_is_told_of_by_itself(client, many, capfd, tmp_path):
+    def work(n):
+        print(f"printed by {n}")
+        if n % 3 == 0:
+            # The second try finds that there was a first.
+            first = tmp_path / str(n)
+            if not first.exists():
+                first.touch()
+                raise ValueError(n)
+        return n
+
+    view = client.view(retries=1)
+    futures = [view.submit(work, n) for n in range(300)]
+    assert len(together(futures)) > 200
+    go_on(many)
+    assert [future.result(60) for future in futures] == list(range(300))
+    assert [future.info.stdout for future in futures] == [f"printed by {n}\n" for n in range(300)]
+    assert {(future.info.status, future.info.attempt) for future in futures[::3]} == {("ok", 2)}
+    printed = capfd.readouterr().out.split("\n")
+    assert all(printed.count(f"printed by {n}") == (1 if n % 3 else 2) for n in range(300))
+
+
 def test_each_is_cancelled_by_itself(client, many):
     futures = [client.submit(calls.square, n) for n in range(100)]
     chosen = together(futures)[10]

@@ -1,8 +1,14 @@
 //! Where the parts of a request are, and chunks of arrays.
 
 use ipbroker_protocol::{
-    array::View, envelope::DELIMITER, resources::Grant, session::Session, value::Map, zmq::Message,
+    array::View,
+    envelope::DELIMITER,
+    resources::Grant,
+    session::Session,
+    value::{AnyMap, Map},
+    zmq::Message,
 };
+use serde_json::Value;
 
 /// Positions in a request as the task thread keeps it: the client's identity, then the message.
 pub(crate) mod at {
@@ -45,7 +51,7 @@ pub(crate) fn with_metadata(
     change: impl FnOnce(&mut Map),
 ) -> Vec<Message> {
     let mut metadata: Map = session
-        .unpack::<ipbroker_protocol::value::AnyMap>(&frames[at::METADATA])
+        .unpack::<AnyMap>(&frames[at::METADATA])
         .unwrap_or_default()
         .0;
     change(&mut metadata);
@@ -110,29 +116,45 @@ pub(super) fn part(
     lo: u32,
     hi: u32,
 ) -> Vec<Message> {
-    let part = frames
+    let mut part: Vec<Message> = frames
         .iter()
         .map(|frame| Message::from(&frame[..]))
         .collect();
+    let (first, last) = ((lo - of.0) as usize, (hi - of.0) as usize);
+    let inside = |entry: &Value| {
+        let index = entry[0].as_u64();
+        index.is_some_and(|index| (u64::from(lo)..u64::from(hi)).contains(&index))
+    };
+    let has_values = part.len() >= at::BUFFERS + 2;
+    if has_values && let Ok(AnyMap(mut content)) = session.unpack::<AnyMap>(&part[at::CONTENT]) {
+        if let Some(Value::Array(members)) = content.get_mut("members") {
+            members.truncate(last);
+            members.drain(..first.min(members.len()));
+        }
+        if let Some(Value::Array(printed)) = content.get_mut("printed") {
+            printed.retain(inside);
+        }
+        part[at::CONTENT] = Message::from(session.pack(&content));
+    }
     let mut part = with_metadata(session, part, |metadata| {
         metadata.insert("range".into(), serde_json::json!([lo, hi]));
-        if let Some(serde_json::Value::Array(failed)) = metadata.get_mut("failed") {
-            failed.retain(|entry| {
-                entry[0]
-                    .as_u64()
-                    .is_some_and(|index| (u64::from(lo)..u64::from(hi)).contains(&index))
-            });
+        if let Some(seconds) = metadata.get("duration").and_then(Value::as_f64) {
+            let share = f64::from(hi - lo) / f64::from(of.1 - of.0);
+            metadata.insert("duration".into(), (seconds * share).into());
+        }
+        if let Some(Value::Array(failed)) = metadata.get_mut("failed") {
+            failed.retain(inside);
             if failed.is_empty() {
                 // Those that failed are in other parts, or are tried again.
                 metadata.insert("status".into(), "ok".into());
             }
         }
     });
-    if part.len() >= at::BUFFERS + 2 {
+    if has_values {
         let view = View::trusted(&part[at::BUFFERS], &part[at::BUFFERS + 1]);
         // One value for all members is one value for some of them.
         if view.len() as u32 == of.1 - of.0 {
-            let (offsets, blob) = view.slice((lo - of.0) as usize, (hi - of.0) as usize);
+            let (offsets, blob) = view.slice(first, last);
             part[at::BUFFERS] = Message::from(offsets);
             part[at::BUFFERS + 1] = Message::from(blob);
         }
