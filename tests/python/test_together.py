@@ -93,8 +93,13 @@ def test_some_are_tried_again_and_each_is_told_of_by_itself(client, many, capfd,
     assert [future.result(60) for future in futures] == list(range(300))
     assert [future.info.stdout for future in futures] == [f"printed by {n}\n" for n in range(300)]
     assert {(future.info.status, future.info.attempt) for future in futures[::3]} == {("ok", 2)}
-    printed = capfd.readouterr().out.split("\n")
-    assert all(printed.count(f"printed by {n}") == (1 if n % 3 else 2) for n in range(300))
+    printed = []
+
+    def all_is_printed():
+        printed.extend(capfd.readouterr().out.split("\n"))
+        return all(printed.count(f"printed by {n}") == (1 if n % 3 else 2) for n in range(300))
+
+    wait_until(all_is_printed)
 
 
 def test_each_is_cancelled_by_itself(client, many):
