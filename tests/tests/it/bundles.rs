@@ -121,6 +121,36 @@ fn each_message_of_a_bundle_has_its_own_outcome() {
     }
 }
 
+/// What can never run ends while its bundle is still being read: the messages after it are none the worse.
+#[test]
+fn what_ends_at_once_in_a_bundle_takes_no_other_with_it() {
+    let cluster = Cluster::with_engines(1);
+    let client = RawClient::new(&cluster, "task");
+    let bad = client.command("exit 1", json!({}));
+    assert_eq!(client.reply(&bad).content["code"], 1);
+    let (ids, messages): (Vec<_>, Vec<_>) = (0..50)
+        .map(|number| match number % 3 {
+            0 => call(&client, &json!({"after": [bad]}), number),
+            _ => call(&client, &json!({}), number),
+        })
+        .unzip();
+    send(&client, &messages);
+    let mut outcomes = std::collections::HashMap::new();
+    while outcomes.len() < ids.len() {
+        for reply in receive(&client).0 {
+            let id = reply.parent_id().to_owned();
+            assert!(outcomes.insert(id, reply).is_none(), "twice");
+        }
+    }
+    for (number, id) in ids.iter().enumerate() {
+        let reply = &outcomes[id];
+        match number % 3 {
+            0 => assert_eq!(reply.content["ename"], "ImpossibleDependency"),
+            _ => assert_eq!(value(reply), json!(number)),
+        }
+    }
+}
+
 #[test]
 fn what_is_no_bundle_is_refused() {
     let mut cluster = Cluster::builder().args(["-n", "1"]).start();

@@ -282,7 +282,8 @@ impl Scheduler {
         }
     }
 
-    /// Keeps the frames of a group that the core has taken.
+    /// Keeps the frames of a group that the core has taken, and does what that has led to: the core gives the key's place to the
+    /// next group if this one has ended already.
     pub(super) fn place(&mut self, key: GroupKey, mut group: Group, frames: Frames) {
         group.body = if group.is_array {
             let frames = frames.into_messages();
@@ -305,6 +306,7 @@ impl Scheduler {
         if let Some(id) = overtaken {
             self.abort_at_once(id);
         }
+        self.act();
     }
 
     /// A task that is known already is never run twice: it is acknowledged again, to a client that wants that, and

@@ -31,7 +31,6 @@ impl Scheduler {
         if count > 0 {
             tracing::info!(count, "unfinished tasks were taken up again");
         }
-        self.act();
         self.end_batch();
     }
 
