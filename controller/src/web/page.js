@@ -19,7 +19,11 @@ const view = { span: 60, end: null };   // of the stream: seconds shown, and unt
 function connect() {
   const source = new EventSource("events?token=" + encodeURIComponent(token));
   source.addEventListener("open", () => link("live", "live"));
-  source.addEventListener("error", () => link("lost", "no answer: the controller is gone, or this is not its token"));
+  source.addEventListener("error", () => {
+    const refused = source.readyState === EventSource.CLOSED;
+    link("lost", refused ? "no answer: the controller is gone, or has another token now (ipclient web tells it)" : "no answer from the controller: trying again");
+    if (refused) setTimeout(connect, 5000);
+  });
   source.addEventListener("past", event => {
     const past = JSON.parse(event.data);
     points = past.points;
@@ -27,6 +31,7 @@ function connect() {
     keep(past.slices);
     document.body.classList.toggle("readonly", past.readonly);
     $("add").hidden = !past.adds;
+    if (followed?.lost) follow(followed.id);
   });
   source.addEventListener("sample", event => {
     sample = JSON.parse(event.data);
@@ -38,6 +43,7 @@ function connect() {
 
 function link(kind, text) {
   $("link").className = kind;
+  document.body.classList.toggle("lost", kind === "lost");
   $("link").textContent = text;
 }
 
@@ -225,12 +231,14 @@ function host(row) {
 
 // Requests.
 
+class Lost extends Error {}
+
 async function ask(name, content) {
   const response = await fetch("ask/" + name, {
     method: "POST",
     headers: { "Content-Type": "application/json", Authorization: "Bearer " + token },
     body: JSON.stringify(content),
-  });
+  }).catch(() => { throw new Lost("The controller does not answer."); });
   if (!response.ok) throw new Error(await response.text());
   const answer = await response.json();
   if (answer.status === "error") throw new Error(`${answer.ename}: ${answer.evalue}`);
@@ -247,7 +255,10 @@ function change(name, content, question) {
       const answer = await ask(name, content);
       say({
         abort_request: () => `Aborted ${count(answer.aborted)} that waited; ${count(answer.stopping)} that run are being stopped.`,
-        resubmit_request: () => `Submitted again: ${Object.values(answer.resubmitted).join(", ")}`,
+        resubmit_request: () => {
+          const ids = Object.values(answer.resubmitted);
+          return `Submitted again: ${ids.slice(0, 3).join(", ")}${ids.length > 3 ? ` and ${ids.length - 3} more` : ""}`;
+        },
         scale_request: () => answer.added ? "Another engine is being started." : `Engine ${answer.removed.join(", ")} ${content.now ? "was told to end" : "goes when it has ended what it runs"}.`,
       }[name]());
     } catch (error) {
@@ -266,21 +277,28 @@ function say(text) {
   saidUntil = setTimeout(() => { $("said").hidden = true; }, 15_000);
 }
 
-// One task is shown at a time, as it stands now, until another is looked for.
+// One task is shown at a time, as it stands now, until another is looked for: its id, and whether the controller was lost meanwhile.
 let followed = null;
 
 function find(id, keepHits = false) {
   $("id").value = id;
-  followed = id;
   if (!keepHits) {
     fill($("hits"), []);
     $("more").hidden = true;
   }
-  const found = text => { if (followed === id) $("found").textContent = text; };
-  found("…");
+  $("found").textContent = "…";
   taskButtons(null);
   $("find").scrollIntoView({ block: "nearest" });
-  show(id, found).catch(error => found(error.message));
+  follow(id);
+}
+
+function follow(id) {
+  const mine = followed = { id, lost: false };
+  const found = text => { if (followed === mine) $("found").textContent = text; };
+  show(mine, found).catch(error => {
+    mine.lost = error instanceof Lost;
+    if (!mine.lost) found(error.message);
+  });
 }
 
 // What may be done about the task that is shown.
@@ -290,7 +308,8 @@ function taskButtons(state) {
 }
 
 // Tasks with these words in them: those of the newest sample, then those of the history, a part at a time.
-async function search(words, found) {
+async function search(mine, found) {
+  const words = mine.id;
   const has = text => text?.toLowerCase().includes(words.toLowerCase());
   const now = [
     ...sample.engines.filter(row => row.task && has(row.what)).map(row => [row.task, `runs on engine ${row.id}`, row.what]),
@@ -304,7 +323,7 @@ async function search(words, found) {
     $("more").hidden = true;
     let why = "";
     const answer = await ask("search_request", { text: words, before }).catch(error => { why = error.message; });
-    if (followed !== words) return;
+    if (followed !== mine) return;
     const fresh = answer?.tasks.filter(task => !known.has(task.id)) ?? [];
     fresh.forEach(task => known.add(task.id));
     add(fresh.map(task => [task.id, task.state + (task.count > 1 ? `, ${tasksOf(task.count)}` : ""), task.name]));
@@ -316,12 +335,12 @@ async function search(words, found) {
   await more("");
 }
 
-async function show(id, found) {
-  const told = ["", ""];
+async function show(mine, found) {
+  const id = mine.id, told = ["", ""];
   let seen = [0, 0], what = sample?.engines.find(row => row.task === id)?.what;
-  while (followed === id) {
+  while (followed === mine) {
     const why = await ask("explain_request", { msg_id: id });
-    if (why.state === "unknown" && sample) return search(id, found);
+    if (why.state === "unknown" && sample) return search(mine, found);
     // Its command is in the history, if there is one.
     what ??= await ask("graph_request", { msg_id: id, tasks: 1 }).then(graph => graph.tasks.find(task => task.id === id)?.name ?? "", () => "");
     const lines = [`${id}: ${why.state}`, ...what ? [what] : [], why.text, ...why.engines.map(([name, reason]) => `  engine ${name}: ${reason}`)];
@@ -340,7 +359,7 @@ async function show(id, found) {
       const reply = await ask("result_request", { msg_ids: [id], buffers: false });
       Object.entries(reply[id]?.result_content ?? {}).forEach(([key, value]) => add(key, value));
     }
-    if (followed === id) taskButtons(why.state);
+    if (followed === mine) taskButtons(why.state);
     // What colours a terminal is noise here.
     found(lines.join("\n").replace(/\x1b\[[0-9;?]*[A-Za-z]/g, ""));
     if (why.state !== "running" && why.state !== "waiting") return;
@@ -387,8 +406,9 @@ async function readGraph() {
     // The history may be a moment behind the last sample that differs.
     if (!moving && answer.tasks.some(isOpen)) Object.assign(open, { mark: null, next: sample.time + 2 });
   } catch (error) {
-    // Not asked again until it is opened again.
-    open.next = Infinity;
+    // Not asked again until it is opened again, or the controller is back.
+    if (error instanceof Lost) open.mark = null;
+    else open.next = Infinity;
     if (graph === open) $("graph-note").textContent = error.message;
   }
   open.asked = false;
@@ -623,7 +643,8 @@ let rowsOfStream = [];
 function stream() {
   const seen = visible();
   tint(seen);
-  const engines = [...new Set([...sample.engines.map(e => e.id), ...seen.map(s => s.engine)])].sort((a, b) => a - b).slice(0, 64);
+  const every = [...new Set([...sample.engines.map(e => e.id), ...seen.map(s => s.engine)])].sort((a, b) => a - b);
+  const engines = every.slice(0, 64);
   const high = engines.length > 24 ? 8 : 16;
   $("stream").style.height = Math.max(3, engines.length) * high + 22 + "px";
   const [pen, width, height] = canvas("stream");
@@ -664,7 +685,8 @@ function stream() {
   for (const s of seen) if (s.outcome === "ok") box(s.engine, s.begun, s.ended, colors[hueOf(s.kind)]);
   drawn = new Map();
   for (const s of seen) if (s.outcome !== "ok") box(s.engine, s.begun, s.ended, colors[hueOf(s.kind)], s.outcome === "failed" ? failed : gap);
-  $("span").textContent = `${time(view.span)}${view.end === null ? "" : ", until " + clock(view.end)}`;
+  const cut = engines.length < every.length ? `, the first ${engines.length} of ${every.length} engines` : "";
+  $("span").textContent = `${time(view.span)}${view.end === null ? "" : ", until " + clock(view.end)}${cut}`;
   $("follow").setAttribute("aria-pressed", String(view.end === null));
 }
 
@@ -731,7 +753,7 @@ function listen() {
   let dragged = null;
   node.addEventListener("wheel", event => { event.preventDefault(); zoom(event.deltaY > 0 ? 1.25 : 0.8); }, { passive: false });
   node.addEventListener("pointerdown", event => { dragged = event.clientX; node.setPointerCapture(event.pointerId); });
-  node.addEventListener("pointerup", () => { dragged = null; });
+  for (const end of ["pointerup", "pointercancel"]) node.addEventListener(end, () => { dragged = null; });
   node.addEventListener("pointermove", event => {
     if (dragged === null) return tell(event);
     move((dragged - event.clientX) * view.span / node.clientWidth);
@@ -745,8 +767,8 @@ function listen() {
   $("farther").addEventListener("click", () => zoom(2));
   $("follow").addEventListener("click", () => { view.end = view.end === null ? sample?.time ?? null : null; redraw(); });
   $("find").addEventListener("submit", event => { event.preventDefault(); if ($("id").value.trim()) find($("id").value.trim()); });
-  $("task-abort").addEventListener("click", () => change("abort_request", { msg_ids: [followed], kill: true }, `Abort ${followed}? If it runs, it is killed.`));
-  $("task-again").addEventListener("click", () => change("resubmit_request", { msg_ids: [followed] }, `Submit ${followed} again?`));
+  $("task-abort").addEventListener("click", () => change("abort_request", { msg_ids: [followed.id], kill: true }, `Abort ${followed.id}? If it runs, it is killed.`));
+  $("task-again").addEventListener("click", () => change("resubmit_request", { msg_ids: [followed.id] }, `Submit ${followed.id} again?`));
   addEventListener("resize", redraw);
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", redraw);
 }
