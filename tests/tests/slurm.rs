@@ -335,6 +335,54 @@ fn jobs_are_as_long_as_what_waits_for_them() {
     assert_eq!(lengths().len(), 2);
 }
 
+/// Whether Slurm refuses such a job or leaves it in its queue for ever, nothing stays there, what may run for a shorter time is
+/// none the worse, and who waits is told.
+#[test]
+fn what_is_longer_than_the_partition_allows_is_not_submitted() {
+    let Some(slurm) = Slurm::start() else { return };
+    let conf = slurm.conf().display().to_string();
+    for enforced in [false, true] {
+        slurm.says("scontrol", &["update", "PartitionName=debug", "MaxTime=60"]);
+        if enforced {
+            let mut text = fs::read_to_string(slurm.conf()).expect("slurm.conf");
+            text += "EnforcePartLimits=ALL\n";
+            text = text.replace("MaxTime=INFINITE", "MaxTime=60");
+            fs::write(slurm.conf(), text).expect("slurm.conf");
+            slurm.says("scontrol", &["reconfigure"]);
+        }
+        let cluster = Cluster::builder()
+            .env("SLURM_CONF", &conf)
+            .args(["--engines", "slurm", "--max", "3", "--idle", "1s"])
+            .start();
+        let jobs = "{\"cmd\": \"true\", \"time\": \"3h\"}\n{\"cmd\": \"true\", \"time\": \"2h\"}\n\
+                    {\"cmd\": \"true\", \"time\": \"5m\"}\n{\"cmd\": \"true\"}\n";
+        let ids = cluster.client_with(&["submit"], jobs, LIMIT).ok().stdout;
+        let ids: Vec<&str> = ids.lines().collect();
+        let wait = ["wait", ids[2], ids[3]];
+        cluster.client_with(&wait, "", 2 * LIMIT).ok();
+        eventually("an empty queue", 2 * LIMIT, || {
+            slurm.says("squeue", &["-h"]).is_empty().then_some(())
+        });
+        let status = || {
+            let status = cluster.client(&["status", "--json"]).ok();
+            status.json_lines().remove(0)
+        };
+        eventually("that no job is there", LIMIT, || {
+            let jobs = status()["batch"]["jobs"].as_array().map(Vec::len);
+            (jobs == Some(0)).then_some(())
+        });
+        let told = "nothing is submitted to slurm for tasks that may run 120 min or longer";
+        let status = status();
+        let trouble = status["batch"]["trouble"].as_str().unwrap_or_default();
+        assert!(trouble.contains(told), "enforced {enforced}: {status}");
+        let why = cluster.client(&["explain", ids[1]]).ok().stdout;
+        assert!(
+            why.contains("stays for 120 min") && why.contains(told),
+            "enforced {enforced}: {why}"
+        );
+    }
+}
+
 #[test]
 fn after_a_refusal_nothing_is_submitted_for_a_while() {
     let cluster = Cluster::builder().prepare();

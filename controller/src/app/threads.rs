@@ -260,11 +260,11 @@ impl Controller {
     pub(crate) fn ways(&self) -> Ways {
         let (tasks, hub) = (self.links.tasks.clone(), self.events.clone());
         Ways {
-            demand: Box::new(move |limit, as_asked| {
+            demand: Box::new(move |limit, longest| {
                 let (give, take) = crossbeam_channel::bounded(1);
                 tasks.send(Command::Demand {
                     limit,
-                    as_asked,
+                    longest: longest.map(|time| time.as_nanos().try_into().unwrap_or(u64::MAX)),
                     answer: Answer::new(move |demand| {
                         let _ = give.send(demand);
                     }),

@@ -296,8 +296,8 @@ pub enum Command {
     Demand {
         /// More need not be counted.
         limit: u64,
-        /// They will stay as long as tasks ask.
-        as_asked: bool,
+        /// If they stay as long as tasks ask: how long that may be.
+        longest: Option<core::Nanos>,
         /// The engines.
         answer: Answer<Vec<core::Demand>>,
     },

@@ -674,10 +674,14 @@ fn demand_counts_what_more_engines_could_run() {
     // Nothing is known of engines: each stands for a cpu.
     let demand = |engines, time| Demand { engines, time };
     let all = 2 * 4 + 1 + 3 + 1;
-    assert_eq!(core.demand(100, false), [demand(all, 0)]);
-    assert_eq!(core.demand(5, false), [demand(5, 0)]);
+    assert_eq!(core.demand(100, None), [demand(all, 0)]);
+    assert_eq!(core.demand(5, None), [demand(5, 0)]);
     let apart = [demand(1, 10 * SECOND), demand(all - 1, 0)];
-    assert_eq!(core.demand(100, true), apart);
+    assert_eq!(core.demand(100, Some(u64::MAX)), apart);
+    // Where nothing may be so long, nothing is asked for it, and it is told.
+    assert_eq!(core.demand(100, Some(9 * SECOND)), [demand(all - 1, 0)]);
+    let why = core.explain(SECOND, "long");
+    assert!(why.text.contains("stays for 0 min"), "{why:?}");
     // They have two cpus each, no GPU, and stay for 9 s. One of the wide tasks runs.
     let host = host("h", 4, &[]);
     for uuid in ["a", "b"] {
@@ -692,10 +696,10 @@ fn demand_counts_what_more_engines_could_run() {
             },
         );
     }
-    assert_eq!(core.demand(100, false), [demand(2 + 3 * 2, 0)]);
+    assert_eq!(core.demand(100, None), [demand(2 + 3 * 2, 0)]);
     let apart = [demand(1, 10 * SECOND), demand(2 + 3 * 2, 0)];
-    assert_eq!(core.demand(100, true), apart);
-    core.demand(100, false);
+    assert_eq!(core.demand(100, Some(u64::MAX)), apart);
+    core.demand(100, None);
     let why = core.explain(SECOND, "long");
     assert!(why.engines[0].1.contains("has to go in 0 min"), "{why:?}");
     // The next ones would be like them.

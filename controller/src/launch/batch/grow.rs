@@ -3,7 +3,8 @@
 //! Invariants: the engines of all jobs, waiting ones included, are never more than `max`; those that stay are `min` again as
 //! soon as the batch system allows; no more than [`BACKLOG`] jobs wait in its queue; after a job that was refused, that
 //! cannot run, or that ended before any engine of it came, nothing is submitted for a time that doubles with each such failure in
-//! a row; nor is before the batch system has said what became of an earlier controller's jobs.
+//! a row; nor is before the batch system has said what became of an earlier controller's jobs. For tasks that may run longer than
+//! the batch system allows nothing is submitted, and what waits beside them is none the worse.
 
 use std::{
     sync::{
@@ -58,6 +59,14 @@ pub(super) struct Keeper {
     failures: u32,
     trouble: Option<String>,
     retry: Instant,
+    too_long: Option<TooLong>,
+}
+
+/// Tasks that may run for `time` are too long for the batch system, until it is tried again.
+struct TooLong {
+    time: Duration,
+    trouble: String,
+    until: Instant,
 }
 
 impl Keeper {
@@ -80,6 +89,7 @@ impl Keeper {
             failures: 0,
             trouble: None,
             retry: Instant::now(),
+            too_long: None,
         }
     }
 
@@ -196,16 +206,40 @@ impl Keeper {
         let limit = u64::from(growth.max) + 1;
         let template = template(&self.plan)?;
         let as_asked = (self.plan.system).takes_time(&template, &self.plan.options);
-        let demand = (self.ways.demand)(limit, as_asked).unwrap_or_default();
+        let short = |too_long: &TooLong| too_long.time - Duration::from_nanos(1);
+        let longest = self.too_long.as_ref().map_or(Duration::MAX, short);
+        let demand = (self.ways.demand)(limit, as_asked.then_some(longest)).unwrap_or_default();
         // What is for long tasks is for short ones, too.
         let mut wanted = 0;
         for (time, more) in demand {
             wanted += more;
             while let Some(engines) = self.lacking(growth, wanted, time) {
-                self.submit(engines, false, time)?;
+                match self.submit(engines, false, time) {
+                    // The next look asks for what is shorter.
+                    Err(error) if self.is_too_long(time, &error.to_string()) => return Ok(()),
+                    done => done?,
+                }
             }
         }
         Ok(())
+    }
+
+    /// Whether that is why a job for tasks that may run so long was refused, or cannot run: then that is noted.
+    fn is_too_long(&mut self, time: Duration, why: &str) -> bool {
+        let system = self.plan.system;
+        let is = !time.is_zero() && system.too_long.iter().any(|words| why.contains(words));
+        if is {
+            self.too_long = Some(TooLong {
+                time,
+                trouble: format!(
+                    "{why}; nothing is submitted to {} for tasks that may run {} min or longer",
+                    system.name,
+                    time.as_secs().div_ceil(60)
+                ),
+                until: Instant::now() + BACK_OFF.1,
+            });
+        }
+        is
     }
 
     /// How many engines the next job is, of those that are wanted for so long.
@@ -262,10 +296,14 @@ impl Keeper {
                 Some(growth) if Instant::now() >= self.retry => {
                     let before = self.jobs.len();
                     changed |= self.trouble.take().is_some();
+                    let over = |too_long: &mut TooLong| Instant::now() >= too_long.until;
+                    changed |= self.too_long.take_if(over).is_some();
+                    let known = self.too_long.as_ref().map(|known| known.time);
                     if let Err(error) = self.grow(growth) {
                         self.refused(&error);
                     }
                     changed |= self.jobs.len() != before || self.trouble.is_some();
+                    changed |= self.too_long.as_ref().map(|known| known.time) != known;
                 }
                 Some(_) => {}
             }
@@ -348,7 +386,9 @@ impl Keeper {
             host,
             reason: reason.clone(),
         });
-        self.fail(reason);
+        if !self.is_too_long(watched.job.time, &reason) {
+            self.fail(reason);
+        }
     }
 
     fn gone(&mut self, watched: &Watched, host: String) {
@@ -398,7 +438,8 @@ impl Keeper {
             told["min"] = growth.min.into();
             told["max"] = growth.max.into();
         }
-        if let Some(trouble) = &self.trouble {
+        let too_long = self.too_long.as_ref().map(|too_long| &too_long.trouble);
+        if let Some(trouble) = self.trouble.as_ref().or(too_long) {
             told["trouble"] = trouble.clone().into();
         }
         (self.ways.tell)(told);

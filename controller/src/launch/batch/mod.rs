@@ -75,9 +75,9 @@ pub type Demand = Vec<(Duration, u64)>;
 
 /// What a launcher asks and tells the controller.
 pub struct Ways {
-    /// What the tasks that wait could use, with so many engines at most; apart by length if engines stay as long as is asked.
-    /// None while that is not known.
-    pub demand: Box<dyn Fn(u64, bool) -> Option<Demand> + Send>,
+    /// What the tasks that wait could use, with so many engines at most; apart by length if engines stay as long as is asked,
+    /// and that may be so long. None while that is not known.
+    pub demand: Box<dyn Fn(u64, Option<Duration>) -> Option<Demand> + Send>,
     /// Tells what there is, for `status`, whenever it has changed.
     pub tell: Box<dyn Fn(Value) + Send>,
 }

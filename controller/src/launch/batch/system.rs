@@ -33,6 +33,8 @@ pub struct System {
     pub cancel: &'static str,
     /// How options begin that say how long a job may run; those of `-l` contain it.
     pub limits: &'static [&'static str],
+    /// Words by which it says that a job is longer than it may be.
+    pub too_long: &'static [&'static str],
 }
 
 /// How a job is.
@@ -47,6 +49,9 @@ pub enum JobState {
     /// It has ended, or was never there.
     Gone,
 }
+
+/// PartitionTimeLimit, QOSMaxWallDurationPerJobLimit, …; where `sbatch` enforces limits: Requested time limit is invalid.
+const SLURM_TOO_LONG: [&str; 3] = ["TimeLimit", "MaxWallDuration", "time limit is invalid"];
 
 /// All that are known.
 pub static SYSTEMS: [System; 5] = [
@@ -77,7 +82,13 @@ pub static SYSTEMS: [System; 5] = [
                     | "OUT_OF_MEMORY" | "BOOT_FAIL" | "DEADLINE",
                     _,
                 ) => JobState::Gone,
-                (state, why) => JobState::Waiting(format!("{} ({why})", state.to_lowercase())),
+                (state, why) => {
+                    let said = format!("{} ({why})", state.to_lowercase());
+                    match SLURM_TOO_LONG.iter().any(|words| why.contains(words)) {
+                        true => JobState::Stuck(said),
+                        false => JobState::Waiting(said),
+                    }
+                }
             }),
             None if ok || err.contains("Invalid job id") => Some(JobState::Gone),
             None => None,
@@ -85,6 +96,7 @@ pub static SYSTEMS: [System; 5] = [
         why: None,
         cancel: "scancel",
         limits: &["--time", "-t"],
+        too_long: &SLURM_TOO_LONG,
     },
     System {
         name: "pbs",
@@ -115,6 +127,7 @@ pub static SYSTEMS: [System; 5] = [
         why: None,
         cancel: "qdel",
         limits: &["walltime"],
+        too_long: &[],
     },
     System {
         name: "sge",
@@ -155,6 +168,7 @@ pub static SYSTEMS: [System; 5] = [
         why: Some((&["qstat", "-j"], "error reason")),
         cancel: "qdel",
         limits: &["h_rt"],
+        too_long: &[],
     },
     System {
         name: "lsf",
@@ -199,6 +213,7 @@ pub static SYSTEMS: [System; 5] = [
         why: None,
         cancel: "bkill",
         limits: &["-W"],
+        too_long: &["RUNLIMIT"],
     },
     System {
         name: "htcondor",
@@ -240,6 +255,7 @@ pub static SYSTEMS: [System; 5] = [
         why: None,
         cancel: "condor_rm",
         limits: &[],
+        too_long: &[],
     },
 ];
 

@@ -274,6 +274,7 @@ fn a_job_is_watched_and_cancelled() {
         why: None,
         cancel: "",
         limits: &[],
+        too_long: &[],
     };
     let dir = tempfile::tempdir().unwrap();
     let cancel = dir.path().join("cancel");
@@ -371,5 +372,6 @@ fn copy(s: &System) -> System {
         why: s.why,
         cancel: s.cancel,
         limits: s.limits,
+        too_long: s.too_long,
     }
 }

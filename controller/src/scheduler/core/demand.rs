@@ -13,8 +13,8 @@ use super::types::{Name, Nanos};
 pub(super) struct Most {
     stocks: BTreeMap<Name, Amount>,
     stays: Nanos,
-    /// The next ones will stay as long as tasks ask.
-    as_asked: bool,
+    /// If the next ones stay as long as tasks ask: how long that may be.
+    longest: Option<Nanos>,
 }
 
 /// So many engines, which stay so long.
@@ -41,18 +41,22 @@ impl Core {
     pub(super) fn might_run(&self, class: u32) -> bool {
         let had = |name: &str| self.most.stocks.get(name).copied().unwrap_or(0);
         let mut requests = self.requests(class).peekable();
-        self.most.stays == 0
-            || (self.most.as_asked || self.constraints(class).time <= self.most.stays)
-                && (requests.peek().is_none()
-                    || requests.any(|request| request.iter().all(|(name, n)| *n <= had(name))))
+        let (time, stays) = (self.constraints(class).time, self.most.stays);
+        let unknown = stays == 0;
+        let stays = if unknown { Nanos::MAX } else { stays };
+        time <= self.most.longest.unwrap_or(stays)
+            && (unknown
+                || requests.peek().is_none()
+                || requests.any(|request| request.iter().all(|(name, n)| *n <= had(name))))
     }
 
     /// How many engines the tasks that are ready could use at once, counted up to `limit`: one each, more where a task asks
     /// for more cpus than an engine stands for, or for whole hosts; none for what more engines like those so far could not
-    /// run. `as_asked`: they will stay as long as is asked for here; if so, those for tasks that say how long they may run
-    /// are apart, and come first.
-    pub fn demand(&mut self, limit: u64, as_asked: bool) -> Vec<Demand> {
-        self.most.as_asked = as_asked;
+    /// run. `longest`: they will stay as long as is asked for here, and that may be so long; if so, those for tasks that say
+    /// how long they may run are apart, and come first.
+    pub fn demand(&mut self, limit: u64, longest: Option<Nanos>) -> Vec<Demand> {
+        let as_asked = longest.is_some();
+        self.most.longest = longest;
         let engines = self.live.iter().map(|&slot| &self.engines[slot as usize]);
         let (mut on_a_host, mut cpus) = (1, ONE);
         for host in engines.filter_map(|engine| self.hosts.of(engine)) {

@@ -78,9 +78,9 @@ impl Scheduler {
             }
             Command::Demand {
                 limit,
-                as_asked,
+                longest,
                 answer,
-            } => answer.send(self.core.demand(limit, as_asked)),
+            } => answer.send(self.core.demand(limit, longest)),
             Command::Totals { answer } => answer.send(self.core.totals(None)),
             Command::Abort {
                 selection,
