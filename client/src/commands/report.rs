@@ -498,7 +498,9 @@ fn critical<'a>(facts: &Facts<'a>) -> Vec<&'a Run> {
         );
     }
     let mut path = Vec::new();
-    let mut next = (0..chain.len()).max_by(|a, b| chain[*a].0.total_cmp(&chain[*b].0));
+    // What never ran made nothing longer.
+    let ran = (0..chain.len()).filter(|at| facts.runs[*at].ran.is_some());
+    let mut next = ran.max_by(|a, b| chain[*a].0.total_cmp(&chain[*b].0));
     while let Some(at) = next {
         path.push(&facts.runs[at]);
         // Times of different clocks may contradict each other: a circle ends.
@@ -629,6 +631,10 @@ mod tests {
             run("c", (2.0, 6.0), 1, &["a"]),
             run("d", (6.5, 7.0), 0, &["b", "c", "unknown"]),
             run("e", (0.0, 6.0), 2, &[]),
+            Run {
+                ran: None,
+                ..run("never", (0.0, 0.0), 0, &["d"])
+            },
         ];
         let path: Vec<&str> = critical(&Facts::new(&runs))
             .iter()

@@ -1242,6 +1242,19 @@ fn top_in_tmux() {
         let all = screen();
         (all.matches(" idle").count() == 2 && all.contains("1/1")).then_some(())
     });
+    // A request that nobody answers holds nothing up: neither keys nor the end.
+    cluster.client_with(&["submit", "-"], job, LIMIT).ok();
+    shows(&["0/1"], screen);
+    let controller = cluster.controller.as_ref().expect("a controller");
+    controller.signal(Signal::STOP);
+    press(&["Tab", "Tab", "Home", "a"]);
+    shows(&["Abort 1 task"], screen);
+    press(&["y"]);
+    press(&["?"]);
+    shows(&["Ctrl-C     quit"], screen);
+    controller.signal(Signal::CONT);
+    press(&["Escape"]);
+    shows(&["being stopped"], screen);
     // The second one keeps tmux running.
     open("gone", &format!("trap '' HUP; {line}; echo $? > code"));
     shows(&["2 engines"], || {

@@ -57,6 +57,8 @@ enum Event {
     /// The terminal has another size, or a page has something new.
     Redraw,
     News(News),
+    /// What became of a request.
+    Said(String),
     Signal(i32),
     /// The terminal is gone.
     Gone(io::Error),
@@ -175,6 +177,7 @@ fn watch(
             match event {
                 Event::Redraw => {}
                 Event::News(news) => state.heard(news),
+                Event::Said(text) => state.say(text),
                 Event::Signal(SIGCONT) => again(terminal)?,
                 Event::Signal(signal) => {
                     return Ok(ExitCode::from(u8::try_from(128 + signal).unwrap_or(1)));
@@ -185,7 +188,13 @@ fn watch(
                     Some(Act::Open(target)) => {
                         state.page = Some(page::open(client, target, send)?);
                     }
-                    Some(act) => state.say(carry_out(client, act)),
+                    // A controller that is gone leaves it without an answer for long: keys and signals go on.
+                    Some(act) => {
+                        let (client, send) = (client.clone(), send.clone());
+                        spawn("act", move || {
+                            let _ = send.send(Event::Said(carry_out(&client, act)));
+                        })?;
+                    }
                     None => {}
                 },
             }

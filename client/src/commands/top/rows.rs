@@ -26,7 +26,7 @@ impl Table {
                 ("Submission", 12),
                 ("Ended", 13),
                 ("Failed", 7),
-                ("Pace", 16),
+                ("Pace", 18),
                 ("First task", 0),
             ],
             Self::Engines => &[
