@@ -383,6 +383,34 @@ fn what_is_longer_than_the_partition_allows_is_not_submitted() {
     }
 }
 
+/// More engines may bring a second host, so they are asked for; there is none, and that is not tried again at once.
+#[test]
+fn jobs_whose_engines_have_nothing_to_do_are_not_submitted_again_at_once() {
+    let Some(slurm) = Slurm::start() else { return };
+    let conf = slurm.conf().display().to_string();
+    let cluster = Cluster::builder()
+        .env("SLURM_CONF", &conf)
+        .args(["--engines", "slurm", "-n", "2", "--max", "2"])
+        .args(["--idle", "1s"])
+        .start();
+    let job = "{\"cmd\": \"true\", \"nodes\": 2}\n";
+    let id = cluster.client_with(&["submit"], job, LIMIT).ok().stdout;
+    let told =
+        "no task was given to an engine while it was there; nothing is submitted to slurm for 10 s";
+    eventually("that it is told", 2 * LIMIT, || {
+        let why = cluster.client(&["explain", id.trim()]).ok().stdout;
+        why.contains(told).then_some(())
+    });
+    // The next one: after that time.
+    eventually("another job", 2 * LIMIT, || {
+        let status = cluster.client(&["status", "--json"]).ok();
+        let batch = &status.json_lines().remove(0)["batch"];
+        let job = batch["jobs"][0]["job"].as_str().map(str::to_owned);
+        assert!(job.is_some() || batch["trouble"].is_string(), "{batch}");
+        (job.as_deref() == Some("2")).then_some(())
+    });
+}
+
 #[test]
 fn after_a_refusal_nothing_is_submitted_for_a_while() {
     let cluster = Cluster::builder().prepare();

@@ -259,6 +259,7 @@ impl Controller {
     /// What a launcher asks and tells.
     pub(crate) fn ways(&self) -> Ways {
         let (tasks, hub) = (self.links.tasks.clone(), self.events.clone());
+        let counts = tasks.clone();
         Ways {
             demand: Box::new(move |limit, longest| {
                 let (give, take) = crossbeam_channel::bounded(1);
@@ -273,6 +274,15 @@ impl Controller {
                 let demand: Vec<Demand> = take.recv_timeout(Duration::from_secs(5)).ok()?;
                 let of = |demand: Demand| (Duration::from_nanos(demand.time), demand.engines);
                 Some(demand.into_iter().map(of).collect())
+            }),
+            given: Box::new(move || {
+                let (give, take) = crossbeam_channel::bounded(1);
+                counts.send(Command::Given {
+                    answer: Answer::new(move |given| {
+                        let _ = give.send(given);
+                    }),
+                });
+                take.recv_timeout(Duration::from_secs(5)).ok()
             }),
             tell: Box::new(move |batch| {
                 hub.send(Event::Continue(Box::new(move |hub| {

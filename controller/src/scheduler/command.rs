@@ -292,6 +292,11 @@ pub enum Command {
         /// The counts.
         answer: Answer<core::Totals>,
     },
+    /// How many tasks have been given to engines; those given again count again.
+    Given {
+        /// The number.
+        answer: Answer<u64>,
+    },
     /// How many engines what is ready could use, and for how long ([`core::Core::demand`]).
     Demand {
         /// More need not be counted.

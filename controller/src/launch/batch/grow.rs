@@ -2,8 +2,8 @@
 //!
 //! Invariants: the engines of all jobs, waiting ones included, are never more than `max`; those that stay are `min` again as
 //! soon as the batch system allows; no more than [`BACKLOG`] jobs wait in its queue; after a job that was refused, that
-//! cannot run, or that ended before any engine of it came, nothing is submitted for a time that doubles with each such failure in
-//! a row; nor is before the batch system has said what became of an earlier controller's jobs. For tasks that may run longer than
+//! cannot run, that ended before any engine of it came, or for whose engines there was nothing to do, nothing is submitted for a
+//! time that doubles with each such failure in a row; nor is before the batch system has said what became of an earlier controller's jobs. For tasks that may run longer than
 //! the batch system allows nothing is submitted, and what waits beside them is none the worse.
 
 use std::{
@@ -40,8 +40,9 @@ struct Watched {
     state: JobState,
     /// Since when it is in this state.
     since: Instant,
-    /// Engines that had joined when it was submitted.
+    /// Engines that had joined when it was submitted, and tasks that had been given to engines.
     joined: u64,
+    given: Option<u64>,
 }
 
 /// See the head of this file.
@@ -60,6 +61,8 @@ pub(super) struct Keeper {
     trouble: Option<String>,
     retry: Instant,
     too_long: Option<TooLong>,
+    /// Engines were wanted when that was asked last.
+    wanted: bool,
 }
 
 /// Tasks that may run for `time` are too long for the batch system, until it is tried again.
@@ -90,6 +93,7 @@ impl Keeper {
             trouble: None,
             retry: Instant::now(),
             too_long: None,
+            wanted: false,
         }
     }
 
@@ -149,6 +153,7 @@ impl Keeper {
             state: JobState::Waiting("submitted".into()),
             since: Instant::now(),
             joined: self.joined.load(Ordering::Relaxed),
+            given: (self.ways.given)(),
         });
     }
 
@@ -209,6 +214,7 @@ impl Keeper {
         let short = |too_long: &TooLong| too_long.time - Duration::from_nanos(1);
         let longest = self.too_long.as_ref().map_or(Duration::MAX, short);
         let demand = (self.ways.demand)(limit, as_asked.then_some(longest)).unwrap_or_default();
+        self.wanted = !demand.is_empty();
         // What is for long tasks is for short ones, too.
         let mut wanted = 0;
         for (time, more) in demand {
@@ -399,10 +405,16 @@ impl Keeper {
                 (self.sink)(LaunchEvent::Stderr { host, line });
             }
         }
-        if came {
-            self.failures = 0;
-        } else if self.plan.growth.is_some() {
-            self.fail(format!("{host} ended before an engine of it came"));
+        let idle = !watched.job.stays && (self.ways.given)() == watched.given;
+        match self.plan.growth {
+            None => {}
+            Some(_) if !came => self.fail(format!("{host} ended before an engine of it came")),
+            // Tasks that its engines cannot run would have it submitted again and again. Several such jobs are one failure.
+            Some(_) if idle && self.wanted && Instant::now() >= self.retry => self.fail(format!(
+                "{host} ended, and no task was given to an engine while it was there"
+            )),
+            Some(_) if idle => {}
+            Some(_) => self.failures = 0,
         }
         // Engines that were idle have left, as they should.
         let status = (came && self.plan.growth.is_some()).then_some(0);

@@ -78,6 +78,8 @@ pub struct Ways {
     /// What the tasks that wait could use, with so many engines at most; apart by length if engines stay as long as is asked,
     /// and that may be so long. None while that is not known.
     pub demand: Box<dyn Fn(u64, Option<Duration>) -> Option<Demand> + Send>,
+    /// How many tasks have been given to engines so far. None while that is not known.
+    pub given: Box<dyn Fn() -> Option<u64> + Send>,
     /// Tells what there is, for `status`, whenever it has changed.
     pub tell: Box<dyn Fn(Value) + Send>,
 }

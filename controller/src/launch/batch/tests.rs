@@ -350,6 +350,7 @@ fn a_job_is_watched_and_cancelled() {
 fn ways() -> Ways {
     Ways {
         demand: Box::new(|_, _| None),
+        given: Box::new(|| None),
         tell: Box::new(drop),
     }
 }

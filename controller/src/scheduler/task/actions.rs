@@ -91,6 +91,7 @@ impl Scheduler {
             tracing::error!("the scheduler dispatches what is not there");
             return;
         };
+        self.given += u64::from(range.end - range.start);
         self.journal.dispatched(
             group.key,
             u64::from(range.start)..u64::from(range.end),

@@ -139,6 +139,8 @@ struct Scheduler {
     stuck: bool,
     /// Members a client preferred to run somewhere, and those that did.
     preferred: (u64, u64),
+    /// Members that were given to engines.
+    given: u64,
     needs: HashMap<Box<str>, super::core::Needs>,
     /// The client of the last submission: its groups share the name.
     client: Arc<[u8]>,
@@ -193,6 +195,7 @@ impl TaskThread {
             goodbyes: VecDeque::new(),
             stuck: false,
             preferred: (0, 0),
+            given: 0,
             needs: HashMap::new(),
             client: Arc::default(),
             watch: watch::Watch::default(),

@@ -81,6 +81,7 @@ impl Scheduler {
                 longest,
                 answer,
             } => answer.send(self.core.demand(limit, longest)),
+            Command::Given { answer } => answer.send(self.given),
             Command::Totals { answer } => answer.send(self.core.totals(None)),
             Command::Abort {
                 selection,
