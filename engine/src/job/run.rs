@@ -14,9 +14,11 @@ use std::{
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Stdio},
     sync::Arc,
+    thread,
+    time::{Duration, Instant},
 };
 
-use rustix::process::{Pid, PidfdFlags, WaitId, WaitIdOptions, pidfd_open, waitid};
+use rustix::process::{Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, pidfd_open, waitid};
 
 use super::{
     capture::{Captured, Stream, capture},
@@ -29,6 +31,9 @@ const SHELL: &str = "/bin/bash";
 
 /// Linux takes no single argument as long as this; longer commands go through a file.
 const LONGEST_ARGUMENT: usize = 128 * 1024 - 1;
+
+/// A batch system that ends an allocation sends SIGTERM to all its processes: the engine may hear of it so much later.
+const TOGETHER: Duration = Duration::from_secs(1);
 
 /// What a job reads.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -189,6 +194,12 @@ pub(crate) fn run(
         }
     }
     let status = wait(&mut child, pid, running);
+    if status.signal() == Some(Signal::TERM.as_raw()) {
+        let until = Instant::now() + TOGETHER;
+        while running.stop_reason().is_none() && Instant::now() < until {
+            thread::sleep(Duration::from_millis(10));
+        }
+    }
     // While members are left, the number of the group is not given to anybody else.
     let left = rustix::process::test_kill_process_group(pid)
         .is_ok()

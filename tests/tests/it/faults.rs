@@ -134,6 +134,21 @@ fn crashes_count_apart_from_retries() {
     assert_eq!(cluster.read("failed").lines().count(), 2);
 }
 
+/// A batch system that ends an allocation sends a signal to all its processes: the job did not fail, its engine leaves.
+#[test]
+fn a_signal_for_all_takes_the_engine_not_the_job() {
+    let mut cluster = Cluster::builder().start();
+    cluster.start_engines(1);
+    cluster.wait_engines(1);
+    let client = RawClient::new(&cluster, "task");
+    let id = client.command(
+        "(trap '' TERM; kill $$; sleep 0.1; kill $PPID) & wait",
+        json!({}),
+    );
+    let reply = client.reply(&id);
+    assert_eq!(reply.content["ename"], "EngineError", "{}", reply.content);
+}
+
 #[test]
 fn a_retry_waits_for_its_delay() {
     let cluster = Cluster::builder().args(["-n", "1"]).start();
