@@ -3,6 +3,7 @@
 use std::{
     fs::{File, OpenOptions},
     io::{self, IsTerminal},
+    os::unix::fs::OpenOptionsExt,
     path::PathBuf,
     sync::Arc,
 };
@@ -58,6 +59,7 @@ pub fn init(args: &LogArgs, profile: &Profile) -> Result<Log, AppError> {
     let file: File = OpenOptions::new()
         .create(true)
         .append(true)
+        .mode(0o600)
         .open(&path)
         .map_err(|source| AppError::System {
             what: format!("cannot write the log file {}", path.display()),

@@ -151,8 +151,8 @@ fn open_sqlite(options: &Options) -> Result<Opened, StoreError> {
     recover::private_dir(&buffers)?;
     let spill = Spill::dir(&buffers, Arc::clone(&shared))
         .map_err(|source| io_error("cannot make", &buffers, source))?;
-    let conn = db::open(Some(&db_path))?;
     private_file(&db_path)?;
+    let conn = db::open(Some(&db_path))?;
     let mut applier = Applier::new(options.packing, Arc::clone(&shared));
     recover::replay(&conn, &mut applier, &journal_dir, &shared)?;
     recover::tidy(&conn, &spill, &shared)?;
@@ -240,9 +240,14 @@ fn io_error(action: &'static str, path: &Path, source: io::Error) -> StoreError 
     }
 }
 
-/// Tasks may be secret: as the connection files, only for their owner.
+/// Tasks may be secret: as the connection files, only for their owner. SQLite gives the files beside it the same mode.
 fn private_file(path: &Path) -> Result<(), StoreError> {
-    use std::os::unix::fs::PermissionsExt;
-    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))
+    use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+    std::fs::OpenOptions::new()
+        .append(true)
+        .create(true)
+        .mode(0o600)
+        .open(path)
+        .and_then(|file| file.set_permissions(std::fs::Permissions::from_mode(0o600)))
         .map_err(|e| io_error("cannot protect", path, e))
 }
