@@ -4,7 +4,10 @@ use std::{
     fmt::Display,
     os::unix::net::UnixStream,
     path::PathBuf,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicI64, AtomicU32},
+    },
     time::{Duration, Instant},
 };
 
@@ -14,6 +17,7 @@ use ipbroker_protocol::{
     resources::{Pool, Pools},
     route, socket, usage, wake,
 };
+use parking_lot::Mutex;
 use serde::{Serialize, de::DeserializeOwned};
 
 use crate::{
@@ -25,8 +29,8 @@ use crate::{
     io::{Left, ServeError, Server},
     job::{Limits, Warden},
     kernel::{self, Kernels},
-    process::Process,
-    reaper::{Reaper, Slate},
+    process::{Outbox, Process},
+    reaper::{self, Reaper, Slate},
     seat::Seat,
     settings::Settings,
 };
@@ -71,18 +75,9 @@ pub enum EngineError {
     /// There is no Python to run calls with.
     #[error("--python: {0}")]
     Python(String),
-    /// There is no such Jupyter kernel.
-    #[error("--kernel: {0}")]
-    Kernel(String),
-    /// The Jupyter kernel cannot be run here.
+    /// Tried again, it would fail in the same way: there is no such Jupyter kernel, the system lacks `/proc`, …
     #[error("{0}")]
-    NoKernel(String),
-    /// Too few descriptors for so many engines.
-    #[error("{0}")]
-    Descriptors(String),
-    /// The system lacks something without which no job can be started, such as `/proc`.
-    #[error("{0}")]
-    Lacking(String),
+    Hopeless(String),
     /// It ended because it could not go on.
     #[error("{0}")]
     Serve(String),
@@ -91,7 +86,7 @@ pub enum EngineError {
 impl From<ServeError> for EngineError {
     fn from(error: ServeError) -> Self {
         match error {
-            ServeError::NoKernel(why) => Self::NoKernel(why),
+            ServeError::Hopeless(why) => Self::Hopeless(why),
             other => Self::Serve(other.to_string()),
         }
     }
@@ -186,6 +181,7 @@ pub struct Builder {
     python: Option<PathBuf>,
     kernel: Option<(String, PathBuf)>,
     kernel_options: Vec<String>,
+    kernel_restarts: u32,
     settings: Settings,
     pin: bool,
     work_dir: Option<PathBuf>,
@@ -205,6 +201,7 @@ impl Default for Builder {
             python: None,
             kernel: None,
             kernel_options: Vec::new(),
+            kernel_restarts: u32::MAX,
             settings: Settings {
                 grace: Duration::from_secs(60),
                 idle: None,
@@ -212,7 +209,6 @@ impl Default for Builder {
                 tags: Vec::new(),
                 aliases: Vec::new(),
                 first_id: None,
-                kernel_restarts: u32::MAX,
                 resources: Pools::new(),
             },
             pin: false,
@@ -288,7 +284,7 @@ impl Builder {
     /// How often a kernel that died is replaced before its engine leaves instead. Default: always.
     #[must_use]
     pub fn kernel_restarts(mut self, most: u32) -> Self {
-        self.settings.kernel_restarts = most;
+        self.kernel_restarts = most;
         self
     }
 
@@ -421,49 +417,57 @@ impl Builder {
         )?)
     }
 
-    /// Finds the controller and gets everything ready; nothing is served yet.
-    ///
-    /// # Errors
-    /// [`EngineError`] saying what is missing.
-    pub fn build(mut self) -> Result<Engine, EngineError> {
-        usage::check_system().map_err(EngineError::Lacking)?;
-        let count = self.engines;
+    fn find_python(&mut self) -> Result<Option<Python>, EngineError> {
         let python = self.python.as_deref().map(Python::find).transpose();
-        let mut python = python.map_err(EngineError::Python)?;
+        let python = python.map_err(EngineError::Python)?;
         if let Some(python) = &python {
             let version = format!("python{}", python.version);
             self.settings.tags.extend(["python".to_owned(), version]);
         }
-        let kernels = self
-            .kernel
-            .as_ref()
-            .map(|(name, python)| Kernels::find(name, python))
-            .transpose();
-        let mut kernels = kernels.map_err(EngineError::Kernel)?;
-        if let Some(kernels) = &mut kernels {
-            kernels.restarts = self.settings.kernel_restarts;
-            kernels.profile = self
-                .profile
-                .as_ref()
-                .map(|profile| profile.dir().to_owned());
-            kernels.options = std::mem::take(&mut self.kernel_options);
-            self.settings.tags.push(kernels.name().to_owned());
-        }
-        let work_dir = match &self.work_dir {
+        Ok(python)
+    }
+
+    fn find_kernels(&mut self) -> Result<Option<Kernels>, EngineError> {
+        let Some((name, python)) = &self.kernel else {
+            return Ok(None);
+        };
+        let mut kernels = Kernels::find(name, python)
+            .map_err(|error| EngineError::Hopeless(format!("--kernel: {error}")))?;
+        kernels.restarts = self.kernel_restarts;
+        kernels.profile = (self.profile.as_ref()).map(|profile| profile.dir().to_owned());
+        kernels.options = std::mem::take(&mut self.kernel_options);
+        self.settings.tags.push(name.clone());
+        Ok(Some(kernels))
+    }
+
+    fn find_work_dir(&self) -> Result<PathBuf, EngineError> {
+        match &self.work_dir {
             Some(dir) => dir.canonicalize(),
             None => std::env::current_dir(),
         }
         .map_err(|source| EngineError::WorkDir {
             path: self.work_dir.clone().unwrap_or_else(|| ".".into()),
             source,
-        })?;
+        })
+    }
+
+    /// Finds the controller and gets everything ready; nothing is served yet.
+    ///
+    /// # Errors
+    /// [`EngineError`] saying what is missing.
+    pub fn build(mut self) -> Result<Engine, EngineError> {
+        usage::check_system().map_err(EngineError::Hopeless)?;
+        let count = self.engines;
+        let mut python = self.find_python()?;
+        let kernels = self.find_kernels()?;
+        let work_dir = self.find_work_dir()?;
         let controller = self.controller()?;
         let peer = controller.connection.common.is_peer();
         let alone = if peer { DESCRIPTORS_ALONE } else { 0 };
         let kernel = kernels.as_ref().map_or(0, |_| DESCRIPTORS_KERNEL);
         let each = DESCRIPTORS_EACH + alone + kernel;
         socket::raise_descriptors(count as u64 * each + DESCRIPTORS).map_err(|error| {
-            EngineError::Descriptors(format!("{count} engines in one process: {error}"))
+            EngineError::Hopeless(format!("{count} engines in one process: {error}"))
         })?;
         if let Some(python) = &mut python {
             python.client = controller.client_file();
@@ -488,27 +492,28 @@ impl Builder {
             take_signals(&write, kernels.is_some()).map_err(system("signal handlers"))?;
         }
         let (waker, wake) = wake::pair().map_err(system("descriptors"))?;
-        let files = FileHost {
-            host: host::node(),
-            work_dir,
-            cache: Cache::find(),
-        };
-        let mut process = Process::new(
-            self.functions,
+        let process = Arc::new(Process {
+            mark: reaper::mark(&id),
+            id,
+            functions: self.functions,
             python,
-            files,
-            std::env::temp_dir(),
-            Warden::new(self.kill_grace),
+            kernels,
+            files: FileHost {
+                host: host::node(),
+                work_dir,
+                cache: Cache::find(),
+            },
+            scratch: std::env::temp_dir(),
+            warden: Warden::new(self.kill_grace),
             limits,
             slate,
-            controller.connection.common.max_message,
-            id,
-            waker,
-        );
-        process.pin = self.pin;
-        process.kernels = kernels;
-        *process.reaper.lock() = Some(reaper);
-        let process = Arc::new(process);
+            max_message: controller.connection.common.max_message,
+            jobs: reaper::numbered().then(AtomicU32::default),
+            pin: self.pin,
+            reaper: Mutex::new(Some(reaper)),
+            outbox: Outbox::new(waker),
+            offset: AtomicI64::default(),
+        });
         let mut seats = Vec::with_capacity(count);
         for (index, uuid) in uuids.into_iter().enumerate() {
             let session = controller.session(&uuid)?;

@@ -191,12 +191,7 @@ pub(crate) fn main() -> ExitCode {
         Err(error) => {
             usage::complain("ipengine", &error);
             match error {
-                RunError::Engine(
-                    EngineError::Descriptors(_)
-                    | EngineError::Lacking(_)
-                    | EngineError::Kernel(_)
-                    | EngineError::NoKernel(_),
-                ) => ExitCode::from(usage::HOPELESS),
+                RunError::Engine(EngineError::Hopeless(_)) => ExitCode::from(usage::HOPELESS),
                 _ => ExitCode::FAILURE,
             }
         }

@@ -37,19 +37,14 @@ pub(crate) enum WayError {
     #[error(
         "the controller is reached through the SSH server {server}, but this ipengine was built without SSH, as scripts/quickstart builds it; `cargo build --release` builds one that has it"
     )]
-    NoSsh {
-        /// The server.
-        server: String,
-    },
+    NoSsh { server: String },
     /// Standard input cannot be read.
     #[error("standard input: {0}")]
     Input(io::Error),
     /// What was given as text is no connection file.
     #[error("{origin} is not a controller's connection file: {source}")]
     Text {
-        /// Where it was.
         origin: String,
-        /// What is wrong.
         source: serde_json::Error,
     },
     /// Neither here nor there.
@@ -57,12 +52,7 @@ pub(crate) enum WayError {
     #[error(
         "{server} has no connection file {file}: is a controller running there? Or name a local one with --file"
     )]
-    Missing {
-        /// The server.
-        server: String,
-        /// The file looked for.
-        file: String,
-    },
+    Missing { server: String, file: String },
 }
 
 /// What the command line says.

@@ -11,7 +11,6 @@ use crate::job;
 
 /// All names of this host: full, short, given aliases, addresses. `controller` is the address it connects to: on
 /// loopback this host is `localhost` too, unless it has aliases: then it was started from elsewhere, through a tunnel.
-#[must_use]
 pub(crate) fn names(aliases: &[String], controller: &str) -> Vec<String> {
     let node = node();
     let hosts = std::fs::read_to_string("/etc/hosts").unwrap_or_default();
@@ -44,7 +43,6 @@ pub(crate) fn names(aliases: &[String], controller: &str) -> Vec<String> {
 }
 
 /// The name that the system has for itself.
-#[must_use]
 pub(crate) fn node() -> String {
     rustix::system::uname()
         .nodename()
@@ -53,7 +51,6 @@ pub(crate) fn node() -> String {
 }
 
 /// How many cores this process may use.
-#[must_use]
 pub(crate) fn cores() -> u32 {
     std::thread::available_parallelism()
         .map_or(1, |cores| u32::try_from(cores.get()).unwrap_or(u32::MAX))
@@ -61,7 +58,6 @@ pub(crate) fn cores() -> u32 {
 
 /// Which machine this is: engines that say the same share its cpus, memory and devices. The kernel says which boot of
 /// which machine it runs; containers and name spaces with another name for themselves are machines of their own.
-#[must_use]
 pub(crate) fn machine() -> String {
     let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
     let (boot, id) = (
@@ -76,7 +72,6 @@ pub(crate) fn machine() -> String {
 }
 
 /// Numbers of the cores that this process may use.
-#[must_use]
 pub(crate) fn cpuset() -> Vec<u32> {
     let Ok(set) = rustix::thread::sched_getaffinity(None) else {
         return (0..cores()).collect();
@@ -91,7 +86,6 @@ pub(crate) fn cpuset() -> Vec<u32> {
 }
 
 /// What this host has beside its cores, as far as it can be seen, and what the user adds.
-#[must_use]
 pub(crate) fn resources(given: &Pools) -> Pools {
     let mut pools = Pools::new();
     if let Some(bytes) = memory() {

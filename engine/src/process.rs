@@ -8,10 +8,11 @@ use std::{
 use ipbroker_protocol::{socket::routing, time, wake::Waker, zmq::Message};
 use jiff::Timestamp;
 use parking_lot::Mutex;
+use tempfile::TempDir;
 
 use crate::{
     executor::Python,
-    files::{FileError, FileHost, Scratch},
+    files::{FileError, FileHost, private_dir},
     function::Registry,
     job::{Limits, Warden},
     kernel::Kernels,
@@ -44,15 +45,15 @@ pub(crate) struct Process {
     /// The value of [`crate::reaper::MARK`] for jobs.
     pub(crate) mark: String,
     /// How many jobs have got a number, where they get one.
-    jobs: Option<AtomicU32>,
+    pub(crate) jobs: Option<AtomicU32>,
     /// Tasks run on just the cores that they were granted.
     pub(crate) pin: bool,
-    /// Who ends the jobs when the process is gone; none in tests.
+    /// Who ends the jobs when the process is gone; none once it leaves.
     pub(crate) reaper: Mutex<Option<Reaper>>,
     /// What is to be sent.
     pub(crate) outbox: Outbox,
     /// Microseconds that this host's clock is ahead of the controller's.
-    offset: AtomicI64,
+    pub(crate) offset: AtomicI64,
 }
 
 impl Process {
@@ -60,43 +61,6 @@ impl Process {
     pub(crate) fn kernels_run_calls(&self) -> bool {
         let (python, kernels) = (self.python.as_ref(), self.kernels.as_ref());
         python.is_some_and(|python| kernels.is_some_and(|kernels| kernels.run_in(&python.program)))
-    }
-
-    /// Puts the parts together.
-    #[expect(clippy::too_many_arguments, reason = "called once, by the builder")]
-    pub(crate) fn new(
-        functions: Registry,
-        python: Option<Python>,
-        files: FileHost,
-        scratch: PathBuf,
-        warden: Warden,
-        limits: Limits,
-        slate: Slate,
-        max_message: u64,
-        id: String,
-        waker: Waker,
-    ) -> Self {
-        Self {
-            mark: reaper::mark(&id),
-            jobs: reaper::numbered().then(AtomicU32::default),
-            id,
-            functions,
-            python,
-            kernels: None,
-            files,
-            scratch,
-            warden,
-            limits,
-            slate,
-            max_message,
-            pin: false,
-            reaper: Mutex::new(None),
-            outbox: Outbox {
-                waiting: Mutex::default(),
-                waker,
-            },
-            offset: AtomicI64::new(0),
-        }
     }
 
     /// The hub's estimate of how far this clock is ahead, in seconds.
@@ -126,8 +90,9 @@ impl Process {
     }
 
     /// A new directory for a job, which goes with this process whatever ends it.
-    pub(crate) fn scratch(&self) -> Result<Scratch, FileError> {
-        let made = Scratch::new(&self.scratch)?;
+    pub(crate) fn scratch(&self) -> Result<TempDir, FileError> {
+        let made = private_dir("ipbroker-job-", &self.scratch)
+            .map_err(FileError::io("make a scratch directory in", &self.scratch))?;
         self.tell_reaper(&Line::Directory(made.path().to_owned()));
         Ok(made)
     }
@@ -185,6 +150,14 @@ pub(crate) struct Outbox {
 }
 
 impl Outbox {
+    /// An empty one, by whose waker the other side is woken.
+    pub(crate) fn new(waker: Waker) -> Self {
+        Self {
+            waiting: Mutex::default(),
+            waker,
+        }
+    }
+
     /// Adds a message and wakes the other side.
     pub(crate) fn push(&self, message: Outgoing) {
         self.waiting.lock().push(message);

@@ -19,8 +19,6 @@ pub(crate) struct Settings {
     pub(crate) aliases: Vec<String>,
     /// The id that the first engine asks for; the others follow.
     pub(crate) first_id: Option<u32>,
-    /// How often a kernel that died is replaced by another, before its engine leaves instead.
-    pub(crate) kernel_restarts: u32,
     /// What the user says that this host has.
     pub(crate) resources: Pools,
 }

@@ -99,7 +99,7 @@ pub(crate) struct Task {
 }
 
 impl Task {
-    /// Reads a task request; `header` is its header.
+    /// Reads a task request with this id.
     pub(crate) fn read(
         session: &Session,
         envelope: Envelope,

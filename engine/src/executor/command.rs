@@ -3,23 +3,24 @@
 use std::{
     borrow::Cow,
     ffi::OsString,
-    path::{Path, PathBuf},
+    path::PathBuf,
     time::{Duration, Instant},
 };
 
 use ipbroker_protocol::{
     array::member_id,
-    message::{Command, CommandResult, ErrorContent, Require},
+    message::{Command, CommandResult, ErrorContent},
     session::{Packer, Session},
     time,
     value::AnyMap,
     zmq::Message,
 };
 use serde_bytes::ByteBuf;
+use tempfile::TempDir;
 
 use super::{Executor, Verdict, array::Arguments, fresh, granted, require, stopped, watch::Watch};
 use crate::{
-    files::{self, FileError, Scratch},
+    files::{self, FileError},
     job::{self, Input, Job, Stop},
     process::Process,
     reaper::{Line, MARK, TASK, end_strays},
@@ -27,8 +28,49 @@ use crate::{
     task::Task,
 };
 
-/// Why a job did not run: an error's name and its words.
-type Refusal = (Verdict, &'static str, String);
+/// Why a job did not run.
+struct Refusal {
+    verdict: Verdict,
+    ename: String,
+    evalue: String,
+}
+
+impl Refusal {
+    fn new(verdict: Verdict, ename: &str, evalue: impl Into<String>) -> Self {
+        Self {
+            verdict,
+            ename: ename.to_owned(),
+            evalue: evalue.into(),
+        }
+    }
+
+    /// What was asked for makes no sense.
+    fn value(evalue: impl Into<String>) -> Self {
+        Self::new(Verdict::Failed, "ValueError", evalue)
+    }
+
+    /// This engine lacks something.
+    fn unmet(evalue: impl Into<String>) -> Self {
+        Self::new(Verdict::Unmet, "UnmetDependency", evalue)
+    }
+}
+
+impl From<FileError> for Refusal {
+    fn from(error: FileError) -> Self {
+        let verdict = match error {
+            // Another engine's host may have it.
+            FileError::NotCached { .. } => Verdict::Unmet,
+            _ => Verdict::Failed,
+        };
+        Self::new(verdict, error.ename(), error.to_string())
+    }
+}
+
+impl From<job::JobError> for Refusal {
+    fn from(error: job::JobError) -> Self {
+        Self::new(Verdict::Failed, error.name(), error.to_string())
+    }
+}
 
 /// Shell jobs of one request.
 pub(super) struct Commands<'a> {
@@ -92,13 +134,8 @@ impl<'a> Commands<'a> {
         let Some(own) = self.arguments.get(index) else {
             return Ok(self.single.clone());
         };
-        let wrong = |error: &dyn std::fmt::Display| {
-            (
-                Verdict::Failed,
-                "ValueError",
-                format!("member {index}: {error}"),
-            )
-        };
+        let wrong =
+            |error: &dyn std::fmt::Display| Refusal::value(format!("member {index}: {error}"));
         let AnyMap(own) = Packer::Msgpack.unpack(own).map_err(|error| wrong(&error))?;
         let mut merged = self.template.clone();
         merged.extend(own);
@@ -130,46 +167,21 @@ impl<'a> Commands<'a> {
     fn run_one(&mut self, index: u64, result: &mut CommandResult) -> Result<Verdict, Refusal> {
         let command = self.command(index)?;
         if command.cmd.is_empty() {
-            let text = "command_request: `cmd`, the command for bash, is missing or empty";
-            return Err((Verdict::Failed, "ValueError", text.to_owned()));
+            return Err(Refusal::value(
+                "command_request: `cmd`, the command for bash, is missing or empty",
+            ));
         }
         let place = Place::of(self.process, &command)?;
-        let told = granted::tell(self.process, &self.task.wants)
-            .map_err(|error| (Verdict::Failed, error.ename(), error.to_string()))?;
+        let told = granted::tell(self.process, &self.task.wants)?;
         let id = match self.task.wants.range {
             Some(_) => member_id(&self.task.msg_id, index),
             None => self.task.msg_id.clone(),
         };
-        let mut job = self.job(&command, &place, &id, &told)?;
-        if let Some(require) = &self.task.wants.require {
-            self.check(require, &place, &job)?;
-        }
-        self.check(&command.require, &place, &job)?;
-        if !command.put.is_empty() {
-            let buffers = if self.task.wants.range.is_some() {
-                &[]
-            } else {
-                self.task.envelope.buffers()
-            };
-            files::place(
-                &self.process.files.cache,
-                place.dir(),
-                &command.put,
-                buffers,
-            )
-            .map_err(|error| {
-                // Another engine's host may have it.
-                let verdict = match error {
-                    FileError::NotCached { .. } => Verdict::Unmet,
-                    _ => Verdict::Failed,
-                };
-                (verdict, error.ename(), error.to_string())
-            })?;
-        }
-        let below = |path: &String| place.dir().join(self.expand(path));
+        let mut job = self.prepare(&command, &place, &id, &told)?;
+        let below = |path: &String| place.dir.join(self.expand(path));
         let creates: Vec<_> = command.creates.iter().map(below).collect();
         let fresh = fresh::up_to_date(&creates, command.needs.iter().map(below))
-            .map_err(|missing| (Verdict::Failed, "FileNotFoundError", missing))?;
+            .map_err(|missing| Refusal::new(Verdict::Failed, "FileNotFoundError", missing))?;
         // What an attempt has left that failed, or went with its engine, is not what the job creates.
         if fresh && self.task.wants.attempt.is_none() {
             (result.status, result.code, result.up_to_date) = ("ok".into(), Some(0), true);
@@ -183,15 +195,7 @@ impl<'a> Commands<'a> {
         let begun = self.seat.begin_member(index);
         let (generation, _) = begun.map_err(|stop| {
             let (verdict, error) = stopped(&stop, self.seat, self.host());
-            (
-                verdict,
-                if verdict == Verdict::Aborted {
-                    "TaskAborted"
-                } else {
-                    "EngineError"
-                },
-                error.evalue,
-            )
+            Refusal::new(verdict, &error.ename, error.evalue)
         })?;
         let before = fresh::Before::new(creates);
         let writing = |files: &fresh::Before| {
@@ -217,10 +221,7 @@ impl<'a> Commands<'a> {
         let late = self.seat.running.finish();
         self.process.slate.group(self.seat.index, 0);
         let none = fresh::Before::default();
-        let mut ended = ran.map_err(|error| {
-            writing(&none);
-            (Verdict::Failed, error.name(), error.to_string())
-        })?;
+        let mut ended = ran.inspect_err(|_| writing(&none))?;
         if let Some(used) = cage.as_ref().and_then(job::Cage::exceeded) {
             ended.stopped = Some(Stop::MemoryLimit {
                 limit: memory.unwrap_or_default(),
@@ -245,23 +246,7 @@ impl<'a> Commands<'a> {
         }
         writing(&none);
         result.code = Some(ended.code);
-        if command.capture > 0 {
-            // The bytes themselves go along where they are no text.
-            let captured = |bytes: &[u8]| match String::from_utf8_lossy(bytes) {
-                Cow::Borrowed(text) => (Some(text.to_owned()), None),
-                Cow::Owned(text) => (Some(text), Some(ByteBuf::from(bytes))),
-            };
-            result.truncated = [&ended.stdout, &ended.stderr]
-                .iter()
-                .map(|kept| kept.total - kept.bytes.len() as u64)
-                .sum();
-            if command.out.is_none() {
-                (result.stdout, result.stdout_bytes) = captured(&ended.stdout.bytes);
-            }
-            if command.err.is_none() {
-                (result.stderr, result.stderr_bytes) = captured(&ended.stderr.bytes);
-            }
-        }
+        tell_output(&command, &ended, result);
         if let Some(stop) = stop {
             result.limit = match stop {
                 Stop::TimeLimit(_) => Some("time".into()),
@@ -283,15 +268,15 @@ impl<'a> Commands<'a> {
                 "the job ended with code {}, by which it says that this engine lacks what it needs",
                 ended.code
             );
-            return Err((Verdict::Unmet, "UnmetDependency", text));
+            return Err(Refusal::unmet(text));
         }
         result.status = "ok".into();
         if !command.get.is_empty() {
-            let (buffers, failed) = files::collect(Some(place.dir()), &command.get);
+            let (buffers, failed) = files::collect(&place.dir, &command.get);
             self.buffers = buffers;
             // Outputs that a failed job did not write are no news.
             if let (Some(error), 0) = (failed, ended.code) {
-                return Err((Verdict::Failed, error.ename(), error.to_string()));
+                return Err(error.into());
             }
         }
         Ok(if ended.code == 0 {
@@ -301,14 +286,29 @@ impl<'a> Commands<'a> {
         })
     }
 
-    fn check(&self, require: &Require, place: &Place, job: &Job) -> Result<(), Refusal> {
-        if require.is_empty() {
-            return Ok(());
+    /// A job whose inputs are in place, on a host that has what it requires.
+    fn prepare(
+        &self,
+        command: &Command,
+        place: &Place,
+        id: &str,
+        told: &granted::Told,
+    ) -> Result<Job, Refusal> {
+        let job = self.job(command, place, id, told)?;
+        let wants = &self.task.wants;
+        for require in wants.require.iter().chain([&command.require]) {
+            if let Some(lacking) = require::lacking(require, &place.dir, &job.env) {
+                return Err(Refusal::unmet(lacking));
+            }
         }
-        match require::lacking(require, place.dir(), &job.env) {
-            Some(lacking) => Err((Verdict::Unmet, "UnmetDependency", lacking)),
-            None => Ok(()),
-        }
+        // The buffers of an array are its members' commands.
+        let buffers = match wants.range {
+            Some(_) => &[],
+            None => self.task.envelope.buffers(),
+        };
+        let cache = &self.process.files.cache;
+        files::place(cache, &place.dir, &command.put, buffers)?;
+        Ok(job)
     }
 
     fn job(
@@ -318,21 +318,14 @@ impl<'a> Commands<'a> {
         id: &str,
         told: &granted::Told,
     ) -> Result<Job, Refusal> {
-        let umask = match &command.umask {
-            None => None,
-            Some(digits) => Some(
-                u32::from_str_radix(digits, 8)
-                    .ok()
-                    .filter(|mask| *mask <= 0o777)
-                    .ok_or_else(|| {
-                        (
-                            Verdict::Failed,
-                            "ValueError",
-                            format!("umask {digits:?} is no octal number up to 777"),
-                        )
-                    })?,
-            ),
-        };
+        let umask = command.umask.as_ref().map(|digits| {
+            u32::from_str_radix(digits, 8)
+                .ok()
+                .filter(|mask| *mask <= 0o777)
+                .ok_or_else(|| {
+                    Refusal::value(format!("umask {digits:?} is no octal number up to 777"))
+                })
+        });
         let path = |path: &String| {
             Some(path)
                 .filter(|path| !path.is_empty())
@@ -361,19 +354,15 @@ impl<'a> Commands<'a> {
             .iter()
             .find(|(name, _)| name.is_empty() || name.to_string_lossy().contains('='))
         {
-            return Err((
-                Verdict::Failed,
-                "ValueError",
-                format!("{name:?} is no name of a variable"),
-            ));
+            let text = format!("{name:?} is no name of a variable");
+            return Err(Refusal::value(text));
         }
-        let input = command.input().map_err(|error| {
-            let text = format!("stdin_base64: {error}");
-            (Verdict::Failed, "ValueError", text)
-        })?;
+        let input = command
+            .input()
+            .map_err(|error| Refusal::value(format!("stdin_base64: {error}")))?;
         Ok(Job {
             cmd: command.cmd.clone(),
-            cd: Some(place.dir().to_owned()),
+            cd: Some(place.dir.clone()),
             env,
             stdin: match (input, &command.stdin_file) {
                 (Some(bytes), _) => Input::Bytes(bytes),
@@ -382,7 +371,7 @@ impl<'a> Commands<'a> {
             },
             out: command.out.as_ref().and_then(path),
             err: command.err.as_ref().and_then(path),
-            umask,
+            umask: umask.transpose()?,
             time_limit: command.limit.time,
             memory_limit: command.limit.memory,
             prelude: None,
@@ -403,10 +392,31 @@ impl<'a> Commands<'a> {
     }
 }
 
+/// Puts what was captured into a job's result; the bytes themselves go along where they are no text.
+fn tell_output(command: &Command, ended: &job::Finished, result: &mut CommandResult) {
+    if command.capture == 0 {
+        return;
+    }
+    let captured = |bytes: &[u8]| match String::from_utf8_lossy(bytes) {
+        Cow::Borrowed(text) => (Some(text.to_owned()), None),
+        Cow::Owned(text) => (Some(text), Some(ByteBuf::from(bytes))),
+    };
+    result.truncated = [&ended.stdout, &ended.stderr]
+        .iter()
+        .map(|kept| kept.total - kept.bytes.len() as u64)
+        .sum();
+    if command.out.is_none() {
+        (result.stdout, result.stdout_bytes) = captured(&ended.stdout.bytes);
+    }
+    if command.err.is_none() {
+        (result.stderr, result.stderr_bytes) = captured(&ended.stderr.bytes);
+    }
+}
+
 /// Where a job runs.
 struct Place {
     dir: PathBuf,
-    scratch: Option<Scratch>,
+    scratch: Option<TempDir>,
 }
 
 impl Place {
@@ -414,8 +424,7 @@ impl Place {
         let cd = command.cd.as_deref().filter(|cd| !cd.is_empty());
         // Inputs need a place where they harm nobody.
         let scratch = if command.scratch || (cd.is_none() && !command.put.is_empty()) {
-            let made = process.scratch();
-            Some(made.map_err(|error| (Verdict::Failed, error.ename(), error.to_string()))?)
+            Some(process.scratch()?)
         } else {
             None
         };
@@ -425,10 +434,6 @@ impl Place {
             (None, None) => process.files.work_dir.clone(),
         };
         Ok(Self { dir, scratch })
-    }
-
-    fn dir(&self) -> &Path {
-        &self.dir
     }
 }
 
@@ -440,21 +445,15 @@ impl Executor for Commands<'_> {
         result.started = Some(time::utc(started));
         let verdict = match self.run_one(index, &mut result) {
             Ok(verdict) => verdict,
-            Err((verdict, ename, evalue)) => {
-                result.status = if verdict == Verdict::Aborted {
-                    "aborted"
-                } else {
-                    "error"
-                }
-                .into();
-                result.ename = Some(ename.to_owned());
-                let host = self.host();
-                result.evalue = Some(if evalue.starts_with(host) {
-                    evalue
-                } else {
-                    format!("{host}: {evalue}")
+            Err(refusal) => {
+                result.status = refusal.verdict.status().into();
+                result.ename = Some(refusal.ename);
+                let (host, evalue) = (self.host(), refusal.evalue);
+                result.evalue = Some(match evalue.starts_with(host) {
+                    true => evalue,
+                    false => format!("{host}: {evalue}"),
                 });
-                verdict
+                refusal.verdict
             }
         };
         let elapsed = from.elapsed();

@@ -4,12 +4,9 @@ use std::ffi::OsString;
 
 use ipbroker_protocol::resources::{self, CPUS, GPUS, Grant, Granted, MEMORY};
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
+use tempfile::TempDir;
 
-use crate::{
-    files::{FileError, Scratch},
-    process::Process,
-    task::Wants,
-};
+use crate::{files::FileError, process::Process, task::Wants};
 
 /// By which programs know their GPUs.
 const VISIBLE: [&str; 2] = ["CUDA_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES"];
@@ -21,7 +18,7 @@ const NODES: &str = "nodes";
 pub(super) struct Told {
     pub(super) variables: Vec<(String, OsString)>,
     /// A directory with the file that one of them names.
-    _nodes: Option<Scratch>,
+    _nodes: Option<TempDir>,
 }
 
 /// Tells a task what it has; the file with the names of its hosts, if it holds whole ones, goes with what is returned.

@@ -10,7 +10,7 @@ use super::{Executor, Verdict, stopped};
 use crate::{
     job::Stop,
     kernel::{Answer, Slot},
-    process::{Channel, Outgoing, Process},
+    process::Process,
     seat::Seat,
     task::{Kind, Task},
 };
@@ -68,24 +68,8 @@ impl<'a> Request<'a> {
         self.task.kind == Kind::Execute && !content.silent && content.stop_on_error
     }
 
-    /// Publishes that the request is done with, for which clients wait as they do for its reply.
     fn publish_end(&self) {
-        let session = self.seat.session();
-        let topic = format!("engine.{}.status", self.seat.id());
-        let idle = session.message(
-            vec![Message::from(topic.as_str())],
-            &session.header("status"),
-            Some(self.task.envelope.header()),
-            &json!({"engine": self.seat.uuid}),
-            &json!({"execution_state": "idle"}),
-            Vec::new(),
-        );
-        self.process.outbox.push(Outgoing {
-            seat: self.seat.index,
-            channel: Channel::IoPub,
-            frames: idle.into_frames(),
-            answers: None,
-        });
+        (self.process.outbox).push(self.seat.idle(&self.task.envelope));
     }
 
     fn info(&self) -> serde_json::Value {

@@ -1,13 +1,13 @@
 //! What a task writes, on its way to its client.
 
-use ipbroker_protocol::{envelope::Envelope, zmq::Message};
+use ipbroker_protocol::envelope::Envelope;
 use rustix::process::Pid;
 use serde::Serialize;
 use serde_json::json;
 
 use crate::{
     job::{Observer, Stream},
-    process::{Channel, Outgoing, Process},
+    process::Process,
     seat::Seat,
 };
 
@@ -86,25 +86,14 @@ impl Observer for Watch<'_> {
         if !self.publish {
             return;
         }
-        let session = self.seat.session();
-        let topic = format!("engine.{}.{}", self.seat.id(), stream.name());
-        let message = session.message(
-            vec![Message::from(topic.as_str())],
-            &session.header("stream"),
-            Some(self.request.header()),
-            &Published {
-                engine: &self.seat.uuid,
-                member: self.member,
-                at,
-            },
-            &json!({"name": stream.name(), "text": text}),
-            Vec::new(),
-        );
-        self.process.outbox.push(Outgoing {
-            seat: self.seat.index,
-            channel: Channel::IoPub,
-            frames: message.into_frames(),
-            answers: None,
-        });
+        let metadata = Published {
+            engine: &self.seat.uuid,
+            member: self.member,
+            at,
+        };
+        let content = json!({"name": stream.name(), "text": text});
+        let (topic, request) = (stream.name(), self.request);
+        let message = (self.seat).published(topic, "stream", request, &metadata, &content);
+        self.process.outbox.push(message);
     }
 }

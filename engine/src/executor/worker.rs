@@ -7,7 +7,12 @@ use std::{
 };
 
 use ipbroker_protocol::{
-    array::member_id, envelope::copies, message::ErrorContent, session::Session, time, zmq::Message,
+    array::member_id,
+    envelope::copies,
+    message::ErrorContent,
+    session::{Packer, Session},
+    time,
+    zmq::Message,
 };
 use jiff::Timestamp;
 use serde::Serialize;
@@ -69,10 +74,7 @@ pub(crate) fn start_worker(process: Arc<Process>, seat: Arc<Seat>) -> std::io::R
 /// Runs the task at work and hands over its replies.
 pub(crate) fn execute(process: &Process, seat: &Seat, task: Task, send: &mut dyn FnMut(Outgoing)) {
     let session = seat.session();
-    let clock = Clock {
-        from: Instant::now(),
-        started: process.now(),
-    };
+    let clock = Clock::now(process);
     let reply = Reply {
         process,
         seat,
@@ -103,36 +105,24 @@ pub(crate) fn execute(process: &Process, seat: &Seat, task: Task, send: &mut dyn
             }
         }
         (Claim::Run(..), Err(error)) => (Verdict::Failed, session.pack(&**error), Vec::new()),
-        (Claim::Aborted(..), own) => (Verdict::Aborted, aborted(process, seat, own), Vec::new()),
+        (Claim::Aborted(..), own) => {
+            let content = aborted(process, seat, own.as_deref().ok());
+            (Verdict::Aborted, content, Vec::new())
+        }
         // Given back in the meantime.
         (Claim::Done, _) => return,
     };
-    let elapsed = clock.from.elapsed();
-    send(reply.message(
-        &Outcome {
-            verdict,
-            clock,
-            elapsed,
-            range: None,
-            failed: &[],
-            same: false,
-        },
-        &content,
-        buffers,
-    ));
+    let outcome = Outcome::single(verdict, clock, clock.from.elapsed());
+    send(reply.message(&outcome, &content, buffers));
 }
 
-/// The content of the reply to a task that was aborted before it began.
-fn aborted(
-    process: &Process,
-    seat: &Seat,
-    own: &Result<Box<dyn Executor + '_>, Box<ErrorContent>>,
-) -> Vec<u8> {
+/// The outcome of a task, or a member of one, that was aborted before it began.
+fn aborted(process: &Process, seat: &Seat, executor: Option<&(dyn Executor + '_)>) -> Vec<u8> {
     let error = stopped(&Stop::Aborted, seat, &process.files.host).1;
     let mut out = Vec::new();
-    match own {
-        Ok(executor) => executor.refuse(&error, &mut out),
-        Err(_) => out = seat.session().pack(&error),
+    match executor {
+        Some(executor) => executor.refuse(&error, &mut out),
+        None => out = seat.session().pack(&error),
     }
     out
 }
@@ -141,38 +131,29 @@ fn aborted(
 pub(crate) fn refuse_aborted(process: &Process, seat: &Seat, task: &Task) -> Outgoing {
     let session = seat.session();
     let own = executor(process, seat, task, session.packer);
-    let clock = Clock {
-        from: Instant::now(),
-        started: process.now(),
-    };
-    let outcome = Outcome {
-        verdict: Verdict::Aborted,
-        clock,
-        elapsed: Duration::ZERO,
-        range: None,
-        failed: &[],
-        same: false,
-    };
+    let clock = Clock::now(process);
+    let outcome = Outcome::single(Verdict::Aborted, clock, Duration::ZERO);
     let reply = Reply {
         process,
         seat,
         session: &session,
         task,
     };
-    reply.message(&outcome, &aborted(process, seat, &own), Vec::new())
+    let content = aborted(process, seat, own.as_deref().ok());
+    reply.message(&outcome, &content, Vec::new())
 }
 
 /// Runs the members of an array.
 fn array(
     reply: &Reply<'_>,
-    executor: Result<&mut (dyn Executor + '_), &ErrorContent>,
+    mut executor: Result<&mut (dyn Executor + '_), &ErrorContent>,
     send: &mut dyn FnMut(Outgoing),
 ) {
     let Reply {
         process,
         seat,
         task,
-        session,
+        ..
     } = reply;
     let (lo, _) = task.wants.range.unwrap_or_default();
     let (each, flush) = match task.wants.each {
@@ -181,14 +162,9 @@ fn array(
     };
     let mut outcomes = Outcomes::new(lo);
     let (mut told, mut printed) = (Status::default(), 0);
-    let mut clock = Clock {
-        from: Instant::now(),
-        started: process.now(),
-    };
+    let mut clock = Clock::now(process);
     let mut out = Vec::new();
     let mut stride = 1;
-    let refused = executor.as_ref().err().map(|error| (*error).clone());
-    let mut executor = executor.ok();
     loop {
         let claim = seat.claim(stride);
         let due = clock.from.elapsed() >= flush
@@ -201,25 +177,19 @@ fn array(
             send(reply.range(outcomes, std::mem::take(&mut told), clock));
             outcomes = Outcomes::new(hi);
             printed = 0;
-            clock = Clock {
-                from: Instant::now(),
-                started: process.now(),
-            };
+            clock = Clock::now(process);
         }
         let from = Instant::now();
         let mut add = |value: &[u8], verdict| {
             // A value too large for the table of offsets is told as an error in its place.
             if let Err(error) = outcomes.push(value, verdict) {
                 let error = ErrorContent::new("ValueError", error.to_string());
-                let _ = outcomes.push(
-                    &rmp_serde::to_vec_named(&error).unwrap_or_default(),
-                    Verdict::Failed,
-                );
+                let _ = outcomes.push(&Packer::Msgpack.pack(&error), Verdict::Failed);
             }
         };
-        match (claim, &mut executor, &refused) {
-            (Claim::Done, ..) => return,
-            (Claim::Run(lo, hi), Some(executor), _) => {
+        match (claim, &mut executor) {
+            (Claim::Done, _) => return,
+            (Claim::Run(lo, hi), Ok(executor)) => {
                 process
                     .slate
                     .started(seat.index, [slate_id(&task.msg_id, lo, hi).as_str()]);
@@ -255,26 +225,14 @@ fn array(
                     (stride / 4).max(1)
                 };
             }
-            (Claim::Run(lo, hi), None, error) => {
-                let error = error.clone().unwrap_or_default();
-                for _ in lo..hi {
-                    add(
-                        &rmp_serde::to_vec_named(&error).unwrap_or_default(),
-                        Verdict::Failed,
-                    );
-                }
+            (Claim::Run(lo, hi), Err(error)) => {
+                let error = Packer::Msgpack.pack(error);
+                (lo..hi).for_each(|_| add(&error, Verdict::Failed));
                 stride = u64::MAX;
             }
-            (Claim::Aborted(lo, hi), executor, _) => {
-                out.clear();
-                let error = stopped(&Stop::Aborted, seat, &process.files.host).1;
-                match executor {
-                    Some(executor) => executor.refuse(&error, &mut out),
-                    None => out.extend_from_slice(&session.pack(&error)),
-                }
-                for _ in lo..hi {
-                    add(&out, Verdict::Aborted);
-                }
+            (Claim::Aborted(lo, hi), executor) => {
+                let error = aborted(process, seat, executor.as_deref().ok());
+                (lo..hi).for_each(|_| add(&error, Verdict::Aborted));
             }
         }
         if each {
@@ -306,6 +264,15 @@ struct Clock {
     started: Timestamp,
 }
 
+impl Clock {
+    fn now(process: &Process) -> Self {
+        Self {
+            from: Instant::now(),
+            started: process.now(),
+        }
+    }
+}
+
 struct Outcome<'a> {
     verdict: Verdict,
     clock: Clock,
@@ -313,6 +280,20 @@ struct Outcome<'a> {
     range: Option<(u64, u64)>,
     failed: &'a [(u64, String)],
     same: bool,
+}
+
+impl Outcome<'_> {
+    /// Of an ordinary task.
+    fn single(verdict: Verdict, clock: Clock, elapsed: Duration) -> Self {
+        Self {
+            verdict,
+            clock,
+            elapsed,
+            range: None,
+            failed: &[],
+            same: false,
+        }
+    }
 }
 
 /// Metadata of a reply; the keys are those of [`ipbroker_protocol::message::Reply`], and the peer's for broadcasts.

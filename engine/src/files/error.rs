@@ -13,31 +13,22 @@ pub(crate) enum FileError {
     /// The system refused.
     #[error("cannot {what} {path}: {source}", path = path.display())]
     Io {
-        /// `read`, `write`, …
         what: &'static str,
-        /// Which path.
         path: PathBuf,
-        /// The system's word.
         source: io::Error,
     },
     /// Bytes that are not those that were announced.
     #[error("{path}: the bytes have SHA-256 {found}, not {expected}", path = path.display())]
     Hash {
-        /// Which path.
         path: PathBuf,
-        /// What they have.
         found: String,
-        /// What they should have.
         expected: String,
     },
     /// An input that came neither with the message nor before.
     #[error("input {path} (SHA-256 {sha256}) is not in the cache {cache}", cache = cache.display())]
     NotCached {
-        /// Which input.
         path: String,
-        /// Its hash.
         sha256: String,
-        /// Where it was looked for.
         cache: PathBuf,
     },
     /// A request that makes no sense.
@@ -61,17 +52,22 @@ impl FileError {
     /// The name as Python has it.
     pub(crate) fn ename(&self) -> &'static str {
         match self {
-            Self::Io { source, .. } => match source.kind() {
-                io::ErrorKind::NotFound => "FileNotFoundError",
-                io::ErrorKind::PermissionDenied => "PermissionError",
-                io::ErrorKind::AlreadyExists => "FileExistsError",
-                io::ErrorKind::IsADirectory => "IsADirectoryError",
-                io::ErrorKind::NotADirectory => "NotADirectoryError",
-                _ => "OSError",
-            },
+            Self::Io { source, .. } => os_error(source),
             Self::Hash { .. } | Self::Request(_) => "ValueError",
             // Another engine's host may have it.
             Self::NotCached { .. } => ErrorContent::MISSING_INPUT,
         }
+    }
+}
+
+/// The name of the system's error as Python has it.
+pub(crate) fn os_error(error: &io::Error) -> &'static str {
+    match error.kind() {
+        io::ErrorKind::NotFound => "FileNotFoundError",
+        io::ErrorKind::PermissionDenied => "PermissionError",
+        io::ErrorKind::AlreadyExists => "FileExistsError",
+        io::ErrorKind::IsADirectory => "IsADirectoryError",
+        io::ErrorKind::NotADirectory => "NotADirectoryError",
+        _ => "OSError",
     }
 }

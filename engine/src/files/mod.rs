@@ -6,9 +6,9 @@ mod ops;
 mod stage;
 
 pub(crate) use cache::Cache;
-pub(crate) use error::FileError;
+pub(crate) use error::{FileError, os_error};
 pub(crate) use ops::FileHost;
-pub(crate) use stage::{Scratch, collect, place, private_dir};
+pub(crate) use stage::{collect, place, private_dir};
 
 /// Options for a file that may be a pipe: opening one would wait for its other end, and so would all who wait behind it.
 fn unwaiting() -> std::fs::OpenOptions {

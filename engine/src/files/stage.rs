@@ -4,7 +4,7 @@ use std::{
     fs::{self, Permissions},
     io::{self, Read},
     os::unix::fs::PermissionsExt,
-    path::{Path, PathBuf},
+    path::Path,
 };
 
 use ipbroker_protocol::{message::Staged, zmq::Message};
@@ -17,24 +17,6 @@ pub(crate) fn private_dir(prefix: &str, parent: &Path) -> io::Result<tempfile::T
         .prefix(prefix)
         .permissions(Permissions::from_mode(0o700))
         .tempdir_in(parent)
-}
-
-/// A directory of a job's own; it goes with the job.
-#[derive(Debug)]
-pub(crate) struct Scratch(tempfile::TempDir);
-
-impl Scratch {
-    /// Makes one in `parent`.
-    pub(crate) fn new(parent: &Path) -> Result<Self, FileError> {
-        private_dir("ipbroker-job-", parent)
-            .map(Self)
-            .map_err(FileError::io("make a scratch directory in", parent))
-    }
-
-    /// Where it is.
-    pub(crate) fn path(&self) -> &Path {
-        self.0.path()
-    }
 }
 
 /// Puts a job's inputs into `dir`: from the message's buffers, which the cache keeps, or from the cache.
@@ -80,13 +62,13 @@ const LARGEST_OUTPUTS: u64 = 1 << 30;
 
 /// Reads a job's outputs in `dir`, in their order; a missing one is an empty buffer, and the first error is returned
 /// beside.
-pub(crate) fn collect(dir: Option<&Path>, get: &[String]) -> (Vec<Message>, Option<FileError>) {
+pub(crate) fn collect(dir: &Path, get: &[String]) -> (Vec<Message>, Option<FileError>) {
     let mut failed = None;
     let mut left = LARGEST_OUTPUTS;
     let buffers = get
         .iter()
         .map(|path| {
-            let path = dir.map_or_else(|| PathBuf::from(path), |dir| dir.join(path));
+            let path = dir.join(path);
             match read(&path, &mut left) {
                 Ok(bytes) => Message::from(bytes),
                 Err(source) => {

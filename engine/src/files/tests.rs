@@ -253,7 +253,7 @@ fn the_cache_takes_parts_checks_and_forgets() {
 #[test]
 fn inputs_and_outputs_of_a_job() {
     let (dir, host) = place_for_files();
-    let scratch = Scratch::new(dir.path()).unwrap();
+    let scratch = private_dir("ipbroker-job-", dir.path()).unwrap();
     let path = scratch.path().to_owned();
     let staged = |path: &str, buffer| Staged {
         path: path.into(),
@@ -271,7 +271,7 @@ fn inputs_and_outputs_of_a_job() {
     )
     .unwrap();
     place(&host.cache, &path, &[staged("again", None)], &[]).unwrap();
-    let (buffers, failed) = collect(Some(&path), &["again".into(), "none".into(), "d/in".into()]);
+    let (buffers, failed) = collect(&path, &["again".into(), "none".into(), "d/in".into()]);
     let texts: Vec<&[u8]> = buffers.iter().map(|buffer| &buffer[..]).collect();
     assert_eq!(texts, [&b"hello"[..], b"", b"hello"]);
     assert!(failed.unwrap().to_string().contains("none"));

@@ -2,7 +2,7 @@
 
 use std::{collections::HashMap, io::Cursor};
 
-use parking_lot::{Mutex, MutexGuard};
+use parking_lot::Mutex;
 use serde::{Deserialize, Serialize, de::DeserializeOwned, de::IgnoredAny};
 
 use super::FunctionError;
@@ -12,16 +12,12 @@ use super::FunctionError;
 pub struct Values(Mutex<HashMap<String, Vec<u8>>>);
 
 impl Values {
-    fn map(&self) -> MutexGuard<'_, HashMap<String, Vec<u8>>> {
-        self.0.lock()
-    }
-
     /// Reads a value.
     ///
     /// # Errors
     /// `NameError` when there is none of this name, `TypeError` when it is of another type.
     pub fn get<T: DeserializeOwned>(&self, name: &str) -> Result<T, FunctionError> {
-        let map = self.map();
+        let map = self.0.lock();
         let packed = map
             .get(name)
             .ok_or_else(|| FunctionError::new("NameError", format!("no value {name:?} here")))?;
@@ -36,26 +32,26 @@ impl Values {
     pub fn set<T: Serialize + ?Sized>(&self, name: &str, value: &T) -> Result<(), FunctionError> {
         let packed = rmp_serde::to_vec_named(value)
             .map_err(|error| FunctionError::new("TypeError", format!("value {name:?}: {error}")))?;
-        self.map().insert(name.to_owned(), packed);
+        self.0.lock().insert(name.to_owned(), packed);
         Ok(())
     }
 
     /// Removes a value; whether there was one.
     pub fn remove(&self, name: &str) -> bool {
-        self.map().remove(name).is_some()
+        self.0.lock().remove(name).is_some()
     }
 
     /// The names, sorted.
     #[must_use]
     pub fn names(&self) -> Vec<String> {
-        let mut names: Vec<String> = self.map().keys().cloned().collect();
+        let mut names: Vec<String> = self.0.lock().keys().cloned().collect();
         names.sort_unstable();
         names
     }
 
     /// Forgets everything.
     pub fn clear(&self) {
-        self.map().clear();
+        self.0.lock().clear();
     }
 
     /// Takes a packed map of names to values; the values stay packed as they are.
@@ -81,7 +77,7 @@ impl Values {
                 .map_err(|e| wrong(&e))?;
             pushed.push((name, packed[from..cursor.position() as usize].to_vec()));
         }
-        self.map().extend(pushed);
+        self.0.lock().extend(pushed);
         Ok(())
     }
 
@@ -105,7 +101,7 @@ impl Values {
                 format!("pull takes a name or a list of names: {error}"),
             )
         })?;
-        let map = self.map();
+        let map = self.0.lock();
         let missing = |name| {
             FunctionError::new(
                 "NameError",

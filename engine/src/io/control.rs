@@ -1,7 +1,7 @@
 //! What comes by the control socket: it is answered while a task runs.
 
 use ipbroker_protocol::{
-    envelope::{Envelope, copies},
+    envelope::Envelope,
     message::{AbortRequest, OutputRequest, types},
     session::Session,
     value::AnyMap,
@@ -12,10 +12,7 @@ use serde::Serialize;
 use serde_json::{Value, json};
 
 use super::Server;
-use crate::{
-    executor::refuse_aborted,
-    process::{Channel, Outgoing},
-};
+use crate::{executor::refuse_aborted, process::Channel};
 
 impl Server {
     /// Takes a control message.
@@ -49,13 +46,7 @@ impl Server {
                         &msg_type,
                     );
                 }
-                self.answer(
-                    seat,
-                    &session,
-                    &envelope,
-                    "clear_reply",
-                    &json!({"status": "ok"}),
-                );
+                self.answer(seat, &envelope, "clear_reply", &json!({"status": "ok"}));
             }
             types::SHUTDOWN_REQUEST => {
                 let AnyMap(content) = session.unpack(envelope.content()).unwrap_or_default();
@@ -64,21 +55,22 @@ impl Server {
                     .cloned()
                     .unwrap_or(Value::Bool(false));
                 let reply = json!({"status": "ok", "restart": restart});
-                self.answer(seat, &session, &envelope, types::SHUTDOWN_REPLY, &reply);
+                self.answer(seat, &envelope, types::SHUTDOWN_REPLY, &reply);
                 if let (Some(line), Value::Bool(true)) = (self.seats[seat].line(), &restart) {
                     return line.kill();
                 }
-                self.publish(
-                    seat,
-                    "shutdown",
-                    types::SHUTDOWN_REPLY,
-                    Some(envelope.header()),
-                    &reply,
-                );
+                let engine = &self.seats[seat];
+                let metadata = json!({"engine": engine.uuid});
+                let goodbye = types::SHUTDOWN_REPLY;
+                self.send(engine.published("shutdown", goodbye, &envelope, &metadata, &reply));
                 // A DEALER would go on to send it tasks.
                 let drain =
                     !self.links[seat].pure && content.get("drain") == Some(&Value::Bool(true));
-                self.leave_one(seat, "it was told to shut down", drain);
+                let why = "it was told to shut down";
+                if !drain {
+                    tracing::info!(engine = self.seats[seat].id(), "leaving: {why}");
+                }
+                self.leave_one(seat, why, drain);
             }
             other => self.leave_to_kernel(Channel::Control, seat, &session, envelope, other),
         }
@@ -112,13 +104,8 @@ impl Server {
             .map(|task| refuse_aborted(&self.process, &engine, task))
             .collect::<Vec<_>>();
         self.send_all(replies);
-        self.answer(
-            seat,
-            session,
-            envelope,
-            types::ABORT_REPLY,
-            &json!({"status": "ok"}),
-        );
+        let done = json!({"status": "ok"});
+        self.answer(seat, envelope, types::ABORT_REPLY, &done);
     }
 
     /// Tells what the task at work has written.
@@ -132,7 +119,7 @@ impl Server {
         let written = engine.written.lock();
         let reply = written.since(&msg_id, seen, running);
         drop(written);
-        self.answer(seat, session, envelope, types::OUTPUT_REPLY, &reply);
+        self.answer(seat, envelope, types::OUTPUT_REPLY, &reply);
     }
 
     /// Sends a signal to the running task's process group.
@@ -154,38 +141,24 @@ impl Server {
                 "evalue": format!("{wanted} is no signal: take a number, or a name such as \"SIGINT\""),
             }),
         };
-        self.answer(seat, session, envelope, types::SIGNAL_REPLY, &reply);
+        self.answer(seat, envelope, types::SIGNAL_REPLY, &reply);
     }
 
     fn answer(
         &mut self,
         seat: usize,
-        session: &Session,
         request: &Envelope,
         msg_type: &str,
         content: &impl Serialize,
     ) {
-        if request.identities().len() < 2 {
-            // From the controller itself.
-            return;
+        // The controller itself wants no answer.
+        if request.identities().len() >= 2 {
+            let engine = &self.seats[seat];
+            let metadata = json!({"engine": engine.uuid});
+            let channel = Channel::Control;
+            let buffers = Vec::new();
+            self.send(engine.answer(channel, request, msg_type, &metadata, content, buffers));
         }
-        let metadata = json!({"engine": self.seats[seat].uuid});
-        let identities = copies(request.identities());
-        let header = session.header(msg_type);
-        let reply = session.message(
-            identities,
-            &header,
-            Some(request.header()),
-            &metadata,
-            content,
-            Vec::new(),
-        );
-        self.send(Outgoing {
-            seat,
-            channel: Channel::Control,
-            frames: reply.into_frames(),
-            answers: None,
-        });
     }
 }
 

@@ -7,7 +7,7 @@ use std::sync::{
 
 use crossbeam_channel::{Sender, unbounded};
 use ipbroker_protocol::{
-    envelope::{Envelope, copies},
+    envelope::Envelope,
     message::{Command, CommandResult, FsOp, FsReply, FsRequest, types},
     session::Session,
     zmq::Message,
@@ -17,7 +17,7 @@ use serde_json::json;
 use crate::{
     executor::executor,
     files::FileError,
-    process::{Channel, Outgoing, Process},
+    process::{Channel, Process},
     seat::Seat,
     task::{Kind, Task},
 };
@@ -100,24 +100,14 @@ impl Desk {
     }
 
     fn command(&self, request: Request) {
-        let refuse = |request: &Request, why: String| {
-            let reply = self.process.files.refuse(&FileError::Request(why));
-            answer(
-                &self.process,
-                &request.seat,
-                &request.envelope,
-                &reply,
-                None,
-            );
-        };
         if self.commands.fetch_add(1, Ordering::AcqRel) >= COMMANDS {
             self.commands.fetch_sub(1, Ordering::AcqRel);
-            return refuse(
-                &request,
-                format!(
-                    "{COMMANDS} commands run beside the tasks already; submit this one as a task"
-                ),
+            let why = format!(
+                "{COMMANDS} commands run beside the tasks already; submit this one as a task"
             );
+            let reply = self.process.files.refuse(&FileError::Request(why));
+            let Request { seat, envelope, .. } = request;
+            return answer(&self.process, &seat, &envelope, &reply, None);
         }
         let (process, commands) = (self.process.clone(), self.commands.clone());
         let run = move || {
@@ -182,19 +172,9 @@ fn answer(
     reply: &FsReply,
     buffer: Option<Vec<u8>>,
 ) {
-    let session = seat.session();
-    let message = session.message(
-        copies(request.identities()),
-        &session.header(types::FS_REPLY),
-        Some(request.header()),
-        &json!({"status": reply.status, "engine": seat.uuid}),
-        reply,
-        buffer.map(Message::from).into_iter().collect(),
-    );
-    process.outbox.push(Outgoing {
-        seat: seat.index,
-        channel: Channel::Shell,
-        frames: message.into_frames(),
-        answers: None,
-    });
+    let metadata = json!({"status": reply.status, "engine": seat.uuid});
+    let buffers = buffer.map(Message::from).into_iter().collect();
+    let (channel, msg_type) = (Channel::Shell, types::FS_REPLY);
+    let answer = seat.answer(channel, request, msg_type, &metadata, reply, buffers);
+    process.outbox.push(answer);
 }

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use ipbroker_protocol::{socket, zmq::Message};
 
-use super::{ServeError, Server, net::Net, net::Seen};
+use super::{Link, ServeError, Server, net::Net, net::Seen};
 use crate::connect;
 
 /// Beats that may be missed before we ask whether we are still known.
@@ -103,7 +103,9 @@ impl Server {
     }
 
     fn lose(&mut self, why: &str) {
-        if self.pulse.lost.is_none() && self.leaves.is_none() {
+        // Those that leave anyway do so without it.
+        let stays = |link: &Link| !link.gone && link.leaving.is_none_or(|leave| leave.drains());
+        if self.pulse.lost.is_none() && self.links.iter().any(stays) {
             tracing::warn!(
                 "{why}; waiting {:.0} s for it at {}",
                 self.settings.grace.as_secs_f64(),
@@ -154,7 +156,7 @@ impl Server {
                 self.controller.source,
                 self.settings.grace.as_secs_f64()
             );
-            self.failed = Some(ServeError::Controller(why.clone()));
+            self.failed = Some(ServeError::Ended(why.clone()));
             self.leave(&why);
             return Ok(());
         }
@@ -171,7 +173,7 @@ impl Server {
             return Ok(());
         };
         if controller.connection.common.is_peer() == self.net.shared {
-            return Err(ServeError::Controller(format!(
+            return Err(ServeError::Ended(format!(
                 "the controller at {} is of another make (ipctl, ipcontroller) than the one before: leaving",
                 controller.address()
             )));

@@ -14,10 +14,7 @@ use ipbroker_protocol::{
 };
 
 use super::Server;
-use crate::{
-    host,
-    process::{Channel, Outgoing},
-};
+use crate::{host, process::Channel};
 
 /// How long an answer to a registration is waited for.
 const ANSWER: Duration = Duration::from_secs(2);
@@ -112,12 +109,7 @@ impl Server {
 
     /// Sends a message to the hub.
     pub(super) fn tell_hub(&mut self, seat: usize, message: Envelope) {
-        self.send(Outgoing {
-            seat,
-            channel: Channel::Hub,
-            frames: message.into_frames(),
-            answers: None,
-        });
+        self.send(self.seats[seat].outgoing(Channel::Hub, message));
     }
 
     /// Takes a message of the hub.
@@ -172,7 +164,7 @@ impl Server {
             let why = format!("the controller refuses engines of this process: {why}");
             tracing::error!("{why}");
             self.failed
-                .get_or_insert(super::ServeError::Controller(why.clone()));
+                .get_or_insert(super::ServeError::Ended(why.clone()));
             for seat in 0..self.seats.len() {
                 if !self.links[seat].registered {
                     self.leave_one(seat, &why, false);
@@ -252,12 +244,7 @@ impl Server {
         if engine.waits()
             && let Some(notice) = engine.waits_notice()
         {
-            self.send(Outgoing {
-                seat,
-                channel: Channel::Shell,
-                frames: notice.into_frames(),
-                answers: None,
-            });
+            self.send(engine.outgoing(Channel::Shell, notice));
         }
     }
 

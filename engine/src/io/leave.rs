@@ -13,18 +13,13 @@ use std::{
 
 use ipbroker_protocol::{
     message::{LeaveReply, Leaving, types},
-    session::Session,
-    socket::routing,
-    zmq::Message,
+    session::{Empty, Session},
 };
 use serde::Serialize;
 use serde_json::json;
 
 use super::{Leave, Link, Server};
-use crate::{
-    process::{Channel, Outgoing},
-    seat::Seat,
-};
+use crate::seat::Seat;
 
 /// How long a running task may take to end once it was told to.
 const PATIENCE: Duration = Duration::from_millis(1500);
@@ -167,14 +162,8 @@ impl Server {
 
     /// Sends the scheduler a message beside the replies, behind them.
     pub(super) fn tell_scheduler(&mut self, seat: usize, msg_type: &str, content: &impl Serialize) {
-        let mut message = self.seats[seat].session().request(msg_type, content);
-        message.set_identities([Message::from(routing::TASK)]);
-        self.send(Outgoing {
-            seat,
-            channel: Channel::Shell,
-            frames: message.into_frames(),
-            answers: None,
-        });
+        let message = self.seats[seat].to_scheduler(msg_type, None, &Empty {}, content, Vec::new());
+        self.send(message);
     }
 
     /// Unregisters those whose task has ended, or would not.

@@ -63,15 +63,12 @@ pub(crate) enum ServeError {
     /// libzmq refuses.
     #[error("cannot open or connect the sockets: {0}")]
     Zmq(#[from] zmq::Error),
-    /// An engine has no kernel any more.
+    /// It lost its controller, or a kernel.
     #[error("{0}")]
-    Kernel(String),
-    /// None can be had here.
+    Ended(String),
+    /// The next one would end in the same way.
     #[error("{0}")]
-    NoKernel(String),
-    /// No controller, for the whole grace period.
-    #[error("{0}")]
-    Controller(String),
+    Hopeless(String),
 }
 
 /// What the thread keeps for one logical engine.
@@ -532,8 +529,8 @@ impl Server {
         for seat in 0..self.seats.len() {
             if let Some((why, for_good)) = self.seats[seat].given_up().cloned() {
                 let failed = match for_good {
-                    true => ServeError::NoKernel,
-                    false => ServeError::Kernel,
+                    true => ServeError::Hopeless,
+                    false => ServeError::Ended,
                 };
                 self.failed.get_or_insert_with(|| failed(why.clone()));
                 self.leave_one(seat, &why, false);

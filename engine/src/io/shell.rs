@@ -4,9 +4,9 @@ use std::sync::Arc;
 
 use ipbroker_protocol::{
     bundle,
-    envelope::{Envelope, copies},
+    envelope::Envelope,
     hex,
-    message::{Acked, FunctionCall, GiveBackRequest, HeaderRef, Holds, types},
+    message::{Acked, ErrorContent, FunctionCall, GiveBackRequest, HeaderRef, Holds, types},
     session::Session,
     value::AnyMap,
     zmq::Message,
@@ -88,7 +88,7 @@ impl Server {
             types::FS_REQUEST => return self.desk.serve(&self.seats[seat], envelope),
             types::ABORT_REQUEST => return self.abort(seat, &session, &envelope),
             types::GIVE_BACK_REQUEST => return self.give_back(seat, &session, &envelope),
-            types::HOLDS_REQUEST => return self.tell_holds(seat, &session, &envelope),
+            types::HOLDS_REQUEST => return self.tell_holds(seat, &envelope),
             types::LEAVE_REPLY => return self.may_leave(seat, &session, envelope.content()),
             types::REPLY_ACK => return self.acknowledge(seat, &session, &envelope),
             _ => return self.leave_to_kernel(Channel::Shell, seat, &session, envelope, &msg_type),
@@ -181,7 +181,7 @@ impl Server {
 
     /// Tells the scheduler what the engine holds; what is not named is taken to have never arrived. All that was sent before
     /// the question is here by now, and what ends just now is still running or finished already.
-    fn tell_holds(&mut self, seat: usize, session: &Session, request: &Envelope) {
+    fn tell_holds(&mut self, seat: usize, request: &Envelope) {
         let engine = self.seats[seat].clone();
         let (running, queued) = engine.holding();
         self.flush();
@@ -200,23 +200,19 @@ impl Server {
                 copies.len()
             );
         }
-        let answer = session.message(
-            vec![Message::from(ipbroker_protocol::socket::routing::TASK)],
-            &session.header(types::HOLDS_REPLY),
-            Some(request.header()),
-            &json!({"engine": engine.uuid}),
-            &holds,
-            Vec::new(),
-        );
-        // Kept already: no `answers`.
-        for frames in copies.into_iter().chain([answer.into_frames()]) {
+        let parent = Some(request.header());
+        let metadata = json!({"engine": engine.uuid});
+        let answer = engine.to_scheduler(types::HOLDS_REPLY, parent, &metadata, &holds, Vec::new());
+        for frames in copies {
             self.send(Outgoing {
                 seat,
                 channel: Channel::Shell,
                 frames,
+                // Kept already.
                 answers: None,
             });
         }
+        self.send(answer);
     }
 
     pub(super) fn give_back(&mut self, seat: usize, session: &Session, envelope: &Envelope) {
@@ -250,77 +246,35 @@ impl Server {
     /// Hands an unstarted task back to the scheduler; a direct one is answered with an error.
     pub(super) fn return_unstarted(&mut self, seat: usize, returned: Returned, why: &str) {
         let engine = &self.seats[seat];
-        let session = engine.session();
-        let scheduler = || vec![Message::from(ipbroker_protocol::socket::routing::TASK)];
-        let header = session.header(types::GIVEN_BACK);
-        let part = |parent: &[u8], lo: u64, hi: u64, frames: Vec<Message>| {
-            let metadata = json!({"engine": engine.uuid, "range": [lo, hi]});
-            let content = json!({});
-            session
-                .message(
-                    scheduler(),
-                    &header,
-                    Some(parent),
-                    &metadata,
-                    &content,
-                    frames,
-                )
-                .into_frames()
-        };
-        let frames = match returned {
-            Returned::Range(msg_id, lo, hi) => {
-                let parent = session.pack(&json!({"msg_id": msg_id}));
-                part(&parent, lo, hi, Vec::new())
-            }
-            Returned::Part(msg_id, lo, hi, frames) => {
-                let parent = session.pack(&json!({"msg_id": msg_id}));
-                part(&parent, lo, hi, frames)
+        let (parent, range, frames) = match returned {
+            Returned::Range(msg_id, lo, hi, frames) => {
+                let parent = engine.session().pack(&json!({"msg_id": msg_id}));
+                (parent, Some((lo, hi)), frames)
             }
             Returned::Task(task) if task.via == Via::Task => {
-                let parent = task.envelope.header().to_vec();
-                let metadata = json!({"engine": engine.uuid, "range": task.wants.range});
+                let (header, range) = (task.envelope.header().to_vec(), task.wants.range);
                 // The scheduler has an array's own frames; who keeps none needs them all.
-                let whole = task.wants.range.is_none() || self.links[seat].pure;
-                let buffers = match whole {
+                let frames = match range.is_none() || self.links[seat].pure {
                     true => task.envelope.into_frames().into_iter().skip(1).collect(),
                     false => Vec::new(),
                 };
-                session
-                    .message(
-                        scheduler(),
-                        &header,
-                        Some(&parent),
-                        &metadata,
-                        &json!({}),
-                        buffers,
-                    )
-                    .into_frames()
+                (header, range, frames)
             }
             Returned::Task(task) => {
                 let words = format!("engine {} did not start this: {why}", engine.id());
-                let content = json!({"status": "error", "ename": "EngineError", "evalue": words, "traceback": []});
+                let content = ErrorContent::new("EngineError", words);
                 let metadata =
                     json!({"status": "error", "engine": engine.uuid, "range": task.wants.range});
-                let identities = copies(task.envelope.identities());
-                let parent = Some(task.envelope.header());
-                session
-                    .message(
-                        identities,
-                        &session.header(task.kind.reply()),
-                        parent,
-                        &metadata,
-                        &content,
-                        Vec::new(),
-                    )
-                    .into_frames()
+                let (channel, msg_type) = (Channel::Shell, task.kind.reply());
+                let (request, buffers) = (&task.envelope, Vec::new());
+                let refusal =
+                    engine.answer(channel, request, msg_type, &metadata, &content, buffers);
+                return self.send(refusal);
             }
         };
-        self.send(Outgoing {
-            seat,
-            channel: Channel::Shell,
-            frames,
-            answers: None,
-        });
+        let (parent, nothing) = (Some(&parent[..]), json!({}));
+        let metadata = json!({"engine": engine.uuid, "range": range});
+        self.send(engine.to_scheduler(types::GIVEN_BACK, parent, &metadata, &nothing, frames));
     }
 
     /// Leaves a message to the engine's kernel, if it has one.
@@ -374,59 +328,9 @@ impl Server {
                 map.insert(key.to_owned(), value.clone());
             }
         }
-        let header = session.header(&format!("{stem}_reply"));
-        let identities = copies(request.identities());
-        let reply = session.message(
-            identities,
-            &header,
-            Some(request.header()),
-            &metadata,
-            &content,
-            Vec::new(),
-        );
-        self.send(Outgoing {
-            seat,
-            channel,
-            frames: reply.into_frames(),
-            answers: None,
-        });
-        // A Python client waits for the end of the output too.
-        self.publish(
-            seat,
-            "status",
-            "status",
-            Some(request.header()),
-            &json!({"execution_state": "idle"}),
-        );
-    }
-
-    /// Publishes a message of an engine on IOPub.
-    pub(super) fn publish(
-        &mut self,
-        seat: usize,
-        topic: &str,
-        msg_type: &str,
-        parent: Option<&[u8]>,
-        content: &serde_json::Value,
-    ) {
-        let engine = &self.seats[seat];
-        let session = engine.session();
-        let topic = Message::from(format!("engine.{}.{topic}", engine.id()).as_str());
-        let metadata = json!({"engine": engine.uuid});
-        let message = session.message(
-            vec![topic],
-            &session.header(msg_type),
-            parent,
-            &metadata,
-            content,
-            Vec::new(),
-        );
-        self.send(Outgoing {
-            seat,
-            channel: Channel::IoPub,
-            frames: message.into_frames(),
-            answers: None,
-        });
+        let (reply, buffers) = (format!("{stem}_reply"), Vec::new());
+        self.send(engine.answer(channel, request, &reply, &metadata, &content, buffers));
+        self.send(engine.idle(request));
     }
 }
 

@@ -28,7 +28,6 @@ pub(crate) enum Stream {
 
 impl Stream {
     /// The name in `stream` messages.
-    #[must_use]
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Stdout => "stdout",

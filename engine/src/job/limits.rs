@@ -31,7 +31,6 @@ pub(crate) struct Cage {
 impl Limits {
     /// Takes the control group of this process, if it has been delegated and holds nobody else; call it before other
     /// processes are started.
-    #[must_use]
     pub(crate) fn detect() -> Self {
         own_group()
             .and_then(|dir| Delegated::take(dir).ok())
@@ -39,7 +38,6 @@ impl Limits {
     }
 
     /// As registrations tell it.
-    #[must_use]
     pub(crate) fn name(&self) -> &'static str {
         match self {
             Self::Cgroup(_) => "cgroup",
@@ -48,7 +46,6 @@ impl Limits {
     }
 
     /// A control group that keeps `memory`, where they are to be had.
-    #[must_use]
     pub(crate) fn cage(&self, memory: u64) -> Option<Cage> {
         match self {
             Self::Cgroup(delegated) => delegated.cage(memory).ok(),
@@ -121,7 +118,6 @@ impl Delegated {
 
 impl Cage {
     /// What the job's shell does first.
-    #[must_use]
     pub(crate) fn prelude(&self) -> String {
         let procs = self
             .dir
@@ -132,7 +128,6 @@ impl Cage {
     }
 
     /// Whether the kernel killed the job for its memory; the most it used, where known.
-    #[must_use]
     pub(crate) fn exceeded(&self) -> Option<u64> {
         let events = fs::read_to_string(self.dir.join("memory.events")).ok()?;
         let killed = events

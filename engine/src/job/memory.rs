@@ -18,7 +18,6 @@ pub(crate) struct ProcessStat {
 }
 
 /// Reads `/proc/PID/stat`.
-#[must_use]
 pub(crate) fn stat(pid: i32) -> Option<ProcessStat> {
     parse(&std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?)
 }
@@ -45,7 +44,6 @@ pub(crate) fn pids() -> impl Iterator<Item = i32> {
 }
 
 /// Bytes that the processes of a group have in memory.
-#[must_use]
 pub(super) fn of_group(group: Pid) -> u64 {
     let group = group.as_raw_nonzero().get();
     let pages: u64 = pids()

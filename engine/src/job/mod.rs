@@ -10,12 +10,9 @@ mod warden;
 pub(crate) use capture::{Captured, Stream};
 pub(crate) use limits::{Cage, Limits};
 pub(crate) use memory::{pids, stat};
-pub(crate) use run::{Input, Job, Observer, run};
+pub(crate) use run::{Finished, Input, Job, JobError, Observer, run};
 pub(crate) use running::{Ask, Interrupt, Running, Stop};
 pub(crate) use warden::Warden;
-
-#[cfg(test)]
-pub(crate) use run::{Finished, JobError};
 
 #[cfg(test)]
 mod tests;

@@ -25,6 +25,7 @@ use super::{
     running::{Running, Stop},
     warden::Warden,
 };
+use crate::files::os_error;
 
 /// The shell that runs jobs.
 const SHELL: &str = "/bin/bash";
@@ -98,28 +99,19 @@ pub(crate) struct Finished {
 pub(crate) enum JobError {
     /// The working directory.
     #[error("cannot enter directory {path}: {source}", path = path.display())]
-    Directory {
-        /// Which one.
-        path: PathBuf,
-        /// What the system said.
-        source: io::Error,
-    },
+    Directory { path: PathBuf, source: io::Error },
     /// A file for input or output.
     #[error("cannot open {path} for {what}: {source}", path = path.display())]
     Open {
-        /// Which one.
         path: PathBuf,
         /// `standard input`, `standard output` or `standard error`.
         what: &'static str,
-        /// What the system said.
         source: io::Error,
     },
     /// A system resource that every job needs.
     #[error("cannot prepare {what}: {source}")]
     Prepare {
-        /// What it is.
         what: &'static str,
-        /// What the system said.
         source: io::Error,
     },
     /// The shell.
@@ -250,39 +242,13 @@ fn check_directory(path: &Path) -> Result<(), JobError> {
 fn command(job: &Job) -> Result<(Command, Option<tempfile::NamedTempFile>), JobError> {
     let mut command = Command::new(SHELL);
     command.args(["-o", "pipefail"]);
-    let mut script = String::new();
-    if let Some(number) = job.number {
-        script += &format!("ulimit -Sm {number}; ");
-    }
-    if let Some(prelude) = &job.prelude {
-        script += prelude;
-    }
-    if let Some(umask) = job.umask {
-        script += &format!("umask {umask:04o}; ");
-    }
     let out = job.out.as_deref().filter(|path| is_pipe(job, path));
     let err = job.err.as_deref().filter(|path| is_pipe(job, path));
     let stdin = match &job.stdin {
         Input::File(path) => Some(path.as_path()).filter(|path| is_pipe(job, path)),
         _ => None,
     };
-    // Opening a pipe waits for its other end: the job does that, which can be stopped.
-    let mut redirect = |sign: &str, path: &Path| {
-        let path = path.to_string_lossy().replace('\'', r"'\''");
-        script += &format!("exec {sign}'{path}'; ");
-    };
-    if let Some(path) = stdin {
-        redirect("<", path);
-    }
-    if let Some(path) = out {
-        redirect(">", path);
-    }
-    match err {
-        Some(path) if out != Some(path) => redirect("2>", path),
-        Some(_) => script += "exec 2>&1; ",
-        None => {}
-    }
-    script += &job.cmd;
+    let script = script(job, stdin, out, err);
     let mut file = None;
     if script.len() < LONGEST_ARGUMENT {
         command.arg("-c").arg(script);
@@ -346,6 +312,37 @@ fn command(job: &Job) -> Result<(Command, Option<tempfile::NamedTempFile>), JobE
     Ok((command, file))
 }
 
+/// What the shell runs: what has to be done before the command, with these pipes, and the command.
+fn script(job: &Job, stdin: Option<&Path>, out: Option<&Path>, err: Option<&Path>) -> String {
+    let mut script = String::new();
+    if let Some(number) = job.number {
+        script += &format!("ulimit -Sm {number}; ");
+    }
+    if let Some(prelude) = &job.prelude {
+        script += prelude;
+    }
+    if let Some(umask) = job.umask {
+        script += &format!("umask {umask:04o}; ");
+    }
+    // Opening a pipe waits for its other end: the job does that, which can be stopped.
+    let mut redirect = |sign: &str, path: &Path| {
+        let path = path.to_string_lossy().replace('\'', r"'\''");
+        script += &format!("exec {sign}'{path}'; ");
+    };
+    if let Some(path) = stdin {
+        redirect("<", path);
+    }
+    if let Some(path) = out {
+        redirect(">", path);
+    }
+    match err {
+        Some(path) if out != Some(path) => redirect("2>", path),
+        Some(_) => script += "exec 2>&1; ",
+        None => {}
+    }
+    script + &job.cmd
+}
+
 fn resolve(job: &Job, path: &Path) -> PathBuf {
     job.cd
         .as_ref()
@@ -400,18 +397,11 @@ fn input(job: &Job) -> Result<Stdio, JobError> {
 
 impl JobError {
     /// The error's name, as Python has it.
-    #[must_use]
     pub(crate) fn name(&self) -> &'static str {
         let (Self::Directory { source, .. }
         | Self::Open { source, .. }
         | Self::Prepare { source, .. }
         | Self::Shell(source)) = self;
-        match source.kind() {
-            io::ErrorKind::NotFound => "FileNotFoundError",
-            io::ErrorKind::PermissionDenied => "PermissionError",
-            io::ErrorKind::NotADirectory => "NotADirectoryError",
-            io::ErrorKind::IsADirectory => "IsADirectoryError",
-            _ => "OSError",
-        }
+        os_error(source)
     }
 }

@@ -8,7 +8,7 @@ use std::{
     },
 };
 
-use parking_lot::{Mutex, MutexGuard};
+use parking_lot::Mutex;
 use rustix::process::{Pid, Signal, kill_process_group};
 
 use crate::cancel::CancelToken;
@@ -122,13 +122,9 @@ impl State {
 }
 
 impl Running {
-    fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock()
-    }
-
     /// A task starts; its generation and its token.
     pub(crate) fn begin(&self) -> (u64, CancelToken) {
-        let mut state = self.state();
+        let mut state = self.state.lock();
         state.count += 1;
         let work = Work {
             generation: state.count,
@@ -146,7 +142,7 @@ impl Running {
     /// The task's process group exists from now on. False when the task was already asked to stop: the caller
     /// then stops the group.
     pub(crate) fn set_group(&self, group: Pid) -> bool {
-        let mut state = self.state();
+        let mut state = self.state.lock();
         state.at_work.last_mut().is_none_or(|work| {
             work.group = Some(group);
             work.stop.is_none()
@@ -156,7 +152,7 @@ impl Running {
     /// The task is done by this interpreter or kernel: it is asked to stop by an interrupt before TERM. False as for
     /// [`set_group`](Self::set_group).
     pub(crate) fn set_interpreter(&self, group: Pid, interrupt: Interrupt) -> bool {
-        if let Some(work) = self.state().at_work.last_mut() {
+        if let Some(work) = self.state.lock().at_work.last_mut() {
             work.interrupt = Some(interrupt);
         }
         self.set_group(group)
@@ -164,7 +160,7 @@ impl Running {
 
     /// Runs `reap` while no signal can be sent, and forgets the group: its number may be given to others now.
     pub(crate) fn reap<T>(&self, reap: impl FnOnce() -> T) -> T {
-        let mut state = self.state();
+        let mut state = self.state.lock();
         let reaped = reap();
         let group = state.at_work.last().and_then(|work| work.group);
         for work in &mut state.at_work {
@@ -177,22 +173,22 @@ impl Running {
 
     /// The task is over; why it was stopped, if it was.
     pub(crate) fn finish(&self) -> Option<Stop> {
-        self.state().at_work.pop()?.stop
+        self.state.lock().at_work.pop()?.stop
     }
 
     /// Why the running task was asked to stop, if it was.
     pub(crate) fn stop_reason(&self) -> Option<Stop> {
-        self.state().at_work.last()?.stop.clone()
+        self.state.lock().at_work.last()?.stop.clone()
     }
 
     /// The generation of the running task.
     pub(crate) fn generation(&self) -> Option<u64> {
-        Some(self.state().at_work.last()?.generation)
+        Some(self.state.lock().at_work.last()?.generation)
     }
 
     /// The generations of the running task and of those that wait for it.
     pub(crate) fn generations(&self) -> Vec<u64> {
-        let state = self.state();
+        let state = self.state.lock();
         state.at_work.iter().map(|work| work.generation).collect()
     }
 
@@ -200,7 +196,7 @@ impl Running {
     /// TERM. `None` when it is over, or has got it before; else the signal, and whether it goes to a kernel, whose state is
     /// worth some patience.
     pub(crate) fn request(&self, generation: u64, stop: Stop) -> Option<(Signal, bool)> {
-        let mut state = self.state();
+        let mut state = self.state.lock();
         let (work, _) = state.find(generation)?;
         work.stop.get_or_insert(stop);
         work.token.cancel();
@@ -222,7 +218,7 @@ impl Running {
     /// Sends a signal to the group of the task of this generation. False when there is none. What would end the group does
     /// not reach a call that waits: others run in its interpreter.
     pub(crate) fn signal(&self, generation: u64, signal: Signal) -> bool {
-        let mut state = self.state();
+        let mut state = self.state.lock();
         let Some((work, runs)) = state.find(generation) else {
             return false;
         };
@@ -237,6 +233,6 @@ impl Running {
 
     /// The group of the task of this generation.
     pub(crate) fn group(&self, generation: u64) -> Option<Pid> {
-        self.state().find(generation)?.0.group
+        self.state.lock().find(generation)?.0.group
     }
 }

@@ -71,7 +71,6 @@ impl Task {
 
 impl Warden {
     /// A warden that gives jobs this long between TERM and KILL.
-    #[must_use]
     pub(crate) fn new(grace: Duration) -> Self {
         Self {
             grace,

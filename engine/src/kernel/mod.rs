@@ -30,7 +30,7 @@ use ipbroker_protocol::{
     wake::Waker,
     zmq::{self, Context, Socket},
 };
-use parking_lot::{Mutex, MutexGuard};
+use parking_lot::Mutex;
 use rustix::process::{Pid, PidfdFlags, Signal, kill_process, kill_process_group, pidfd_open};
 use serde_json::json;
 use tempfile::TempDir;
@@ -84,14 +84,7 @@ impl fmt::Debug for Kernels {
 }
 
 /// The request that a kernel has last said to be done with.
-#[derive(Debug, Default)]
-struct Ended(Mutex<String>);
-
-impl Ended {
-    fn last(&self) -> MutexGuard<'_, String> {
-        self.0.lock()
-    }
-}
+type Ended = Mutex<String>;
 
 /// Passes signals for what kernels run on to them: those that do not ask this process to end.
 ///
@@ -265,11 +258,6 @@ impl Kernels {
         self.spec.parallel && self.python == python
     }
 
-    /// The kind.
-    pub(crate) fn name(&self) -> &str {
-        &self.spec.name
-    }
-
     /// Sees to it that an engine has a running kernel, if one can be had. An engine whose first kernel cannot be started, or
     /// whose kernel died once too often, is to leave.
     pub(crate) fn ensure(&self, process: &Arc<Process>, seat: &Arc<Seat>) {
@@ -338,15 +326,13 @@ impl Kernels {
         (count, stillborn): (u32, u32),
     ) -> Result<Kernel, Failed> {
         let Spec {
-            argv,
-            env,
             parallel,
             by_message,
             ..
-        } = &self.spec;
+        } = self.spec;
         let system = |error: io::Error| error.to_string();
         // Of ipyparallel's kernels the cluster's packer is understood, others know JSON.
-        let packer = if *parallel {
+        let packer = if parallel {
             seat.session().packer
         } else {
             Packer::Json
@@ -382,46 +368,12 @@ impl Kernels {
             shell: connect(zmq::DEALER, 1).map_err(sockets)?,
             session: session.clone(),
             ended: ended.clone(),
-            parallel: *parallel,
+            parallel,
         };
 
-        let shown = file.display().to_string();
-        let mut argv = argv
-            .iter()
-            .map(|word| word.replace("{connection_file}", &shown));
-        let program = argv.next().unwrap_or_default();
-        let mut command = Command::new(&program);
-        command.args(argv);
-        if *parallel {
-            let packer = packer.name();
-            command.args([
-                format!("--Session.packer={packer}"),
-                format!("--Session.unpacker={packer}"),
-            ]);
-            if let Some(dir) = &self.profile {
-                command.env("IPP_PROFILE_DIR", dir);
-            }
-        }
-        command.args(&self.options);
-        let mut calls = None;
-        if let Some(python) = process
-            .python
-            .as_ref()
-            .filter(|_| process.kernels_run_calls())
-        {
-            let (ours, theirs) = UnixStream::pair().map_err(system)?;
-            command
-                .stdin(OwnedFd::from(theirs))
-                .env("IPBROKER_CALLS", "");
-            if let Some(file) = &python.client {
-                command.env("IPBROKER_CONNECTION", file);
-            }
-            calls = Some(ours);
-        } else {
-            command.stdin(Stdio::null());
-        }
+        let (mut command, calls) = self.command(process, &file, packer).map_err(system)?;
+        let program = command.get_program().display().to_string();
         let mut child = command
-            .envs(env)
             .env(MARK, &process.mark)
             .env("IPBROKER_ENGINE_ID", seat.id().to_string())
             .env("IPBROKER_ENGINE_UUID", &seat.uuid)
@@ -467,8 +419,8 @@ impl Kernels {
             status,
             calls,
             ended,
-            parallel: *parallel,
-            by_message: *by_message,
+            parallel,
+            by_message,
             line: line.clone(),
             side: Some(thread),
             dir,
@@ -476,6 +428,47 @@ impl Kernels {
         kernel.get_ready(seat, &program)?;
         *seat.line.lock() = Some(line);
         Ok(kernel)
+    }
+
+    /// What starts a kernel with this connection file, and, where it runs Python calls too, the way to them.
+    fn command(
+        &self,
+        process: &Process,
+        file: &Path,
+        packer: Packer,
+    ) -> io::Result<(Command, Option<UnixStream>)> {
+        let shown = file.display().to_string();
+        let argv = self.spec.argv.iter();
+        let mut argv = argv.map(|word| word.replace("{connection_file}", &shown));
+        let mut command = Command::new(argv.next().unwrap_or_default());
+        command.args(argv);
+        if self.spec.parallel {
+            let packer = packer.name();
+            command.args([
+                format!("--Session.packer={packer}"),
+                format!("--Session.unpacker={packer}"),
+            ]);
+            if let Some(dir) = &self.profile {
+                command.env("IPP_PROFILE_DIR", dir);
+            }
+        }
+        command.args(&self.options);
+        let mut calls = None;
+        let python = process.python.as_ref();
+        if let Some(python) = python.filter(|_| process.kernels_run_calls()) {
+            let (ours, theirs) = UnixStream::pair()?;
+            command
+                .stdin(OwnedFd::from(theirs))
+                .env("IPBROKER_CALLS", "");
+            if let Some(file) = &python.client {
+                command.env("IPBROKER_CONNECTION", file);
+            }
+            calls = Some(ours);
+        } else {
+            command.stdin(Stdio::null());
+        }
+        command.envs(&self.spec.env);
+        Ok((command, calls))
     }
 }
 
@@ -596,7 +589,7 @@ impl Kernel {
                     "interrupted: the kernel gave no reply",
                 ));
             }
-            if done.is_none() && *self.ended.last() == msg_id {
+            if done.is_none() && *self.ended.lock() == msg_id {
                 done = Some(Instant::now());
             }
         }

@@ -169,7 +169,7 @@ impl Side {
             match wire::about(&message, &self.session) {
                 // The answer to our subscription.
                 wire::About::Welcome => return None,
-                wire::About::Idle(request) => *self.ended.last() = request,
+                wire::About::Idle(request) => *self.ended.lock() = request,
                 wire::About::Other => {}
             }
         }
@@ -183,12 +183,7 @@ impl Side {
             way => copies(way),
         };
         match wire::to_cluster(&message, &self.session, &seat.session(), way, &seat.uuid) {
-            Ok(message) => process.outbox.push(Outgoing {
-                seat: seat.index,
-                channel,
-                frames: message.into_frames(),
-                answers: None,
-            }),
+            Ok(message) => process.outbox.push(seat.outgoing(channel, message)),
             Err(error) => tracing::debug!("a message of a kernel was dropped: {error}"),
         }
         (channel != Channel::IoPub).then(|| wire::parent(&message, &self.session))
@@ -237,12 +232,7 @@ impl Asked {
             &ErrorContent::new("EngineError", words),
             Vec::new(),
         );
-        Outgoing {
-            seat: seat.index,
-            channel: self.channel,
-            frames: reply.into_frames(),
-            answers: None,
-        }
+        seat.outgoing(self.channel, reply)
     }
 }
 

@@ -18,17 +18,15 @@ fn repack(bytes: &[u8], from: Packer, to: Packer) -> Result<Vec<u8>, UnpackError
     Ok(to.pack(&from.unpack::<AnyMap>(bytes)?))
 }
 
-/// A map in the other packing, with keys added where it has none.
-fn with(
+/// A changed map in the other packing.
+fn change(
     bytes: &[u8],
     from: Packer,
     to: Packer,
-    more: impl IntoIterator<Item = (&'static str, serde_json::Value)>,
+    change: impl FnOnce(&mut Map),
 ) -> Result<Vec<u8>, UnpackError> {
     let AnyMap(mut map) = from.unpack(bytes)?;
-    for (key, value) in more {
-        map.entry(key).or_insert(value);
-    }
+    change(&mut map);
     Ok(to.pack(&map))
 }
 
@@ -44,21 +42,20 @@ pub(super) fn to_kernel(
     let execute =
         HeaderRef::read(from, header).is_ok_and(|header| header.msg_type == "execute_request");
     let content = if execute {
-        // Keys that the message specification demands and ipyparallel leaves out.
-        let more = [
-            ("silent", json!(false)),
-            ("store_history", json!(true)),
-            ("user_expressions", json!({})),
-        ];
-        let AnyMap(mut content) = from.unpack(content)?;
-        for (key, value) in more {
-            content.entry(key).or_insert(value);
-        }
-        // Nobody is there to answer `input()`; and it is the engine that holds the queue which an error ends.
-        for key in ["allow_stdin", "stop_on_error"] {
-            content.insert(key.to_owned(), json!(false));
-        }
-        to.pack(&content)
+        change(content, from, to, |content| {
+            // Keys that the message specification demands and ipyparallel leaves out.
+            for (key, value) in [
+                ("silent", json!(false)),
+                ("store_history", json!(true)),
+                ("user_expressions", json!({})),
+            ] {
+                content.entry(key).or_insert(value);
+            }
+            // Nobody is there to answer `input()`; and it is the engine that holds the queue which an error ends.
+            for key in ["allow_stdin", "stop_on_error"] {
+                content.insert(key.to_owned(), json!(false));
+            }
+        })?
     } else {
         repack(content, from, to)?
     };
@@ -70,12 +67,12 @@ pub(super) fn to_kernel(
     ];
     Ok(kernel.packed(
         identities,
-        [&maps[0], &maps[1], &maps[2], &maps[3]],
+        maps.each_ref().map(Vec::as_slice),
         copies(request.buffers()),
     ))
 }
 
-/// A message of a kernel, as the cluster understands it. `more`: keys for the metadata where they lack.
+/// A message of a kernel, as the cluster understands it: `engine` says in its metadata whose it is.
 pub(super) fn to_cluster(
     message: &Envelope,
     kernel: &Session,
@@ -88,12 +85,14 @@ pub(super) fn to_cluster(
     let maps = [
         repack(header, from, to)?,
         repack(parent, from, to)?,
-        with(metadata, from, to, [("engine", json!(engine))])?,
+        change(metadata, from, to, |metadata| {
+            metadata.entry("engine").or_insert(json!(engine));
+        })?,
         repack(content, from, to)?,
     ];
     Ok(cluster.packed(
         identities,
-        [&maps[0], &maps[1], &maps[2], &maps[3]],
+        maps.each_ref().map(Vec::as_slice),
         copies(message.buffers()),
     ))
 }

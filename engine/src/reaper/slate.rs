@@ -63,7 +63,6 @@ impl Slate {
     }
 
     /// The memory itself, to be handed to the reaper.
-    #[must_use]
     pub(crate) fn fd(&self) -> BorrowedFd<'_> {
         self.memory.as_fd()
     }

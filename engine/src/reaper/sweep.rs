@@ -17,7 +17,6 @@ use crate::job::{pids, stat};
 pub(crate) const MARK: &str = "IPBROKER_ENGINE";
 
 /// The value of [`MARK`] for the jobs of the engine process `id`.
-#[must_use]
 pub(crate) fn mark(id: &str) -> String {
     match std::env::var(MARK) {
         Ok(outer) if !outer.is_empty() => format!("{outer}:{id}"),
@@ -33,7 +32,6 @@ pub(crate) const TASK: &str = "IPBROKER_TASK";
 /// An environment can be cleared, and a process can leave its group, its session and its parent. What it inherits even
 /// then is its limits, and one of them Linux keeps without heeding it: `ulimit -m`, the memory that it may have. The soft
 /// one of a job is this number of KiB: more than any machine has, for those who look.
-#[must_use]
 pub(crate) fn number(id: &str, count: u32) -> u64 {
     let engine = id
         .get(..7)
@@ -45,7 +43,6 @@ pub(crate) fn number(id: &str, count: u32) -> u64 {
 pub(crate) const JOBS: u32 = (1 << 24) - 1;
 
 /// Whether this process may give its jobs a [`number`]: somebody has limited the memory of others.
-#[must_use]
 pub(crate) fn numbered() -> bool {
     getrlimit(Resource::Rss).maximum.is_none()
 }

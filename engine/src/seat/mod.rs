@@ -10,14 +10,16 @@ use std::{
 
 use ipbroker_protocol::{
     array::{member_id, split_id},
-    envelope::Envelope,
+    envelope::{Envelope, copies},
     message::{Held, Waiting, types},
     session::Session,
     socket::routing,
     wake::{self, Wake, Waker},
     zmq::Message,
 };
-use parking_lot::{Condvar, Mutex, MutexGuard, RwLock};
+use parking_lot::{Condvar, Mutex, RwLock};
+use serde::Serialize;
+use serde_json::json;
 
 use crate::{
     cancel::CancelToken,
@@ -25,6 +27,7 @@ use crate::{
     function::Values,
     job::{Running, Stop, Warden},
     kernel::{Line, Slot},
+    process::{Channel, Outgoing},
     task::{Kind, Task, Via},
     written::Written,
 };
@@ -138,10 +141,9 @@ pub(crate) type Holding = (Vec<Held>, Vec<Held>);
 pub(crate) enum Returned {
     /// Never looked at.
     Task(Box<Task>),
-    /// The end of the range at work: its id and `lo..hi`.
-    Range(String, u64, u64),
-    /// The same, and the request's frames from the client's identity on: for a scheduler that keeps none.
-    Part(String, u64, u64, Vec<Message>),
+    /// The end of a range: its id and `lo..hi`, and, for a scheduler that keeps none, the request's frames from the client's
+    /// identity on.
+    Range(String, u64, u64, Vec<Message>),
 }
 
 /// How a claim for the next members turned out.
@@ -179,8 +181,86 @@ impl Seat {
         }
     }
 
-    fn queue(&self) -> MutexGuard<'_, Queue> {
-        self.queue.lock()
+    /// A message of this engine; nobody but its receiver waits for it.
+    pub(crate) fn outgoing(&self, channel: Channel, message: Envelope) -> Outgoing {
+        Outgoing {
+            seat: self.index,
+            channel,
+            frames: message.into_frames(),
+            answers: None,
+        }
+    }
+
+    /// The answer to a request.
+    pub(crate) fn answer(
+        &self,
+        channel: Channel,
+        request: &Envelope,
+        msg_type: &str,
+        metadata: &impl Serialize,
+        content: &impl Serialize,
+        buffers: Vec<Message>,
+    ) -> Outgoing {
+        let session = self.session();
+        let message = session.message(
+            copies(request.identities()),
+            &session.header(msg_type),
+            Some(request.header()),
+            metadata,
+            content,
+            buffers,
+        );
+        self.outgoing(channel, message)
+    }
+
+    /// A message for the scheduler, beside the replies and behind them.
+    pub(crate) fn to_scheduler(
+        &self,
+        msg_type: &str,
+        parent: Option<&[u8]>,
+        metadata: &impl Serialize,
+        content: &impl Serialize,
+        buffers: Vec<Message>,
+    ) -> Outgoing {
+        let session = self.session();
+        let message = session.message(
+            vec![Message::from(routing::TASK)],
+            &session.header(msg_type),
+            parent,
+            metadata,
+            content,
+            buffers,
+        );
+        self.outgoing(Channel::Shell, message)
+    }
+
+    /// A message about a request that everybody can hear, by IOPub.
+    pub(crate) fn published(
+        &self,
+        topic: &str,
+        msg_type: &str,
+        request: &Envelope,
+        metadata: &impl Serialize,
+        content: &impl Serialize,
+    ) -> Outgoing {
+        let session = self.session();
+        let topic = format!("engine.{}.{topic}", self.id());
+        let message = session.message(
+            vec![Message::from(topic.as_str())],
+            &session.header(msg_type),
+            Some(request.header()),
+            metadata,
+            content,
+            Vec::new(),
+        );
+        self.outgoing(Channel::IoPub, message)
+    }
+
+    /// Tells that a request is done with: Python clients wait for that as they do for its reply.
+    pub(crate) fn idle(&self, request: &Envelope) -> Outgoing {
+        let metadata = json!({"engine": self.uuid});
+        let content = json!({"execution_state": "idle"});
+        self.published("status", "status", request, &metadata, &content)
     }
 
     /// How its messages are packed and signed.
@@ -227,7 +307,7 @@ impl Seat {
 
     /// An error has ended what was queued behind it for the kernel: code that was sent to just this engine is aborted.
     pub(crate) fn abort_code(&self) {
-        let mut queue = self.queue();
+        let mut queue = self.queue.lock();
         let Queue {
             waiting, aborted, ..
         } = &mut *queue;
@@ -241,25 +321,25 @@ impl Seat {
 
     /// The id of the task at work; of an array, of the member.
     pub(crate) fn at_work(&self) -> Option<String> {
-        let queue = self.queue();
+        let queue = self.queue.lock();
         queue.current.as_ref().map(Current::id)
     }
 
     /// Whether it works on this task, or one of its calls waits meanwhile.
     pub(crate) fn works_on(&self, id: &str) -> bool {
-        let queue = self.queue();
+        let queue = self.queue.lock();
         let mut begun = queue.current.iter().chain(&queue.outer);
         begun.any(|current| current.id() == id)
     }
 
     /// Whether it leaves.
     pub(crate) fn closing(&self) -> bool {
-        self.queue().closed.is_some()
+        self.queue.lock().closed.is_some()
     }
 
     /// Whether a worker thread has to be started for it; only the first who asks is told so.
     pub(crate) fn hire(&self) -> bool {
-        !std::mem::replace(&mut self.queue().worker, true)
+        !std::mem::replace(&mut self.queue.lock().worker, true)
     }
 
     /// How many tasks it has taken.
@@ -269,18 +349,18 @@ impl Seat {
 
     /// Whether nothing waits and nothing runs.
     pub(crate) fn is_idle(&self) -> bool {
-        let queue = self.queue();
+        let queue = self.queue.lock();
         queue.current.is_none() && queue.waiting.is_empty()
     }
 
     /// Whether a task waits.
     pub(crate) fn has_more(&self) -> bool {
-        !self.queue().waiting.is_empty()
+        !self.queue.lock().waiting.is_empty()
     }
 
     /// Makes `task` the one at work if nothing waits and nothing runs.
     pub(crate) fn begin_now(&self, task: &Task) -> bool {
-        let mut queue = self.queue();
+        let mut queue = self.queue.lock();
         let idle = queue.current.is_none() && queue.waiting.is_empty() && queue.closed.is_none();
         if idle {
             self.taken.fetch_add(1, Ordering::Relaxed);
@@ -300,7 +380,7 @@ impl Seat {
 
     /// Puts a task at the end of the queue. True when a worker thread has to be started for it.
     pub(crate) fn push(&self, task: Task) -> bool {
-        let mut queue = self.queue();
+        let mut queue = self.queue.lock();
         queue.waiting.push_back(task);
         self.taken.fetch_add(1, Ordering::Relaxed);
         if queue.parked {
@@ -312,7 +392,7 @@ impl Seat {
 
     /// Waits for the next task and makes it the one at work. `None`: the engine leaves.
     pub(crate) fn next(&self) -> Option<Task> {
-        let mut queue = self.queue();
+        let mut queue = self.queue.lock();
         loop {
             if queue.closed.is_some() {
                 return None;
@@ -331,8 +411,8 @@ impl Seat {
     /// [`done`](Self::done). Only one that is deeper than that call, by its priority: what is not may itself come to wait for
     /// something that waits below. `kernels`: what its kernel is asked for, too.
     pub(crate) fn next_meanwhile(&self, kernels: bool) -> Option<Task> {
-        let floor = self.floors().last().copied()?;
-        let mut queue = self.queue();
+        let floor = self.waits.lock().last().copied()?;
+        let mut queue = self.queue.lock();
         if queue.closed.is_some() {
             return None;
         }
@@ -352,23 +432,19 @@ impl Seat {
 
     /// The task at work is over.
     pub(crate) fn done(&self) {
-        let mut queue = self.queue();
+        let mut queue = self.queue.lock();
         queue.current = queue.outer.pop();
-    }
-
-    fn floors(&self) -> MutexGuard<'_, Vec<i32>> {
-        self.waits.lock()
     }
 
     /// A call of this priority begins to wait for other tasks. What to tell the scheduler, where one listens.
     pub(crate) fn wait(&self, priority: i32) -> Option<Envelope> {
-        self.floors().push(priority);
+        self.waits.lock().push(priority);
         self.waits_notice()
     }
 
     /// The call that began to wait last goes on.
     pub(crate) fn go_on(&self) -> Option<Envelope> {
-        self.floors().pop();
+        self.waits.lock().pop();
         self.waits_notice()
     }
 
@@ -378,7 +454,7 @@ impl Seat {
             return None;
         }
         let content = {
-            let floors = self.floors();
+            let floors = self.waits.lock();
             Waiting {
                 uuid: self.uuid.clone(),
                 waits: floors.len() as u32,
@@ -392,7 +468,7 @@ impl Seat {
 
     /// Whether a call waits.
     pub(crate) fn waits(&self) -> bool {
-        !self.floors().is_empty()
+        !self.waits.lock().is_empty()
     }
 
     /// What is rung when a task comes while a call waits.
@@ -415,7 +491,7 @@ impl Seat {
 
     /// Takes up to `count` of the next members of the task at work.
     pub(crate) fn claim(&self, count: u64) -> Claim {
-        let mut queue = self.queue();
+        let mut queue = self.queue.lock();
         let Queue {
             current: Some(current),
             aborted,
@@ -452,7 +528,7 @@ impl Seat {
 
     /// A member starts: its generation and token, unless it was told to stop since it was claimed.
     pub(crate) fn begin_member(&self, index: u64) -> Result<(u64, CancelToken), Stop> {
-        let mut queue = self.queue();
+        let mut queue = self.queue.lock();
         if let Some(why) = &queue.closed {
             return Err(Stop::EngineLeaves(why.clone()));
         }
@@ -477,7 +553,7 @@ impl Seat {
 
     /// Members below `index` are answered.
     pub(crate) fn answered(&self, index: u64) {
-        if let Some(current) = &mut self.queue().current {
+        if let Some(current) = &mut self.queue.lock().current {
             current.running.0 = index;
         }
     }
@@ -486,7 +562,7 @@ impl Seat {
     /// runs is stopped if `kill`.
     #[must_use]
     pub(crate) fn abort(&self, warden: &Warden, ids: Option<&[String]>, kill: bool) -> Vec<Task> {
-        let mut queue = self.queue();
+        let mut queue = self.queue.lock();
         let wanted: Option<HashSet<&str>> = ids.map(|ids| ids.iter().map(String::as_str).collect());
         let named = |task: &Task| {
             wanted
@@ -510,10 +586,7 @@ impl Seat {
                 aborted.insert(&task.msg_id);
             }
             for current in at_work {
-                current.aborted |= current.array || kill;
-                if kill {
-                    current.stop(&self.running, warden);
-                }
+                current.abort(kill, &self.running, warden);
             }
             return out.into();
         };
@@ -523,10 +596,7 @@ impl Seat {
             let (msg_id, index) = split_id(id);
             let whole = at_work.iter_mut().find(|current| current.msg_id == *id);
             if let Some(current) = whole {
-                current.aborted |= current.array || kill;
-                if kill {
-                    current.stop(&self.running, warden);
-                }
+                current.abort(kill, &self.running, warden);
                 if current.array {
                     // Other ranges of it may wait here, or come.
                     aborted.insert(id);
@@ -559,7 +629,7 @@ impl Seat {
 
     /// Takes back up to `count` unstarted members that the scheduler gave, the last first.
     pub(crate) fn give_back(&self, count: u64) -> Vec<Returned> {
-        let mut queue = self.queue();
+        let mut queue = self.queue.lock();
         let mut returned = Vec::new();
         let mut left = count;
         let mut at = queue.waiting.len();
@@ -573,7 +643,8 @@ impl Seat {
                 Some((_, hi)) if members > left => {
                     let end = std::mem::replace(hi, *hi - left);
                     let from = *hi;
-                    returned.push(Returned::Range(queue.waiting[at].msg_id.clone(), from, end));
+                    let id = queue.waiting[at].msg_id.clone();
+                    returned.push(Returned::Range(id, from, end, Vec::new()));
                     left = 0;
                 }
                 _ => {
@@ -595,7 +666,7 @@ impl Seat {
 
     /// Takes back what is unstarted of these tasks and ranges.
     pub(crate) fn give_back_these(&self, tasks: &[Held]) -> Vec<Returned> {
-        let mut queue = self.queue();
+        let mut queue = self.queue.lock();
         let mut returned = Vec::new();
         for (id, lo, hi) in tasks {
             let mut at = 0;
@@ -617,7 +688,7 @@ impl Seat {
                     );
                 } else {
                     task.wants.range = Some((from, cut));
-                    returned.push(Returned::Range(id.clone(), cut, end));
+                    returned.push(Returned::Range(id.clone(), cut, end, Vec::new()));
                 }
             }
             if let Some(current) = queue
@@ -634,7 +705,7 @@ impl Seat {
 
     /// What it holds now.
     pub(crate) fn holding(&self) -> Holding {
-        let queue = self.queue();
+        let queue = self.queue.lock();
         let mut running = Vec::new();
         let mut waiting: Vec<_> = queue
             .waiting
@@ -654,7 +725,7 @@ impl Seat {
 
     /// Forgets what waits: its controller is gone for good, and nobody knows these tasks any more.
     pub(crate) fn forget_waiting(&self) -> usize {
-        let mut queue = self.queue();
+        let mut queue = self.queue.lock();
         let before = queue.waiting.len();
         queue.waiting.clear();
         let Queue { current, outer, .. } = &mut *queue;
@@ -666,12 +737,14 @@ impl Seat {
 
     /// The engine is to leave: what the scheduler has given it and it has not begun comes out.
     pub(crate) fn drain(&self) -> Vec<Returned> {
-        self.queue().give_back_all(|task| task.via == Via::Task)
+        self.queue
+            .lock()
+            .give_back_all(|task| task.via == Via::Task)
     }
 
     /// The engine leaves: what waits comes out, what runs is stopped, the worker ends.
     pub(crate) fn close(&self, warden: &Warden, why: &str) -> Vec<Returned> {
-        let mut queue = self.queue();
+        let mut queue = self.queue.lock();
         queue.closed = Some(why.to_owned());
         let returned = queue.give_back_all(|_| true);
         let Queue { current, outer, .. } = &mut *queue;
@@ -733,6 +806,14 @@ impl Current {
         }
     }
 
+    /// None of its members is begun any more; the one at work is stopped if `kill`.
+    fn abort(&mut self, kill: bool, running: &Arc<Running>, warden: &Warden) {
+        self.aborted |= self.array || kill;
+        if kill {
+            self.stop(running, warden);
+        }
+    }
+
     fn stop(&self, running: &Arc<Running>, warden: &Warden) {
         if let Some((_, generation)) = self.member {
             warden.stop(running, generation, Stop::Aborted);
@@ -745,14 +826,13 @@ impl Current {
             return None;
         }
         let hi = std::mem::replace(&mut self.end, lo);
-        let msg_id = self.msg_id.clone();
-        Some(if self.frames.is_empty() {
-            Returned::Range(msg_id, lo, hi)
-        } else {
-            let frames = self.frames.iter();
-            let frames = frames.map(|frame| Message::from(&frame[..])).collect();
-            Returned::Part(msg_id, lo, hi, frames)
-        })
+        let frames = self.frames.iter().map(|frame| Message::from(&frame[..]));
+        Some(Returned::Range(
+            self.msg_id.clone(),
+            lo,
+            hi,
+            frames.collect(),
+        ))
     }
 }
 

@@ -39,7 +39,7 @@ fn ranges(returned: Vec<Returned>) -> Vec<(String, u64, u64)> {
         .into_iter()
         .map(|one| match one {
             Returned::Task(task) => task.held(),
-            Returned::Range(id, lo, hi) | Returned::Part(id, lo, hi, _) => (id, lo, hi),
+            Returned::Range(id, lo, hi, _) => (id, lo, hi),
         })
         .collect()
 }
@@ -97,7 +97,7 @@ fn where_the_scheduler_keeps_no_request_a_range_goes_back_with_it() {
     seat.next().unwrap();
     assert_eq!(seat.claim(3), Claim::Run(0, 3));
     let returned = seat.give_back(u64::MAX);
-    let [Returned::Part(msg_id, 3, 10, frames)] = &returned[..] else {
+    let [Returned::Range(msg_id, 3, 10, frames)] = &returned[..] else {
         panic!("{returned:?}");
     };
     assert_eq!(*msg_id, id);

@@ -228,7 +228,34 @@ fn the_hub_shuts_all_down() {
     cluster.wait_engines(2);
     cluster.client(&["shutdown"]).ok();
     cluster.controller.take().unwrap().finish(LIMIT);
-    cluster.engines.remove(0).finish(LIMIT);
+    let log = cluster.engines.remove(0).finish(LIMIT).ok().stderr;
+    // They do not wait for a controller that has said goodbye.
+    assert_eq!(log.matches("leaving: it was told to").count(), 2, "{log}");
+    assert!(!log.contains("WARN"), "{log}");
+}
+
+#[test]
+fn what_is_in_a_profile_is_for_its_owner_alone() {
+    let cluster = Cluster::builder().arg("--log-to-file").start();
+    let mut files = Vec::new();
+    let mut dirs = vec![cluster.profile()];
+    while let Some(dir) = dirs.pop() {
+        for entry in fs::read_dir(dir).unwrap() {
+            let path = entry.unwrap().path();
+            match path.is_dir() {
+                true => dirs.push(path),
+                false => files.push(path),
+            }
+        }
+    }
+    for part in ["ipbroker.db", "ipbroker.db-shm", "ipctl-"] {
+        let named = |file: &&std::path::PathBuf| file.to_string_lossy().contains(part);
+        assert!(files.iter().find(named).is_some(), "{part} in {files:?}");
+    }
+    for file in files {
+        let mode = fs::metadata(&file).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o600, "{file:?}");
+    }
 }
 
 #[test]
