@@ -106,20 +106,13 @@ impl<R: Read> Blocks<R> {
         loop {
             self.search();
             if let Some(length) = self.length() {
-                let rest = self.buffer.split_off(length);
-                let block = std::mem::replace(&mut self.buffer, rest);
-                self.searched = 0;
-                self.ends.clear();
-                return Ok(Some(block));
+                return Ok(Some(self.take(length)));
             }
             if self.at_end {
                 let whole = self.record_ends().last();
                 let apart = self.lines.is_some() && self.records.is_none();
                 let length = whole.filter(|_| apart).unwrap_or(self.buffer.len());
-                let rest = self.buffer.split_off(length);
-                let rest = std::mem::replace(&mut self.buffer, rest);
-                (self.searched, self.ends) = (0, Vec::new());
-                return Ok(Some(rest).filter(|rest| !rest.is_empty()));
+                return Ok(Some(self.take(length)).filter(|rest| !rest.is_empty()));
             }
             let before = self.buffer.len();
             let more = self.block.clamp(1 << 12, 1 << 20) as u64;
@@ -131,6 +124,13 @@ impl<R: Read> Blocks<R> {
                 == 0;
             debug_assert!(self.at_end || self.buffer.len() > before);
         }
+    }
+
+    /// The first `length` bytes that have been read.
+    fn take(&mut self, length: usize) -> Vec<u8> {
+        (self.searched, self.ends) = (0, Vec::new());
+        let rest = self.buffer.split_off(length);
+        std::mem::replace(&mut self.buffer, rest)
     }
 
     /// Finds the ends of records in what has been read.
@@ -180,7 +180,7 @@ fn find(text: &[u8], word: &[u8]) -> Option<usize> {
     }
 }
 
-fn unescape(text: &str) -> Vec<u8> {
+pub(crate) fn unescape(text: &str) -> Vec<u8> {
     text.replace("\\n", "\n")
         .replace("\\t", "\t")
         .replace("\\0", "\0")

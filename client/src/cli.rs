@@ -68,7 +68,12 @@ pub(crate) struct ClusterArgs {
 }
 
 impl ClusterArgs {
-    pub(crate) fn builder(&self) -> ClientBuilder {
+    pub(crate) fn connect(&self) -> Result<Client, Failure> {
+        Ok(self.configured()?.connect()?)
+    }
+
+    /// With the user's configuration of SSH, where that is needed.
+    pub(crate) fn configured(&self) -> Result<ClientBuilder, Failure> {
         let mut builder = Client::builder().timeout(self.connect_timeout);
         if let Some(profile) = &self.profile {
             builder = builder.profile(profile);
@@ -85,16 +90,6 @@ impl ClusterArgs {
         if let Some(server) = &self.ssh {
             builder = builder.ssh(server);
         }
-        builder
-    }
-
-    pub(crate) fn connect(&self) -> Result<Client, Failure> {
-        Ok(self.configured()?.connect()?)
-    }
-
-    /// With the user's configuration of SSH, where that is needed.
-    pub(crate) fn configured(&self) -> Result<ClientBuilder, Failure> {
-        let builder = self.builder();
         #[cfg(feature = "ssh")]
         let builder = if self.ssh.is_some() || self.accept_new {
             let settings = Settings::load(None).map_err(ipbroker_client::Error::from)?;
@@ -247,6 +242,9 @@ pub(crate) struct EndArgs {
     /// environment; `bell` rings the terminal's
     #[arg(long, value_name = "COMMAND")]
     pub(crate) notify: Option<String>,
+    /// Print the tables of `ipclient stats` on stderr at the end
+    #[arg(long)]
+    pub(crate) stats: bool,
 }
 
 /// A private cluster for one call.

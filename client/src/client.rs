@@ -21,7 +21,7 @@ use serde::de::DeserializeOwned;
 use crate::builder::ClientBuilder;
 use crate::engines::{Engines, Notice};
 use crate::error::{Error, Result};
-use crate::io::{self, Channel, Handle, Listener, Request, Sink, Submission, Takers};
+use crate::io::{self, Channel, Handle, Listener, Pending, Request, Sink, Submission, Takers};
 use crate::view::{DirectView, LoadBalancedView};
 use crate::wire::{self, Built};
 
@@ -97,36 +97,6 @@ pub struct Template {
     /// The options of a single task.
     metadata: Vec<u8>,
     content: Vec<u8>,
-}
-
-/// What a submission waits for.
-struct Awaited {
-    /// Members of an array.
-    members: Option<u64>,
-    /// Replies are acknowledged.
-    ack: bool,
-    /// Who answers, past the scheduler.
-    engines: Vec<String>,
-    sink: Arc<dyn Sink>,
-    tag: u64,
-}
-
-impl Awaited {
-    /// The submission that waits for this.
-    fn of(self, channel: Channel, number: u64, frames: Frames) -> Submission {
-        let replies = self.engines.len().max(1) as u64;
-        Submission {
-            number,
-            suffix: "",
-            channel,
-            frames,
-            members: self.members.unwrap_or(replies),
-            array: self.members.is_some(),
-            ack: self.ack,
-            engines: self.engines,
-            takers: Takers::One(self.sink, self.tag),
-        }
-    }
 }
 
 impl Client {
@@ -232,11 +202,6 @@ impl Client {
         self.inner.engines.len()
     }
 
-    /// Engine numbers and uuids.
-    pub fn engine_uuids(&self) -> std::collections::BTreeMap<u32, String> {
-        self.inner.engines.all()
-    }
-
     /// Waits until `count` engines are registered (for ever without a timeout); returns how many there are.
     pub fn wait_for_engines(&self, count: usize, timeout: Option<Duration>) -> usize {
         self.inner.engines.wait_for(count, timeout)
@@ -331,14 +296,9 @@ impl Client {
         };
         let head = session.packed_header(msg_type);
         let built = wire::build_packed(session, None, head, metadata, content, buffers);
-        let awaited = Awaited {
-            members: options.array,
-            ack: options.ack,
-            engines: Vec::new(),
-            sink,
-            tag,
-        };
-        self.hand_over(Channel::Task, built, awaited)
+        let mut awaited = Pending::new(Channel::Task, options.array, Takers::One(sink, tag));
+        awaited.ack = options.ack;
+        self.hand_over(built, awaited)
     }
 
     /// Packs what the requests of one kind have in common, for [`Client::submit_like`].
@@ -398,15 +358,10 @@ impl Client {
         task: Outgoing<'_, C>,
         sink: Arc<dyn Sink>,
     ) -> Result<String> {
-        let awaited = Awaited {
-            members: None,
-            ack: false,
-            engines: vec![engine.to_owned()],
-            sink,
-            tag: task.tag,
-        };
+        let mut awaited = Pending::new(Channel::Mux, None, Takers::One(sink, task.tag));
+        awaited.engines = vec![engine.to_owned()];
         let request = (task.msg_type, task.metadata, task.content);
-        self.dispatch(Channel::Mux, Some(engine), request, task.buffers, awaited)
+        self.dispatch(Some(engine), request, task.buffers, awaited)
     }
 
     /// Sends one task to many engines through the broadcast tree; member `i` of the result is that of `engines[i]`.
@@ -417,33 +372,37 @@ impl Client {
         buffers: Vec<Message>,
         sink: Arc<dyn Sink>,
     ) -> Result<String> {
-        let awaited = Awaited {
-            members: None,
-            ack: false,
+        let members = engines.len() as u64;
+        let awaited = Pending {
+            members,
+            left: members,
             engines,
-            sink,
-            tag: 0,
+            ..Pending::new(Channel::Broadcast, None, Takers::One(sink, 0))
         };
-        self.dispatch(Channel::Broadcast, None, request, buffers, awaited)
+        self.dispatch(None, request, buffers, awaited)
     }
 
     fn dispatch<M: Serialize, C: Serialize + ?Sized>(
         &self,
-        channel: Channel,
         engine: Option<&str>,
         (msg_type, metadata, content): (&str, &M, &C),
         buffers: Vec<Message>,
-        awaited: Awaited,
+        awaited: Pending,
     ) -> Result<String> {
         let session = &self.inner.session;
         let built = wire::build(session, engine, msg_type, metadata, content, buffers);
-        self.hand_over(channel, built, awaited)
+        self.hand_over(built, awaited)
     }
 
     /// Gives a request to the I/O thread; the request's id.
-    fn hand_over(&self, channel: Channel, built: Built, awaited: Awaited) -> Result<String> {
+    fn hand_over(&self, built: Built, awaited: Pending) -> Result<String> {
         self.fits(&built.frames)?;
-        let submission = awaited.of(channel, built.number, built.frames);
+        let (number, frames) = (built.number, built.frames);
+        let submission = Submission {
+            number,
+            frames,
+            awaited,
+        };
         let request = Request::Submit(Box::new(submission));
         self.inner.handle.send(request)?;
         Ok(built.msg_id)

@@ -6,15 +6,19 @@ use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 /// Something that a user may want to be told.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
 pub enum Notice {
     /// The controller has not answered for a while.
+    #[error("the controller has not answered for {} s", .0.as_secs())]
     Gone(Duration),
     /// It answers again.
+    #[error("the controller is back")]
     Back,
     /// It says that it shuts down.
+    #[error("the controller has shut down")]
     ShutDown,
     /// It has trouble: a full disk, no descriptors left.
+    #[error("the controller is in trouble: {0}")]
     Trouble(String),
 }
 
@@ -129,23 +133,12 @@ impl Engines {
         self.wrong.load(Ordering::Relaxed)
     }
 
-    fn notice(&self, notice: Notice) {
+    /// Something happened to the controller.
+    pub(crate) fn notice(&self, notice: Notice) {
         let mut state = self.state();
         if state.notices.len() < NOTICES {
             state.notices.push(notice);
         }
-    }
-
-    pub(crate) fn gone(&self, silence: Duration) {
-        self.notice(Notice::Gone(silence));
-    }
-
-    pub(crate) fn back(&self) {
-        self.notice(Notice::Back);
-    }
-
-    pub(crate) fn shut_down(&self) {
-        self.notice(Notice::ShutDown);
     }
 
     pub(crate) fn troubles(&self, troubles: &[String]) {

@@ -12,7 +12,7 @@ use ipbroker_protocol::session::Session;
 use ipbroker_protocol::zmq::Message;
 
 use crate::error::{Error, Result};
-use crate::io::{Channel, Request, Sink, Submission, Takers};
+use crate::io::{Channel, Pending, Request, Sink, Submission, Takers};
 use crate::wire;
 
 /// Calls leave at once while fewer than this are under way.
@@ -148,7 +148,7 @@ impl Gather {
     fn pass(&self, request: Request) -> Result<()> {
         if let Request::Submit(submission) = &request {
             self.under_way
-                .fetch_add(submission.members as usize, Ordering::Relaxed);
+                .fetch_add(submission.awaited.members as usize, Ordering::Relaxed);
         }
         self.requests.send(request).map_err(|_| Error::Closed)
     }
@@ -173,22 +173,20 @@ impl Open {
         let metadata = session.pack(&options);
         let content = &self.content;
         let built = wire::build_packed(session, None, (id, header), &metadata, content, buffers);
+        let takers = match count {
+            1 => Takers::One(self.sinks.swap_remove(0).1, self.tags[0]),
+            _ => Takers::Each {
+                tags: self.tags,
+                sinks: self.sinks,
+            },
+        };
         Submission {
             number: built.number,
-            suffix,
-            channel: Channel::Task,
             frames: built.frames,
-            members: count,
-            array: count > 1,
-            ack: options.ack,
-            engines: Vec::new(),
-            takers: if count == 1 {
-                Takers::One(self.sinks.swap_remove(0).1, self.tags[0])
-            } else {
-                Takers::Each {
-                    tags: self.tags,
-                    sinks: self.sinks,
-                }
+            awaited: Pending {
+                suffix,
+                ack: options.ack,
+                ..Pending::new(Channel::Task, options.array, takers)
             },
         }
     }

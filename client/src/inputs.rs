@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use clap::Args;
 use regex_lite::Regex;
 
+use crate::blocks::unescape;
 use crate::failure::Failure;
 use crate::source;
 
@@ -78,14 +79,9 @@ pub(crate) struct InputArgs {
 struct Delimiter(Vec<u8>);
 
 fn delimiter(text: &str) -> Result<Delimiter, String> {
-    let text = [("\\n", "\n"), ("\\t", "\t"), ("\\0", "\0")]
-        .iter()
-        .fold(text.to_owned(), |text, (word, byte)| {
-            text.replace(word, byte)
-        });
-    match text.is_empty() {
-        true => Err("at least a character is needed".into()),
-        false => Ok(Delimiter(text.into_bytes())),
+    match unescape(text) {
+        empty if empty.is_empty() => Err("at least a character is needed".into()),
+        bytes => Ok(Delimiter(bytes)),
     }
 }
 

@@ -19,6 +19,8 @@ use crate::failure::Failure;
 const START: Duration = Duration::from_secs(30);
 /// How long one that cannot be reached may take to say why.
 const END: Duration = Duration::from_secs(5);
+/// How long its engines may take.
+pub(crate) const ENGINES: Duration = Duration::from_secs(10);
 /// How long it may take to end.
 const STOP: Duration = Duration::from_secs(15);
 
@@ -126,7 +128,7 @@ impl LocalCluster {
         let path = builder.connection_file()?;
         let deadline = Instant::now() + START;
         while !path.exists() {
-            if self.child().try_wait()?.is_some() {
+            if lock(&self.child).try_wait()?.is_some() {
                 return Err(Failure::new(format!(
                     "the private ipctl did not start: {}",
                     last_words(&self.log)
@@ -144,17 +146,13 @@ impl LocalCluster {
             // One that ends again at once, as it cannot start its engines, has said why; it may need a moment for that.
             let deadline = Instant::now() + END;
             while Instant::now() < deadline {
-                if matches!(self.child().try_wait(), Ok(Some(_))) {
+                if matches!(lock(&self.child).try_wait(), Ok(Some(_))) {
                     return ended(&self.log);
                 }
                 std::thread::sleep(Duration::from_millis(2));
             }
             error.into()
         })
-    }
-
-    fn child(&self) -> MutexGuard<'_, Child> {
-        lock(&self.child)
     }
 
     /// For whoever wants to notice when the cluster ends too early.
@@ -169,7 +167,7 @@ impl LocalCluster {
 
     /// Lets go without waiting: the cluster ends by itself.
     pub(crate) fn abandon(mut self) {
-        drop(self.child().stdin.take());
+        drop(lock(&self.child).stdin.take());
         self.dir.disable_cleanup(true);
         // Not dropped: that would wait.
         std::mem::forget(self);
@@ -200,7 +198,7 @@ fn lock(child: &Mutex<Child>) -> MutexGuard<'_, Child> {
 
 impl Drop for LocalCluster {
     fn drop(&mut self) {
-        let mut child = self.child();
+        let mut child = lock(&self.child);
         drop(child.stdin.take());
         let deadline = Instant::now() + STOP;
         let mut pause = Duration::from_millis(1);

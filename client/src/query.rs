@@ -9,7 +9,7 @@ use ipbroker_protocol::message::{
 };
 use ipbroker_protocol::value::or_null;
 use ipbroker_protocol::zmq::Message;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::{Map, Value};
 
 use crate::client::Client;
@@ -91,7 +91,8 @@ impl Record {
 }
 
 /// Outcomes by id.
-#[derive(Debug, Clone, PartialEq, Default)]
+#[derive(Debug, Clone, PartialEq, Default, Deserialize)]
+#[serde(default)]
 pub struct Outcomes {
     /// Not done yet.
     pub pending: Vec<String>,
@@ -100,23 +101,30 @@ pub struct Outcomes {
     /// Those of them that did not end well; only without details.
     pub failed: Vec<String>,
     /// Details of those, when asked for.
+    #[serde(flatten, deserialize_with = "records")]
     pub records: HashMap<String, Record>,
 }
 
-#[derive(Deserialize, Default)]
-#[serde(default)]
-struct ResultReply {
-    pending: Vec<String>,
-    completed: Vec<String>,
-    failed: Vec<String>,
-    #[serde(flatten)]
-    records: HashMap<String, Value>,
+/// What is a record among all keys of a reply.
+fn records<'de, D: Deserializer<'de>>(reply: D) -> Result<HashMap<String, Record>, D::Error> {
+    let all = HashMap::<String, Value>::deserialize(reply)?.into_iter();
+    Ok(all
+        .filter_map(|(id, value)| Some((id, serde_json::from_value(value).ok()?)))
+        .collect())
 }
 
 fn abort(msg_ids: &[String], kill: bool) -> AbortRequest {
     AbortRequest {
         msg_ids: Some(msg_ids.to_vec()),
         kill,
+        ..AbortRequest::default()
+    }
+}
+
+fn abort_session(session: &str) -> AbortRequest {
+    AbortRequest {
+        session: Some(session.to_owned()),
+        kill: true,
         ..AbortRequest::default()
     }
 }
@@ -143,12 +151,7 @@ impl Client {
     /// # Errors
     /// When the hub refuses or does not answer.
     pub fn abort_session(&self, session: &str) -> Result<AbortReply> {
-        let request = AbortRequest {
-            session: Some(session.to_owned()),
-            kill: true,
-            ..AbortRequest::default()
-        };
-        self.query(types::ABORT_REQUEST, &request)
+        self.query(types::ABORT_REQUEST, &abort_session(session))
     }
 
     /// Ends every task of this client, and waits so long for the controller's answer.
@@ -156,11 +159,7 @@ impl Client {
     /// # Errors
     /// When the hub refuses or does not answer.
     pub fn abort_own(&self, limit: Duration) -> Result<AbortReply> {
-        let request = AbortRequest {
-            session: Some(self.session_id().to_owned()),
-            kill: true,
-            ..AbortRequest::default()
-        };
+        let request = abort_session(self.session_id());
         self.query_within(limit, (types::ABORT_REQUEST, &request))
     }
 
@@ -331,18 +330,7 @@ impl Client {
             statusonly: !details,
             buffers: false,
         };
-        let reply: ResultReply = self.query(request::RESULT, &request)?;
-        let records = reply
-            .records
-            .into_iter()
-            .filter_map(|(id, record)| Some((id, serde_json::from_value(record).ok()?)))
-            .collect();
-        Ok(Outcomes {
-            pending: reply.pending,
-            completed: reply.completed,
-            failed: reply.failed,
-            records,
-        })
+        self.query(request::RESULT, &request)
     }
 
     /// The buffers of a finished task's reply, as the controller keeps them: of a command, the files that its `get` names.

@@ -1,7 +1,7 @@
 //! Where jobs come from: a file, checked whole before anything is submitted, or a stream, job by job.
 
 use std::io::{BufRead, BufReader, Read};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use crossbeam_channel::{Receiver, Sender};
 use ipbroker_client::job::{Graph, Job, JobError, LineError, parse_line};
@@ -29,9 +29,9 @@ pub(crate) fn is_stream(file: Option<&Path>) -> bool {
 }
 
 /// The name of a source in messages.
-pub(crate) fn name(file: Option<&PathBuf>) -> String {
+pub(crate) fn name(file: Option<&Path>) -> String {
     match file {
-        Some(path) if path != Path::new("-") => path.display().to_string(),
+        Some(path) if !is_stream(file) => path.display().to_string(),
         _ => "stdin".into(),
     }
 }

@@ -7,13 +7,11 @@ use std::time::{Duration, Instant};
 use clap::Args;
 use ipbroker_client::protocol::message::Sample;
 use ipbroker_client::{Client, Notice};
-use jiff::tz::TimeZone;
-use jiff::{Timestamp, Zoned};
 
 use super::Outcome;
 use crate::cli::ClusterArgs;
 use crate::failure::Failure;
-use crate::output::{self, plural};
+use crate::output::{self, clock, plural};
 
 /// How long a controller that does not answer is waited for, and the pause before it is asked again.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -58,26 +56,10 @@ pub(crate) fn main(args: EventsArgs, cluster: &ClusterArgs) -> Outcome {
     Ok(ExitCode::SUCCESS)
 }
 
-fn here(time: f64) -> Zoned {
-    let time = Timestamp::from_nanosecond((time * 1e9) as i128);
-    let time = time.unwrap_or_else(|_| Timestamp::now());
-    time.to_zoned(TimeZone::system())
-}
-
-/// The time of the day here.
-pub(super) fn clock(time: f64) -> String {
-    here(time).strftime("%H:%M:%S").to_string()
-}
-
-/// The same, with the date if that is not today's.
+/// The time of the day here, with the date if that is not today's.
 fn moment(time: f64, now: f64) -> String {
-    let (at, now) = (here(time), here(now));
-    let format = if at.date() == now.date() {
-        "%H:%M:%S"
-    } else {
-        "%F %H:%M:%S"
-    };
-    at.strftime(format).to_string()
+    let today = clock(time, "%F") == clock(now, "%F");
+    clock(time, if today { "%H:%M:%S" } else { "%F %H:%M:%S" })
 }
 
 /// One sample after the other, also where a controller is started again.

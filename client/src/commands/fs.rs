@@ -13,7 +13,7 @@ use ipbroker_client::protocol::message::{Command, FsOp, FsReply, FsRequest, FsSt
 use super::Outcome;
 use crate::cli::ClusterArgs;
 use crate::failure::Failure;
-use crate::output::json;
+use crate::output::{clock, json};
 
 /// Work with files on the engines' hosts, as the engines' user
 ///
@@ -327,18 +327,7 @@ fn long(stat: &FsStat) -> String {
             });
         }
     }
-    #[expect(
-        clippy::cast_possible_truncation,
-        reason = "whole seconds are what is shown"
-    )]
-    let time = jiff::Timestamp::from_second(stat.mtime as i64).map_or_else(
-        |_| "-".into(),
-        |t| {
-            t.to_zoned(jiff::tz::TimeZone::system())
-                .strftime("%Y-%m-%d %H:%M")
-                .to_string()
-        },
-    );
+    let time = clock(stat.mtime, "%Y-%m-%d %H:%M");
     let to = stat.to.as_ref().map(|to| format!(" -> {to}"));
     let to = to.unwrap_or_default();
     format!("{kind}{bits} {:>12} {time} {}{to}", stat.size, stat.name)

@@ -1,5 +1,6 @@
 //! `ipclient map`: one command for many arguments, as GNU parallel runs it.
 
+use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::io::Write;
 use std::path::PathBuf;
@@ -15,7 +16,7 @@ use jiff::tz::TimeZone;
 use rand::seq::SliceRandom;
 use serde_json::json;
 
-use super::{Outcome, run, stats};
+use super::{Outcome, run};
 use crate::blocks::{Blocks, PipeArgs};
 use crate::cli::{ClusterArgs, EndArgs, JobArgs, LocalArgs, size};
 use crate::failure::Failure;
@@ -100,9 +101,6 @@ pub(crate) struct MapArgs {
     /// Also without a terminal, say on stderr every second how far it is
     #[arg(long, visible_alias = "eta", alias = "progress")]
     bar: bool,
-    /// Print the tables of `ipclient stats` on stderr at the end
-    #[arg(long)]
-    stats: bool,
     /// Another word for {}
     #[arg(short = 'I', long, value_name = "WORD")]
     replace: Option<String>,
@@ -302,27 +300,12 @@ struct Templates {
     context: bool,
     put: Vec<Template>,
     get: Vec<Template>,
-    env: Vec<(String, String)>,
+    env: BTreeMap<String, String>,
     locate: Locate,
 }
 
 pub(crate) fn main(mut args: Box<MapArgs>, cluster: &ClusterArgs) -> Outcome {
-    let data = args.data.take();
-    let records = match (&args.pipe.pipe, data) {
-        (true, Some(_)) => {
-            return Err(Failure::usage(
-                "--pipe reads the standard input: it takes no arguments (see `ipclient map --help`)",
-            ));
-        }
-        (true, None) => None,
-        (false, data) => Some(args.input.records(data.unwrap_or_default())?),
-    };
-    if args.input.shuf && (args.running.resume || args.running.resume_failed) {
-        return Err(Failure::usage(
-            "--shuf gives jobs other numbers each time, by which --resume and --resume-failed know them: some would never \
-             be run: leave --shuf out",
-        ));
-    }
+    let records = args.records()?;
     let cut = records.as_ref().map(|records| records.cut.clone());
     let names = records
         .as_ref()
@@ -339,19 +322,11 @@ pub(crate) fn main(mut args: Box<MapArgs>, cluster: &ClusterArgs) -> Outcome {
         (_, true) => Skip::Succeeded,
         _ => Skip::Nothing,
     };
-    let joblog = args.running.joblog.as_deref().filter(|_| !args.dry_run);
-    let joblog = joblog.map(|path| Joblog::open(path, skip)).transpose()?;
     if args.dry_run {
-        let engines = args.local.engines().unwrap_or(1) as usize;
-        let slots = args.running.slots.and_then(|slots| slots.of(engines));
-        let slots = slots.unwrap_or(engines);
-        for job in args.jobs(records, templates, slots)?.jobs {
-            let mut out = std::io::stdout().lock();
-            let cmd = job?.cmd;
-            writeln!(out, "{}", output::shown_on(&out, &cmd))?;
-        }
-        return Ok(ExitCode::SUCCESS);
+        return args.show(records, templates);
     }
+    let joblog = args.running.joblog.as_deref();
+    let joblog = joblog.map(|path| Joblog::open(path, skip)).transpose()?;
     let (client, private) = local::connect(&args.local, cluster)?;
     let engines = match args.local.engines() {
         Some(count) => count as usize,
@@ -364,13 +339,12 @@ pub(crate) fn main(mut args: Box<MapArgs>, cluster: &ClusterArgs) -> Outcome {
         .as_ref()
         .map(|log| log.skip.clone())
         .unwrap_or_default();
-    let jobs = jobs.filter(move |job| !job.as_ref().is_ok_and(|job| skipped.contains(&job.line)));
-    let (mut known, mut coming) = (None, None);
-    if streaming {
-        coming = Some(jobs);
-    } else {
-        known = Some(jobs.collect::<Result<Vec<Job>, Failure>>()?);
-    }
+    let mut jobs =
+        jobs.filter(move |job| !job.as_ref().is_ok_and(|job| skipped.contains(&job.line)));
+    let known: Option<Vec<Job>> = match streaming {
+        true => None,
+        false => Some(jobs.by_ref().collect::<Result<_, Failure>>()?),
+    };
     let one_by_one = window.is_some()
         || args.running.delay.is_some()
         || args.running.halt.is_some_and(|halt| !halt.now);
@@ -407,18 +381,13 @@ pub(crate) fn main(mut args: Box<MapArgs>, cluster: &ClusterArgs) -> Outcome {
     }
     let runner = Runner::new(client.clone(), options, progress, &mut *printer)?;
     let delay = args.running.delay.unwrap_or_default();
-    let summary = match (known.take(), coming.take()) {
-        (Some(jobs), _) if one_by_one => {
-            runner.run_stream(feed(jobs.into_iter().map(Ok), true, delay))?
-        }
-        (Some(jobs), _) => runner.run_all(jobs.into())?,
-        (None, coming) => {
-            runner.run_stream(feed(coming.into_iter().flatten(), one_by_one, delay))?
+    let summary = match known {
+        Some(jobs) if !one_by_one => runner.run_all(jobs.into())?,
+        known => {
+            let jobs = known.into_iter().flatten().map(Ok).chain(jobs);
+            runner.run_stream(feed(jobs, one_by_one, delay))?
         }
     };
-    if args.stats && !summary.hurried {
-        stats::report(&client);
-    }
     let code = run::end(&args.end, summary, client, private)?;
     match cut {
         Some(cut) if cut.load(Ordering::Relaxed) => Ok(ExitCode::from(2)),
@@ -427,6 +396,38 @@ pub(crate) fn main(mut args: Box<MapArgs>, cluster: &ClusterArgs) -> Outcome {
 }
 
 impl MapArgs {
+    /// The arguments; with `--pipe` there are none.
+    fn records(&mut self) -> Result<Option<Records>, Failure> {
+        if self.input.shuf && (self.running.resume || self.running.resume_failed) {
+            return Err(Failure::usage(
+                "--shuf gives jobs other numbers each time, by which --resume and --resume-failed know them: some would never \
+                 be run: leave --shuf out",
+            ));
+        }
+        match (self.pipe.pipe, self.data.take()) {
+            (true, Some(_)) => Err(Failure::usage(
+                "--pipe reads the standard input: it takes no arguments (see `ipclient map --help`)",
+            )),
+            (true, None) => Ok(None),
+            (false, data) => self.input.records(data.unwrap_or_default()).map(Some),
+        }
+    }
+
+    /// `--dry-run`
+    fn show(&self, records: Option<Records>, templates: Templates) -> Outcome {
+        let engines = self.local.engines().unwrap_or(1) as usize;
+        let slots = self.running.slots.and_then(|slots| slots.of(engines));
+        for job in self
+            .jobs(records, templates, slots.unwrap_or(engines))?
+            .jobs
+        {
+            let mut out = std::io::stdout().lock();
+            let cmd = job?.cmd;
+            writeln!(out, "{}", output::shown_on(&out, &cmd))?;
+        }
+        Ok(ExitCode::SUCCESS)
+    }
+
     fn templates(&self, style: &Style<'_>) -> Result<Templates, Failure> {
         if self.pipe.pipe && self.command.is_empty() {
             return Err(Failure::usage(
@@ -585,8 +586,8 @@ fn group(
 }
 
 /// The variables and exported functions of `--env`, as far as they are set.
-fn environment(names: &[String]) -> Result<Vec<(String, String)>, Failure> {
-    let mut set = Vec::new();
+fn environment(names: &[String]) -> Result<BTreeMap<String, String>, Failure> {
+    let mut set = BTreeMap::new();
     for name in names {
         if name.is_empty() || name == "_" || name.contains('=') {
             return Err(Failure::usage(format!(
@@ -595,7 +596,7 @@ fn environment(names: &[String]) -> Result<Vec<(String, String)>, Failure> {
         }
         for name in [name.clone(), format!("BASH_FUNC_{name}%%")] {
             match std::env::var(&name) {
-                Ok(value) => set.push((name, value)),
+                Ok(value) => drop(set.insert(name, value)),
                 Err(std::env::VarError::NotPresent) => {}
                 Err(std::env::VarError::NotUnicode(_)) => {
                     return Err(Failure::usage(format!(
@@ -634,8 +635,7 @@ impl Templates {
             let paths = templates.iter().map(|template| template.expand(&plain));
             paths.map(|path| Transfer::of(&path, out)).collect()
         };
-        let mut env: std::collections::BTreeMap<String, String> =
-            self.env.iter().cloned().collect();
+        let mut env = self.env.clone();
         if cmd.contains("PARALLEL_SEQ") {
             env.insert("PARALLEL_SEQ".into(), number.to_string());
         }

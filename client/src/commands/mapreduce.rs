@@ -15,7 +15,7 @@ use ipbroker_client::protocol::message::{EngineInfo, FsOp, FsRequest};
 use jiff::tz::TimeZone;
 use serde_json::{Value, json};
 
-use super::{Outcome, map, run, stats};
+use super::{Outcome, map, run};
 use crate::cli::{ClusterArgs, EndArgs, JobArgs, LocalArgs, size};
 use crate::failure::Failure;
 use crate::local::{self, LocalCluster};
@@ -24,6 +24,7 @@ use crate::output::json;
 use crate::output::progress::{Detail, Progress};
 use crate::pieces::{Input, Piece, chunks};
 use crate::runner::halt::Halt;
+use crate::runner::place::is_on;
 use crate::runner::{Options, Printer, Runner, Slot, Summary};
 use crate::template::quote;
 
@@ -74,9 +75,6 @@ pub(crate) struct MapReduceArgs {
     /// Print how much was done, and where, as JSON
     #[arg(long, requires = "output")]
     json: bool,
-    /// Print the tables of `ipclient stats` on stderr at the end
-    #[arg(long)]
-    stats: bool,
     /// Fail at once if there are no engines, instead of waiting for them
     #[arg(long)]
     no_wait: bool,
@@ -92,8 +90,6 @@ pub(crate) struct MapReduceArgs {
 
 /// A mapper has a file open for each.
 const MOST_REDUCERS: u64 = 500;
-/// How long the engines of a private cluster may take.
-const START: Duration = Duration::from_secs(10);
 /// Mappers whose input is on its way for each engine, where it has to be sent.
 const AHEAD: u64 = 3;
 
@@ -131,7 +127,7 @@ pub(crate) fn main(mut args: Box<MapReduceArgs>, cluster: &ClusterArgs) -> Outco
 
     let (client, private) = local::connect(&args.local, cluster)?;
     if let Some(coming) = args.local.engines() {
-        client.wait_for_engines(coming as usize, Some(START));
+        client.wait_for_engines(coming as usize, Some(local::ENGINES));
     }
     let engines = client.wait_for_engines(1, Some(Duration::ZERO)).max(1) as u64;
     let bytes: u64 = inputs.iter().map(|input| input.size).sum();
@@ -190,9 +186,6 @@ pub(crate) fn main(mut args: Box<MapReduceArgs>, cluster: &ClusterArgs) -> Outco
         let before = summary.total;
         summary = stage(jobs, "reduce job", &mut reduced)?;
         summary.total += before;
-    }
-    if args.stats && !summary.hurried {
-        stats::report(&client);
     }
     if args.json && !summary.hurried {
         json::print(&json!({
@@ -364,12 +357,7 @@ impl Plan<'_> {
     ) -> Result<Vec<Job>, Failure> {
         let JobArgs { hosts, tags, .. } = &self.args.jobs;
         let allowed = |engine: &&EngineInfo| {
-            let named = |host: &String| {
-                engine
-                    .host
-                    .iter()
-                    .any(|name| name.eq_ignore_ascii_case(host))
-            };
+            let named = |host: &String| is_on(engine, host);
             (hosts.is_empty() || hosts.iter().any(named))
                 && tags.iter().all(|tag| engine.tags.contains(tag))
         };

@@ -18,13 +18,10 @@ use jiff::Timestamp;
 use serde_json::{Map, Value, json};
 
 use super::Outcome;
-use super::results::result;
+use super::results::{CHUNK, result};
 use crate::cli::ClusterArgs;
 use crate::failure::Failure;
 use crate::output::{cut, plural};
-
-/// Ids in one question to the hub.
-const CHUNK: usize = 1000;
 
 /// Which tasks of the history.
 #[derive(Debug, Args)]
@@ -260,11 +257,7 @@ fn runs(client: &Client, args: &PastArgs) -> Result<Vec<Run>, Failure> {
 }
 
 fn id_of(record: &Record) -> &str {
-    record
-        .extra
-        .get("msg_id")
-        .and_then(Value::as_str)
-        .unwrap_or_default()
+    text(&record.extra, "msg_id")
 }
 
 fn seconds(date: Option<Timestamp>) -> Option<f64> {
@@ -301,6 +294,12 @@ fn content(record: &Record) -> Option<&Map<String, Value>> {
     record.extra.get("content")?.as_object()
 }
 
+/// Its type, without what all requests have.
+fn asked(record: &Record) -> &str {
+    let kind = text(&record.header, "msg_type");
+    kind.strip_suffix("_request").unwrap_or(kind)
+}
+
 /// A task in a line: its command, the name of its function, its label, or its kind.
 fn name(content: Option<&Map<String, Value>>, record: &Record) -> String {
     let label = record.extra.get("label").and_then(Value::as_str);
@@ -309,22 +308,14 @@ fn name(content: Option<&Map<String, Value>>, record: &Record) -> String {
         .map(|key| line(content.map_or("", |content| text(content, key))))
         .chain(label.map(line))
         .find(|line| !line.is_empty())
-        .unwrap_or_else(|| {
-            let kind = text(&record.header, "msg_type");
-            kind.strip_suffix("_request").unwrap_or(kind).to_owned()
-        })
+        .unwrap_or_else(|| asked(record).to_owned())
 }
 
 /// Of what kind it is, as a sample of the cluster says.
 fn kind(content: Option<&Map<String, Value>>, record: &Record) -> String {
     let text = |key| content.map_or("", |content| text(content, key));
     match (text("cmd"), text("name")) {
-        ("", "") => {
-            let asked = record.header.get("msg_type").and_then(Value::as_str);
-            asked
-                .map_or("", |asked| asked.strip_suffix("_request").unwrap_or(asked))
-                .to_owned()
-        }
+        ("", "") => asked(record).to_owned(),
         ("", name) => of_name(name),
         (cmd, _) => of_command(cmd),
     }

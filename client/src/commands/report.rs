@@ -5,14 +5,12 @@ use std::fmt::Write;
 
 use clap::Args;
 use ipbroker_client::protocol::array::without_ids;
-use jiff::Timestamp;
-use jiff::tz::TimeZone;
 
 use super::Outcome;
 use super::past::{End, PastArgs, Run, begin, draw, steps, tasks};
 use crate::cli::ClusterArgs;
-use crate::output::plural;
 use crate::output::table::duration;
+use crate::output::{clock, plural};
 
 /// Rows of a table.
 const ROWS: usize = 20;
@@ -121,13 +119,7 @@ fn escape(text: &str) -> String {
 }
 
 fn date(time: f64) -> String {
-    Timestamp::from_nanosecond((time * 1e9) as i128)
-        .map(|date| {
-            date.to_zoned(TimeZone::system())
-                .strftime("%F %T %Z")
-                .to_string()
-        })
-        .unwrap_or_default()
+    clock(time, "%F %T %Z")
 }
 
 /// The value below which the share `q` of sorted ones lies; each stands for so many tasks.

@@ -21,7 +21,7 @@ use crate::output::plural;
 use crate::runner::files;
 
 /// Ids in one question to the hub.
-const CHUNK: usize = 1000;
+pub(super) const CHUNK: usize = 1000;
 
 /// Print result lines of tasks, as `ipclient run` prints them
 #[derive(Debug, Args)]
@@ -40,6 +40,9 @@ pub(crate) struct ResultsArgs {
     /// Print only: do not write the files that jobs name in `get`
     #[arg(long)]
     no_get: bool,
+    /// Print JSON: this is so in any case
+    #[arg(long)]
+    json: bool,
 }
 
 pub(crate) fn main(args: ResultsArgs, cluster: &ClusterArgs) -> Outcome {

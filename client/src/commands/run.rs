@@ -62,9 +62,6 @@ pub(crate) struct RunArgs {
     /// Refuse jobs that would have to wait for engines, hosts, tags or resources that none has
     #[arg(long)]
     no_wait: bool,
-    /// Print the tables of `ipclient stats` on stderr at the end
-    #[arg(long)]
-    stats: bool,
     #[command(flatten)]
     end: EndArgs,
     #[command(flatten)]
@@ -89,30 +86,15 @@ pub(crate) enum OnFail {
 
 pub(crate) fn main(args: RunArgs, cluster: &ClusterArgs) -> Outcome {
     let streaming = source::is_stream(args.file.as_deref());
+    let name = source::name(args.file.as_deref());
     let mut outdir = args.outdir.as_deref().map(OutDir::new).transpose()?;
-    // A file is looked at before a cluster is bothered.
-    let jobs = match &args.file {
-        Some(file) if !streaming => {
-            let mut jobs = source::read_file(file)?;
-            if let Some(outdir) = &mut outdir {
-                for job in &mut jobs {
-                    outdir.apply(job).map_err(|why| {
-                        let name = source::name(Some(file));
-                        Failure::usage(format!("{name}:{}: {why}; nothing was submitted", job.line))
-                    })?;
-                }
-            }
-            Some(jobs)
-        }
-        _ => None,
-    };
-    // Cycles and unknown ids, too.
-    let graph = jobs
-        .as_ref()
-        .map(|jobs| source::graph(&source::name(args.file.as_ref()), jobs))
-        .transpose()?;
+    // A file is looked at before a cluster is bothered: cycles and unknown ids, too.
+    let file = args.file.as_deref().filter(|_| !streaming);
+    let jobs = file.map(|file| read(file, outdir.as_mut())).transpose()?;
+    let graph = jobs.as_ref().map(|jobs| source::graph(&name, jobs));
+    let graph = graph.transpose()?;
     let mut resume = open_results(&args, jobs.as_deref())?;
-    let jobs = match (jobs, &graph, &mut resume) {
+    let mut jobs = match (jobs, &graph, &mut resume) {
         (Some(jobs), Some(graph), Some(resume)) => Some(resume.filter(graph, jobs)),
         (jobs, ..) => jobs.map(Jobs::from),
     };
@@ -125,12 +107,9 @@ pub(crate) fn main(args: RunArgs, cluster: &ClusterArgs) -> Outcome {
         }
     }
     let mut locate = args.locate.locate();
-    let jobs = jobs.map(|mut jobs| {
-        for job in &mut jobs.jobs {
-            locate.prefer_inputs(job);
-        }
-        jobs
-    });
+    for job in jobs.iter_mut().flat_map(|jobs| &mut jobs.jobs) {
+        locate.prefer_inputs(job);
+    }
     let (client, private) = local::connect(&args.local, cluster)?;
     if let (Some(resume), None) = (&resume, &private) {
         resume.stop_earlier(&client);
@@ -138,22 +117,14 @@ pub(crate) fn main(args: RunArgs, cluster: &ClusterArgs) -> Outcome {
     let zone = TimeZone::system();
     let options = Options {
         cwd: cwd()?,
+        again: again(&args),
         jobs: args.jobs,
         capture: args.capture,
         no_wait: args.no_wait,
         coming: args.local.engines(),
         pulse: private.as_ref().map(LocalCluster::pulse),
-        source: source::name(args.file.as_ref()),
+        source: name,
         unit: "line",
-        again: match (&args.results, args.rerun.unwrap_or_default()) {
-            (Some(_), Rerun::Failed) => {
-                "the same command once more runs only these and what is new"
-            }
-            (Some(_), _) => "the same command with --rerun failed runs only these and what is new",
-            (None, _) => {
-                "with --results FILE from the first run on, the same command once more runs only what is left"
-            }
-        },
         halt: match args.on_fail {
             OnFail::Continue => None,
             OnFail::Stop => Some(Halt::at_failure(false)),
@@ -177,10 +148,32 @@ pub(crate) fn main(args: RunArgs, cluster: &ClusterArgs) -> Outcome {
             resume.tell(summary.total as usize);
         }
     }
-    if args.stats && !summary.hurried {
-        stats::report(&client);
-    }
     end(&args.end, summary, client, private)
+}
+
+/// The jobs of a file, with the files of `--outdir`.
+fn read(file: &Path, outdir: Option<&mut OutDir>) -> Result<Vec<Job>, Failure> {
+    let mut jobs = source::read_file(file)?;
+    if let Some(outdir) = outdir {
+        for job in &mut jobs {
+            outdir.apply(job).map_err(|why| {
+                let name = source::name(Some(file));
+                Failure::usage(format!("{name}:{}: {why}; nothing was submitted", job.line))
+            })?;
+        }
+    }
+    Ok(jobs)
+}
+
+/// How what failed is run again.
+fn again(args: &RunArgs) -> &'static str {
+    match (&args.results, args.rerun.unwrap_or_default()) {
+        (Some(_), Rerun::Failed) => "the same command once more runs only these and what is new",
+        (Some(_), _) => "the same command with --rerun failed runs only these and what is new",
+        (None, _) => {
+            "with --results FILE from the first run on, the same command once more runs only what is left"
+        }
+    }
 }
 
 /// The directory that jobs run in unless they say otherwise.
@@ -213,6 +206,9 @@ pub(crate) fn end(
         }
         let _ = std::io::stdout().flush();
         std::process::exit(128 + summary.signal.unwrap_or(2));
+    }
+    if args.stats {
+        stats::report(&client);
     }
     drop(client);
     drop(private);

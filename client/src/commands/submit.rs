@@ -70,7 +70,7 @@ struct Submitter {
 }
 
 pub(crate) fn main(args: SubmitArgs, cluster: &ClusterArgs) -> Outcome {
-    let name = source::name(args.file.as_ref());
+    let name = source::name(args.file.as_deref());
     let file = match &args.file {
         Some(path) if !source::is_stream(Some(path)) => {
             let jobs = source::read_file(path)?;
@@ -250,23 +250,17 @@ impl Submitter {
             let first = acks.recv_timeout(Duration::from_millis(500)).ok();
             self.acknowledged(first.into_iter().chain(acks.try_iter()))?;
             for notice in self.client.take_notices() {
-                match notice {
-                    Notice::Gone(silence) => {
-                        let (count, seconds) = (self.ids.len(), silence.as_secs());
-                        eprintln!(
-                            "ipclient: the controller has not answered for {seconds} s: {count} jobs are not acknowledged yet"
-                        );
+                let count = self.ids.len();
+                match &notice {
+                    Notice::Gone(_) => {
+                        eprintln!("ipclient: {notice}: {count} jobs are not acknowledged yet")
                     }
-                    Notice::Back => eprintln!("ipclient: the controller is back"),
                     Notice::ShutDown => {
-                        let count = self.ids.len();
                         return Err(Failure::new(format!(
-                            "the controller has shut down; {count} jobs were not acknowledged"
+                            "{notice}; {count} jobs were not acknowledged"
                         )));
                     }
-                    Notice::Trouble(trouble) => {
-                        eprintln!("ipclient: the controller is in trouble: {trouble}")
-                    }
+                    _ => eprintln!("ipclient: {notice}"),
                 }
             }
         }

@@ -16,6 +16,7 @@ use crate::error::{Result, TaskError};
 use crate::gather::Gather;
 use crate::reply::Reply;
 
+pub(crate) use pending::Pending;
 pub(crate) use thread::{Settings, start};
 
 /// What arrived for the members `lo..hi` of a submission. A single call that travelled with others is member `lo` of their
@@ -70,16 +71,8 @@ pub(crate) enum Channel {
 /// A task on its way out.
 pub(crate) struct Submission {
     pub(crate) number: u64,
-    /// What follows that in its id.
-    pub(crate) suffix: &'static str,
-    pub(crate) channel: Channel,
     pub(crate) frames: Frames,
-    pub(crate) members: u64,
-    pub(crate) array: bool,
-    pub(crate) ack: bool,
-    /// Engines it was sent to: their loss ends it; position in the list = member, when there are several.
-    pub(crate) engines: Vec<String>,
-    pub(crate) takers: Takers,
+    pub(crate) awaited: Pending,
 }
 
 /// Who takes what arrives for a submission.

@@ -24,6 +24,7 @@ pub(crate) struct Pending {
     pub(crate) ack: bool,
     /// Its frames, until the controller has acknowledged them.
     pub(crate) kept: Option<Frames>,
+    /// Engines it was sent to: their loss ends it; position in the list = member, when there are several.
     pub(crate) engines: Vec<String>,
     pub(crate) takers: Takers,
     pub(crate) received: Ranges,
@@ -31,6 +32,23 @@ pub(crate) struct Pending {
 }
 
 impl Pending {
+    /// A single task, or an array of `members`.
+    pub(crate) fn new(channel: Channel, array: Option<u64>, takers: Takers) -> Self {
+        let members = array.unwrap_or(1);
+        Self {
+            suffix: "",
+            channel,
+            members,
+            array: array.is_some(),
+            ack: false,
+            kept: None,
+            engines: Vec::new(),
+            takers,
+            received: Ranges::default(),
+            left: members,
+        }
+    }
+
     /// The id of the submission with this number.
     pub(crate) fn id(&self, session: &Session, number: u64) -> String {
         format!("{}_{number}{}", session.id, self.suffix)

@@ -21,7 +21,7 @@ use ipbroker_protocol::zmq::{self, Context, Message, PollItem, Socket};
 
 use super::pending::{Pending, Table};
 use super::{Channel, Handle, Listener, Request, Sink, Submission, number_of};
-use crate::engines::{ConnectionReply, Engines};
+use crate::engines::{ConnectionReply, Engines, Notice};
 use crate::error::{Error, Result, TaskError};
 use crate::gather::Gather;
 use crate::reply::Reply;
@@ -342,31 +342,12 @@ impl Io {
     fn submit(&mut self, submission: Submission) {
         let Submission {
             number,
-            suffix,
-            channel,
             frames,
-            members,
-            array,
-            ack,
-            engines,
-            takers,
+            mut awaited,
         } = submission;
-        let kept = (ack && channel == Channel::Task).then(|| frames.duplicate());
-        self.table.insert(
-            number,
-            Pending {
-                suffix,
-                channel,
-                members,
-                array,
-                ack: ack && channel == Channel::Task,
-                kept,
-                engines,
-                takers,
-                received: Default::default(),
-                left: members,
-            },
-        );
+        let channel = awaited.channel;
+        awaited.kept = awaited.ack.then(|| frames.duplicate());
+        self.table.insert(number, awaited);
         self.send(channel, frames);
     }
 
@@ -648,7 +629,7 @@ impl Io {
             }
             types::SHUTDOWN_NOTIFICATION if !self.goodbye => {
                 self.goodbye = true;
-                self.settings.engines.shut_down();
+                self.settings.engines.notice(Notice::ShutDown);
             }
             _ => {}
         }
@@ -690,7 +671,7 @@ impl Io {
             self.resume();
             // Engines come back by and by: asked for soon, and again.
             self.leases = 1;
-            self.settings.engines.back();
+            self.settings.engines.notice(Notice::Back);
         }
         self.silent = false;
         self.incarnation = Some(reply.incarnation);
@@ -762,7 +743,7 @@ impl Io {
         let silence = now.duration_since(self.last_seen);
         if silence > 2 * LEASE + LEASE / 2 && self.incarnation.is_some() {
             if !self.silent && !self.goodbye {
-                self.settings.engines.gone(silence);
+                self.settings.engines.notice(Notice::Gone(silence));
             }
             self.silent = true;
         }

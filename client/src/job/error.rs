@@ -1,7 +1,5 @@
 //! What can be wrong with a job line.
 
-use std::fmt;
-
 /// Why one line is no job.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum LineError {
@@ -53,7 +51,8 @@ impl LineError {
 }
 
 /// A bad job line and where it stands.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{file}:{line}: {error}")]
 pub struct JobError {
     /// Name of the file (`stdin` for the standard input).
     pub file: String,
@@ -62,11 +61,3 @@ pub struct JobError {
     /// What is wrong.
     pub error: LineError,
 }
-
-impl fmt::Display for JobError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}:{}: {}", self.file, self.line, self.error)
-    }
-}
-
-impl std::error::Error for JobError {}

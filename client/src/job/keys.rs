@@ -117,22 +117,14 @@ impl Keys<'_> {
                     return Err(LineError::value(key, "has an empty path"));
                 }
                 let (from, to) = (no_nul(key, &from)?, no_nul(key, &to)?);
-                let (local, remote) = if out { (from, to) } else { (to, from) };
-                Ok(Transfer {
-                    local,
-                    remote,
-                    part: None,
-                })
+                Ok(Transfer::between(from, to, out))
             })
             .collect()
     }
 
     /// A list of paths; a single one may stand for itself.
     pub(super) fn paths(&self, key: &'static str) -> Result<Vec<String>, LineError> {
-        let paths = match self.get(key) {
-            Some(Value::String(path)) => vec![path.clone()],
-            _ => self.strings(key)?,
-        };
+        let paths = self.strings(key)?;
         if paths.iter().any(String::is_empty) {
             return Err(LineError::value(key, "has an empty path"));
         }

@@ -186,10 +186,12 @@ impl Transfer {
     /// A file that is named once: the same relative path on both sides, or its name alone on the other one when that
     /// would lead elsewhere. `out`: `path` is the one here.
     pub fn of(path: &str, out: bool) -> Self {
-        let (local, remote) = match (path.to_owned(), other_side(path)) {
-            (here, there) if out => (here, there),
-            (there, here) => (here, there),
-        };
+        Self::between(path.to_owned(), other_side(path), out)
+    }
+
+    /// A file that has both names; `out`: it goes from here to there.
+    pub(super) fn between(from: String, to: String, out: bool) -> Self {
+        let (local, remote) = if out { (from, to) } else { (to, from) };
         Self {
             local,
             remote,
@@ -248,15 +250,19 @@ pub fn parse_line(line: u64, bytes: &[u8]) -> Result<Job, LineError> {
         .map_err(|_| LineError::NotText)?
         .trim();
     let value: Value = serde_json::from_str(text).map_err(|e| {
+        let hint = "a job is an object like {\"cmd\": \"…\"}";
         if !text.starts_with('{') {
-            return LineError::NotJson("a job is an object like {\"cmd\": \"…\"}".into());
+            return LineError::NotJson(hint.into());
         }
         // The message names "line 1" of its own input: only the column means something here.
         let text = e.to_string();
         let what = text
             .rfind(" at line ")
             .map_or(text.as_str(), |at| &text[..at]);
-        LineError::NotJson(format!("{what} (column {})", e.column()))
+        LineError::NotJson(format!(
+            "{what} (column {}); {hint} on one line",
+            e.column()
+        ))
     })?;
     let object = match value {
         Value::Object(object) => object,
@@ -684,7 +690,7 @@ mod tests {
         );
         assert_eq!(
             error(r#"{"cmd": "a""#),
-            "not JSON: EOF while parsing an object (column 11)"
+            "not JSON: EOF while parsing an object (column 11); a job is an object like {\"cmd\": \"…\"} on one line"
         );
         assert_eq!(
             error("[1]"),

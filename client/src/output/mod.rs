@@ -9,6 +9,9 @@ use std::borrow::Cow;
 use std::fmt::Write as _;
 use std::io::{ErrorKind, IsTerminal, Result, Write};
 
+use jiff::Timestamp;
+use jiff::tz::TimeZone;
+
 /// `1 engine`, `3 engines`.
 pub(crate) fn plural(count: u64, word: &str) -> String {
     if count == 1 {
@@ -22,6 +25,18 @@ pub(crate) fn plural(count: u64, word: &str) -> String {
 pub(crate) fn jobs_wait(count: u64) -> String {
     let verb = if count == 1 { "waits" } else { "wait" };
     format!("{} {verb}", plural(count, "job"))
+}
+
+/// A moment, in seconds since 1970, as the clocks here show it.
+pub(crate) fn clock(time: f64, format: &str) -> String {
+    Timestamp::from_nanosecond((time * 1e9) as i128).map_or_else(
+        |_| "-".to_owned(),
+        |time| {
+            time.to_zoned(TimeZone::system())
+                .strftime(format)
+                .to_string()
+        },
+    )
 }
 
 /// The beginning of a line, `most` characters of it.

@@ -44,6 +44,10 @@ fn rate(jobs: f64) -> String {
     }
 }
 
+fn log(zone: &TimeZone, lines: &mut String, text: &str) {
+    *lines += &format!("{} {text}\n", log_time(Timestamp::now(), zone));
+}
+
 impl Progress {
     /// A bar where stderr is a terminal, else log lines, or neither.
     pub(crate) fn new(detail: Option<Detail>, zone: &TimeZone) -> Self {
@@ -91,12 +95,8 @@ impl Progress {
     /// The first line.
     pub(crate) fn started(&mut self, total: u64, engines: usize) {
         if let Self::Log { zone, lines } = self {
-            *lines += &format!(
-                "{} total {} on {}\n",
-                log_time(Timestamp::now(), zone),
-                plural(total, "job"),
-                plural(engines as u64, "engine")
-            );
+            let (jobs, engines) = (plural(total, "job"), plural(engines as u64, "engine"));
+            log(zone, lines, &format!("total {jobs} on {engines}"));
         }
     }
 
@@ -161,9 +161,7 @@ impl Progress {
     pub(crate) fn say(&mut self, text: &str) {
         match self {
             Self::Bar(bar) => bar.suspend(|| eprintln!("ipclient: {text}")),
-            Self::Log { zone, lines } => {
-                *lines += &format!("{} {text}\n", log_time(Timestamp::now(), zone))
-            }
+            Self::Log { zone, lines } => log(zone, lines, text),
             Self::Position { .. } | Self::Quiet => eprintln!("ipclient: {text}"),
         }
         self.flush();
@@ -192,9 +190,7 @@ impl Progress {
     pub(crate) fn end(&mut self, word: &str) {
         match self {
             Self::Bar(bar) => bar.abandon(),
-            Self::Log { zone, lines } => {
-                *lines += &format!("{} {word}\n", log_time(Timestamp::now(), zone))
-            }
+            Self::Log { zone, lines } => log(zone, lines, word),
             Self::Position { .. } | Self::Quiet => {}
         }
         self.flush();

@@ -6,7 +6,7 @@ use std::io::{self, Read};
 use std::ops::Range;
 use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::path::{Path, PathBuf};
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
 use ipbroker_client::job::{Job, JobResult, JobStatus};
 use ipbroker_client::protocol::hex;
@@ -17,14 +17,12 @@ use sha2::{Digest, Sha256};
 
 use super::Runner;
 use crate::failure::Failure;
+use crate::local;
 
 /// Inputs of one job that outlives its client travel with it up to this size, and those of one call up to the other;
 /// beyond that they go into the hosts' caches.
 const CARRIED: u64 = 1 << 20;
 const CARRIED_IN_ALL: u64 = 256 << 20;
-
-/// How long the first engine of a private cluster may take.
-const START: Duration = Duration::from_secs(10);
 
 /// A local file as it was when it was last looked at.
 #[derive(PartialEq)]
@@ -62,7 +60,7 @@ pub(super) enum Way {
 /// A job's inputs, and the buffers that carry them.
 pub(crate) type Inputs = (Vec<Staged>, Vec<Message>);
 
-fn local(cwd: &str, path: &str) -> PathBuf {
+fn path_of(cwd: &str, path: &str) -> PathBuf {
     Path::new(cwd).join(path)
 }
 
@@ -93,7 +91,7 @@ fn hosts_of(client: &Client, job: &Job, near: bool) -> Vec<Host> {
 pub(crate) fn look(cwd: &str, job: &Job) -> Result<u64, String> {
     let mut size = 0;
     for input in &job.put {
-        let path = local(cwd, &input.local);
+        let path = path_of(cwd, &input.local);
         let problem = |e: io::Error| format!("put: {}: {e}", path.display());
         let meta = fs::metadata(&path).map_err(problem)?;
         if !meta.is_file() {
@@ -149,7 +147,7 @@ impl Files {
             .iter()
             .zip(&inputs.0)
             .filter(|(_, staged)| staged.buffer.is_none())
-            .map(|(input, staged)| (local(cwd, &input.local), staged.sha256.clone()))
+            .map(|(input, staged)| (path_of(cwd, &input.local), staged.sha256.clone()))
             .collect();
         for host in hosts {
             match self.place(host, &files, again) {
@@ -164,7 +162,7 @@ impl Files {
     /// The engines of a private cluster register just after it is there: with the first of them its host is known.
     fn await_private(&mut self, client: &Client, coming: Option<u32>) {
         if coming.is_some() && !std::mem::replace(&mut self.awaited, true) {
-            client.wait_for_engines(1, Some(START));
+            client.wait_for_engines(1, Some(local::ENGINES));
         }
     }
 
@@ -172,7 +170,7 @@ impl Files {
     fn describe(&mut self, cwd: &str, job: &Job, inline: bool) -> Result<Inputs, String> {
         let (mut staged, mut buffers) = (Vec::new(), Vec::new());
         for input in &job.put {
-            let path = local(cwd, &input.local);
+            let path = path_of(cwd, &input.local);
             let problem = |e: io::Error| format!("put: {}: {e}", path.display());
             let mut staged_as = Staged {
                 path: input.remote.clone(),
@@ -344,7 +342,7 @@ pub(crate) fn fetch<'a>(
         if bytes.is_empty() && !all {
             continue;
         }
-        let path = local(cwd, &output.local);
+        let path = path_of(cwd, &output.local);
         let write = || -> io::Result<()> {
             if let Some(dir) = path.parent() {
                 fs::create_dir_all(dir)?;

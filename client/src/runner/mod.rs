@@ -4,7 +4,7 @@ mod events;
 mod failures;
 pub(crate) mod files;
 pub(crate) mod halt;
-mod place;
+pub(crate) mod place;
 mod submit;
 mod waits;
 
@@ -456,21 +456,14 @@ impl<'a> Runner<'a> {
                 (self.waits).ask(&self.client, all_here, &self.events.sender);
             }
             for notice in self.client.take_notices() {
-                self.shut_down = match notice {
+                self.shut_down = match &notice {
                     Notice::ShutDown => true,
                     Notice::Back => false,
                     _ => self.shut_down,
                 };
-                let text = match notice {
-                    Notice::Gone(silence) => {
-                        format!(
-                            "the controller has not answered for {} s: waiting for it to come back",
-                            silence.as_secs()
-                        )
-                    }
-                    Notice::Back => "the controller is back".to_owned(),
-                    Notice::ShutDown => "the controller has shut down".to_owned(),
-                    Notice::Trouble(trouble) => format!("the controller is in trouble: {trouble}"),
+                let text = match &notice {
+                    Notice::Gone(_) => format!("{notice}: waiting for it to come back"),
+                    _ => notice.to_string(),
                 };
                 self.progress.say(&text);
             }

@@ -1,7 +1,6 @@
 //! `--no-wait`: jobs that ask for hosts, tags or resources that no engine has are refused.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::time::Duration;
 
 use ipbroker_client::Client;
 use ipbroker_client::job::{Job, Placement};
@@ -10,6 +9,7 @@ use ipbroker_client::protocol::resources::{self, Amount, Request};
 
 use super::Options;
 use crate::failure::Failure;
+use crate::local;
 
 /// What is asked for, and the first line that does.
 type Wishes = BTreeMap<Wish, u64>;
@@ -32,12 +32,7 @@ enum Wish {
 impl Wish {
     fn met(&self, engine: &EngineInfo) -> bool {
         match self {
-            Wish::Hosts(hosts) => hosts.iter().any(|host| {
-                engine
-                    .host
-                    .iter()
-                    .any(|name| name.eq_ignore_ascii_case(host))
-            }),
+            Wish::Hosts(hosts) => hosts.iter().any(|host| is_on(engine, host)),
             Wish::Tags(tags) | Wish::Nodes(_, tags) => {
                 tags.iter().all(|tag| engine.tags.contains(tag))
             }
@@ -83,6 +78,12 @@ impl Wish {
             }
         }
     }
+}
+
+/// Whether an engine's host has this name.
+pub(crate) fn is_on(engine: &EngineInfo, host: &str) -> bool {
+    let mut names = engine.host.iter();
+    names.any(|name| name.eq_ignore_ascii_case(host))
 }
 
 fn wishes(jobs: &[Job], options: &Options) -> Wishes {
@@ -153,7 +154,7 @@ pub(crate) fn check(client: &Client, options: &Options, jobs: &[Job]) -> Result<
 /// The engines, those of a private cluster included.
 fn engines(client: &Client, options: &Options) -> Result<Vec<EngineInfo>, Failure> {
     let coming = options.coming.unwrap_or(0) as usize;
-    client.wait_for_engines(coming, Some(Duration::from_secs(10)));
+    client.wait_for_engines(coming, Some(local::ENGINES));
     Ok(client.engines()?)
 }
 

@@ -7,6 +7,7 @@ use ipbroker_protocol::message::{Command, CommandResult, FunctionCall, TaskReque
 use ipbroker_protocol::zmq::Message;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use serde_json::json;
 
 use super::load_balanced::pack;
 use crate::client::{Client, Outgoing};
@@ -36,14 +37,6 @@ pub struct DirectView {
     client: Client,
     /// Number and uuid.
     targets: Vec<(u32, String)>,
-}
-
-/// Metadata of a broadcast.
-#[derive(Serialize)]
-struct Broadcast<'a> {
-    is_broadcast: bool,
-    is_coalescing: bool,
-    targets: &'a [(String, u32)],
 }
 
 impl DirectView {
@@ -196,11 +189,7 @@ impl DirectView {
             .iter()
             .map(|(id, uuid)| (uuid.clone(), *id))
             .collect();
-        let metadata = Broadcast {
-            is_broadcast: true,
-            is_coalescing: false,
-            targets: &targets,
-        };
+        let metadata = json!({ "is_broadcast": true, "is_coalescing": false, "targets": &targets });
         let id = self.client.submit_broadcast(
             targets.iter().map(|(uuid, _)| uuid.clone()).collect(),
             (

@@ -15,8 +15,7 @@ use ratatui::widgets::{
 use super::page::Told;
 use super::rows::{Table, rows};
 use super::state::State;
-use crate::commands::events::clock;
-use crate::output::plural;
+use crate::output::{clock, plural};
 
 const HELP: &str = "q quit  ? keys  Tab next  Enter task  a abort  r run  / find  s sort  f follow";
 const PAGE_HELP: &str = "q quit  ? keys  Esc back  a abort  r run again";
@@ -143,7 +142,7 @@ fn draw_page(frame: &mut Frame<'_>, area: Rect, state: &State, told: &Told) {
         add("where", format!("engine {} on {}", engine.id, engine.host));
         if let (Some(since), Some(sample)) = (engine.since, &state.sample) {
             let time = short(sample.time - since);
-            add("since", format!("{}, for {time}", clock(since)));
+            add("since", format!("{}, for {time}", clock(since, "%H:%M:%S")));
         }
     }
     add("state", told.why.state.clone());
