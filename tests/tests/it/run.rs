@@ -684,6 +684,18 @@ fn interrupted_without_a_controller() {
             cluster.path("running").exists().then_some(())
         });
         cluster.controller().signal(signal);
+        // A thread that still runs might answer.
+        let pid = cluster.controller().pid().as_raw_nonzero();
+        eventually("all threads of the controller to stop", LIMIT, || {
+            let stopped = |thread: fs::DirEntry| {
+                let stat = fs::read_to_string(thread.path().join("stat")).unwrap_or_default();
+                let (_, state) = stat.rsplit_once(") ").unwrap_or(("", "gone"));
+                !state.starts_with(['R', 'S', 'D'])
+            };
+            let threads = fs::read_dir(format!("/proc/{pid}/task"));
+            let mut threads = threads.into_iter().flatten().flatten();
+            threads.all(stopped).then_some(())
+        });
         run.signal(Signal::INT);
         let ended = run.finish(Duration::from_secs(20));
         assert_eq!(ended.code(), 130, "{}", ended.stderr);
