@@ -1,6 +1,7 @@
 //! What this host is called, and what it has.
 
 use std::net::{IpAddr, UdpSocket};
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::UNIX_EPOCH;
 
@@ -13,10 +14,9 @@ use crate::job;
 /// loopback this host is `localhost` too, unless it has aliases: then it was started from elsewhere, through a tunnel.
 pub(crate) fn names(aliases: &[String], controller: &str) -> Vec<String> {
     let node = node();
-    let hosts = std::fs::read_to_string("/etc/hosts").unwrap_or_default();
     let mut names = vec![node.clone()];
     names.extend(node.split('.').next().map(str::to_owned));
-    names.extend(names_of(&hosts, &node));
+    names.extend(names_of(&read("/etc/hosts"), &node));
     names.extend(aliases.iter().cloned());
     let loopback = controller == "localhost"
         || controller
@@ -31,15 +31,16 @@ pub(crate) fn names(aliases: &[String], controller: &str) -> Vec<String> {
             .filter(|ip| !ip.is_loopback())
             .map(|ip| ip.to_string()),
     );
-    names.extend(ipv4(
-        &std::fs::read_to_string("/proc/net/fib_trie").unwrap_or_default(),
-    ));
-    names.extend(ipv6(
-        &std::fs::read_to_string("/proc/net/if_inet6").unwrap_or_default(),
-    ));
+    names.extend(ipv4(&read("/proc/net/fib_trie")));
+    names.extend(ipv6(&read("/proc/net/if_inet6")));
     let mut seen = std::collections::HashSet::new();
     names.retain(|name| !name.is_empty() && seen.insert(name.clone()));
     names
+}
+
+/// A file of the system; nothing where there is none.
+fn read(path: impl AsRef<Path>) -> String {
+    std::fs::read_to_string(path).unwrap_or_default()
 }
 
 /// The name that the system has for itself.
@@ -59,7 +60,6 @@ pub(crate) fn cores() -> u32 {
 /// Which machine this is: engines that say the same share its cpus, memory and devices. The kernel says which boot of
 /// which machine it runs; containers and name spaces with another name for themselves are machines of their own.
 pub(crate) fn machine() -> String {
-    let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
     let (boot, id) = (
         read("/proc/sys/kernel/random/boot_id"),
         read("/etc/machine-id"),
@@ -126,7 +126,7 @@ fn nvidia() -> Vec<String> {
 fn memory() -> Option<u64> {
     let meminfo = std::fs::read_to_string("/proc/meminfo").ok()?;
     let all = size_in(&meminfo, "MemTotal:")?;
-    let group = std::fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
+    let group = read("/proc/self/cgroup");
     let limit = group
         .lines()
         .find_map(|line| line.strip_prefix("0::"))
@@ -143,7 +143,7 @@ pub(crate) struct Meter {
 
 impl Meter {
     /// The load now, that of the cores since the last reading (at first, since the host started).
-    pub(crate) fn read(&mut self, scratch: &std::path::Path) -> Option<HostLoad> {
+    pub(crate) fn read(&mut self, scratch: &Path) -> Option<HostLoad> {
         let now = ticks(&std::fs::read_to_string("/proc/stat").ok()?)?;
         let (busy, all) = (
             now.0.saturating_sub(self.ticks.0),
@@ -198,7 +198,7 @@ fn limit_of(path: &str) -> Option<u64> {
     let mut least = None;
     let mut at = std::path::PathBuf::from(format!("/sys/fs/cgroup{path}"));
     while at.starts_with("/sys/fs/cgroup") {
-        let text = std::fs::read_to_string(at.join("memory.max")).unwrap_or_default();
+        let text = read(at.join("memory.max"));
         if let Ok(limit) = text.trim().parse::<u64>() {
             least = Some(least.map_or(limit, |least: u64| least.min(limit)));
         }

@@ -2,7 +2,7 @@
 
 use ipbroker_protocol::{message::ErrorContent, session::Packer};
 
-use super::{Executor, Verdict, array::Arguments, require, stopped};
+use super::{Executor, Verdict, array::Arguments, require};
 use crate::{function::Context, process::Process, seat::Seat, task::Task};
 
 /// Packed nil: the argument of a call that has none.
@@ -59,11 +59,7 @@ impl Executor for Functions<'_> {
         let host = self.process.files.host.as_str();
         let (_, token) = match self.seat.begin_member(index) {
             Ok(begun) => begun,
-            Err(stop) => {
-                let (verdict, error) = stopped(&stop, self.seat, host);
-                self.refuse(&error, out);
-                return verdict;
-            }
+            Err(stop) => return self.refuse_stopped(&stop, self.seat, host, out),
         };
         let context = Context {
             token: &token,
@@ -94,9 +90,7 @@ impl Executor for Functions<'_> {
         match (self.seat.running.finish(), result) {
             (Some(stop), _) => {
                 out.truncate(length);
-                let (verdict, error) = stopped(&stop, self.seat, host);
-                self.refuse(&error, out);
-                verdict
+                self.refuse_stopped(&stop, self.seat, host, out)
             }
             (None, Ok(())) => Verdict::Ok,
             (None, Err(error)) => {

@@ -6,7 +6,7 @@ use ipbroker_protocol::{message::ErrorContent, session::Packer, zmq::Message};
 use serde::Deserialize;
 use serde_json::json;
 
-use super::{Executor, Verdict, stopped};
+use super::{Executor, Verdict};
 use crate::{
     job::Stop,
     kernel::{Answer, Slot},
@@ -83,11 +83,7 @@ impl Executor for Request<'_> {
         let host = process.files.host.as_str();
         let generation = match seat.begin_member(index) {
             Ok((generation, _)) => generation,
-            Err(stop) => {
-                let (verdict, error) = stopped(&stop, seat, host);
-                self.refuse(&error, out);
-                return verdict;
-            }
+            Err(stop) => return self.refuse_stopped(&stop, seat, host, out),
         };
         let mut slot = seat.kernel.lock();
         let kernel = match &mut *slot {
@@ -129,9 +125,7 @@ impl Executor for Request<'_> {
         let parallel = kernel.is_parallel();
         drop(slot);
         if let Some(stop) = seat.running.finish() {
-            let (verdict, error) = stopped(&stop, seat, host);
-            self.refuse(&error, out);
-            return verdict;
+            return self.refuse_stopped(&stop, seat, host, out);
         }
         match answer {
             Answer::Gone(cause) => {

@@ -69,6 +69,13 @@ pub(crate) trait Executor {
     /// Appends the outcome of a member that was never run.
     fn refuse(&self, error: &ErrorContent, out: &mut Vec<u8>);
 
+    /// The same of one that was stopped, or did not begin, for this reason.
+    fn refuse_stopped(&self, stop: &Stop, seat: &Seat, host: &str, out: &mut Vec<u8>) -> Verdict {
+        let (verdict, error) = stopped(stop, seat, host);
+        self.refuse(&error, out);
+        verdict
+    }
+
     /// Whether what [`run`](Self::run) appends on [`Verdict::Ok`] is a reply's content; else it is its first buffer.
     fn content(&self) -> bool;
 

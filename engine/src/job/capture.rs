@@ -103,28 +103,23 @@ pub(super) fn capture(
             }),
         };
         let ready = {
-            let mut items = Vec::with_capacity(3);
-            if ended.is_none() {
-                items.push((0, PollFd::from_borrowed_fd(pidfd, PollFlags::IN)));
-            }
-            if let Some(pipe) = &out.read {
-                items.push((1, PollFd::from_borrowed_fd(pipe.as_fd(), PollFlags::IN)));
-            }
-            if let Some(pipe) = &err.read {
-                items.push((2, PollFd::from_borrowed_fd(pipe.as_fd(), PollFlags::IN)));
-            }
-            let (which, mut fds): (Vec<u8>, Vec<PollFd<'_>>) = items.into_iter().unzip();
-            match poll(&mut fds, wait.as_ref()) {
+            let fds = [
+                ended.is_none().then_some(pidfd),
+                out.read.as_ref().map(AsFd::as_fd),
+                err.read.as_ref().map(AsFd::as_fd),
+            ];
+            let polled = fds.iter().flatten();
+            let mut polled: Vec<PollFd<'_>> = polled
+                .map(|fd| PollFd::from_borrowed_fd(*fd, PollFlags::IN))
+                .collect();
+            match poll(&mut polled, wait.as_ref()) {
                 Ok(0) => break,
                 Ok(_) => {}
                 Err(rustix::io::Errno::INTR) => continue,
                 Err(_) => break,
             }
-            let mut ready = [false; 3];
-            for (which, fd) in which.iter().zip(&fds) {
-                ready[usize::from(*which)] = !fd.revents().is_empty();
-            }
-            ready
+            let mut events = polled.iter().map(|fd| !fd.revents().is_empty());
+            fds.map(|fd| fd.is_some() && events.next() == Some(true))
         };
         if ready[0] {
             ended = Some(Instant::now());
