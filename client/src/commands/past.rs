@@ -174,8 +174,39 @@ pub(crate) fn steps<'a>(runs: impl IntoIterator<Item = &'a Run>) -> Vec<(f64, i6
     steps
 }
 
+/// Tasks by id; of an array, which members if not all.
+type Wanted = HashMap<String, Option<Vec<u64>>>;
+
 /// The tasks that were asked for, in the order in which they were submitted.
 fn runs(client: &Client, args: &PastArgs) -> Result<Vec<Run>, Failure> {
+    let (records, wanted) = find(client, args)?;
+    if records.is_empty() {
+        return Err(Failure::new(
+            "the controller has no record of any such task: nothing to report",
+        ));
+    }
+    let is_array = |record: &Record| record.members().is_some();
+    let (arrays, tasks): (Vec<Record>, Vec<Record>) = records.into_iter().partition(is_array);
+    let mut runs: Vec<Run> = tasks.iter().map(task).collect();
+    for record in &arrays {
+        let id = id_of(record);
+        let members = array(client, id, record)?;
+        let only = wanted.get(id).and_then(Option::as_ref);
+        runs.extend(members.into_iter().filter(|run| {
+            match (only, split_id(&run.id).1) {
+                (Some(only), Some(index)) => only
+                    .iter()
+                    .any(|at| (index..index + run.count).contains(at)),
+                _ => true,
+            }
+        }));
+    }
+    runs.sort_by(|a, b| a.submitted.total_cmp(&b.submitted));
+    Ok(runs)
+}
+
+/// The records of the tasks that were asked for; a member has that of its array.
+fn find(client: &Client, args: &PastArgs) -> Result<(Vec<Record>, Wanted), Failure> {
     let keys = [
         "msg_id",
         "header",
@@ -191,69 +222,41 @@ fn runs(client: &Client, args: &PastArgs) -> Result<Vec<Run>, Failure> {
         "started",
         "label",
     ];
-    let mut records = Vec::new();
-    // A member stands for its array; the others are left out again.
-    let mut wanted: HashMap<String, Option<Vec<u64>>> = HashMap::new();
+    let mut wanted = Wanted::new();
     if args.ids.is_empty() {
-        let mut query = Map::new();
-        query.insert("submitted".into(), json!({"$ne": null}));
-        if let Some(since) = args.since {
-            query.insert("submitted".into(), json!({"$gte": time::utc(since)}));
-        }
-        records = client.records(&query, &keys)?;
-    } else {
-        for id in &args.ids {
-            match split_id(id) {
-                (array, Some(index)) => {
-                    let members = wanted
-                        .entry(array.to_owned())
-                        .or_insert_with(|| Some(Vec::new()));
-                    if let Some(members) = members {
-                        members.push(index);
-                    }
-                }
-                (id, None) => {
-                    wanted.insert(id.to_owned(), None);
+        let submitted = match args.since {
+            Some(since) => json!({"$gte": time::utc(since)}),
+            None => json!({"$ne": null}),
+        };
+        let query = Map::from_iter([("submitted".to_owned(), submitted)]);
+        return Ok((client.records(&query, &keys)?, wanted));
+    }
+    for id in &args.ids {
+        match split_id(id) {
+            (array, Some(index)) => {
+                let members = wanted.entry(array.to_owned());
+                if let Some(members) = members.or_insert_with(|| Some(Vec::new())) {
+                    members.push(index);
                 }
             }
-        }
-        let ids: Vec<&String> = wanted.keys().collect();
-        for chunk in ids.chunks(CHUNK) {
-            let query = Map::from_iter([("msg_id".to_owned(), json!({"$in": chunk}))]);
-            records.extend(client.records(&query, &keys)?);
-        }
-        let known: HashSet<&str> = records.iter().map(id_of).collect();
-        if let Some(missing) = args.ids.iter().find(|id| !known.contains(split_id(id).0)) {
-            return Err(Failure::new(format!(
-                "the controller has no record of {missing} (a task that nobody knows, or --nodb)"
-            )));
-        }
-    }
-    if records.is_empty() {
-        return Err(Failure::new(
-            "the controller has no record of any such task: nothing to report",
-        ));
-    }
-    let mut runs = Vec::new();
-    let single = |record: &&Record| record.members().is_none();
-    for record in records.iter().filter(single) {
-        runs.push(task(record));
-    }
-    for record in records.iter().filter(|record| !single(record)) {
-        let id = id_of(record).to_owned();
-        let members = array(client, &id, record)?;
-        let only = wanted.get(&id).and_then(Option::as_ref);
-        runs.extend(members.into_iter().filter(|run| {
-            match (only, split_id(&run.id).1) {
-                (Some(only), Some(index)) => only
-                    .iter()
-                    .any(|at| (index..index + run.count).contains(at)),
-                _ => true,
+            (id, None) => {
+                wanted.insert(id.to_owned(), None);
             }
-        }));
+        }
     }
-    runs.sort_by(|a, b| a.submitted.total_cmp(&b.submitted));
-    Ok(runs)
+    let mut records = Vec::new();
+    let ids: Vec<&String> = wanted.keys().collect();
+    for chunk in ids.chunks(CHUNK) {
+        let query = Map::from_iter([("msg_id".to_owned(), json!({"$in": chunk}))]);
+        records.extend(client.records(&query, &keys)?);
+    }
+    let known: HashSet<&str> = records.iter().map(id_of).collect();
+    if let Some(missing) = args.ids.iter().find(|id| !known.contains(split_id(id).0)) {
+        return Err(Failure::new(format!(
+            "the controller has no record of {missing} (a task that nobody knows, or --nodb)"
+        )));
+    }
+    Ok((records, wanted))
 }
 
 fn id_of(record: &Record) -> &str {

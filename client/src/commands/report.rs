@@ -225,29 +225,26 @@ fn axis(facts: &Facts<'_>, y: f64) -> String {
 fn load(facts: &Facts<'_>) -> String {
     let (high, points) = (150.0, 480usize);
     let steps = steps(facts.runs.iter().filter(|run| run.ran.is_some()));
-    let (mut waiting, mut running, mut at) = (0, 0, 0);
-    let mut series: Vec<(f64, i64, i64)> = Vec::with_capacity(points + 1);
+    let (mut now, mut at) = ([0, 0], 0);
+    let mut series: Vec<(f64, [i64; 2])> = Vec::with_capacity(points + 1);
     for point in 0..=points {
         let time = facts.begin + facts.makespan() * point as f64 / points as f64;
         // Of what changes between two points the most is drawn.
-        let (mut most_waiting, mut most_running) = (waiting, running);
-        while let Some((_, more, runs)) = steps.get(at).filter(|step| step.0 <= time) {
-            (waiting, running) = (waiting + more, running + runs);
-            (most_waiting, most_running) = (most_waiting.max(waiting), most_running.max(running));
+        let mut most = now;
+        while let Some((_, waiting, running)) = steps.get(at).filter(|step| step.0 <= time) {
+            now = [now[0] + waiting, now[1] + running];
+            most = [most[0].max(now[0]), most[1].max(now[1])];
             at += 1;
         }
-        series.push((time, most_waiting, most_running));
+        series.push((time, most));
     }
     let mut inner = String::new();
-    for (name, class, of) in [
-        (
-            "waiting",
-            "aborted",
-            (|p: &(f64, i64, i64)| p.1) as fn(&(f64, i64, i64)) -> i64,
-        ),
-        ("running", "ok", |p| p.2),
-    ] {
-        let most = series.iter().map(of).max().unwrap_or(0).max(1);
+    for (of, (name, class)) in [("waiting", "aborted"), ("running", "ok")]
+        .into_iter()
+        .enumerate()
+    {
+        let counts = series.iter().map(|(_, counts)| counts[of]);
+        let most = counts.max().unwrap_or(0).max(1);
         let half = (high - 40.0) / 2.0;
         let base = if class == "ok" {
             high - 20.0
@@ -255,9 +252,9 @@ fn load(facts: &Facts<'_>) -> String {
             half + 10.0
         };
         let mut points = format!("{:.1},{base:.1}", facts.x(facts.begin));
-        for p in &series {
-            let y = base - (half - 8.0) * of(p) as f64 / most as f64;
-            let _ = write!(points, " {:.1},{y:.1}", facts.x(p.0));
+        for (time, counts) in &series {
+            let y = base - (half - 8.0) * counts[of] as f64 / most as f64;
+            let _ = write!(points, " {:.1},{y:.1}", facts.x(*time));
         }
         let _ = write!(points, " {:.1},{base:.1}", facts.x(facts.end));
         let _ = writeln!(

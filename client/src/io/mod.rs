@@ -7,6 +7,7 @@ mod thread;
 use std::sync::Arc;
 
 use crossbeam_channel::Sender;
+use ipbroker_protocol::connection::ClientConnection;
 use ipbroker_protocol::envelope::Envelope;
 use ipbroker_protocol::frames::Frames;
 use ipbroker_protocol::message::TaskRequest;
@@ -58,14 +59,34 @@ pub trait Listener: Send + Sync {
     fn printed(&self, msg_id: &str, stream: &str, at: Option<u64>, text: &str);
 }
 
-/// The controller's sockets that a client uses.
+/// The controller's sockets that a client sends to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Channel {
-    Hub,
     Task,
+    Hub,
     Mux,
     Control,
     Broadcast,
+}
+
+impl Channel {
+    const ALL: [Self; 5] = [
+        Self::Task,
+        Self::Hub,
+        Self::Mux,
+        Self::Control,
+        Self::Broadcast,
+    ];
+
+    fn port(self, connection: &ClientConnection) -> u16 {
+        match self {
+            Self::Task => connection.task,
+            Self::Hub => connection.registration,
+            Self::Mux => connection.mux,
+            Self::Control => connection.control,
+            Self::Broadcast => connection.broadcast,
+        }
+    }
 }
 
 /// A task on its way out.

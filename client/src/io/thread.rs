@@ -70,20 +70,13 @@ pub(crate) struct Settings {
 /// A controller that has said goodbye is gone when it does not renew the lease: it answers while its engines end.
 const GOODBYE: Duration = Duration::from_secs(3);
 
-struct Sockets {
-    hub: Socket,
-    task: Socket,
-    notification: Socket,
-    mux: Option<Socket>,
-    control: Option<Socket>,
-    broadcast: Option<Socket>,
-    iopub: Option<Socket>,
-}
-
 struct Io {
     context: Context,
     settings: Settings,
-    sockets: Sockets,
+    /// By channel. Most clients never need the last ones: they are opened at their first use.
+    sockets: [Option<Socket>; Channel::ALL.len()],
+    notification: Socket,
+    iopub: Option<Socket>,
     wake: Wake,
     requests: Receiver<Request>,
     listener: Option<Arc<dyn Listener>>,
@@ -123,29 +116,14 @@ struct Io {
 /// Opens the sockets and starts the thread.
 pub(crate) fn start(settings: Settings) -> Result<(Handle, std::thread::JoinHandle<()>)> {
     let context = Context::new();
-    let sockets = Sockets {
-        hub: connect(
-            &context,
-            &settings,
-            zmq::DEALER,
-            settings.connection.registration,
-        )?,
-        task: connect(&context, &settings, zmq::DEALER, settings.connection.task)?,
-        notification: {
-            let socket = connect(
-                &context,
-                &settings,
-                zmq::SUB,
-                settings.connection.notification,
-            )?;
-            socket.set_subscribe(b"")?;
-            socket
-        },
-        mux: None,
-        control: None,
-        broadcast: None,
-        iopub: None,
-    };
+    let mut sockets = [const { None }; Channel::ALL.len()];
+    for channel in [Channel::Task, Channel::Hub] {
+        let port = channel.port(&settings.connection);
+        sockets[channel as usize] = Some(connect(&context, &settings, zmq::DEALER, port)?);
+    }
+    let port = settings.connection.notification;
+    let notification = connect(&context, &settings, zmq::SUB, port)?;
+    notification.set_subscribe(b"")?;
     let (waker, wake) = ipbroker_protocol::wake::pair()?;
     let (sender, requests) = crossbeam_channel::unbounded();
     let now = Instant::now();
@@ -154,6 +132,8 @@ pub(crate) fn start(settings: Settings) -> Result<(Handle, std::thread::JoinHand
         context,
         settings,
         sockets,
+        notification,
+        iopub: None,
         wake,
         requests,
         listener: None,
@@ -275,25 +255,13 @@ impl Io {
     }
 
     fn wait(&self, requests: bool, timeout: i64) -> bool {
-        let sockets = &self.sockets;
         let mut items = Vec::with_capacity(8);
         if requests {
             items.push(PollItem::from_fd(self.wake.fd(), zmq::POLLIN));
         }
-        items.extend([
-            sockets.task.as_poll_item(zmq::POLLIN),
-            sockets.hub.as_poll_item(zmq::POLLIN),
-            sockets.notification.as_poll_item(zmq::POLLIN),
-        ]);
-        let optional = [
-            &sockets.mux,
-            &sockets.control,
-            &sockets.broadcast,
-            &sockets.iopub,
-        ];
-        for socket in optional.into_iter().flatten() {
-            items.push(socket.as_poll_item(zmq::POLLIN));
-        }
+        let sockets = self.sockets.iter().chain([&self.iopub]).flatten();
+        let sockets = sockets.chain([&self.notification]);
+        items.extend(sockets.map(|socket| socket.as_poll_item(zmq::POLLIN)));
         // An interrupted poll is one that saw nothing.
         zmq::poll(&mut items, timeout).is_ok_and(|ready| ready > 0)
     }
@@ -332,7 +300,7 @@ impl Io {
             .and_then(|socket| Ok(socket.set_subscribe(b"engine.").map(|()| socket)?));
         match opened {
             Ok(socket) => {
-                self.sockets.iopub = Some(socket);
+                self.iopub = Some(socket);
                 self.listener = Some(listener);
             }
             Err(error) => tracing::warn!(%error, "output cannot be listened to"),
@@ -362,33 +330,26 @@ impl Io {
     }
 
     fn try_send(&mut self, channel: Channel, frames: Frames) -> Result<()> {
-        if channel != Channel::Task {
-            // It may be about what was submitted before.
-            self.leave();
+        if channel == Channel::Task {
+            self.outgoing.push(frames);
+            return Ok(());
         }
-        let session = &self.settings.session;
-        let connection = &self.settings.connection;
-        let (slot, port) = match channel {
-            Channel::Task => {
-                self.outgoing.push(frames);
-                return Ok(());
-            }
-            Channel::Hub => return Ok(socket::send(&self.sockets.hub, session.sealed(frames))?),
-            Channel::Mux => (&mut self.sockets.mux, connection.mux),
-            Channel::Control => (&mut self.sockets.control, connection.control),
-            Channel::Broadcast => (&mut self.sockets.broadcast, connection.broadcast),
-        };
-        // Most clients never need these: opened at their first use.
+        // It may be about what was submitted before.
+        self.leave();
+        let slot = &mut self.sockets[channel as usize];
+        let port = channel.port(&self.settings.connection);
         let socket = match slot {
             Some(socket) => socket,
             None => slot.insert(connect(&self.context, &self.settings, zmq::DEALER, port)?),
         };
-        Ok(socket::send(socket, session.sealed(frames))?)
+        Ok(socket::send(socket, self.settings.session.sealed(frames))?)
     }
 
     /// Sends what is for the scheduler, together what is small.
     fn leave(&mut self) {
-        let socket = &self.sockets.task;
+        let Some(socket) = &self.sockets[Channel::Task as usize] else {
+            return;
+        };
         let send = |frames: Vec<Message>| {
             if let Err(error) = socket::send(socket, frames) {
                 tracing::warn!(%error, "a message could not be sent to the scheduler");
@@ -404,21 +365,9 @@ impl Io {
     }
 
     fn receive(&mut self, frames: &mut Vec<Message>) {
-        for channel in [
-            Channel::Task,
-            Channel::Hub,
-            Channel::Mux,
-            Channel::Control,
-            Channel::Broadcast,
-        ] {
+        for channel in Channel::ALL {
             for _ in 0..BATCH {
-                let socket = match channel {
-                    Channel::Task => Some(&self.sockets.task),
-                    Channel::Hub => Some(&self.sockets.hub),
-                    Channel::Mux => self.sockets.mux.as_ref(),
-                    Channel::Control => self.sockets.control.as_ref(),
-                    Channel::Broadcast => self.sockets.broadcast.as_ref(),
-                };
+                let socket = self.sockets[channel as usize].as_ref();
                 match socket.map(|socket| socket::recv(socket, frames)) {
                     Some(Ok(true)) => {
                         if let Some(envelope) = self.check(std::mem::take(frames)) {
@@ -429,19 +378,15 @@ impl Io {
                 }
             }
         }
-        while let Ok(true) = socket::recv(&self.sockets.notification, frames) {
+        while let Ok(true) = socket::recv(&self.notification, frames) {
             // A published message has its topic where others have identities.
             if let Some(envelope) = self.check(std::mem::take(frames)) {
                 self.notified(&envelope);
             }
         }
         for _ in 0..BATCH {
-            match self
-                .sockets
-                .iopub
-                .as_ref()
-                .map(|socket| socket::recv(socket, frames))
-            {
+            let socket = self.iopub.as_ref();
+            match socket.map(|socket| socket::recv(socket, frames)) {
                 Some(Ok(true)) => {
                     if let Some(envelope) = self.check(std::mem::take(frames)) {
                         self.printed(&envelope);

@@ -338,11 +338,11 @@ impl<'a> Runner<'a> {
     fn finish(mut self, mut input: Option<Receiver<Vec<Line>>>) -> Result<Summary, Failure> {
         let nothing = never();
         loop {
+            if self.halted.is_some() || self.signal.is_some() {
+                input = None;
+            }
             if input.is_none() && self.done == self.total {
                 break;
-            }
-            if self.halted.is_some() {
-                input = None;
             }
             if self.shut_down && self.done == self.total {
                 self.end_printing()?;
@@ -365,27 +365,9 @@ impl<'a> Runner<'a> {
             };
             select! {
                 recv(self.events.receiver) -> event => match event {
-                    Ok(Event::Parts(parts)) => {
-                        for (tag, part) in parts {
-                            self.take(tag, &part)?;
-                        }
-                    }
-                    Ok(Event::Signal(signal)) => {
-                        if self.signal.is_some() {
-                            self.end_printing()?;
-                            self.progress.end("interrupted");
-                            return Ok(self.summary(true));
-                        }
-                        self.signal = Some(signal);
-                        input = None;
-                        self.interrupt();
-                    }
-                    Ok(Event::AbortFailed(why)) => {
-                        self.progress.say(&format!("the jobs could not be stopped: {why}"));
-                        return Ok(self.summary(true));
-                    }
-                    Ok(Event::Printed(printed)) => self.printed(printed)?,
-                    Ok(Event::Waits(waits)) => self.tell_waits(&waits),
+                    Ok(event) => if let Some(summary) = self.take_event(event)? {
+                        return Ok(summary);
+                    },
                     Err(_) => break,
                 },
                 recv(lines) -> batch => match batch {
@@ -415,6 +397,34 @@ impl<'a> Runner<'a> {
             self.tell_failures();
         }
         Ok(self.summary(false))
+    }
+
+    /// Some: this is the end, at once.
+    fn take_event(&mut self, event: Event) -> Result<Option<Summary>, Failure> {
+        match event {
+            Event::Parts(parts) => {
+                for (tag, part) in parts {
+                    self.take(tag, &part)?;
+                }
+            }
+            Event::Signal(_) if self.signal.is_some() => {
+                self.end_printing()?;
+                self.progress.end("interrupted");
+                return Ok(Some(self.summary(true)));
+            }
+            Event::Signal(signal) => {
+                self.signal = Some(signal);
+                self.interrupt();
+            }
+            Event::AbortFailed(why) => {
+                self.progress
+                    .say(&format!("the jobs could not be stopped: {why}"));
+                return Ok(Some(self.summary(true)));
+            }
+            Event::Printed(printed) => self.printed(printed)?,
+            Event::Waits(waits) => self.tell_waits(&waits),
+        }
+        Ok(None)
     }
 
     fn summary(&self, hurried: bool) -> Summary {
