@@ -109,7 +109,7 @@ impl Server {
         });
         if self.pulse.up {
             // First of all, so that nothing comes back that is given back.
-            self.tell_leaving(seat, types::LEAVE_REQUEST);
+            self.tell_leaving(seat, types::LEAVE_REQUEST, !drain);
         }
         if !drain {
             return self.stop(seat, why);
@@ -135,7 +135,7 @@ impl Server {
         let leave = self.links[seat].leaving.as_mut();
         if let Some(leave) = leave.filter(|leave| leave.drains()) {
             leave.word = Some(Instant::now() + WORD.0);
-            self.tell_leaving(seat, types::LEAVE_REQUEST);
+            self.tell_leaving(seat, types::LEAVE_REQUEST, false);
         }
     }
 
@@ -155,9 +155,9 @@ impl Server {
         }
     }
 
-    fn tell_leaving(&mut self, seat: usize, msg_type: &str) {
+    fn tell_leaving(&mut self, seat: usize, msg_type: &str, stops: bool) {
         let uuid = self.seats[seat].uuid.clone();
-        self.tell_scheduler(seat, msg_type, &Leaving { uuid });
+        self.tell_scheduler(seat, msg_type, &Leaving { uuid, stops });
     }
 
     /// Sends the scheduler a message beside the replies, behind them.
@@ -192,7 +192,7 @@ impl Server {
                 // The last reply may still be in the outbox.
                 self.flush();
                 if self.pulse.up {
-                    self.tell_leaving(seat, types::LEFT_NOTICE);
+                    self.tell_leaving(seat, types::LEFT_NOTICE, false);
                     self.links[seat].leaving = Some(Leave {
                         said: Some(now + HEARD),
                         ..leave

@@ -202,6 +202,8 @@ pub struct ReceivedNotice {
 pub struct Leaving {
     /// The engine.
     pub uuid: String,
+    /// What it runs is stopped.
+    pub stops: bool,
 }
 
 /// Content of `waits_notice`: as long as calls wait, their engine works on others.

@@ -139,13 +139,15 @@ fn crashes_count_apart_from_retries() {
 fn a_signal_for_all_takes_the_engine_not_the_job() {
     let mut cluster = Cluster::builder().start();
     cluster.start_engines(1);
-    cluster.wait_engines(1);
+    cluster.start_engines(1);
+    cluster.wait_engines(2);
     let client = RawClient::new(&cluster, "task");
-    let id = client.command(
-        "(trap '' TERM; kill $$; sleep 0.1; kill $PPID) & wait",
-        json!({}),
-    );
-    let reply = client.reply(&id);
+    let deadly = "echo x >> ran; (trap '' TERM; kill $$; sleep 0.1; kill $PPID) & wait";
+    let twice = format!("[ -e ran ] || {{ {deadly}; }}");
+    let reply = client.reply(&client.command(&twice, json!({"max_crashes": 1})));
+    assert_eq!(reply.content["code"], 0, "{}", reply.content);
+    assert_eq!(cluster.read("ran").lines().count(), 1);
+    let reply = client.reply(&client.command(deadly, json!({})));
     assert_eq!(reply.content["ename"], "EngineError", "{}", reply.content);
 }
 

@@ -17,6 +17,8 @@ pub(super) struct Engine {
     pub live: bool,
     /// It has said that it leaves: it is given nothing more.
     pub leaving: bool,
+    /// It has said that it stops what it runs, and leaves.
+    pub stopping: bool,
     /// It was told to stop what it runs, and to leave.
     pub dismissed: bool,
     pub uuid: TaskId,
@@ -92,6 +94,7 @@ impl Engine {
             used: false,
             live: false,
             leaving: false,
+            stopping: false,
             dismissed: false,
             uuid: TaskId::default(),
             name: "".into(),

@@ -57,6 +57,7 @@ impl Core {
         }
         engine.live = true;
         engine.leaving = false;
+        engine.stopping = false;
         engine.dismissed = false;
         engine.id = spec.id;
         engine.hosts = boxed(spec.hosts);
@@ -203,6 +204,15 @@ impl Core {
             self.unreserve_engine(engine.slot);
             self.refresh(engine.slot);
             self.settle(now);
+        }
+    }
+
+    /// An engine stops what it runs and leaves by itself, or by somebody who is not asked (the batch system whose time is over):
+    /// what it answers as failed is lost with it.
+    pub fn engine_stopping(&mut self, now: Nanos, engine: EngineKey) {
+        if self.is_registered(engine) {
+            self.engines[engine.slot as usize].stopping = true;
+            self.engine_leaving(now, engine);
         }
     }
 

@@ -1,6 +1,6 @@
 //! The task scheduler as a deterministic state machine: no sockets, no clock, no randomness of its own.
 //!
-//! Events go in as method calls with the time as an argument (`submit`, `engine_joined`, `engine_leaving`, `engine_dismissed`, `engine_waits`,
+//! Events go in as method calls with the time as an argument (`submit`, `engine_joined`, `engine_leaving`, `engine_stopping`, `engine_dismissed`, `engine_waits`,
 //! `engine_left`, `replied`, `given_back`, `abort`, `outcome_known`, `tick`); after each, [`Core::poll`] yields the [`Action`]s to carry out,
 //! in order. Two cores with the same [`Config`] and the same events yield the same actions.
 //!
@@ -42,7 +42,8 @@
 //!     whose engine was lost, unless it ended well before that.
 //! 14. A task that failed and has retries is not given out before its delay has passed, which doubles with each failure; while it
 //!     is delayed it counts as blocked, and its timeout does not run. The loss of an engine uses up a retry and is not
-//!     delayed, unless these are counted on their own: then it uses up one of those. What fails on an engine, or is lost with it, after
+//!     delayed, unless these are counted on their own: then it uses up one of those. What fails on an engine
+//!     that stops what it runs and leaves counts as lost with it. What fails on an engine, or is lost with it, after
 //!     that was dismissed uses up neither: it is given out again if it had any left, at once.
 //!
 //! # Cost

@@ -13,6 +13,9 @@ use super::place::from_units;
 use super::types::{Action, Deliver, EngineKey, FailKind, GroupKey, Nanos, Outcome, Report};
 use super::whole::HOST_LOST_TEXT;
 
+/// What is lost with an engine that stops it and leaves says, if nobody aborted it.
+const LEFT_TEXT: &str = "its engine left while it ran";
+
 impl Core {
     /// An engine has answered. What this returns says what of the answer goes to the client.
     pub fn replied(
@@ -181,6 +184,10 @@ impl Core {
                 self.again(now, index, None);
                 return false;
             }
+            Outcome::Error if !aborted && self.was_left(index, slot) => {
+                self.lose(now, index, 0..1, engine, LEFT_TEXT);
+                return false;
+            }
             Outcome::Error if aborted || self.groups[index].retries == 0 => {
                 self.end_for_good(now, index, End::Failed, engine);
             }
@@ -229,6 +236,9 @@ impl Core {
         if outcome != Outcome::Ok && array.host_lost.contains(lo) {
             array.host_lost.remove(lo, hi);
             return self.lose(now, index, range, engine, HOST_LOST_TEXT);
+        }
+        if outcome == Outcome::Error && self.was_left(index, slot) {
+            return self.lose(now, index, range, engine, LEFT_TEXT);
         }
         let end = match outcome {
             Outcome::Ok => Some(End::Ok),
@@ -296,6 +306,11 @@ impl Core {
     /// Whether what failed on this engine was stopped because the engine was to end, and may run again.
     fn was_stopped(&self, index: u32, slot: u32) -> bool {
         self.engines[slot as usize].dismissed && self.groups[index].is_retryable()
+    }
+
+    /// Whether what failed on this engine was stopped because the engine leaves, and may run again as if lost with it.
+    fn was_left(&self, index: u32, slot: u32) -> bool {
+        self.engines[slot as usize].stopping && self.groups[index].is_retryable()
     }
 
     fn any_aborted(&self, index: u32) -> bool {

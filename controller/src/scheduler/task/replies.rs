@@ -7,7 +7,9 @@ use ipbroker_protocol::{
     bundle,
     envelope::{DELIMITER, Envelope},
     frames::{Frames, Packed, slices},
-    message::{ErrorContent, HeaderRef, LeaveReply, ParentRef, ReplyMetadata, Waiting, types},
+    message::{
+        ErrorContent, HeaderRef, LeaveReply, Leaving, ParentRef, ReplyMetadata, Waiting, types,
+    },
     route,
     session::Packer,
     time,
@@ -150,7 +152,10 @@ impl Scheduler {
             // What it is given before the answer reaches it first.
             types::LEAVE_REQUEST => {
                 let now = self.now();
-                self.core.engine_leaving(now, engine);
+                match self.session.unpack::<Leaving>(envelope.content()) {
+                    Ok(Leaving { stops: true, .. }) => self.core.engine_stopping(now, engine),
+                    _ => self.core.engine_leaving(now, engine),
+                }
                 self.engines.set_leaving(engine);
                 let uuid = String::from_utf8_lossy(&envelope.identities()[0]).into_owned();
                 let reply = LeaveReply {
