@@ -1252,8 +1252,9 @@ fn top_in_tmux() {
     press(&["y"]);
     press(&["?"]);
     shows(&["Ctrl-C     quit"], screen);
-    controller.signal(Signal::CONT);
+    // A key takes away what was said: it comes before that.
     press(&["Escape"]);
+    controller.signal(Signal::CONT);
     shows(&["being stopped"], screen);
     // The second one keeps tmux running.
     open("gone", &format!("trap '' HUP; {line}; echo $? > code"));
