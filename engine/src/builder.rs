@@ -22,7 +22,7 @@ use serde::{Serialize, de::DeserializeOwned};
 
 use crate::{
     connect::{self, ConnectError, Controller, Source},
-    executor::Python,
+    executor::{Flusher, Python},
     files::{Cache, FileHost},
     function::{Context, Executor, FunctionError, Registry},
     host,
@@ -511,6 +511,7 @@ impl Builder {
             jobs: reaper::numbered().then(AtomicU32::default),
             pin: self.pin,
             reaper: Mutex::new(Some(reaper)),
+            flusher: Flusher::default(),
             outbox: Outbox::new(waker),
             offset: AtomicI64::default(),
         });

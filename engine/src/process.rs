@@ -11,7 +11,7 @@ use parking_lot::Mutex;
 use tempfile::TempDir;
 
 use crate::{
-    executor::Python,
+    executor::{Flusher, Python},
     files::{FileError, FileHost, private_dir},
     function::Registry,
     job::{Limits, Warden},
@@ -50,6 +50,8 @@ pub(crate) struct Process {
     pub(crate) pin: bool,
     /// Who ends the jobs when the process is gone; none once it leaves.
     pub(crate) reaper: Mutex<Option<Reaper>>,
+    /// Sends what arrays give while a member takes its time.
+    pub(crate) flusher: Flusher,
     /// What is to be sent.
     pub(crate) outbox: Outbox,
     /// Microseconds that this host's clock is ahead of the controller's.

@@ -4,6 +4,7 @@ mod array;
 mod command;
 pub(crate) mod fresh;
 mod function;
+mod gathered;
 mod granted;
 mod kernel;
 mod python;
@@ -17,6 +18,7 @@ use ipbroker_protocol::{
     zmq::Message,
 };
 
+pub(crate) use gathered::{Flusher, Gathered};
 pub(crate) use python::{Interpreter, Python, Status, ended};
 pub(crate) use worker::{execute, refuse_aborted, start_worker};
 

@@ -15,26 +15,22 @@ use ipbroker_protocol::{
     zmq::Message,
 };
 use jiff::Timestamp;
+use parking_lot::Mutex;
 use serde::Serialize;
 
-use super::{Executor, Verdict, array::Outcomes, executor, stopped};
+use super::{
+    Executor, Verdict,
+    array::Outcomes,
+    executor,
+    gathered::{FLUSH, Gathered},
+    stopped,
+};
 use crate::{
     job::Stop,
     process::{Channel, Outgoing, Process},
     seat::{Claim, Seat},
     task::{Kind, Task, Via},
 };
-
-/// How long outcomes of an array wait for more of them.
-const FLUSH: Duration = Duration::from_millis(10);
-
-/// … if each is the outcome of a call that somebody waits for by itself.
-const FLUSH_EACH: Duration = Duration::from_millis(5);
-
-/// Bytes of outcomes that do not wait.
-const FLUSH_BYTES: usize = 4 << 20;
-/// … or of so much that they have printed, which is not to make it too large for the controller.
-const FLUSH_PRINTED: usize = 256 << 10;
 
 /// Memory that a logical engine's thread may use for its stack: a call that waits keeps its place on it while others are
 /// worked on.
@@ -73,6 +69,9 @@ pub(crate) fn start_worker(process: Arc<Process>, seat: Arc<Seat>) -> std::io::R
 
 /// Runs the task at work and hands over its replies.
 pub(crate) fn execute(process: &Process, seat: &Seat, task: Task, send: &mut dyn FnMut(Outgoing)) {
+    if task.wants.range.is_some() {
+        return array(process, seat, Arc::new(task), send);
+    }
     let session = seat.session();
     let clock = Clock::now(process);
     let reply = Reply {
@@ -82,10 +81,6 @@ pub(crate) fn execute(process: &Process, seat: &Seat, task: Task, send: &mut dyn
         task: &task,
     };
     let mut own = executor(process, seat, &task, session.packer);
-    if task.wants.range.is_some() {
-        array(&reply, own.as_deref_mut().map_err(|error| &**error), send);
-        return;
-    }
     let mut out = Vec::new();
     let (verdict, content, buffers) = match (seat.claim(1), &mut own) {
         (Claim::Run(..), Ok(executor)) => {
@@ -144,80 +139,58 @@ pub(crate) fn refuse_aborted(process: &Process, seat: &Seat, task: &Task) -> Out
 }
 
 /// Runs the members of an array.
-fn array(
-    reply: &Reply<'_>,
-    mut executor: Result<&mut (dyn Executor + '_), &ErrorContent>,
+fn array(process: &Process, seat: &Seat, task: Arc<Task>, send: &mut dyn FnMut(Outgoing)) {
+    let session = seat.session();
+    let own = executor(process, seat, &task, session.packer);
+    let gathered = Gathered::new(process, task.clone(), session);
+    let gathered = Arc::new(Mutex::new(gathered));
+    seat.gathered.lock().push(gathered.clone());
+    members(process, seat, &task, own, &gathered, send);
+    seat.gathered.lock().pop();
+}
+
+fn members(
+    process: &Process,
+    seat: &Seat,
+    task: &Task,
+    mut own: Result<Box<dyn Executor + '_>, Box<ErrorContent>>,
+    gathered: &Mutex<Gathered>,
     send: &mut dyn FnMut(Outgoing),
 ) {
-    let Reply {
-        process,
-        seat,
-        task,
-        ..
-    } = reply;
-    let (lo, _) = task.wants.range.unwrap_or_default();
-    let (each, flush) = match task.wants.each {
-        true => (true, FLUSH_EACH),
-        false => (false, FLUSH),
-    };
-    let mut outcomes = Outcomes::new(lo);
-    let (mut told, mut printed) = (Status::default(), 0);
-    let mut clock = Clock::now(process);
     let mut out = Vec::new();
     let mut stride = 1;
     loop {
         let claim = seat.claim(stride);
-        let due = clock.from.elapsed() >= flush
-            || outcomes.bytes() >= FLUSH_BYTES
-            || printed >= FLUSH_PRINTED
-            || claim == Claim::Done;
-        if due && outcomes.count > 0 {
-            let hi = outcomes.lo + outcomes.count;
-            seat.answered(hi);
-            send(reply.range(outcomes, std::mem::take(&mut told), clock));
-            outcomes = Outcomes::new(hi);
-            printed = 0;
-            clock = Clock::now(process);
+        let mut ready = gathered.lock();
+        if ready.is_due() || claim == Claim::Done && !ready.is_empty() {
+            ready.send(process, seat, send);
         }
-        let from = Instant::now();
-        let mut add = |value: &[u8], verdict| {
-            // A value too large for the table of offsets is told as an error in its place.
-            if let Err(error) = outcomes.push(value, verdict) {
-                let error = ErrorContent::new("ValueError", error.to_string());
-                let _ = outcomes.push(&Packer::Msgpack.pack(&error), Verdict::Failed);
-            }
-        };
-        match (claim, &mut executor) {
+        drop(ready);
+        match (claim, &mut own) {
             (Claim::Done, _) => return,
             (Claim::Run(lo, hi), Ok(executor)) => {
                 process
                     .slate
                     .started(seat.index, [slate_id(&task.msg_id, lo, hi).as_str()]);
+                let from = Instant::now();
                 let mut began = from;
                 // Functions do not, and may take a few nanoseconds.
                 let prints = executor.content();
                 for index in lo..hi {
                     out.clear();
                     let verdict = executor.run(index, &mut out);
-                    add(&out, verdict);
-                    let [stdout, stderr] = match prints {
-                        true => executor.printed(),
-                        false => Default::default(),
-                    };
-                    let texts = [&stdout, &stderr].into_iter().flatten();
-                    printed += texts.map(String::len).sum::<usize>();
-                    if each {
+                    let mut gathered = gathered.lock();
+                    gathered.add(&out, verdict);
+                    if task.wants.each {
                         let now = Instant::now();
-                        told.members.push(Member(
-                            (began - clock.from).as_secs_f64(),
-                            (now - began).as_secs_f64(),
-                            stdout,
-                            stderr,
-                        ));
+                        gathered.tell_when(began, now);
                         began = now;
-                    } else if stdout.is_some() || stderr.is_some() {
-                        told.printed.push((index, stdout, stderr));
                     }
+                    if prints {
+                        gathered.tell_printed(executor.printed());
+                    }
+                    drop(gathered);
+                    process.flusher.arm();
                 }
                 stride = if from.elapsed() < FLUSH / 10 {
                     (stride * 4).min(executor.stride())
@@ -227,18 +200,15 @@ fn array(
             }
             (Claim::Run(lo, hi), Err(error)) => {
                 let error = Packer::Msgpack.pack(error);
-                (lo..hi).for_each(|_| add(&error, Verdict::Failed));
+                let mut gathered = gathered.lock();
+                (lo..hi).for_each(|_| gathered.add(&error, Verdict::Failed));
                 stride = u64::MAX;
             }
-            (Claim::Aborted(lo, hi), executor) => {
-                let error = aborted(process, seat, executor.as_deref().ok());
-                (lo..hi).for_each(|_| add(&error, Verdict::Aborted));
+            (Claim::Aborted(lo, hi), own) => {
+                let error = aborted(process, seat, own.as_deref().ok());
+                let mut gathered = gathered.lock();
+                (lo..hi).for_each(|_| gathered.add(&error, Verdict::Aborted));
             }
-        }
-        if each {
-            // Those that did not run have a place there, too.
-            told.members
-                .resize(outcomes.count as usize, Member::default());
         }
     }
 }
@@ -246,7 +216,12 @@ fn array(
 /// What is told of a member by itself: seconds from the beginning of the range's run to its own, its run time in s, and what
 /// it printed on stdout and stderr.
 #[derive(Debug, Clone, Default, Serialize)]
-struct Member(f64, f64, Option<String>, Option<String>);
+pub(super) struct Member(
+    pub(super) f64,
+    pub(super) f64,
+    pub(super) Option<String>,
+    pub(super) Option<String>,
+);
 
 /// How the slate names members: `MSGID:INDEX`, or `MSGID:LO-HI` for several.
 fn slate_id(msg_id: &str, lo: u64, hi: u64) -> String {
@@ -259,13 +234,13 @@ fn slate_id(msg_id: &str, lo: u64, hi: u64) -> String {
 
 /// When something began.
 #[derive(Debug, Clone, Copy)]
-struct Clock {
-    from: Instant,
+pub(super) struct Clock {
+    pub(super) from: Instant,
     started: Timestamp,
 }
 
 impl Clock {
-    fn now(process: &Process) -> Self {
+    pub(super) fn now(process: &Process) -> Self {
         Self {
             from: Instant::now(),
             started: process.now(),
@@ -326,23 +301,23 @@ struct Metadata<'a> {
 }
 
 /// The content of a reply that has its value elsewhere.
-#[derive(Default, Serialize)]
-struct Status {
+#[derive(Debug, Default, Serialize)]
+pub(super) struct Status {
     status: &'static str,
     /// What an array's reply tells of each of its members, if the client wants that.
     #[serde(skip_serializing_if = "Vec::is_empty")]
-    members: Vec<Member>,
+    pub(super) members: Vec<Member>,
     /// Else of those that have printed: which, on stdout and on stderr.
     #[serde(skip_serializing_if = "Vec::is_empty")]
-    printed: Vec<(u64, Option<String>, Option<String>)>,
+    pub(super) printed: Vec<(u64, Option<String>, Option<String>)>,
 }
 
 /// Puts replies to one task together.
-struct Reply<'a> {
-    process: &'a Process,
-    seat: &'a Seat,
-    session: &'a Session,
-    task: &'a Task,
+pub(super) struct Reply<'a> {
+    pub(super) process: &'a Process,
+    pub(super) seat: &'a Seat,
+    pub(super) session: &'a Session,
+    pub(super) task: &'a Task,
 }
 
 impl Reply<'_> {
@@ -368,7 +343,7 @@ impl Reply<'_> {
         self.message(&outcome, &self.session.pack(&error), Vec::new())
     }
 
-    fn range(&self, outcomes: Outcomes, told: Status, clock: Clock) -> Outgoing {
+    pub(super) fn range(&self, outcomes: Outcomes, told: Status, clock: Clock) -> Outgoing {
         let range = Some((outcomes.lo, outcomes.lo + outcomes.count));
         let failed = outcomes.failed.clone();
         let verdict = if failed.is_empty() {

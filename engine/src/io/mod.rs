@@ -32,6 +32,7 @@ use mio::{Events, Interest, Poll, unix::SourceFd};
 
 use crate::{
     connect::Controller,
+    executor::Flusher,
     host,
     process::{Channel, Outgoing, Process},
     seat::Seat,
@@ -237,6 +238,7 @@ impl Server {
 
     /// Serves until all engines have left.
     pub(crate) fn run(mut self) -> Result<Left, ServeError> {
+        let _flushing = Flusher::start(self.process.clone(), self.seats.clone())?;
         let mut events = Events::with_capacity(1024);
         let mut next_tick = Instant::now();
         loop {

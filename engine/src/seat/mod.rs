@@ -23,7 +23,7 @@ use serde_json::json;
 
 use crate::{
     cancel::CancelToken,
-    executor::Interpreter,
+    executor::{Gathered, Interpreter},
     function::Values,
     job::{Running, Stop, Warden},
     kernel::{Line, Slot},
@@ -56,6 +56,8 @@ pub(crate) struct Seat {
     pub(crate) written: Mutex<Written>,
     /// The way to that while it works.
     pub(crate) line: Mutex<Option<Line>>,
+    /// What the ranges at work have given and is not sent yet, of the deepest last.
+    pub(crate) gathered: Mutex<Vec<Arc<Mutex<Gathered>>>>,
     /// The priorities of its calls that wait for other tasks, the deepest last.
     waits: Mutex<Vec<i32>>,
     /// Rung when a task comes while a call waits.
@@ -170,6 +172,7 @@ impl Seat {
             kernel: Mutex::default(),
             written: Mutex::default(),
             line: Mutex::default(),
+            gathered: Mutex::default(),
             waits: Mutex::default(),
             meanwhile: OnceLock::new(),
             taken: AtomicU64::new(0),
@@ -551,10 +554,14 @@ impl Seat {
         Ok((generation, token))
     }
 
-    /// Members below `index` are answered.
-    pub(crate) fn answered(&self, index: u64) {
-        if let Some(current) = &mut self.queue.lock().current {
-            current.running.0 = index;
+    /// Members `lo..hi`, the first of those that run, are answered.
+    pub(crate) fn answered(&self, msg_id: &str, lo: u64, hi: u64) {
+        let mut queue = self.queue.lock();
+        let Queue { current, outer, .. } = &mut *queue;
+        let mut at_work = current.iter_mut().chain(outer);
+        let range = at_work.find(|range| range.msg_id == msg_id && range.running.0 == lo);
+        if let Some(range) = range {
+            range.running.0 = hi;
         }
     }
 

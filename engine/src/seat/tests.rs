@@ -54,7 +54,7 @@ fn a_range_is_claimed_in_strides_and_told_as_held() {
     let (running, queued) = seat.holding();
     assert_eq!(running, [(id.clone(), 10, 14)]);
     assert_eq!(queued, [(waiting, 0, 1), (id.clone(), 14, 20)]);
-    seat.answered(12);
+    seat.answered(&id, 10, 12);
     assert_eq!(seat.holding().0, [(id, 12, 14)]);
     assert_eq!(seat.claim(u64::MAX), Claim::Run(14, 20));
     assert_eq!(seat.claim(1), Claim::Done);

@@ -162,6 +162,20 @@ fn calls_beside_those_that_fail_have_their_results() {
 }
 
 #[test]
+fn results_do_not_wait_for_a_long_call_behind_them() {
+    let (_cluster, client) = connected(1);
+    let mut seconds = vec![0.0; 100];
+    seconds[60] = 600.0;
+    let slept = client.load_balanced_view();
+    let slept = slept.map::<f64, _>("sleep", seconds).unwrap();
+    let first: Vec<f64> = slept.iter().take(60).map(Result::unwrap).collect();
+    assert_eq!(first, [0.0; 60]);
+    assert!(slept.progress().0 <= 60);
+    slept.abort().unwrap();
+    assert!(slept.wait(Some(LIMIT)));
+}
+
+#[test]
 fn engines_hold_values() {
     let (_cluster, client) = connected(3);
     let all = client.direct_view();
