@@ -12,7 +12,7 @@ use ipbroker_protocol::{
 };
 
 /// Metadata of a resubmitted task of ours that goes with it; the peer's hub keeps none.
-const KEPT: [&str; 19] = [
+const KEPT: [&str; 18] = [
     "hosts",
     "prefer",
     "prefer_wait",
@@ -28,7 +28,6 @@ const KEPT: [&str; 19] = [
     "timeout",
     "time",
     "array",
-    "wide",
     "label",
     "job",
     "job_dir",
@@ -68,7 +67,6 @@ pub(super) fn renewed(
     if let Some(member) = task.member.filter(|_| kept.contains_key("array")) {
         (content, buffers) = one_member(session, task, member, &old.msg_type, content, buffers)?;
         kept.remove("array");
-        kept.remove("wide");
     }
     let metadata = session.pack(&kept);
     let maps: [&[u8]; 4] = [&header_map, header, &metadata, &content];

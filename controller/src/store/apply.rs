@@ -7,8 +7,10 @@ use ipbroker_protocol::session::Packer;
 use rusqlite::{Connection, OptionalExtension, params};
 
 use super::db;
-use super::event::{Event, Exception, Finished, Frames, Outcome, Stream, TaskRef, exceptions};
-use super::fold::{Fold, Folds, Keyed, Parts, ResultColumns, Submitted, Times, head, some};
+use super::event::{
+    Event, Exception, Finished, Frames, Outcome, Stream, Submitted, TaskRef, exceptions,
+};
+use super::fold::{Fold, Folds, Keyed, Parts, ResultColumns, Times, head, some};
 use super::ranges::RangeMap;
 use super::row::find_key;
 use super::shared::Shared;
@@ -65,17 +67,11 @@ impl Applier {
         )?;
         let mut rows = open.query([])?;
         while let Some(row) = rows.next()? {
-            let ranges: Option<String> = row.get(1)?;
-            let ranges = ranges
-                .and_then(|r| serde_json::from_str(&r).ok())
-                .unwrap_or_default();
-            self.arrays.insert(
-                row.get::<_, i64>(0)?.cast_unsigned(),
-                Held {
-                    ranges,
-                    changed: false,
-                },
-            );
+            let held = Held {
+                ranges: parse_held(row.get(1)?),
+                changed: false,
+            };
+            self.arrays.insert(row.get(0)?, held);
         }
         Ok(())
     }
@@ -116,31 +112,13 @@ impl Applier {
         event: Event<'a>,
     ) -> rusqlite::Result<()> {
         match event {
-            Event::Submitted {
-                key,
-                msg_id,
-                client,
-                queue,
-                count,
-                received,
-                frames,
-            } => {
+            Event::Submitted(submitted) => {
                 self.submissions += 1;
-                self.shared.next_key.fetch_max(key + 1, Relaxed);
-                if count > 1 {
-                    self.arrays.insert(key, Held::default());
+                self.shared.next_key.fetch_max(submitted.key + 1, Relaxed);
+                if submitted.count > 1 {
+                    self.arrays.insert(submitted.key, Held::default());
                 }
-                folds.submitted(
-                    key,
-                    Submitted {
-                        msg_id,
-                        client,
-                        queue,
-                        count,
-                        received,
-                        frames,
-                    },
-                );
+                folds.submitted(submitted);
             }
             Event::Dispatched {
                 key,
@@ -208,9 +186,8 @@ impl Applier {
                 Some(key) => Some(key),
                 None => conn
                     .prepare_cached("SELECT key FROM task WHERE msg_id = ?1")?
-                    .query_row([id], |row| row.get::<_, i64>(0))
-                    .optional()?
-                    .map(i64::cast_unsigned),
+                    .query_row([id], |row| row.get(0))
+                    .optional()?,
             },
         };
         let Some(key) = key else {
@@ -228,7 +205,7 @@ impl Applier {
             if finished.done {
                 self.arrays.remove(&key);
                 conn.prepare_cached("DELETE FROM held WHERE task = ?1")?
-                    .execute([key.cast_signed()])?;
+                    .execute([key])?;
                 let outcome = array_outcome(conn, key)?;
                 folds.at(key).ended = Some((outcome, finished.received));
             }
@@ -267,7 +244,7 @@ impl Applier {
             }
             if let (Some(retries), None) = (fold.retries, &fold.finished) {
                 conn.prepare_cached("UPDATE task SET retries = ?2 WHERE key = ?1")?
-                    .execute((fold.key.cast_signed(), retries))?;
+                    .execute((fold.key, retries))?;
             }
         }
         Ok(())
@@ -300,10 +277,10 @@ impl Applier {
             .map_or(submitted.received, |date| date.min(submitted.received));
         let result = ResultColumns::of(fold, self.packing);
         insert.execute(params![
-            fold.key.cast_signed(),
+            fold.key,
             submitted.msg_id,
             submitted.queue.as_str(),
-            submitted.count.cast_signed(),
+            submitted.count,
             header.msg_type.as_deref(),
             name,
             metadata.label.as_deref(),
@@ -341,9 +318,9 @@ impl Applier {
         fold: &Fold<'_>,
         submitted: &Submitted<'_>,
     ) -> rusqlite::Result<()> {
-        let old: Option<(i64, bool)> = conn
+        let old: Option<(u64, bool)> = conn
             .prepare_cached("SELECT key, queue IS NULL FROM task WHERE msg_id = ?1")?
-            .query_row([submitted.msg_id], |row| Ok((row.get(0)?, row.get(1)?)))
+            .query_row([submitted.msg_id], |row| row.try_into())
             .optional()?;
         let Some((old, placeholder)) = old else {
             tracing::error!("store: key {} of {} is taken", fold.key, submitted.msg_id);
@@ -355,7 +332,7 @@ impl Applier {
             [old],
         )?;
         let mut orphans = super::prune::Orphans::default();
-        super::prune::drop_task(conn, old.cast_unsigned(), &mut orphans)?;
+        super::prune::drop_task(conn, old, &mut orphans)?;
         self.garbage.extend(orphans.numbers);
         if let Err(e) = self.insert(insert, fold, submitted) {
             return tolerate(Err(e), submitted.msg_id);
@@ -364,7 +341,7 @@ impl Applier {
             conn.execute(
                 "UPDATE task SET (execute_input, execute_result, error, stdout, stderr, extra) =
                  (SELECT execute_input, execute_result, error, stdout, stderr, extra FROM temp.early) WHERE key = ?1",
-                [fold.key.cast_signed()],
+                [fold.key],
             )?;
         }
         conn.execute_batch("DROP TABLE temp.early")
@@ -372,7 +349,7 @@ impl Applier {
 
     /// A task that was in the database before this transaction.
     fn update(&mut self, conn: &Connection, fold: &Fold<'_>) -> rusqlite::Result<()> {
-        let key = fold.key.cast_signed();
+        let key = fold.key;
         if let Some((outcome, at)) = fold.ended {
             conn.prepare_cached(
                 "UPDATE task SET status = ?2, completed = ?3, received = ?3 WHERE key = ?1",
@@ -425,9 +402,9 @@ impl Applier {
         let parts = Parts::of(&finished.frames);
         let times = Times::of(&parts, finished.received, self.packing);
         let inserted = conn.prepare_cached(PIECE)?.execute(params![
-            key.cast_signed(),
-            finished.lo.cast_signed(),
-            finished.hi.cast_signed(),
+            key,
+            finished.lo,
+            finished.hi,
             finished.outcome.as_str(),
             (!finished.exceptions.is_empty()).then_some(finished.exceptions),
             some(finished.engine),
@@ -462,9 +439,9 @@ impl Applier {
              AND NOT EXISTS (SELECT 1 FROM late WHERE task = ?1 AND lo = ?2 AND hi = ?3 AND engine_uuid IS ?5)",
         )?
         .execute(params![
-            key.cast_signed(),
-            finished.lo.cast_signed(),
-            finished.hi.cast_signed(),
+            key,
+            finished.lo,
+            finished.hi,
             finished.outcome.as_str(),
             some(finished.engine),
             finished.received,
@@ -477,11 +454,7 @@ impl Applier {
     fn file(&self, conn: &Connection, key: u64, frames: &Frames<'_>) -> rusqlite::Result<()> {
         if frames.file != 0 {
             conn.prepare_cached("INSERT OR IGNORE INTO file VALUES (?1, ?2, ?3)")?
-                .execute((
-                    frames.file.cast_signed(),
-                    key.cast_signed(),
-                    frames.size.cast_signed(),
-                ))?;
+                .execute((frames.file, key, frames.size))?;
         }
         Ok(())
     }
@@ -499,9 +472,7 @@ impl Applier {
             Stream::Stderr => "UPDATE task SET stderr = COALESCE(stderr, '') || ?2 WHERE key = ?1",
         };
         tolerate(
-            conn.prepare_cached(sql)?
-                .execute((key.cast_signed(), text))
-                .map(drop),
+            conn.prepare_cached(sql)?.execute((key, text)).map(drop),
             "output",
         )
     }
@@ -514,7 +485,7 @@ impl Applier {
         }
         let key = self.shared.next_key.fetch_add(1, Relaxed);
         conn.prepare_cached("INSERT INTO task (key, msg_id, status) VALUES (?1, ?2, 'waiting')")?
-            .execute((key.cast_signed(), msg_id))?;
+            .execute((key, msg_id))?;
         Ok(key)
     }
 
@@ -523,7 +494,7 @@ impl Applier {
             held.changed = false;
             let ranges = serde_json::to_string(&held.ranges).unwrap_or_default();
             conn.prepare_cached("INSERT INTO held VALUES (?1, ?2) ON CONFLICT (task) DO UPDATE SET ranges = excluded.ranges")?
-                .execute((key.cast_signed(), ranges))?;
+                .execute((key, ranges))?;
         }
         Ok(())
     }
@@ -569,11 +540,10 @@ pub(crate) fn array_outcomes(conn: &Connection, key: u64) -> rusqlite::Result<Ra
     let mut pieces = conn.prepare_cached(
         "SELECT lo, hi, status, exceptions FROM piece WHERE task = ?1 ORDER BY id",
     )?;
-    let mut rows = pieces.query([key.cast_signed()])?;
+    let mut rows = pieces.query([key])?;
     while let Some(row) = rows.next()? {
-        let (lo, hi): (i64, i64) = (row.get(0)?, row.get(1)?);
         if let Some(outcome) = outcome_of(row.get_ref(2)?.as_str()?) {
-            map.insert(lo.cast_unsigned()..hi.cast_unsigned(), outcome);
+            map.insert(row.get(0)?..row.get(1)?, outcome);
         }
         if let Some(packed) = row.get_ref(3)?.as_blob_or_null()? {
             for (member, exception) in exceptions(packed) {
@@ -585,6 +555,20 @@ pub(crate) fn array_outcomes(conn: &Connection, key: u64) -> rusqlite::Result<Ra
         }
     }
     Ok(map)
+}
+
+/// What engines hold of an array.
+pub(crate) fn held(conn: &Connection, key: u64) -> rusqlite::Result<Vec<HeldRange>> {
+    conn.prepare_cached("SELECT ranges FROM held WHERE task = ?1")?
+        .query_row([key], |row| row.get(0))
+        .optional()
+        .map(|ranges| parse_held(ranges.flatten()))
+}
+
+fn parse_held(ranges: Option<String>) -> Vec<HeldRange> {
+    ranges
+        .and_then(|ranges| serde_json::from_str(&ranges).ok())
+        .unwrap_or_default()
 }
 
 /// How an array ended whose members have: ok if all are, else error if one is, else aborted.

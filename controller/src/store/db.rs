@@ -13,10 +13,8 @@ const VERSION: i64 = 2;
 
 /// Opens the database for writing, and makes it if it is not there. `None` for one in memory.
 pub(crate) fn open(path: Option<&Path>) -> Result<Connection, StoreError> {
-    let error = |source| StoreError::Sqlite {
-        path: path.unwrap_or(Path::new(":memory:")).to_owned(),
-        source,
-    };
+    let file = path.unwrap_or(Path::new(":memory:"));
+    let error = StoreError::sqlite(file);
     let conn = match path {
         Some(path) => Connection::open(path),
         None => Connection::open_in_memory(),
@@ -40,7 +38,7 @@ pub(crate) fn open(path: Option<&Path>) -> Result<Connection, StoreError> {
     let found = set_up().map_err(error)?;
     if found > VERSION {
         return Err(StoreError::Version {
-            path: path.unwrap_or(Path::new(":memory:")).to_owned(),
+            path: file.to_owned(),
             found,
             known: VERSION,
         });
@@ -68,18 +66,14 @@ pub(crate) fn open_reader(path: &Path) -> Result<Connection, StoreError> {
         conn.set_prepared_statement_cache_capacity(32);
         Ok(conn)
     };
-    open().map_err(|source| StoreError::Sqlite {
-        path: path.to_owned(),
-        source,
-    })
+    open().map_err(StoreError::sqlite(path))
 }
 
 /// Reads a number from `meta`.
 pub(crate) fn meta_number(conn: &Connection, name: &str) -> rusqlite::Result<Option<u64>> {
     conn.prepare_cached("SELECT value FROM meta WHERE name = ?1")?
-        .query_row([name], |row| row.get::<_, i64>(0))
+        .query_row([name], |row| row.get(0))
         .optional()
-        .map(|value| value.map(i64::cast_unsigned))
 }
 
 /// Writes a number to `meta`.
@@ -87,7 +81,7 @@ pub(crate) fn set_meta_number(conn: &Connection, name: &str, value: u64) -> rusq
     conn.prepare_cached(
         "INSERT INTO meta VALUES (?1, ?2) ON CONFLICT (name) DO UPDATE SET value = excluded.value",
     )?
-    .execute((name, value.cast_signed()))
+    .execute((name, value))
     .map(drop)
 }
 
@@ -118,8 +112,8 @@ pub(crate) fn may_pass(error: &rusqlite::Error) -> bool {
 
 /// Bytes of the pages in use.
 pub(crate) fn bytes(conn: &Connection) -> rusqlite::Result<u64> {
-    let pages: i64 = conn.pragma_query_value(None, "page_count", |row| row.get(0))?;
-    let free: i64 = conn.pragma_query_value(None, "freelist_count", |row| row.get(0))?;
-    let size: i64 = conn.pragma_query_value(None, "page_size", |row| row.get(0))?;
-    Ok((pages - free).max(0).cast_unsigned() * size.max(0).cast_unsigned())
+    let pages: u64 = conn.pragma_query_value(None, "page_count", |row| row.get(0))?;
+    let free: u64 = conn.pragma_query_value(None, "freelist_count", |row| row.get(0))?;
+    let size: u64 = conn.pragma_query_value(None, "page_size", |row| row.get(0))?;
+    Ok(pages.saturating_sub(free) * size)
 }

@@ -209,15 +209,7 @@ pub(crate) fn frames_in(packed: &[u8]) -> impl Iterator<Item = Frame<'_>> {
 /// A record of the journal, decoded.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) enum Event<'a> {
-    Submitted {
-        key: u64,
-        msg_id: &'a str,
-        client: &'a [u8],
-        queue: Queue,
-        count: u64,
-        received: i64,
-        frames: Frames<'a>,
-    },
+    Submitted(Submitted<'a>),
     Dispatched {
         key: u64,
         lo: u64,
@@ -248,6 +240,17 @@ pub(crate) enum Event<'a> {
         name: &'a str,
         value: &'a str,
     },
+}
+
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) struct Submitted<'a> {
+    pub(crate) key: u64,
+    pub(crate) msg_id: &'a str,
+    pub(crate) client: &'a [u8],
+    pub(crate) queue: Queue,
+    pub(crate) count: u64,
+    pub(crate) received: i64,
+    pub(crate) frames: Frames<'a>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -498,19 +501,15 @@ impl<'a> Event<'a> {
     pub(crate) fn decode(payload: &'a [u8]) -> Option<Event<'a>> {
         let mut r = Reader(payload);
         Some(match r.u8()? {
-            SUBMITTED => {
-                let (key, count, received) = (r.u64()?, r.u64()?, r.u64()? as i64);
-                let queue = Queue::from_u8(r.u8()?)?;
-                Event::Submitted {
-                    key,
-                    count,
-                    received,
-                    queue,
-                    msg_id: r.str()?,
-                    client: r.bytes()?,
-                    frames: r.frames()?,
-                }
-            }
+            SUBMITTED => Event::Submitted(Submitted {
+                key: r.u64()?,
+                count: r.u64()?,
+                received: r.u64()? as i64,
+                queue: Queue::from_u8(r.u8()?)?,
+                msg_id: r.str()?,
+                client: r.bytes()?,
+                frames: r.frames()?,
+            }),
             DISPATCHED => Event::Dispatched {
                 key: r.u64()?,
                 lo: r.u64()?,
@@ -526,36 +525,29 @@ impl<'a> Event<'a> {
                 // The first version had none.
                 retries: r.u32(),
             },
-            FINISHED => {
-                let task = match r.u8()? {
+            FINISHED => Event::Finished(Finished {
+                task: match r.u8()? {
                     0 => TaskRef::Key(r.u64()?),
                     _ => TaskRef::Id(r.str()?),
-                };
-                Event::Finished(Finished {
-                    task,
-                    lo: r.u64()?,
-                    hi: r.u64()?,
-                    outcome: Outcome::from_u8(r.u8()?)?,
-                    done: r.u8()? != 0,
-                    late: r.u8()? != 0,
-                    received: r.u64()? as i64,
-                    engine: r.str()?,
-                    exceptions: r.bytes()?,
-                    frames: r.frames()?,
-                })
-            }
-            OUTPUT => {
-                let stream = if r.u8()? == 0 {
-                    Stream::Stdout
-                } else {
-                    Stream::Stderr
-                };
-                Event::Output {
-                    stream,
-                    msg_id: r.str()?,
-                    text: r.str()?,
-                }
-            }
+                },
+                lo: r.u64()?,
+                hi: r.u64()?,
+                outcome: Outcome::from_u8(r.u8()?)?,
+                done: r.u8()? != 0,
+                late: r.u8()? != 0,
+                received: r.u64()? as i64,
+                engine: r.str()?,
+                exceptions: r.bytes()?,
+                frames: r.frames()?,
+            }),
+            OUTPUT => Event::Output {
+                stream: match r.u8()? {
+                    0 => Stream::Stdout,
+                    _ => Stream::Stderr,
+                },
+                msg_id: r.str()?,
+                text: r.str()?,
+            },
             UPDATE => Event::Update {
                 msg_id: r.str()?,
                 fields: r.bytes()?,

@@ -4,14 +4,14 @@ use std::collections::HashMap;
 
 use ipbroker_protocol::session::Packer;
 
-use super::event::{Finished, Frame, Frames, Outcome, Queue};
+use super::event::{Finished, Frame, Frames, Outcome, Submitted};
 use super::unpack::{Glance, is_empty_map, parse_time};
 
 /// By a task's key.
 pub(super) type Keyed<T> = HashMap<u64, T, foldhash::fast::RandomState>;
 
 /// What happened to one task.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(super) struct Fold<'a> {
     pub(super) key: u64,
     pub(super) submitted: Option<Submitted<'a>>,
@@ -24,16 +24,6 @@ pub(super) struct Fold<'a> {
     pub(super) ended: Option<(Outcome, i64)>,
 }
 
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Submitted<'a> {
-    pub(super) msg_id: &'a str,
-    pub(super) client: &'a [u8],
-    pub(super) queue: Queue,
-    pub(super) count: u64,
-    pub(super) received: i64,
-    pub(super) frames: Frames<'a>,
-}
-
 /// The frames of a message by column.
 #[derive(Debug, Default)]
 pub(super) struct Parts<'a> {
@@ -42,7 +32,7 @@ pub(super) struct Parts<'a> {
     pub(super) metadata: Option<&'a [u8]>,
     pub(super) content: Option<&'a [u8]>,
     pub(super) buffers: Option<&'a [u8]>,
-    pub(super) file: Option<i64>,
+    pub(super) file: Option<u64>,
 }
 
 impl<'a> Parts<'a> {
@@ -65,7 +55,7 @@ impl<'a> Parts<'a> {
             rest = iter.rest();
         }
         parts.buffers = (rest.0 > 0).then_some(rest.1);
-        parts.file = (frames.file != 0).then_some(frames.file.cast_signed());
+        parts.file = (frames.file != 0).then_some(frames.file);
         parts
     }
 
@@ -97,31 +87,24 @@ impl<'a> Folds<'a> {
         let i = *self.by_key.entry(key).or_insert_with(|| {
             list.push(Fold {
                 key,
-                submitted: None,
-                dispatched: None,
-                requeued: false,
-                retries: None,
-                finished: None,
-                ended: None,
+                ..Fold::default()
             });
             list.len() - 1
         });
         &mut list[i]
     }
 
-    pub(super) fn submitted(&mut self, key: u64, submitted: Submitted<'a>) {
-        self.at(key).submitted = Some(submitted);
+    pub(super) fn submitted(&mut self, submitted: Submitted<'a>) {
+        self.at(submitted.key).submitted = Some(submitted);
         if let Some(by_id) = &mut self.by_id {
-            by_id.insert(submitted.msg_id, key);
+            by_id.insert(submitted.msg_id, submitted.key);
         }
     }
 
     pub(super) fn key_of(&mut self, msg_id: &str) -> Option<u64> {
-        let list = &self.list;
         let by_id = self.by_id.get_or_insert_with(|| {
-            list.iter()
-                .filter_map(|f| f.submitted.map(|s| (s.msg_id, f.key)))
-                .collect()
+            let submitted = self.list.iter().filter_map(|fold| fold.submitted);
+            submitted.map(|s| (s.msg_id, s.key)).collect()
         });
         by_id.get(msg_id).copied()
     }
@@ -152,6 +135,7 @@ impl Times {
 }
 
 /// The columns of a result, empty if there is none.
+#[derive(Default)]
 pub(super) struct ResultColumns<'a> {
     pub(super) outcome: Option<Outcome>,
     pub(super) engine: Option<&'a str>,
@@ -168,14 +152,9 @@ impl<'a> ResultColumns<'a> {
         let waits = fold.requeued && fold.finished.is_none();
         let dispatched = fold.dispatched.filter(|_| !waits);
         let mut columns = ResultColumns {
-            outcome: None,
             engine: dispatched.and_then(|d| some(d.0)),
             dispatched: dispatched.is_some(),
-            code: None,
-            started: None,
-            completed: None,
-            received: None,
-            parts: Parts::default(),
+            ..ResultColumns::default()
         };
         if let Some((outcome, at)) = fold.ended {
             columns.outcome = Some(outcome);

@@ -9,11 +9,11 @@ use ipbroker_protocol::message::{GraphReply, GraphRequest, GraphTask};
 use rusqlite::{Connection, OptionalExtension, params};
 use serde::Deserialize;
 
-use super::apply::{HeldRange, array_outcomes, outcome_of};
+use super::apply::{array_outcomes, held, outcome_of};
 use super::event::Outcome;
 use super::handle::QueryError;
 use super::query::Reader;
-use super::row::{Message, find_key, is_wide, slice};
+use super::row::{Message, find_key, member_argument};
 use super::unpack::Glance;
 
 /// Tasks that are told, and what lies between them.
@@ -113,7 +113,7 @@ impl Reader {
                     CASE WHEN client_uuid IS ?2 AND status = 'error' THEN result_content END
                  FROM task WHERE key >= ?1 ORDER BY key",
         )?;
-        let mut rows = select.query(params![first.cast_signed(), client, TASKS as i64])?;
+        let mut rows = select.query(params![first, client, TASKS as i64])?;
         let (mut part, mut looked, mut bytes) = (Part::default(), 0, 0);
         while part.members < wanted {
             let Some(row) = rows.next()? else {
@@ -128,14 +128,14 @@ impl Reader {
             }
             let read = || -> rusqlite::Result<Row> {
                 Ok(Row {
-                    key: row.get::<_, i64>(0)?.cast_unsigned(),
+                    key: row.get(0)?,
                     id: row.get(2)?,
-                    count: row.get::<_, i64>(3)?.cast_unsigned(),
+                    count: row.get(3)?,
                     name: row.get(4)?,
                     kind: row.get(5)?,
                     status: row.get(6)?,
                     request: Message {
-                        file: row.get::<_, Option<i64>>(7)?.unwrap_or(0).cast_unsigned(),
+                        file: row.get(7)?,
                         metadata: row.get(8)?,
                         content: row.get(9)?,
                         buffers: row.get(10)?,
@@ -206,10 +206,9 @@ impl Reader {
             Some(_) => row.request.content_and_buffers(&self.spill)?.1,
             None => Vec::new(),
         };
-        let wide = is_wide(&row.request, self.packing);
         let states = self.states(conn, row.key, row.count)?;
         for (member, state) in (0..).zip(states) {
-            let own = slice(&arguments, member, wide)
+            let own = member_argument(&arguments, member)
                 .and_then(|own| Some(line(&Glance::at(own, self.packing).cmd?)));
             let id = member_id(&row.id, member);
             let name = own.unwrap_or_else(|| name.clone());
@@ -226,11 +225,9 @@ impl Reader {
         count: u64,
     ) -> rusqlite::Result<Vec<&'static str>> {
         let held = held(conn, key)?;
+        let holds = |member: u64| held.iter().any(|(lo, hi, ..)| (*lo..*hi).contains(&member));
         let mut states: Vec<&str> = (0..count)
-            .map(|member| {
-                let running = held.iter().any(|range| range.contains(&member));
-                self.state(None, running, None)
-            })
+            .map(|member| self.state(None, holds(member), None))
             .collect();
         for (range, outcome) in array_outcomes(conn, key)?.iter() {
             for member in range.start..range.end.min(count) {
@@ -292,7 +289,7 @@ impl Part {
 
 fn client_of(conn: &Connection, key: u64) -> rusqlite::Result<Option<String>> {
     conn.prepare_cached("SELECT client_uuid FROM task WHERE key = ?1")?
-        .query_row([key.cast_signed()], |row| row.get(0))
+        .query_row([key], |row| row.get(0))
 }
 
 /// The first unfinished task of a client from this key on, as far as a bounded search finds one.
@@ -300,26 +297,14 @@ fn first_open(conn: &Connection, key: u64, client: Option<&str>) -> rusqlite::Re
     let mut select = conn.prepare_cached(
         "SELECT key, client_uuid IS ?2 FROM task INDEXED BY task_open WHERE key >= ?1 AND completed IS NULL ORDER BY key",
     )?;
-    let mut rows = select.query(params![key.cast_signed(), client])?;
+    let mut rows = select.query(params![key, client])?;
     for _ in 0..ROWS {
         let Some(row) = rows.next()? else { break };
         if row.get(1)? {
-            return Ok(Some(row.get::<_, i64>(0)?.cast_unsigned()));
+            return Ok(Some(row.get(0)?));
         }
     }
     Ok(None)
-}
-
-/// Members of an array that engines hold.
-fn held(conn: &Connection, key: u64) -> rusqlite::Result<Vec<Range<u64>>> {
-    let ranges: Option<String> = conn
-        .prepare_cached("SELECT ranges FROM held WHERE task = ?1")?
-        .query_row([key.cast_signed()], |row| row.get(0))
-        .optional()?;
-    let ranges: Vec<HeldRange> = ranges
-        .and_then(|ranges| serde_json::from_str(&ranges).ok())
-        .unwrap_or_default();
-    Ok(ranges.into_iter().map(|(lo, hi, ..)| lo..hi).collect())
 }
 
 /// What was said of a member that failed.
@@ -327,7 +312,7 @@ fn member_error(conn: &Connection, key: u64, member: u64) -> rusqlite::Result<Op
     conn.prepare_cached(
         "SELECT result_content FROM piece WHERE task = ?1 AND lo <= ?2 AND hi > ?2 ORDER BY id DESC LIMIT 1",
     )?
-    .query_row((key.cast_signed(), member.cast_signed()), |row| row.get(0))
+    .query_row((key, member), |row| row.get(0))
     .optional()
     .map(Option::flatten)
 }

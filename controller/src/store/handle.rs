@@ -9,10 +9,9 @@ use rusqlite::Connection;
 use serde_json::{Map, Value};
 
 use super::event::{Batch, Finish, Outcome, Stream, Submission};
-use super::journal::place_result;
 use super::now_us;
 use super::query::{self, Reader};
-use super::shared::{Part, Shared, Status};
+use super::shared::{Shared, Status};
 use super::spill::Spill;
 
 /// Called once with the answer, on a thread of the store: it should only pass it on and wake somebody up.
@@ -29,32 +28,28 @@ pub struct QueryError {
 }
 
 impl QueryError {
+    fn new(ename: &'static str, evalue: impl Into<String>) -> Self {
+        let evalue = evalue.into();
+        QueryError { ename, evalue }
+    }
     pub(crate) fn key(evalue: impl Into<String>) -> Self {
-        QueryError {
-            ename: "KeyError",
-            evalue: evalue.into(),
-        }
+        Self::new("KeyError", evalue)
     }
     pub(crate) fn value(evalue: impl Into<String>) -> Self {
-        QueryError {
-            ename: "ValueError",
-            evalue: evalue.into(),
-        }
+        Self::new("ValueError", evalue)
     }
     pub(crate) fn failed(error: impl std::fmt::Display) -> Self {
-        QueryError {
-            ename: "RuntimeError",
-            evalue: format!("the history cannot be read: {error}"),
-        }
+        Self::new(
+            "RuntimeError",
+            format!("the history cannot be read: {error}"),
+        )
     }
     pub(crate) fn stopping() -> Self {
         Self::failed("the controller is stopping")
     }
     pub(crate) fn no_data() -> Self {
-        QueryError {
-            ename: "NoData",
-            evalue: "this controller keeps no history (--nodb): start it with a database to query or resubmit tasks".into(),
-        }
+        let why = "this controller keeps no history (--nodb): start it with a database to query or resubmit tasks";
+        Self::new("NoData", why)
     }
 }
 
@@ -306,11 +301,8 @@ impl Recorder {
         let Some((_, spill)) = &self.target else {
             return;
         };
-        match spill.place(submission.frames) {
-            Ok((placed, file)) => self.batch.submitted(submission, now_us(), &placed, file),
-            Err(e) => self
-                .shared
-                .fault(Part::Spill, format!("cannot write a buffer file: {e}")),
+        if let Ok((placed, file)) = spill.place(submission.frames) {
+            self.batch.submitted(submission, now_us(), &placed, file);
         }
     }
 
@@ -319,7 +311,7 @@ impl Recorder {
         let Some((_, spill)) = &self.target else {
             return;
         };
-        let (placed, file) = place_result(spill, finish.frames, &self.shared);
+        let (placed, file) = spill.place_result(finish.frames);
         self.batch.finished(finish, now_us(), &placed, file);
     }
 

@@ -6,12 +6,12 @@ use std::ops::Range;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::Ordering::Relaxed;
+use std::sync::atomic::Ordering::{Relaxed, Release};
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::Sender;
 
-use super::event::{Batch, Finish, Frame, Submission};
+use super::event::{Batch, Finish, Submission};
 use super::handle::Request;
 use super::options::SyncMode;
 use super::shared::{Part, Shared};
@@ -22,8 +22,6 @@ use super::{StoreError, now_us};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
 pub struct Position(pub(crate) u64);
 
-/// A result that could not be spilled is kept in the record itself up to this size.
-const RESCUE: usize = 16 << 20;
 /// Space set aside for dispatches and outcomes when the disk is full.
 const RESERVE: u64 = 16 << 20;
 /// How often a fault is looked at again.
@@ -47,71 +45,59 @@ enum Sink {
 
 #[derive(Debug)]
 struct Disk {
-    dir: PathBuf,
+    config: DiskConfig,
     file: Arc<File>,
     /// Position of the file's first byte.
     base: u64,
     /// Whole records in the file.
     len: u64,
-    segment_bytes: u64,
-    sync: SyncMode,
-    spill: Spill,
-    /// Wakes the store thread; holds at most one ring.
-    bell: Sender<()>,
-    /// Wakes the sync thread.
-    sync_bell: Sender<()>,
     want_durable: bool,
     reserve: Reserve,
     last_probe: Instant,
 }
 
 impl Journal {
-    pub(crate) fn off(shared: Arc<Shared>) -> Self {
+    fn new(sink: Sink, shared: Arc<Shared>) -> Self {
         Journal {
-            sink: Sink::Off,
+            sink,
             shared,
             batch: Batch::default(),
         }
     }
 
+    pub(crate) fn off(shared: Arc<Shared>) -> Self {
+        Self::new(Sink::Off, shared)
+    }
+
     pub(crate) fn memory(shared: Arc<Shared>, requests: Sender<Request>, spill: Spill) -> Self {
-        Journal {
-            sink: Sink::Channel(requests, spill),
-            shared,
-            batch: Batch::default(),
-        }
+        Self::new(Sink::Channel(requests, spill), shared)
     }
 
     /// Continues at `shared.written` with a new segment.
     pub(crate) fn disk(config: DiskConfig, shared: Arc<Shared>) -> Result<Self, StoreError> {
         let base = shared.written.load(Relaxed);
         let path = segment_path(&config.dir, base);
-        let file = new_segment(&path).map_err(|source| StoreError::Io {
-            action: "cannot create",
-            path,
-            source,
-        })?;
-        let reserve = Reserve::new(config.dir.join("reserve"));
+        let file = new_segment(&path).map_err(StoreError::io("cannot create", &path))?;
         let disk = Disk {
-            dir: config.dir,
             file: Arc::new(file),
             base,
             len: 0,
-            segment_bytes: config.segment_bytes,
-            sync: config.sync,
-            spill: config.spill,
-            bell: config.bell,
-            sync_bell: config.sync_bell,
             want_durable: false,
-            reserve,
+            reserve: Reserve::new(config.dir.join("reserve")),
             last_probe: Instant::now(),
+            config,
         };
         disk.announce(&shared);
-        Ok(Journal {
-            sink: Sink::Disk(disk),
-            shared,
-            batch: Batch::default(),
-        })
+        Ok(Self::new(Sink::Disk(disk), shared))
+    }
+
+    /// Where large frames go; `None`: nothing is recorded.
+    fn spill(&self) -> Option<&Spill> {
+        match &self.sink {
+            Sink::Off => None,
+            Sink::Channel(_, spill) => Some(spill),
+            Sink::Disk(disk) => Some(&disk.config.spill),
+        }
     }
 
     /// Whether anything is recorded: under `--nodb` the frames need not be gathered.
@@ -125,22 +111,17 @@ impl Journal {
     /// # Errors
     /// A large buffer could not be written: nothing was recorded, the task must be refused.
     pub fn submitted(&mut self, submission: &Submission<'_>) -> io::Result<()> {
-        let spill = match &self.sink {
-            Sink::Off => return Ok(()),
-            Sink::Channel(_, spill) => spill,
-            Sink::Disk(disk) => &disk.spill,
+        let Some(spill) = self.spill() else {
+            return Ok(());
         };
-        let (placed, file) = spill.place(submission.frames).inspect_err(|e| {
-            self.shared
-                .fault(Part::Spill, format!("cannot write a buffer file: {e}"))
-        })?;
+        let (placed, file) = spill.place(submission.frames)?;
         self.batch.submitted(submission, now_us(), &placed, file);
         Ok(())
     }
 
     /// Records that members of a task are about to be sent to an engine; `attempt` counts from 1.
     pub fn dispatched(&mut self, key: u64, range: Range<u64>, attempt: u32, engine: &str) {
-        if !matches!(self.sink, Sink::Off) {
+        if self.keeps() {
             self.batch
                 .dispatched(key, &range, attempt, now_us(), engine);
         }
@@ -148,25 +129,23 @@ impl Journal {
 
     /// Records that dispatched members wait again: given back, lost, or failed with so many retries left.
     pub fn requeued(&mut self, key: u64, range: Range<u64>, retries: u32) {
-        if !matches!(self.sink, Sink::Off) {
+        if self.keeps() {
             self.batch.requeued(key, &range, retries);
         }
     }
 
     /// Records an outcome. A large result that cannot be written is left out of the history (and reported), the outcome is not.
     pub fn finished(&mut self, finish: &Finish<'_>) {
-        let spill = match &self.sink {
-            Sink::Off => return,
-            Sink::Channel(_, spill) => spill,
-            Sink::Disk(disk) => &disk.spill,
+        let Some(spill) = self.spill() else {
+            return;
         };
-        let (placed, file) = place_result(spill, finish.frames, &self.shared);
+        let (placed, file) = spill.place_result(finish.frames);
         self.batch.finished(finish, now_us(), &placed, file);
     }
 
     /// Records a value that a later controller finds in [`Recovered::meta`](super::Recovered::meta).
     pub fn set_meta(&mut self, name: &str, value: &str) {
-        if !matches!(self.sink, Sink::Off) {
+        if self.keeps() {
             self.batch.meta(name, value);
         }
     }
@@ -183,30 +162,24 @@ impl Journal {
     /// # Errors
     /// Nothing of the batch counts; it is kept, and the next flush writes it first. Hold back everything it causes.
     pub fn flush(&mut self) -> io::Result<Position> {
-        if let Sink::Disk(disk) = &mut self.sink {
-            disk.probe(&self.shared);
-        }
-        if self.batch.is_empty() {
-            if let Sink::Disk(disk) = &mut self.sink
-                && std::mem::take(&mut disk.want_durable)
-            {
-                disk.ring_sync();
-            }
-            return Ok(Position(self.shared.written.load(Relaxed)));
-        }
         match &mut self.sink {
-            Sink::Off => {}
-            Sink::Channel(requests, _) => {
+            Sink::Channel(requests, _) if !self.batch.is_empty() => {
                 let bytes = std::mem::take(&mut self.batch.bytes);
                 self.shared.queued.fetch_add(bytes.len() as u64, Relaxed);
                 // A store thread that is gone takes nothing with it but the history.
                 drop(requests.send(Request::Batch(bytes)));
             }
+            Sink::Off | Sink::Channel(..) => {}
             Sink::Disk(disk) => {
-                disk.write(&self.batch.bytes, &self.shared)?;
-                self.batch.bytes.clear();
-                if self.batch.bytes.capacity() > 8 << 20 {
-                    self.batch.bytes = Vec::new();
+                disk.probe(&self.shared);
+                if !self.batch.is_empty() {
+                    disk.write(&self.batch.bytes, &self.shared)?;
+                    self.batch.bytes.clear();
+                    if self.batch.bytes.capacity() > 8 << 20 {
+                        self.batch.bytes = Vec::new();
+                    }
+                } else if std::mem::take(&mut disk.want_durable) {
+                    disk.ring_sync();
                 }
             }
         }
@@ -220,37 +193,6 @@ impl Journal {
     }
 }
 
-/// Places the frames of a result so that it cannot fail.
-pub(crate) fn place_result<'a>(
-    spill: &Spill,
-    frames: &[&'a [u8]],
-    shared: &Shared,
-) -> (Vec<Frame<'a>>, u64) {
-    match spill.place(frames) {
-        Ok(placed) => {
-            if placed.1 != 0 {
-                shared.heal(Part::Spill);
-            }
-            placed
-        }
-        Err(e) => {
-            shared.fault(Part::Spill, format!("cannot write a buffer file: {e}"));
-            let size: usize = frames.iter().map(|f| f.len()).sum();
-            let kept = if size <= RESCUE {
-                frames.len()
-            } else {
-                frames.len().min(3)
-            };
-            if kept < frames.len() {
-                tracing::error!(
-                    "store: a result of {size} bytes could not be kept; its outcome is"
-                );
-            }
-            (frames[..kept].iter().map(|f| Frame::Inline(f)).collect(), 0)
-        }
-    }
-}
-
 /// What a journal on disk needs.
 #[derive(Debug)]
 pub(crate) struct DiskConfig {
@@ -258,13 +200,15 @@ pub(crate) struct DiskConfig {
     pub(crate) segment_bytes: u64,
     pub(crate) sync: SyncMode,
     pub(crate) spill: Spill,
+    /// Wakes the store thread; holds at most one ring.
     pub(crate) bell: Sender<()>,
+    /// Wakes the sync thread.
     pub(crate) sync_bell: Sender<()>,
 }
 
 impl Disk {
     fn write(&mut self, bytes: &[u8], shared: &Shared) -> io::Result<()> {
-        if self.len > 0 && self.len + bytes.len() as u64 > self.segment_bytes {
+        if self.len > 0 && self.len + bytes.len() as u64 > self.config.segment_bytes {
             self.rotate(shared);
         }
         if let Err(first) = self.file.write_all_at(bytes, self.len) {
@@ -283,7 +227,7 @@ impl Disk {
                 Part::Journal,
                 format!(
                     "cannot write the journal in {}: {first}{what}",
-                    self.dir.display()
+                    self.config.dir.display()
                 ),
             );
             self.last_probe = Instant::now();
@@ -294,22 +238,23 @@ impl Disk {
             shared.heal(Part::Journal);
         }
         self.len += bytes.len() as u64;
-        if self.sync == SyncMode::Full {
+        if self.config.sync == SyncMode::Full {
             // The batch is in the file, but it may not count before it is synced.
-            if let Err(e) = sync_all(shared, &self.spill, &self.dir) {
+            if let Err(e) = sync_all(shared, &self.config.spill, &self.config.dir) {
                 self.len -= bytes.len() as u64;
                 shared.fault(
                     Part::Journal,
-                    format!("cannot sync the journal in {}: {e}", self.dir.display()),
+                    format!(
+                        "cannot sync the journal in {}: {e}",
+                        self.config.dir.display()
+                    ),
                 );
                 return Err(e);
             }
         }
         let end = self.base + self.len;
-        shared
-            .written
-            .store(end, std::sync::atomic::Ordering::Release);
-        match self.sync {
+        shared.written.store(end, Release);
+        match self.config.sync {
             SyncMode::Ack => {
                 if std::mem::take(&mut self.want_durable) {
                     self.ring_sync();
@@ -317,7 +262,7 @@ impl Disk {
             }
             SyncMode::None | SyncMode::Full => shared.made_durable(end),
         }
-        let _ = self.bell.try_send(());
+        let _ = self.config.bell.try_send(());
         Ok(())
     }
 
@@ -328,7 +273,7 @@ impl Disk {
             return;
         }
         self.last_probe = Instant::now();
-        let room = rustix::fs::statvfs(&self.dir)
+        let room = rustix::fs::statvfs(&self.config.dir)
             .is_ok_and(|s| s.f_bavail.saturating_mul(s.f_frsize) > 2 * RESERVE);
         if room && (self.reserve.state != Space::Spent || self.reserve.fill()) {
             shared.heal(Part::Journal);
@@ -337,13 +282,13 @@ impl Disk {
     }
 
     fn ring_sync(&self) {
-        let _ = self.sync_bell.try_send(());
+        let _ = self.config.sync_bell.try_send(());
     }
 
     /// Starts a new segment; when that is not possible the old one grows on.
     fn rotate(&mut self, shared: &Shared) {
         let base = self.base + self.len;
-        match new_segment(&segment_path(&self.dir, base)) {
+        match new_segment(&segment_path(&self.config.dir, base)) {
             Ok(file) => {
                 self.file = Arc::new(file);
                 self.base = base;

@@ -58,7 +58,7 @@ mod update;
 mod writer;
 
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 pub use event::{Exception, Finish, Outcome, Queue, Stream, Submission, TaskRef};
 pub(crate) use filter::FIELDS;
@@ -108,6 +108,24 @@ pub enum StoreError {
         /// The locked file.
         path: PathBuf,
     },
+}
+
+impl StoreError {
+    /// For `map_err`: what was tried, on which file.
+    pub(crate) fn io(action: &'static str, path: &Path) -> impl Fn(io::Error) -> Self + Copy {
+        move |source| StoreError::Io {
+            action,
+            path: path.to_owned(),
+            source,
+        }
+    }
+
+    fn sqlite(path: &Path) -> impl Fn(rusqlite::Error) -> Self + Copy {
+        move |source| StoreError::Sqlite {
+            path: path.to_owned(),
+            source,
+        }
+    }
 }
 
 /// Microseconds since 1970, UTC: the unit of all times here.

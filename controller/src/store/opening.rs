@@ -1,12 +1,9 @@
 //! Opens a store: recovers, then starts its threads.
 
-use std::collections::VecDeque;
-use std::io;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::thread::{self, JoinHandle};
-use std::time::Instant;
 
 use crossbeam_channel::{Sender, bounded, unbounded};
 
@@ -63,11 +60,7 @@ fn spawn(name: &str, run: impl FnOnce() + Send + 'static) -> Result<JoinHandle<(
     thread::Builder::new()
         .name(name.into())
         .spawn(run)
-        .map_err(|source| StoreError::Io {
-            action: "cannot start the thread",
-            path: name.into(),
-            source,
-        })
+        .map_err(StoreError::io("cannot start the thread", Path::new(name)))
 }
 
 /// Opens the store of a profile, taking up what an earlier controller left, and starts its threads.
@@ -101,27 +94,26 @@ fn open_memory(options: &Options, records: usize, bytes: u64) -> Result<Opened, 
     let spill = Spill::memory(Arc::clone(&shared));
     let (requests, inbox) = unbounded();
     let (bell, rings) = bounded(1);
-    let writer = Writer {
-        conn: db::open(None)?,
-        applier: Applier::new(options.packing, Arc::clone(&shared)),
-        shared: Arc::clone(&shared),
+    let reader = Reader {
+        packing: options.packing,
         spill: spill.clone(),
-        limits: Limits {
-            bytes: Some(bytes),
-            records: Some(records as u64),
-            ..options.keep.into()
-        },
-        tail: None,
-        queries: Queries::Here(Reader {
-            packing: options.packing,
-            spill: spill.clone(),
-        }),
-        batches: VecDeque::new(),
-        drops: VecDeque::new(),
-        unchecked: false,
-        checked: 0,
-        last_tick: Instant::now(),
     };
+    let applier = Applier::new(options.packing, Arc::clone(&shared));
+    let limits = Limits {
+        bytes: Some(bytes),
+        records: Some(records as u64),
+        ..options.keep.into()
+    };
+    let queries = Queries::Here(reader);
+    let writer = Writer::new(
+        db::open(None)?,
+        applier,
+        &shared,
+        spill.clone(),
+        limits,
+        None,
+        queries,
+    );
     let thread = spawn("store", move || {
         // There is no journal to ring; the bell must not count as hung up.
         let _bell = bell;
@@ -150,17 +142,14 @@ fn open_sqlite(options: &Options) -> Result<Opened, StoreError> {
     let shared = Shared::new("sqlite", options.lag_bound);
     recover::private_dir(&buffers)?;
     let spill = Spill::dir(&buffers, Arc::clone(&shared))
-        .map_err(|source| io_error("cannot make", &buffers, source))?;
+        .map_err(StoreError::io("cannot make", &buffers))?;
     private_file(&db_path)?;
     let conn = db::open(Some(&db_path))?;
     let mut applier = Applier::new(options.packing, Arc::clone(&shared));
     recover::replay(&conn, &mut applier, &journal_dir, &shared)?;
     recover::tidy(&conn, &spill, &shared)?;
     let recovered = recover::recover(&conn, &spill, options.packing, options.restore)?;
-    let sql = |source| StoreError::Sqlite {
-        path: db_path.clone(),
-        source,
-    };
+    let sql = StoreError::sqlite(&db_path);
     applier.load(&conn).map_err(sql)?;
     shared
         .db_bytes
@@ -170,24 +159,16 @@ fn open_sqlite(options: &Options) -> Result<Opened, StoreError> {
     let (bell, rings) = bounded(1);
     let (sync_bell, sync_rings) = bounded(1);
     let position = shared.written.load(Relaxed);
-    let mut writer = Writer {
+    let (queries, asked) = unbounded();
+    let mut writer = Writer::new(
         conn,
         applier,
-        shared: Arc::clone(&shared),
-        spill: spill.clone(),
-        limits: options.keep.into(),
-        tail: Some((Tail::new(&journal_dir, position), journal_dir.clone())),
-        // Replaced below, once nothing can fail any more.
-        queries: Queries::Here(Reader {
-            packing: options.packing,
-            spill: spill.clone(),
-        }),
-        batches: VecDeque::new(),
-        drops: VecDeque::new(),
-        unchecked: true,
-        checked: position,
-        last_tick: Instant::now(),
-    };
+        &shared,
+        spill.clone(),
+        options.keep.into(),
+        Some((Tail::new(&journal_dir, position), journal_dir.clone())),
+        Queries::Thread(queries),
+    );
     // What was replayed is durable from here on, and its segments go.
     writer.checkpoint("TRUNCATE");
     let config = DiskConfig {
@@ -199,8 +180,6 @@ fn open_sqlite(options: &Options) -> Result<Opened, StoreError> {
         sync_bell: sync_bell.clone(),
     };
     let journal = Journal::disk(config, Arc::clone(&shared))?;
-    let (queries, asked) = unbounded();
-    writer.queries = Queries::Thread(queries);
     let reader_conn = db::open_reader(&db_path)?;
     let reader = Reader {
         packing: options.packing,
@@ -232,14 +211,6 @@ fn open_sqlite(options: &Options) -> Result<Opened, StoreError> {
     Ok((store, journal, handle, recovered))
 }
 
-fn io_error(action: &'static str, path: &Path, source: io::Error) -> StoreError {
-    StoreError::Io {
-        action,
-        path: path.to_owned(),
-        source,
-    }
-}
-
 /// Tasks may be secret: as the connection files, only for their owner. SQLite gives the files beside it the same mode.
 fn private_file(path: &Path) -> Result<(), StoreError> {
     use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
@@ -249,5 +220,5 @@ fn private_file(path: &Path) -> Result<(), StoreError> {
         .mode(0o600)
         .open(path)
         .and_then(|file| file.set_permissions(std::fs::Permissions::from_mode(0o600)))
-        .map_err(|e| io_error("cannot protect", path, e))
+        .map_err(StoreError::io("cannot protect", path))
 }

@@ -48,8 +48,8 @@ pub(crate) fn due(conn: &Connection, limits: &Limits, bytes: u64) -> rusqlite::R
     let too_many = match limits.records {
         Some(bound) => {
             let mut count = conn.prepare_cached("SELECT COUNT(*) FROM task")?;
-            let count: i64 = count.query_row([], |row| row.get(0))?;
-            count.cast_unsigned().saturating_sub(bound)
+            let count: u64 = count.query_row([], |row| row.get(0))?;
+            count.saturating_sub(bound)
         }
         None => 0,
     };
@@ -69,10 +69,9 @@ pub(crate) fn due(conn: &Connection, limits: &Limits, bytes: u64) -> rusqlite::R
     let mut select = conn.prepare_cached(
         "SELECT key FROM task WHERE completed IS NOT NULL AND completed < ?1 ORDER BY completed, key LIMIT ?2",
     )?;
-    let mut rows = select.query((before, i64::try_from(most).unwrap_or(i64::MAX)))?;
-    while let Some(row) = rows.next()? {
-        due.keys.push(row.get::<_, i64>(0)?.cast_unsigned());
-    }
+    due.keys = select
+        .query_map((before, most), |row| row.get(0))?
+        .collect::<Result<_, _>>()?;
     Ok(due)
 }
 
@@ -89,23 +88,18 @@ pub(crate) fn drop_task(
     key: u64,
     orphans: &mut Orphans,
 ) -> rusqlite::Result<bool> {
-    let key = key.cast_signed();
     {
         let mut select = conn.prepare_cached("SELECT number, bytes FROM file WHERE task = ?1")?;
         let mut rows = select.query([key])?;
         while let Some(row) = rows.next()? {
-            orphans.numbers.push(row.get::<_, i64>(0)?.cast_unsigned());
-            orphans.bytes += row.get::<_, i64>(1)?.cast_unsigned();
+            orphans.numbers.push(row.get(0)?);
+            orphans.bytes += row.get::<_, u64>(1)?;
         }
     }
-    conn.prepare_cached("DELETE FROM file WHERE task = ?1")?
-        .execute([key])?;
-    conn.prepare_cached("DELETE FROM piece WHERE task = ?1")?
-        .execute([key])?;
-    conn.prepare_cached("DELETE FROM held WHERE task = ?1")?
-        .execute([key])?;
-    conn.prepare_cached("DELETE FROM late WHERE task = ?1")?
-        .execute([key])?;
+    for table in ["file", "piece", "held", "late"] {
+        conn.prepare_cached(&format!("DELETE FROM {table} WHERE task = ?1"))?
+            .execute([key])?;
+    }
     Ok(conn
         .prepare_cached("DELETE FROM task WHERE key = ?1")?
         .execute([key])?

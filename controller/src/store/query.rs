@@ -160,9 +160,7 @@ impl Reader {
             // A reply's parent is the request's header; it is not kept twice.
             let parent = task.request.header;
             if task.count > 1 {
-                let mut pieces = Vec::new();
-                Piece::all(conn, key, |piece| pieces.push(piece))?;
-                for piece in pieces {
+                for piece in Piece::all(conn, key)? {
                     let Some(outcome) = outcome_of(&piece.status) else {
                         continue;
                     };
@@ -285,7 +283,7 @@ pub(super) fn outcomes(
             Some((key, None)) => {
                 let status: Option<(String, bool)> = conn
                     .prepare_cached("SELECT status, queue IS NOT NULL FROM task WHERE key = ?1")?
-                    .query_row([key.cast_signed()], |row| Ok((row.get(0)?, row.get(1)?)))
+                    .query_row([key], |row| row.try_into())
                     .optional()?;
                 match status {
                     Some((status, true)) => {
@@ -307,8 +305,9 @@ pub(super) fn outcomes(
 pub(super) fn purge_keys(conn: &Connection, what: &Purge) -> rusqlite::Result<Vec<u64>> {
     let collect = |sql: &str, value: &[&str]| -> rusqlite::Result<Vec<u64>> {
         let mut select = conn.prepare_cached(sql)?;
-        let rows = select.query_map(params_from_iter(value), |row| row.get::<_, i64>(0))?;
-        rows.map(|key| key.map(i64::cast_unsigned)).collect()
+        select
+            .query_map(params_from_iter(value), |row| row.get(0))?
+            .collect()
     };
     match what {
         Purge::All => collect("SELECT key FROM task WHERE completed IS NOT NULL", &[]),

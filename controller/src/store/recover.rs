@@ -10,7 +10,7 @@ use ipbroker_protocol::session::Packer;
 use rusqlite::Connection;
 use serde_json::json;
 
-use super::apply::{Applier, HeldRange, array_outcomes};
+use super::apply::{Applier, array_outcomes, held, outcome_of};
 use super::event::Outcome;
 use super::prune;
 use super::ranges::RangeMap;
@@ -19,7 +19,7 @@ use super::shared::Shared;
 use super::spill::Spill;
 use super::tail::{self, Found, Tail};
 use super::unpack::{Glance, format_time};
-use super::writer::transaction;
+use super::writer::apply_read;
 use super::{Recovered, RecoveredDispatch, RecoveredTask, StoreError, db, now_us};
 
 /// So many of the latest outcomes are handed over.
@@ -31,18 +31,13 @@ pub(crate) struct Lock(#[allow(dead_code, reason = "held for its lock")] File);
 
 impl Lock {
     pub(crate) fn take(path: &Path) -> Result<Lock, StoreError> {
-        let io = |source| StoreError::Io {
-            action: "cannot open",
-            path: path.to_owned(),
-            source,
-        };
         let file = File::options()
             .write(true)
             .create(true)
             .truncate(false)
             .mode(0o600)
             .open(path)
-            .map_err(io)?;
+            .map_err(StoreError::io("cannot open", path))?;
         match rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive) {
             Ok(()) => Ok(Lock(file)),
             Err(rustix::io::Errno::WOULDBLOCK) => Err(StoreError::Locked {
@@ -67,29 +62,20 @@ pub(crate) fn replay(
     dir: &Path,
     shared: &Shared,
 ) -> Result<(), StoreError> {
-    let io = |action, source| StoreError::Io {
-        action,
-        path: dir.to_owned(),
-        source,
-    };
-    let sql = |source| StoreError::Sqlite {
-        path: dir.to_owned(),
-        source,
-    };
+    let io = |action| StoreError::io(action, dir);
+    let sql = StoreError::sqlite(dir);
     let committed = db::meta_number(conn, "position").map_err(sql)?.unwrap_or(0);
-    let next_key: i64 = conn
+    let next_key: u64 = conn
         .query_row("SELECT COALESCE(MAX(key), 0) + 1 FROM task", [], |row| {
             row.get(0)
         })
         .map_err(sql)?;
     let kept_key = db::meta_number(conn, "next_key").map_err(sql)?.unwrap_or(1);
-    shared
-        .next_key
-        .fetch_max(next_key.cast_unsigned().max(kept_key), Relaxed);
+    shared.next_key.fetch_max(next_key.max(kept_key), Relaxed);
     applier.load(conn).map_err(sql)?;
 
     let mut tail = Tail::new(dir, committed);
-    let segments = tail::segments(dir).map_err(|e| io("cannot list", e))?;
+    let segments = tail::segments(dir).map_err(io("cannot list"))?;
     if let Some(first) = segments.first()
         && *first > committed
     {
@@ -101,22 +87,11 @@ pub(crate) fn replay(
     loop {
         match tail
             .read(u64::MAX)
-            .map_err(|e| io("cannot read the journal in", e))?
+            .map_err(io("cannot read the journal in"))?
         {
             Found::End => break,
-            Found::Records => {
-                let mut records = tail.records();
-                let position = tail.position;
-                let mut consumed = 0;
-                transaction(conn, applier, None, |conn, applier| {
-                    applier.apply(conn, &mut records)?;
-                    consumed = records.consumed;
-                    db::set_meta_number(conn, "position", position + consumed as u64)
-                })
-                .map_err(sql)?;
-                tail.advance(consumed);
-            }
-            Found::Broken => match tail.skip().map_err(|e| io("cannot list", e))? {
+            Found::Records => apply_read(conn, applier, &mut tail).map_err(sql)?,
+            Found::Broken => match tail.skip().map_err(io("cannot list"))? {
                 Some(skipped) => tracing::error!(
                     "{skipped} bytes of the journal in {} cannot be read",
                     dir.display()
@@ -126,7 +101,7 @@ pub(crate) fn replay(
             },
         }
     }
-    tail::cut(dir, tail.position).map_err(|e| io("cannot cut the journal in", e))?;
+    tail::cut(dir, tail.position).map_err(io("cannot cut the journal in"))?;
     for at in [&shared.written, &shared.applied] {
         at.store(tail.position, Relaxed);
     }
@@ -137,23 +112,16 @@ pub(crate) fn replay(
 
 /// Removes spill files that nothing names, and rows that nothing will ever finish.
 pub(crate) fn tidy(conn: &Connection, spill: &Spill, shared: &Shared) -> Result<(), StoreError> {
-    let sql = |source| StoreError::Sqlite {
-        path: "history".into(),
-        source,
-    };
+    let sql = StoreError::sqlite(Path::new("history"));
     let named = || -> rusqlite::Result<HashSet<u64>> {
         let mut select = conn.prepare("SELECT number FROM file")?;
-        select
-            .query_map([], |row| row.get::<_, i64>(0).map(i64::cast_unsigned))?
-            .collect()
+        select.query_map([], |row| row.get(0))?.collect()
     };
     let named = named().map_err(sql)?;
     let mut last = 0;
-    let files = spill.list().map_err(|source| StoreError::Io {
-        action: "cannot list",
-        path: "buffers".into(),
-        source,
-    })?;
+    let files = spill
+        .list()
+        .map_err(StoreError::io("cannot list", Path::new("buffers")))?;
     for (number, bytes) in files {
         last = last.max(number);
         if named.contains(&number) {
@@ -168,12 +136,12 @@ pub(crate) fn tidy(conn: &Connection, spill: &Spill, shared: &Shared) -> Result<
     let mut orphans = prune::Orphans::default();
     let mut early = || -> rusqlite::Result<()> {
         conn.execute_batch("BEGIN IMMEDIATE")?;
-        let keys: Vec<i64> = conn
+        let keys: Vec<u64> = conn
             .prepare("SELECT key FROM task WHERE completed IS NULL AND queue IS NULL")?
             .query_map([], |row| row.get(0))?
             .collect::<Result<_, _>>()?;
         for key in keys {
-            prune::drop_task(conn, key.cast_unsigned(), &mut orphans)?;
+            prune::drop_task(conn, key, &mut orphans)?;
         }
         conn.execute_batch("COMMIT")
     };
@@ -190,10 +158,7 @@ pub(crate) fn recover(
     packing: Packer,
     restore: bool,
 ) -> Result<Recovered, StoreError> {
-    let sql = |source| StoreError::Sqlite {
-        path: "history".into(),
-        source,
-    };
+    let sql = StoreError::sqlite(Path::new("history"));
     abandon(conn, packing, restore).map_err(sql)?;
     let mut recovered = Recovered::default();
     let mut read = || -> rusqlite::Result<()> {
@@ -208,7 +173,7 @@ pub(crate) fn recover(
         )?;
         let mut rows = latest.query([OUTCOMES])?;
         while let Some(row) = rows.next()? {
-            if let Some(outcome) = super::apply::outcome_of(row.get_ref(1)?.as_str()?) {
+            if let Some(outcome) = outcome_of(row.get_ref(1)?.as_str()?) {
                 recovered.outcomes.push((row.get(0)?, outcome));
             }
         }
@@ -270,30 +235,13 @@ pub(crate) fn recover(
 /// Which members of an array wait, are held, have ended.
 fn members(conn: &Connection, task: &mut RecoveredTask) -> rusqlite::Result<()> {
     let ended = array_outcomes(conn, task.key)?;
-    let held: Option<String> = conn
-        .query_row(
-            "SELECT ranges FROM held WHERE task = ?1",
-            [task.key.cast_signed()],
-            |row| row.get(0),
-        )
-        .map(Some)
-        .or_else(|e| {
-            if e == rusqlite::Error::QueryReturnedNoRows {
-                Ok(None)
-            } else {
-                Err(e)
-            }
-        })?;
-    let held: Vec<HeldRange> = held
-        .and_then(|h| serde_json::from_str(&h).ok())
-        .unwrap_or_default();
     let mut waiting = RangeMap::new();
     waiting.insert(0..task.count, ());
     for (range, outcome) in ended.iter() {
         waiting.remove(range.clone());
         task.ended.push((range, *outcome));
     }
-    for (lo, hi, engine, attempt, at) in held {
+    for (lo, hi, engine, attempt, at) in held(conn, task.key)? {
         waiting.remove(lo..hi);
         task.attempt = task.attempt.max(attempt);
         task.dispatched.push(RecoveredDispatch {
@@ -315,12 +263,13 @@ fn abandon(conn: &Connection, packing: Packer, restore: bool) -> rusqlite::Resul
     } else {
         "completed IS NULL"
     };
-    let open: i64 = conn.query_row(
-        &format!("SELECT COUNT(*) FROM task WHERE {which}"),
-        [],
-        |row| row.get(0),
-    )?;
-    if open == 0 {
+    let open: Vec<(u64, Option<Vec<u8>>, String)> = conn
+        .prepare(&format!(
+            "SELECT key, header, msg_id FROM task WHERE {which}"
+        ))?
+        .query_map([], |row| row.try_into())?
+        .collect::<Result<_, _>>()?;
+    if open.is_empty() {
         return Ok(());
     }
     let now = now_us();
@@ -331,51 +280,33 @@ fn abandon(conn: &Connection, packing: Packer, restore: bool) -> rusqlite::Resul
     );
     let metadata = packing.pack(&json!({"status": "aborted", "completed": format_time(now)}));
     conn.execute_batch("BEGIN IMMEDIATE")?;
-    let mut closed = 0;
-    {
-        let mut select = conn.prepare(&format!(
-            "SELECT key, header, msg_id FROM task WHERE {which}"
+    let mut update = conn.prepare(
+        "UPDATE task SET status = ?2, completed = ?3, received = ?3, result_header = ?4, result_metadata = ?5,
+         result_content = ?6 WHERE key = ?1",
+    )?;
+    for (key, header, msg_id) in &open {
+        let glance = Glance::at(header.as_deref().unwrap_or_default(), packing);
+        let kind = glance.msg_type.as_deref().unwrap_or("apply_request");
+        let header = json!({"msg_id": format!("{msg_id}-abandoned"), "msg_type": kind.replace("_request", "_reply"),
+            "username": "ipctl", "session": "", "date": format_time(now), "version": "5.3"});
+        update.execute((
+            key,
+            Outcome::Aborted.as_str(),
+            now,
+            packing.pack(&header),
+            &metadata,
+            &content,
         ))?;
-        let mut update = conn.prepare(
-            "UPDATE task SET status = ?2, completed = ?3, received = ?3, result_header = ?4, result_metadata = ?5,
-             result_content = ?6 WHERE key = ?1",
-        )?;
-        let mut rows = select.query([])?;
-        let mut found: Vec<(i64, Vec<u8>)> = Vec::new();
-        while let Some(row) = rows.next()? {
-            let request: Vec<u8> = row.get::<_, Option<Vec<u8>>>(1)?.unwrap_or_default();
-            let glance = Glance::at(&request, packing);
-            let kind = glance
-                .msg_type
-                .as_deref()
-                .unwrap_or("apply_request")
-                .replace("_request", "_reply");
-            let header = json!({"msg_id": format!("{}-abandoned", row.get::<_, String>(2)?), "msg_type": kind, "username": "ipctl",
-                "session": "", "date": format_time(now), "version": "5.3"});
-            found.push((row.get(0)?, packing.pack(&header)));
-        }
-        for (key, header) in found {
-            update.execute((
-                key,
-                Outcome::Aborted.as_str(),
-                now,
-                header,
-                &metadata,
-                &content,
-            ))?;
-            closed += 1;
-        }
     }
     conn.execute_batch(
         "DELETE FROM held WHERE task NOT IN (SELECT key FROM task WHERE completed IS NULL)",
     )?;
     conn.execute_batch("COMMIT")?;
-    if closed > 0 {
-        tracing::warn!(
-            "{closed} unfinished tasks of an earlier controller were closed as aborted (`ipctl --restore` would have taken \
-             them up; `ipclient resubmit ID...` submits them again)"
-        );
-    }
+    tracing::warn!(
+        "{} unfinished tasks of an earlier controller were closed as aborted (`ipctl --restore` would have taken \
+         them up; `ipclient resubmit ID...` submits them again)",
+        open.len()
+    );
     Ok(())
 }
 
@@ -386,9 +317,5 @@ pub(crate) fn private_dir(path: &Path) -> Result<(), StoreError> {
         .recursive(true)
         .mode(0o700)
         .create(path)
-        .map_err(|source| StoreError::Io {
-            action: "cannot make",
-            path: path.to_owned(),
-            source,
-        })
+        .map_err(StoreError::io("cannot make", path))
 }

@@ -2,6 +2,7 @@
 
 use std::io;
 
+use ipbroker_protocol::array::View;
 use ipbroker_protocol::session::Packer;
 use rusqlite::{Connection, OptionalExtension, Row as SqlRow};
 use serde_json::{Map, Value, json};
@@ -23,20 +24,7 @@ pub(crate) const FULL: &str = "key, msg_id, queue, count, client, client_uuid, s
 
 /// Fields that [`LIGHT`] has.
 pub(crate) fn is_light(field: &str) -> bool {
-    matches!(
-        field,
-        "msg_id"
-            | "queue"
-            | "client_uuid"
-            | "engine_uuid"
-            | "submitted"
-            | "started"
-            | "completed"
-            | "received"
-            | "resubmitted"
-            | "label"
-            | "execute_input"
-    )
+    LIGHT.split([',', ' ', '\n']).any(|column| column == field)
 }
 
 /// A message as columns.
@@ -47,7 +35,7 @@ pub(crate) struct Message {
     pub(crate) metadata: Option<Vec<u8>>,
     pub(crate) content: Option<Vec<u8>>,
     pub(crate) buffers: Option<Vec<u8>>,
-    pub(crate) file: u64,
+    pub(crate) file: Option<u64>,
 }
 
 impl Message {
@@ -57,7 +45,9 @@ impl Message {
         for frame in frames_in(self.buffers.as_deref().unwrap_or_default()) {
             frames.push(match frame {
                 Frame::Inline(bytes) => bytes.to_vec(),
-                Frame::Spilled { offset, len } => spill.read(self.file, offset, len)?,
+                Frame::Spilled { offset, len } => {
+                    spill.read(self.file.unwrap_or(0), offset, len)?
+                }
             });
         }
         match &self.content {
@@ -124,10 +114,10 @@ pub(crate) struct Task {
 impl Task {
     pub(crate) fn light(row: &SqlRow<'_>) -> rusqlite::Result<Task> {
         Ok(Task {
-            key: row.get::<_, i64>(0)?.cast_unsigned(),
+            key: row.get(0)?,
             msg_id: row.get(1)?,
             queue: row.get(2)?,
-            count: row.get::<_, i64>(3)?.cast_unsigned(),
+            count: row.get(3)?,
             client: row.get::<_, Option<Vec<u8>>>(4)?.unwrap_or_default(),
             client_uuid: row.get(5)?,
             status: row.get(6)?,
@@ -156,7 +146,7 @@ impl Task {
             metadata: row.get(22)?,
             content: row.get(23)?,
             buffers: row.get(24)?,
-            file: row.get::<_, Option<i64>>(25)?.unwrap_or(0).cast_unsigned(),
+            file: row.get(25)?,
         };
         task.result = Message {
             header: row.get(26)?,
@@ -164,7 +154,7 @@ impl Task {
             metadata: row.get(27)?,
             content: row.get(28)?,
             buffers: row.get(29)?,
-            file: row.get::<_, Option<i64>>(30)?.unwrap_or(0).cast_unsigned(),
+            file: row.get(30)?,
         };
         Ok(task)
     }
@@ -196,7 +186,7 @@ impl Task {
 
     pub(crate) fn by_key(conn: &Connection, key: u64) -> rusqlite::Result<Option<Task>> {
         conn.prepare_cached(&format!("SELECT {FULL} FROM task WHERE key = ?1"))?
-            .query_row([key.cast_signed()], Task::full)
+            .query_row([key], Task::full)
             .optional()
     }
 
@@ -227,11 +217,7 @@ impl Task {
         self.member = Some(member);
         self.msg_id = format!("{}:{member}", self.msg_id);
         let (_, buffers) = self.request.content_and_buffers(spill)?;
-        let argument = slice(&buffers, member, is_wide(&self.request, packing));
-        self.request.buffers = None;
-        if let Some(argument) = argument {
-            self.member_argument(argument);
-        }
+        self.request.buffers = member_argument(&buffers, member).map(packed_buffer);
         let mut lo = 0;
         // What became of the only member of an array is in the array's own row.
         if self.count > 1 {
@@ -264,8 +250,7 @@ impl Task {
         } else {
             member - lo
         };
-        self.member_result =
-            slice(&buffers, index, metadata.wide == Some(true)).map(<[u8]>::to_vec);
+        self.member_result = member_argument(&buffers, index).map(<[u8]>::to_vec);
         let header = self.request.header.as_deref();
         let is_command = header.is_some_and(|header| {
             Glance::at(header, packing).msg_type.as_deref() == Some("command_request")
@@ -304,13 +289,6 @@ impl Task {
         self.member_duration = Some(duration);
         self.stdout = told[2].as_str().map(str::to_owned);
         self.stderr = told[3].as_str().map(str::to_owned);
-    }
-
-    fn member_argument(&mut self, argument: &[u8]) {
-        let mut packed = vec![0];
-        packed.extend_from_slice(&(argument.len() as u32).to_le_bytes());
-        packed.extend_from_slice(argument);
-        self.request.buffers = Some(packed);
     }
 
     /// A field as its record has it, but times are integers.
@@ -410,10 +388,8 @@ impl Task {
             put(name);
         }
         if keys.is_none()
-            && let Some(Ok(extra)) = self
-                .extra
-                .as_deref()
-                .map(serde_json::from_str::<Map<String, Value>>)
+            && let Some(extra) = &self.extra
+            && let Ok(extra) = serde_json::from_str::<Map<String, Value>>(extra)
         {
             record.fields.extend(extra);
         }
@@ -425,18 +401,14 @@ impl Task {
                     .fields
                     .insert("content".into(), unpack(&content, packing));
             }
-            record.buffers = if wanted("buffers") {
-                buffers
-            } else {
-                Vec::new()
-            };
+            if wanted("buffers") {
+                record.buffers = buffers;
+            }
         }
         if let Some(result) = &self.member_result {
-            record.result_buffers = if wanted("result_buffers") {
-                vec![result.clone()]
-            } else {
-                Vec::new()
-            };
+            if wanted("result_buffers") {
+                record.result_buffers.push(result.clone());
+            }
         } else if wanted("result_buffers")
             || (self.result.content.is_none() && wanted("result_content"))
         {
@@ -446,11 +418,9 @@ impl Task {
                     .fields
                     .insert("result_content".into(), unpack(&content, packing));
             }
-            record.result_buffers = if wanted("result_buffers") {
-                buffers
-            } else {
-                Vec::new()
-            };
+            if wanted("result_buffers") {
+                record.result_buffers = buffers;
+            }
         }
         Ok(record)
     }
@@ -463,29 +433,22 @@ fn object(value: Value) -> Option<Map<String, Value>> {
     }
 }
 
-pub(crate) fn is_wide(message: &Message, packing: Packer) -> bool {
-    message
-        .metadata
-        .as_deref()
-        .is_some_and(|m| Glance::at(m, packing).wide == Some(true))
+/// As a message with one buffer has it in its row.
+fn packed_buffer(buffer: &[u8]) -> Vec<u8> {
+    let len = (buffer.len() as u32).to_le_bytes();
+    [&[0], &len[..], buffer].concat()
 }
 
-/// The member's part of `[offsets, blob]`.
-pub(crate) fn slice(buffers: &[Vec<u8>], index: u64, wide: bool) -> Option<&[u8]> {
-    let [offsets, blob] = buffers else {
+/// A member's part of the two buffers of an array.
+pub(crate) fn member_argument(buffers: &[Vec<u8>], member: u64) -> Option<&[u8]> {
+    let [offsets, values] = buffers else {
         return None;
     };
-    let at = |i: u64| -> Option<usize> {
-        let width = if wide { 8 } else { 4 };
-        let start = usize::try_from(i).ok()?.checked_mul(width)?;
-        let bytes = offsets.get(start..start + width)?;
-        if wide {
-            usize::try_from(u64::from_le_bytes(bytes.try_into().ok()?)).ok()
-        } else {
-            usize::try_from(u32::from_le_bytes(bytes.try_into().ok()?)).ok()
-        }
-    };
-    blob.get(at(index)?..at(index + 1)?)
+    let (view, member) = (
+        View::trusted(offsets, values),
+        usize::try_from(member).ok()?,
+    );
+    (member < view.len()).then(|| view.get(member))
 }
 
 /// The task of an id, and the member if it is one's.
@@ -494,15 +457,8 @@ pub(crate) fn find_key(
     msg_id: &str,
 ) -> rusqlite::Result<Option<(u64, Option<u64>)>> {
     let mut select = conn.prepare_cached("SELECT key, count FROM task WHERE msg_id = ?1")?;
-    let mut find = |id: &str| {
-        select
-            .query_row([id], |row| {
-                Ok((
-                    row.get::<_, i64>(0)?.cast_unsigned(),
-                    row.get::<_, i64>(1)?.cast_unsigned(),
-                ))
-            })
-            .optional()
+    let mut find = |id: &str| -> rusqlite::Result<Option<(u64, u64)>> {
+        select.query_row([id], |row| row.try_into()).optional()
     };
     if let Some((key, _)) = find(msg_id)? {
         return Ok(Some((key, None)));
@@ -536,8 +492,8 @@ const PIECE: &str = "SELECT lo, hi, status, exceptions, engine_uuid, started, co
 impl Piece {
     fn read(row: &SqlRow<'_>) -> rusqlite::Result<Piece> {
         Ok(Piece {
-            lo: row.get::<_, i64>(0)?.cast_unsigned(),
-            hi: row.get::<_, i64>(1)?.cast_unsigned(),
+            lo: row.get(0)?,
+            hi: row.get(1)?,
             status: row.get(2)?,
             exceptions: row.get::<_, Option<Vec<u8>>>(3)?.unwrap_or_default(),
             engine: row.get(4)?,
@@ -550,7 +506,7 @@ impl Piece {
                 metadata: row.get(9)?,
                 content: row.get(10)?,
                 buffers: row.get(11)?,
-                file: row.get::<_, Option<i64>>(12)?.unwrap_or(0).cast_unsigned(),
+                file: row.get(12)?,
             },
         })
     }
@@ -560,22 +516,15 @@ impl Piece {
         conn.prepare_cached(&format!(
             "{PIECE} WHERE task = ?1 AND lo <= ?2 AND hi > ?2 ORDER BY id DESC LIMIT 1"
         ))?
-        .query_row((key.cast_signed(), member.cast_signed()), Piece::read)
+        .query_row((key, member), Piece::read)
         .optional()
     }
 
     /// All of an array, in the order they came.
-    pub(crate) fn all(
-        conn: &Connection,
-        key: u64,
-        mut each: impl FnMut(Piece),
-    ) -> rusqlite::Result<()> {
-        let mut select = conn.prepare_cached(&format!("{PIECE} WHERE task = ?1 ORDER BY id"))?;
-        let mut rows = select.query([key.cast_signed()])?;
-        while let Some(row) = rows.next()? {
-            each(Piece::read(row)?);
-        }
-        Ok(())
+    pub(crate) fn all(conn: &Connection, key: u64) -> rusqlite::Result<Vec<Piece>> {
+        conn.prepare_cached(&format!("{PIECE} WHERE task = ?1 ORDER BY id"))?
+            .query_map([key], Piece::read)?
+            .collect()
     }
 
     /// How a member of it ended, if it has.

@@ -8,7 +8,7 @@ use super::apply::{NAME_CHARS, outcome_of};
 use super::graph::line;
 use super::handle::QueryError;
 use super::query::Reader;
-use super::row::{Message, find_key, is_wide, slice};
+use super::row::{Message, find_key, member_argument};
 use super::unpack::Glance;
 
 /// Tasks that are told at once, and members of one array.
@@ -33,9 +33,9 @@ impl Reader {
             return Err(QueryError::value("a search_request has a `text`"));
         }
         let before = match &*request.before {
-            "" => i64::MAX,
+            "" => i64::MAX.cast_unsigned(),
             id => match find_key(conn, id)? {
-                Some((key, _)) => key.cast_signed(),
+                Some((key, _)) => key,
                 None => {
                     return Err(QueryError::key(format!(
                         "nothing is recorded of a task {id:?}"
@@ -51,7 +51,7 @@ impl Reader {
                     CASE WHEN msg_type = 'command_request' AND count > 1 THEN buffers END
                  FROM task WHERE key < ?1 ORDER BY key DESC",
             )?;
-        let mut rows = select.query((before, NAME_CHARS as i64))?;
+        let mut rows = select.query((before, NAME_CHARS))?;
         let (mut reply, mut looked, mut bytes) = (SearchReply::default(), 0, 0);
         while let Some(row) = rows.next()? {
             bytes += self.look(conn, row, &text, &mut reply.tasks)?;
@@ -73,19 +73,22 @@ impl Reader {
         found: &mut Vec<GraphTask>,
     ) -> Result<usize, QueryError> {
         let read = || -> rusqlite::Result<_> {
-            let key = row.get::<_, i64>(0)?.cast_unsigned();
-            let count = row.get::<_, i64>(2)?.cast_unsigned();
             let request = Message {
-                file: row.get::<_, Option<i64>>(7)?.unwrap_or(0).cast_unsigned(),
+                file: row.get(7)?,
                 content: row.get(8)?,
                 buffers: row.get(9)?,
                 ..Message::default()
             };
-            let (name, kind) = (
-                row.get::<_, Option<String>>(3)?,
-                row.get::<_, Option<String>>(4)?,
-            );
-            Ok((key, row.get::<_, String>(1)?, count, name, kind, request))
+            let name: Option<String> = row.get(3)?;
+            let kind: Option<String> = row.get(4)?;
+            Ok((
+                row.get(0)?,
+                row.get::<_, String>(1)?,
+                row.get(2)?,
+                name,
+                kind,
+                request,
+            ))
         };
         let (key, id, count, name, kind, request) = read()?;
         let has = |what: &str| what.to_lowercase().contains(text);
@@ -125,12 +128,11 @@ impl Reader {
         let Ok((_, arguments)) = request.content_and_buffers(&self.spill) else {
             return Ok(size);
         };
-        let wide = is_wide(&request, self.packing);
         let size = size + arguments.iter().map(|buffer| buffer.len()).sum::<usize>();
         let mut members: Vec<(u64, String)> = Vec::new();
         let mut all = 0;
         for member in 0..count {
-            let Some(own) = slice(&arguments, member, wide) else {
+            let Some(own) = member_argument(&arguments, member) else {
                 break;
             };
             if let Some(cmd) = Glance::at(own, self.packing).cmd

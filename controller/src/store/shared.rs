@@ -89,7 +89,7 @@ impl std::fmt::Debug for Listeners {
 }
 
 /// A poisoned lock here guards plain data: go on with it.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 

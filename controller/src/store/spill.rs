@@ -6,12 +6,12 @@ use std::io::{self, Write};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering::Relaxed;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use rustix::fs::{Advice, fadvise};
 
 use super::event::Frame;
-use super::shared::Shared;
+use super::shared::{Part, Shared, lock};
 
 /// A frame of this size or more is not kept in a record.
 pub(crate) const LARGE_FRAME: usize = 256 << 10;
@@ -19,6 +19,9 @@ pub(crate) const LARGE_FRAME: usize = 256 << 10;
 pub(crate) const LARGE_RECORD: usize = 1 << 20;
 /// The header, parent header and metadata always are.
 const MAPS: usize = 3;
+
+/// A result that could not be spilled is kept in the record itself up to this size.
+const RESCUE: usize = 16 << 20;
 
 /// Where large frames are.
 #[derive(Debug, Clone)]
@@ -31,10 +34,6 @@ pub(crate) struct Spill {
 enum Place {
     Dir(Arc<Path>),
     Memory(Arc<Mutex<HashMap<u64, Vec<u8>>>>),
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Spill {
@@ -53,7 +52,7 @@ impl Spill {
         }
     }
 
-    /// Decides where each frame goes, and takes the large ones there.
+    /// Decides where each frame goes, and takes the large ones there. An error is a fault of the store.
     pub(crate) fn place<'a>(&self, frames: &[&'a [u8]]) -> io::Result<(Vec<Frame<'a>>, u64)> {
         let mut placed: Vec<Frame<'a>> = Vec::with_capacity(frames.len());
         let mut inline = 0usize;
@@ -73,9 +72,32 @@ impl Spill {
         let file = if large.is_empty() {
             0
         } else {
-            self.write(&large, offset)?
+            self.write(&large, offset).inspect_err(|e| {
+                let what = format!("cannot write a buffer file: {e}");
+                self.shared.fault(Part::Spill, what);
+            })?
         };
         Ok((placed, file))
+    }
+
+    /// Places the frames of a result so that it cannot fail.
+    pub(crate) fn place_result<'a>(&self, frames: &[&'a [u8]]) -> (Vec<Frame<'a>>, u64) {
+        if let Ok(placed) = self.place(frames) {
+            if placed.1 != 0 {
+                self.shared.heal(Part::Spill);
+            }
+            return placed;
+        }
+        let size: usize = frames.iter().map(|f| f.len()).sum();
+        let kept = if size <= RESCUE {
+            frames.len()
+        } else {
+            frames.len().min(MAPS)
+        };
+        if kept < frames.len() {
+            tracing::error!("store: a result of {size} bytes could not be kept; its outcome is");
+        }
+        (frames[..kept].iter().map(|f| Frame::Inline(f)).collect(), 0)
     }
 
     fn path(dir: &Path, number: u64) -> PathBuf {
@@ -114,11 +136,7 @@ impl Spill {
 
     /// Reads one frame back.
     pub(crate) fn read(&self, number: u64, offset: u64, len: u64) -> io::Result<Vec<u8>> {
-        let (start, len) = (usize::try_from(offset), usize::try_from(len));
-        let (start, len) = (
-            start.map_err(io::Error::other)?,
-            len.map_err(io::Error::other)?,
-        );
+        let (start, len) = (offset as usize, len as usize);
         match &self.place {
             Place::Memory(files) => lock(files)
                 .get(&number)
@@ -142,11 +160,7 @@ impl Spill {
             Place::Dir(dir) => {
                 let path = Self::path(dir, number);
                 let bytes = fs::metadata(&path).map_or(0, |m| m.len());
-                if fs::remove_file(&path).is_ok() {
-                    bytes
-                } else {
-                    0
-                }
+                fs::remove_file(&path).map_or(0, |()| bytes)
             }
         };
         let subtract = |all: u64| Some(all.saturating_sub(bytes));

@@ -43,23 +43,22 @@ impl Tail {
         }
     }
 
-    /// Reads some whole records between the position and `limit`. The position moves by [`Tail::advance`].
+    /// Reads some whole records between the position and `limit`. Moving the position is up to the caller.
     pub(crate) fn read(&mut self, limit: u64) -> io::Result<Found> {
         self.filled = 0;
         if self.position >= limit {
             return Ok(Found::End);
         }
+        let no_segment = if limit == u64::MAX {
+            Found::End
+        } else {
+            Found::Broken
+        };
         loop {
             let Some((base, file)) = &self.segment else {
-                match open_segment(&self.dir, self.position)? {
-                    Some(segment) => self.segment = Some(segment),
-                    None => {
-                        return Ok(if limit == u64::MAX {
-                            Found::End
-                        } else {
-                            Found::Broken
-                        });
-                    }
+                self.segment = open_segment(&self.dir, self.position)?;
+                if self.segment.is_none() {
+                    return Ok(no_segment);
                 }
                 continue;
             };
@@ -70,16 +69,10 @@ impl Tail {
             if got == 0 {
                 // The end of this segment: the next one begins at the position, or there is none.
                 let base = *base;
-                self.segment = None;
-                match open_segment(&self.dir, self.position)? {
-                    Some(next) if next.0 != base => self.segment = Some(next),
-                    _ => {
-                        return Ok(if limit == u64::MAX {
-                            Found::End
-                        } else {
-                            Found::Broken
-                        });
-                    }
+                self.segment =
+                    open_segment(&self.dir, self.position)?.filter(|next| next.0 != base);
+                if self.segment.is_none() {
+                    return Ok(no_segment);
                 }
                 continue;
             }
@@ -108,23 +101,15 @@ impl Tail {
         Records::new(&self.buffer[..self.filled])
     }
 
-    /// Passes over what was applied.
-    pub(crate) fn advance(&mut self, bytes: usize) {
-        self.position += bytes as u64;
-    }
-
     /// Passes over something broken, to the start of the next segment, if there is one.
     pub(crate) fn skip(&mut self) -> io::Result<Option<u64>> {
         let next = segments(&self.dir)?
             .into_iter()
             .find(|base| *base > self.position);
-        if let Some(base) = next {
-            let skipped = base - self.position;
-            self.position = base;
+        Ok(next.map(|base| {
             self.segment = None;
-            return Ok(Some(skipped));
-        }
-        Ok(None)
+            base - std::mem::replace(&mut self.position, base)
+        }))
     }
 
     /// The memory of a large chunk is given back.

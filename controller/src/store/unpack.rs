@@ -35,7 +35,6 @@ pub(crate) struct Glance<'a> {
     pub(crate) code: Option<i64>,
     #[serde(deserialize_with = "integer")]
     pub(crate) array: Option<i64>,
-    pub(crate) wide: Option<bool>,
     pub(crate) same: Option<bool>,
 }
 
@@ -143,9 +142,6 @@ impl<'de> Deserialize<'de> for Loose {
                 Ok(std::str::from_utf8(v).map_or_else(|_| v.to_vec().into(), Value::from))
             }
             fn visit_unit<E>(self) -> Result<Value, E> {
-                Ok(Value::Null)
-            }
-            fn visit_none<E>(self) -> Result<Value, E> {
                 Ok(Value::Null)
             }
             fn visit_newtype_struct<D: Deserializer<'de>>(self, d: D) -> Result<Value, D::Error> {

@@ -43,22 +43,22 @@ pub(crate) enum Queries {
 
 /// The store thread.
 pub(crate) struct Writer {
-    pub(crate) conn: Connection,
-    pub(crate) applier: Applier,
-    pub(crate) shared: Arc<Shared>,
-    pub(crate) spill: Spill,
-    pub(crate) limits: Limits,
+    conn: Connection,
+    applier: Applier,
+    shared: Arc<Shared>,
+    spill: Spill,
+    limits: Limits,
     /// The journal, unless the history is in memory.
-    pub(crate) tail: Option<(Tail, PathBuf)>,
-    pub(crate) queries: Queries,
+    tail: Option<(Tail, PathBuf)>,
+    queries: Queries,
     /// What came by channel and is not committed.
-    pub(crate) batches: VecDeque<Vec<u8>>,
-    pub(crate) drops: VecDeque<Drops>,
+    batches: VecDeque<Vec<u8>>,
+    drops: VecDeque<Drops>,
     /// Commits since the last checkpoint.
-    pub(crate) unchecked: bool,
+    unchecked: bool,
     /// The journal's position then.
-    pub(crate) checked: u64,
-    pub(crate) last_tick: Instant,
+    checked: u64,
+    last_tick: Instant,
 }
 
 /// A purge that is under way.
@@ -75,6 +75,32 @@ enum After {
 }
 
 impl Writer {
+    /// One that has applied everything before its tail's position.
+    pub(crate) fn new(
+        conn: Connection,
+        applier: Applier,
+        shared: &Arc<Shared>,
+        spill: Spill,
+        limits: Limits,
+        tail: Option<(Tail, PathBuf)>,
+        queries: Queries,
+    ) -> Self {
+        Writer {
+            conn,
+            applier,
+            shared: Arc::clone(shared),
+            spill,
+            limits,
+            unchecked: tail.is_some(),
+            checked: tail.as_ref().map_or(0, |(tail, _)| tail.position),
+            tail,
+            queries,
+            batches: VecDeque::new(),
+            drops: VecDeque::new(),
+            last_tick: Instant::now(),
+        }
+    }
+
     /// Runs until told to stop.
     pub(crate) fn run(mut self, requests: &Receiver<Request>, bell: &Receiver<()>) {
         let mut last_commit = Instant::now();
@@ -209,7 +235,7 @@ impl Writer {
         let taken = self.batches.iter().take(channel);
         let bytes: usize = taken.clone().map(Vec::len).sum();
         let records = taken.flat_map(|batch| Records::new(batch));
-        let done = transaction(&self.conn, &mut self.applier, None, |conn, applier| {
+        let done = transaction(&self.conn, &mut self.applier, |conn, applier| {
             applier.apply(conn, records)
         });
         if let Err(e) = done {
@@ -239,16 +265,8 @@ impl Writer {
                     return Ok(());
                 }
                 Found::Records => {
-                    let mut records = tail.records();
-                    let position = tail.position;
-                    let mut consumed = 0;
-                    transaction(&self.conn, &mut self.applier, None, |conn, applier| {
-                        applier.apply(conn, &mut records)?;
-                        consumed = records.consumed;
-                        db::set_meta_number(conn, "position", position + consumed as u64)
-                    })
-                    .map_err(|e| format!("cannot write the history: {e}"))?;
-                    tail.advance(consumed);
+                    apply_read(&self.conn, &mut self.applier, tail)
+                        .map_err(|e| format!("cannot write the history: {e}"))?;
                     self.shared.applied.store(tail.position, Relaxed);
                     self.committed();
                     self.maybe_checkpoint();
@@ -358,7 +376,7 @@ impl Writer {
         let mut orphans = prune::Orphans::default();
         let mut dropped = 0;
         let shared = Arc::clone(&self.shared);
-        transaction(&self.conn, &mut self.applier, Some(keys), |conn, _| {
+        transaction(&self.conn, &mut self.applier, |conn, _| {
             for key in keys {
                 if let Some(bound) = bound {
                     let files = shared
@@ -373,6 +391,7 @@ impl Writer {
             }
             Ok(())
         })?;
+        self.applier.forget(keys);
         self.unchecked = true;
         for number in orphans.numbers {
             self.spill.remove(number);
@@ -397,15 +416,11 @@ impl Writer {
         };
         let position = tail.position;
         self.checked = position;
-        let result = self
-            .conn
-            .query_row(&format!("PRAGMA wal_checkpoint({mode})"), [], |row| {
-                Ok((
-                    row.get::<_, i64>(0)?,
-                    row.get::<_, i64>(1)?,
-                    row.get::<_, i64>(2)?,
-                ))
-            });
+        let result: rusqlite::Result<(i64, i64, i64)> =
+            self.conn
+                .query_row(&format!("PRAGMA wal_checkpoint({mode})"), [], |row| {
+                    row.try_into()
+                });
         match result {
             Ok((0, log, moved)) if log == moved => {
                 self.unchecked = false;
@@ -426,26 +441,39 @@ impl Writer {
 }
 
 /// Does something in a transaction. When it fails, the applier's memory of it is forgotten too.
-pub(crate) fn transaction(
+fn transaction(
     conn: &Connection,
     applier: &mut Applier,
-    dropped: Option<&[u64]>,
     work: impl FnOnce(&Connection, &mut Applier) -> rusqlite::Result<()>,
 ) -> rusqlite::Result<()> {
     let done = conn
         .execute_batch("BEGIN IMMEDIATE")
         .and_then(|()| work(conn, applier))
         .and_then(|()| conn.execute_batch("COMMIT"));
-    match &done {
-        Ok(()) => applier.forget(dropped.unwrap_or_default()),
-        Err(_) => {
-            if !conn.is_autocommit() {
-                drop(conn.execute_batch("ROLLBACK"));
-            }
-            if let Err(e) = applier.load(conn) {
-                tracing::error!("store: cannot read the history: {e}");
-            }
+    if done.is_err() {
+        if !conn.is_autocommit() {
+            drop(conn.execute_batch("ROLLBACK"));
+        }
+        if let Err(e) = applier.load(conn) {
+            tracing::error!("store: cannot read the history: {e}");
         }
     }
     done
+}
+
+/// Applies the records that a tail has read, and passes over them.
+pub(crate) fn apply_read(
+    conn: &Connection,
+    applier: &mut Applier,
+    tail: &mut Tail,
+) -> rusqlite::Result<()> {
+    let mut records = tail.records();
+    let mut end = tail.position;
+    transaction(conn, applier, |conn, applier| {
+        applier.apply(conn, &mut records)?;
+        end += records.consumed as u64;
+        db::set_meta_number(conn, "position", end)
+    })?;
+    tail.position = end;
+    Ok(())
 }

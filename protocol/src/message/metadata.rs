@@ -63,8 +63,6 @@ pub struct TaskMetadata {
     pub array: Option<u64>,
     /// The array's members are told of one by one: they are calls of their own.
     pub each: Option<bool>,
-    /// Offsets of an array's arguments are 64-bit.
-    pub wide: Option<bool>,
     /// Which try this is, from 0.
     pub attempt: Option<u32>,
     /// The members `lo..hi` of an array that this message is about.
@@ -141,9 +139,6 @@ pub struct TaskRequest {
     /// The array's members are told of one by one: when each ran, what it printed.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub each: bool,
-    /// Offsets of an array's arguments are 64-bit.
-    #[serde(skip_serializing_if = "std::ops::Not::not")]
-    pub wide: bool,
     /// The job line as its user wrote it: kept with the record, so that results can be printed on it later.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub job: Option<String>,

@@ -197,7 +197,7 @@ impl Scheduler {
             })?,
         };
         if is_array && frames.len() > at::BUFFERS {
-            if metadata.wide == Some(true) || frames.len() < at::BUFFERS + 2 {
+            if frames.len() < at::BUFFERS + 2 {
                 return Err(Bad::new(
                     "an array has two buffers, 32-bit offsets and values, or none",
                 ));
