@@ -248,6 +248,19 @@ pub struct LogArgs {
     pub log_to_file: bool,
 }
 
+impl LogArgs {
+    /// What is logged, if that was said.
+    pub(crate) fn level(&self) -> Option<LogLevel> {
+        self.log_level
+            .or(self.debug.then_some(LogLevel(tracing::Level::DEBUG)))
+    }
+}
+
+/// Reads a command line, without the program's name.
+pub(crate) fn parse(args: &[OsString]) -> Result<Cli, clap::Error> {
+    Cli::try_parse_from(std::iter::once(&OsString::from("ipctl")).chain(args))
+}
+
 /// `--max-message`.
 fn max_message(text: &str) -> Result<u64, String> {
     size::parse(text)

@@ -10,6 +10,7 @@
 pub mod app;
 pub mod cli;
 pub mod config_py;
+pub mod error;
 pub mod hub;
 pub mod launch;
 pub mod mailbox;

@@ -5,6 +5,10 @@ use std::{io, os::fd::RawFd};
 use crossbeam_channel::{Receiver, Sender, unbounded};
 use ipbroker_protocol::wake::{self, Wake, Waker};
 
+/// Where the answer to a question goes: it is called at most once, on the thread that answers; one that is on its way out may
+/// drop it.
+pub type Answer<T> = Box<dyn FnOnce(T) + Send>;
+
 /// The posting side.
 #[derive(Debug)]
 pub struct Post<T> {

@@ -1,6 +1,6 @@
 //! Dates as the wire and the result lines have them.
 
-use std::time::Duration;
+use std::time::{Duration, UNIX_EPOCH};
 
 use jiff::{Timestamp, tz::TimeZone};
 
@@ -8,6 +8,14 @@ use jiff::{Timestamp, tz::TimeZone};
 #[must_use]
 pub fn now_utc() -> String {
     utc(Timestamp::now())
+}
+
+/// Seconds since 1970, now.
+#[must_use]
+pub fn unix_seconds() -> f64 {
+    UNIX_EPOCH
+        .elapsed()
+        .map_or(0.0, |since| since.as_secs_f64())
 }
 
 /// A moment as headers carry it.

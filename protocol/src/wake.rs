@@ -81,12 +81,9 @@ impl Wake {
 
     /// Waits until the bell is rung, or for `timeout`; does not silence it.
     pub fn wait(&self, timeout: Duration) {
-        let timeout = Timespec {
-            tv_sec: timeout.as_secs().cast_signed(),
-            tv_nsec: timeout.subsec_nanos().into(),
-        };
+        let timeout = Timespec::try_from(timeout).ok();
         // An interrupted wait is a short one.
-        let _ = poll(&mut [PollFd::new(self, PollFlags::IN)], Some(&timeout));
+        let _ = poll(&mut [PollFd::new(self, PollFlags::IN)], timeout.as_ref());
     }
 
     /// A ringer for this bell.

@@ -50,10 +50,8 @@ impl Binder<'_> {
             CurveServer::apply(curve, socket)
                 .map_err(|error| AppError::Curve(format!("no CURVE: {error}")))?;
         }
-        socket::bound(socket, self.settings.max_message).map_err(|error| AppError::System {
-            what: "cannot bound messages".into(),
-            source: error.into(),
-        })?;
+        socket::bound(socket, self.settings.max_message)
+            .map_err(|error| AppError::system("cannot bound messages")(error.into()))?;
         let port = if fixed == 0 { self.next() } else { fixed };
         let interface = &self.settings.interface;
         socket::bind(socket, interface, port).map_err(|error| AppError::Bind {
@@ -95,10 +93,7 @@ impl Binder<'_> {
 
 /// Makes and binds all sockets.
 pub(super) fn bind(settings: &Settings, context: &Context) -> Result<Bound, AppError> {
-    let sockets = |error: zmq::Error| AppError::System {
-        what: "cannot make sockets".into(),
-        source: error.into(),
-    };
+    let sockets = |error: zmq::Error| AppError::system("cannot make sockets")(error.into());
     let (mut client, mut engine) = settings.earlier.clone().unwrap_or_default();
     let mut pool: VecDeque<u16> = settings.ports.iter().copied().collect();
     if settings.port != 0 && settings.earlier.is_none() {

@@ -1,6 +1,10 @@
 //! Connection files, and the CURVE secret that the next controller needs with them.
 
-use std::{env, fs, io, net::UdpSocket, path::PathBuf};
+use std::{
+    fs, io,
+    net::UdpSocket,
+    path::{Path, PathBuf},
+};
 
 use ipbroker_protocol::{
     PROTOCOL,
@@ -11,14 +15,14 @@ use ipbroker_protocol::{
 };
 use serde_json::Value;
 
-use super::{AppError, Settings, bind::Ports};
+use super::{AppError, Settings, bind::Ports, settings::variable};
 
-fn common(settings: &Settings, curve: Option<&CurveServer>, ssh: &str, extra: Map) -> Common {
+fn common(settings: &Settings, ssh: &str, extra: Map) -> Common {
     Common {
         ssh: ssh.to_owned(),
         interface: settings.interface.clone(),
         key: settings.key.clone(),
-        curve_serverkey: curve.map(|curve| curve.public.clone()),
+        curve_serverkey: settings.curve.as_ref().map(|curve| curve.public.clone()),
         location: settings.location.clone(),
         pack: settings.packer.name().into(),
         unpack: settings.packer.name().into(),
@@ -29,11 +33,7 @@ fn common(settings: &Settings, curve: Option<&CurveServer>, ssh: &str, extra: Ma
     }
 }
 
-fn client_connection(
-    settings: &Settings,
-    ports: &Ports,
-    curve: Option<&CurveServer>,
-) -> ClientConnection {
+fn client_connection(settings: &Settings, ports: &Ports) -> ClientConnection {
     // The Python client closes its task socket over `pure` as soon as ids have a gap; the controller refuses instead.
     let scheme = if settings.scheme == "pure" {
         "pure-dealer"
@@ -42,29 +42,16 @@ fn client_connection(
     };
     ClientConnection {
         task_scheme: scheme.to_owned(),
-        common: common(
-            settings,
-            curve,
-            &settings.ssh,
-            ports.client.common.extra.clone(),
-        ),
+        common: common(settings, &settings.ssh, ports.client.common.extra.clone()),
         ..ports.client.clone()
     }
 }
 
 /// The engines' connection file.
-pub(super) fn engine_connection(
-    settings: &Settings,
-    ports: &Ports,
-    curve: Option<&CurveServer>,
-) -> EngineConnection {
+pub(super) fn engine_connection(settings: &Settings, ports: &Ports) -> EngineConnection {
+    let extra = ports.engine.common.extra.clone();
     EngineConnection {
-        common: common(
-            settings,
-            curve,
-            &settings.engine_ssh,
-            ports.engine.common.extra.clone(),
-        ),
+        common: common(settings, &settings.engine_ssh, extra),
         pure: settings.scheme == "pure",
         ..ports.engine.clone()
     }
@@ -85,20 +72,16 @@ pub(super) fn connection_info(settings: &Settings, ports: &Ports) -> Map {
 }
 
 /// Writes both files.
-pub(super) fn write(
-    settings: &Settings,
-    ports: &Ports,
-    curve: Option<&CurveServer>,
-) -> Result<(), AppError> {
+pub(super) fn write(settings: &Settings, ports: &Ports) -> Result<(), AppError> {
     let profile = &settings.profile;
     // Clients wait for either: the engines' first, since who waits for both finds the clients' file last.
     connection::save(
         &profile.connection_file(Role::Engine),
-        &engine_connection(settings, ports, curve),
+        &engine_connection(settings, ports),
     )?;
     connection::save(
         &profile.connection_file(Role::Client),
-        &client_connection(settings, ports, curve),
+        &client_connection(settings, ports),
     )?;
     Ok(())
 }
@@ -123,12 +106,26 @@ pub(super) fn remove(settings: &Settings) {
     }
 }
 
-fn token_file(profile: &Profile) -> PathBuf {
+/// A file beside the connection files, named as they are.
+fn security_file(profile: &Profile, what: &str) -> PathBuf {
     let name = match profile.cluster_id() {
-        "" => "ipcontroller-web.token".to_owned(),
-        id => format!("ipcontroller-{id}-web.token"),
+        "" => format!("ipcontroller-{what}"),
+        id => format!("ipcontroller-{id}-{what}"),
     };
     profile.security_dir().join(name)
+}
+
+fn token_file(profile: &Profile) -> PathBuf {
+    security_file(profile, "web.token")
+}
+
+fn secret_file(profile: &Profile) -> PathBuf {
+    security_file(profile, "curve.secret")
+}
+
+fn replace(path: &Path, text: &str) -> Result<(), AppError> {
+    profile::replace(path, format!("{text}\n").as_bytes())
+        .map_err(AppError::system(format!("cannot write {}", path.display())))
 }
 
 /// The token of the page: that of an earlier controller whose files are used again, or a new one. It is kept in a file
@@ -143,34 +140,16 @@ pub(super) fn web_token(settings: &Settings) -> Result<String, AppError> {
     }
     let bytes: [u8; 16] = rand::random();
     let token = ipbroker_protocol::hex(&bytes);
-    profile::replace(&path, format!("{token}\n").as_bytes()).map_err(|source| {
-        AppError::System {
-            what: format!("cannot write {}", path.display()),
-            source,
-        }
-    })?;
+    replace(&path, &token)?;
     Ok(token)
-}
-
-fn secret_file(profile: &Profile) -> PathBuf {
-    let name = match profile.cluster_id() {
-        "" => "ipcontroller-curve.secret".to_owned(),
-        id => format!("ipcontroller-{id}-curve.secret"),
-    };
-    profile.security_dir().join(name)
 }
 
 /// The controller's key pair: of the environment, of the earlier controller, or a new one, which is kept: who comes after a
 /// crash needs it as it needs the connection files.
 pub(super) fn curve_keys(
     profile: &Profile,
-    earlier: Option<&(ClientConnection, EngineConnection)>,
+    earlier: Option<&Common>,
 ) -> Result<CurveServer, AppError> {
-    let variable = |name| {
-        env::var(name)
-            .ok()
-            .filter(|value: &String| !value.is_empty())
-    };
     if let (Some(public), Some(secret)) = (
         variable("IPP_CURVE_PUBLICKEY"),
         variable("IPP_CURVE_SECRETKEY"),
@@ -182,7 +161,7 @@ pub(super) fn curve_keys(
         });
     }
     let path = secret_file(profile);
-    if let Some(public) = earlier.and_then(|(client, _)| client.common.curve_serverkey.as_ref()) {
+    if let Some(public) = earlier.and_then(|earlier| earlier.curve_serverkey.as_ref()) {
         let secret = fs::read_to_string(&path).map_err(|error| {
             AppError::Curve(format!(
                 "the connection files use CURVE, and its secret key {} cannot be read ({error}): remove the connection \
@@ -198,12 +177,7 @@ pub(super) fn curve_keys(
             "this ipctl has no CURVE ({error}); --no-curve goes without"
         ))
     })?;
-    profile::replace(&path, format!("{}\n", server.secret()).as_bytes()).map_err(|source| {
-        AppError::System {
-            what: format!("cannot write {}", path.display()),
-            source,
-        }
-    })?;
+    replace(&path, &server.secret())?;
     Ok(server)
 }
 

@@ -4,7 +4,6 @@ use std::{
     fs::{File, OpenOptions},
     io::{self, IsTerminal},
     os::unix::fs::OpenOptionsExt,
-    path::PathBuf,
     sync::Arc,
 };
 
@@ -15,26 +14,12 @@ use tracing_subscriber::{fmt::time::UtcTime, util::SubscriberInitExt};
 use super::AppError;
 use crate::cli::LogArgs;
 
-/// Keeps the log open.
-#[derive(Debug)]
-pub struct Log {
-    /// The file, if there is one.
-    pub path: Option<PathBuf>,
-}
-
 /// Opens the log.
 ///
 /// # Errors
 /// When the log file cannot be made.
-pub fn init(args: &LogArgs, profile: &Profile) -> Result<Log, AppError> {
-    let level = args.log_level.map_or(
-        if args.debug {
-            Level::DEBUG
-        } else {
-            Level::INFO
-        },
-        |level| level.0,
-    );
+pub(super) fn init(args: &LogArgs, profile: &Profile) -> Result<(), AppError> {
+    let level = args.level().map_or(Level::INFO, |level| level.0);
     let format = tracing_subscriber::fmt()
         // Who logs to a connection or terminal that is gone must live on: the default is to panic.
         .log_internal_errors(false)
@@ -49,7 +34,7 @@ pub fn init(args: &LogArgs, profile: &Profile) -> Result<Log, AppError> {
             .with_writer(io::stderr)
             .finish()
             .try_init();
-        return Ok(Log { path: None });
+        return Ok(());
     }
     let name = match profile.cluster_id() {
         "" => format!("ipctl-{}.log", std::process::id()),
@@ -61,15 +46,15 @@ pub fn init(args: &LogArgs, profile: &Profile) -> Result<Log, AppError> {
         .append(true)
         .mode(0o600)
         .open(&path)
-        .map_err(|source| AppError::System {
-            what: format!("cannot write the log file {}", path.display()),
-            source,
-        })?;
+        .map_err(AppError::system(format!(
+            "cannot write the log file {}",
+            path.display()
+        )))?;
     eprintln!("ipctl: logging to {}", path.display());
     let _ = format
         .with_ansi(false)
         .with_writer(Arc::new(file))
         .finish()
         .try_init();
-    Ok(Log { path: Some(path) })
+    Ok(())
 }

@@ -2,7 +2,7 @@
 
 mod bind;
 mod files;
-pub mod log;
+mod log;
 mod settings;
 mod threads;
 
@@ -14,7 +14,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use clap::{CommandFactory, Parser};
+use clap::CommandFactory;
 use crossbeam_channel::{Receiver, Sender, unbounded};
 use ipbroker_protocol::{
     connection::{self, ConnectionError, EngineConnection},
@@ -81,6 +81,14 @@ pub enum AppError {
     Launch(String),
 }
 
+impl AppError {
+    /// For `map_err`: what was tried.
+    fn system(what: impl Into<String>) -> impl FnOnce(io::Error) -> Self {
+        let what = what.into();
+        move |source| AppError::System { what, source }
+    }
+}
+
 /// What the main thread waits for.
 #[derive(Debug)]
 pub(crate) enum MainEvent {
@@ -112,10 +120,7 @@ pub fn with_scheme(args: Vec<OsString>, scheme: Box<dyn Scheme>) -> Result<(), A
 
 fn start(args: Vec<OsString>, own: Option<Box<dyn Scheme>>) -> Result<(), AppError> {
     let args = cli::expand(args).map_err(AppError::Usage)?;
-    let parse = |args: &[OsString]| {
-        Cli::try_parse_from(std::iter::once(&OsString::from("ipctl")).chain(args))
-    };
-    let cli = parse(&args)?;
+    let cli = cli::parse(&args)?;
     let cluster = &cli.cluster;
     match &cli.command {
         Some(Action::Completions { shell }) => {
@@ -124,18 +129,15 @@ fn start(args: Vec<OsString>, own: Option<Box<dyn Scheme>>) -> Result<(), AppErr
             clap_complete::generate(*shell, &mut Cli::command(), "ipctl", &mut script);
             return io::stdout()
                 .write_all(&script)
-                .map_err(|source| AppError::System {
-                    what: "cannot write the completions".into(),
-                    source,
-                });
+                .map_err(AppError::system("cannot write the completions"));
         }
         Some(Action::Man { dir }) => {
             return fs::create_dir_all(dir)
                 .and_then(|()| clap_mangen::generate_to(Cli::command(), dir))
-                .map_err(|source| AppError::System {
-                    what: format!("cannot write man pages into {}", dir.display()),
-                    source,
-                });
+                .map_err(AppError::system(format!(
+                    "cannot write man pages into {}",
+                    dir.display()
+                )));
         }
         Some(Action::ConnectionString) => {
             let profile = find_profile(cluster)?;
@@ -150,7 +152,7 @@ fn start(args: Vec<OsString>, own: Option<Box<dyn Scheme>>) -> Result<(), AppErr
     let lock = format!("pid/ipctl{}.lock", profile.cluster_id());
     let _lock = Lock::take(&profile.dir().join(lock))?;
     let (cli, skipped) = settings::with_config(&profile, &args, cli)?;
-    let _log = log::init(&cli.logging, &profile)?;
+    log::init(&cli.logging, &profile)?;
     for line in skipped {
         tracing::warn!("{line}");
     }
@@ -183,11 +185,11 @@ fn run(settings: Settings, own: Option<Box<dyn Scheme>>) -> Result<(), AppError>
         watch_stdin(&events)?;
     }
     let controller = threads::start(&settings, own, &events)?;
-    files::write(&settings, &controller.ports, controller.curve.as_ref())?;
+    files::write(&settings, &controller.ports)?;
     tracing::info!(
         scheme = settings.scheme,
         packer = settings.packer.name(),
-        curve = controller.curve.is_some(),
+        curve = settings.curve.is_some(),
         ms = begun.elapsed().as_millis() as u64,
         "controller running, connection files in {}",
         settings.profile.security_dir().display()
@@ -271,11 +273,8 @@ fn catch_signals(events: &Sender<MainEvent>) -> Result<(), AppError> {
         consts::{SIGHUP, SIGINT, SIGTERM},
         iterator::Signals,
     };
-    let system = |source| AppError::System {
-        what: "cannot catch signals".into(),
-        source,
-    };
-    let mut signals = Signals::new([SIGINT, SIGTERM, SIGHUP]).map_err(system)?;
+    let system = || AppError::system("cannot catch signals");
+    let mut signals = Signals::new([SIGINT, SIGTERM, SIGHUP]).map_err(system())?;
     let events = events.clone();
     thread::Builder::new()
         .name("signals".into())
@@ -289,7 +288,7 @@ fn catch_signals(events: &Sender<MainEvent>) -> Result<(), AppError> {
                 }
             }
         })
-        .map_err(system)?;
+        .map_err(system())?;
     Ok(())
 }
 
@@ -303,10 +302,7 @@ fn watch_stdin(events: &Sender<MainEvent>) -> Result<(), AppError> {
             while matches!(stdin.read(&mut sink), Ok(1..)) {}
             let _ = events.send(MainEvent::Stop("standard input was closed".into()));
         })
-        .map_err(|source| AppError::System {
-            what: "cannot watch standard input".into(),
-            source,
-        })?;
+        .map_err(AppError::system("cannot watch standard input"))?;
     Ok(())
 }
 
@@ -341,10 +337,6 @@ fn connection_string(profile: &Profile) -> Result<(), AppError> {
     let json =
         serde_json::to_string(&engine).map_err(|error| AppError::Usage(error.to_string()))?;
     let quoted = json.replace('\'', r"'\''");
-    writeln!(io::stdout(), "IPP_CONNECTION_INFO='{quoted}' ipengine").map_err(|source| {
-        AppError::System {
-            what: "cannot write to standard output".into(),
-            source,
-        }
-    })
+    writeln!(io::stdout(), "IPP_CONNECTION_INFO='{quoted}' ipengine")
+        .map_err(AppError::system("cannot write to standard output"))
 }

@@ -9,10 +9,9 @@ use std::{
     time::Duration,
 };
 
-use clap::Parser;
 use crossbeam_channel::Sender;
 use ipbroker_protocol::{
-    connection::{self, ClientConnection, EngineConnection},
+    connection::{self, ClientConnection, Common, EngineConnection},
     profile::{Profile, Role},
     session::Packer,
     socket::CurveServer,
@@ -20,7 +19,7 @@ use ipbroker_protocol::{
 
 use super::{AppError, MainEvent, files, threads};
 use crate::{
-    cli::{Cli, LogLevel},
+    cli::{self, Cli, LogLevel},
     config_py,
     launch::{LaunchEvent, Launcher, Sink, args::HostArgs, batch, hosts::HostSpec, local},
     scheduler::core::Hwm,
@@ -111,10 +110,8 @@ pub(super) fn with_config(
     cli: Cli,
 ) -> Result<(Cli, Vec<String>), AppError> {
     let path = profile.dir().join("ipcontroller_config.py");
-    let config = config_py::load(&path).map_err(|source| AppError::System {
-        what: format!("cannot read {}", path.display()),
-        source,
-    })?;
+    let config = config_py::load(&path)
+        .map_err(AppError::system(format!("cannot read {}", path.display())))?;
     let mut notes: Vec<String> = config
         .skipped
         .iter()
@@ -128,10 +125,6 @@ pub(super) fn with_config(
             )
         })
         .collect();
-    let parse = |options: &[OsString]| {
-        let program = OsString::from("ipctl");
-        Cli::try_parse_from(std::iter::once(&program).chain(options))
-    };
     let mut options: Vec<OsString> = Vec::new();
     for (line, option) in &config.options {
         // Where the profile is has been decided: this file is in it.
@@ -142,7 +135,7 @@ pub(super) fn with_config(
             ));
             continue;
         }
-        match parse(&[option.into()]) {
+        match cli::parse(&[option.into()]) {
             Ok(_) => options.push(option.into()),
             Err(error) => {
                 let text = error.to_string();
@@ -160,7 +153,7 @@ pub(super) fn with_config(
         return Ok((cli, notes));
     }
     options.extend(args.iter().cloned());
-    Ok((parse(&options)?, notes))
+    Ok((cli::parse(&options)?, notes))
 }
 
 /// Whether an address cannot be reached from other hosts.
@@ -176,7 +169,7 @@ fn engine_options(resources: &[String], pin: bool) -> Vec<OsString> {
     resources.chain(pin.then(|| "--pin".into())).collect()
 }
 
-fn variable(name: &str) -> Option<String> {
+pub(super) fn variable(name: &str) -> Option<String> {
     env::var(name).ok().filter(|value| !value.is_empty())
 }
 
@@ -185,27 +178,24 @@ impl Settings {
         let network = cli.network;
         let reuse = network.reuse || network.restore;
         let earlier = if reuse { load_earlier(&profile) } else { None };
-        let ip = match &earlier {
-            Some((_, engine)) => engine
-                .common
-                .interface
-                .trim_start_matches("tcp://")
-                .to_owned(),
+        let files = earlier.as_ref();
+        let (client, engine) = files.map(|(c, e)| (&c.common, &e.common)).unzip();
+        let ip = match engine {
+            Some(engine) => engine.interface.trim_start_matches("tcp://").to_owned(),
             None => listening_address(&network.ip)?,
         };
         // ipp.Cluster says where to work through these; its clients need not have msgpack.
         let by_cluster =
             env::var_os("IPP_CLUSTER_ID").is_some() || env::var_os("IPP_PROFILE_DIR").is_some();
-        let packer = match (&earlier, network.packer.as_deref()) {
-            (Some((client, _)), _) => client.common.packer()?,
+        let packer = match (client, network.packer.as_deref()) {
+            (Some(client), _) => client.packer()?,
             (None, Some("json")) => Packer::Json,
             (None, Some(_)) => Packer::Msgpack,
             (None, None) if by_cluster => Packer::Json,
             (None, None) => Packer::Msgpack,
         };
-        let wants_curve = match &earlier {
-            Some((client, _)) => client
-                .common
+        let wants_curve = match client {
+            Some(client) => client
                 .curve_serverkey
                 .as_ref()
                 .is_some_and(|key| !key.is_empty()),
@@ -217,15 +207,15 @@ impl Settings {
             }
         };
         let curve = if wants_curve {
-            Some(files::curve_keys(&profile, earlier.as_ref())?)
+            Some(files::curve_keys(&profile, client)?)
         } else {
             None
         };
         let given_key = network
             .session_key
             .or_else(|| env::var("IPP_SESSION_KEY").ok());
-        let key = match (&earlier, given_key) {
-            (Some((client, _)), _) => client.common.key.clone(),
+        let key = match (client, given_key) {
+            (Some(client), _) => client.key.clone(),
             (None, Some(key)) => key,
             // CURVE authenticates whoever connects: the peer signs nothing then.
             (None, None) if curve.is_some() => String::new(),
@@ -238,9 +228,9 @@ impl Settings {
             );
         }
         let location_given = network.location.is_some();
-        let location = match (&earlier, network.location) {
+        let location = match (engine, network.location) {
             (_, Some(location)) => location,
-            (Some((_, engine)), None) => engine.common.location.clone(),
+            (Some(engine), None) => engine.location.clone(),
             (None, None) => rustix::system::uname()
                 .nodename()
                 .to_string_lossy()
@@ -278,29 +268,16 @@ impl Settings {
         if lease < Duration::from_secs(1) {
             return Err(AppError::Usage("--lease is at least 1s".into()));
         }
-        let ssh = |given: String, earlier: Option<&str>| {
-            if given.is_empty() {
-                earlier.unwrap_or_default().to_owned()
-            } else {
-                given
-            }
+        let ssh = |given: String, earlier: Option<&Common>| match earlier {
+            Some(earlier) if given.is_empty() => earlier.ssh.clone(),
+            _ => given,
         };
         Ok(Self {
             interface: format!("tcp://{ip}"),
             location,
             location_given,
-            ssh: ssh(
-                network.ssh,
-                earlier
-                    .as_ref()
-                    .map(|(client, _)| client.common.ssh.as_str()),
-            ),
-            engine_ssh: ssh(
-                network.enginessh,
-                earlier
-                    .as_ref()
-                    .map(|(_, engine)| engine.common.ssh.as_str()),
-            ),
+            ssh: ssh(network.ssh, client),
+            engine_ssh: ssh(network.enginessh, engine),
             port: network.port.unwrap_or(0),
             ports: network.ports.map(|ports| ports.0).unwrap_or_default(),
             reuse,
@@ -330,10 +307,7 @@ impl Settings {
             web: page_port(cli.web.web)?,
             web_readonly: cli.web.web_readonly,
             exit_with_parent: cli.exit_with_parent,
-            log_level: cli
-                .logging
-                .log_level
-                .or(cli.logging.debug.then_some(LogLevel(tracing::Level::DEBUG))),
+            log_level: cli.logging.level(),
             profile,
         })
     }
@@ -410,10 +384,10 @@ impl Settings {
         });
         // With other keys and ports an earlier controller's engines would not find us.
         let adopt = self.restore && self.earlier.is_some();
-        if let Some(system) = &self.hosts.batch_system {
-            let launch = |error: batch::BatchError| AppError::Launch(error.to_string());
+        let batch_system = self.hosts.batch_system.as_deref();
+        if let Some(system) = batch_system.and_then(batch::System::find) {
             let plan = batch::Plan {
-                system: batch::System::find(system).map_err(launch)?,
+                system,
                 engines: self.engines.unwrap_or(1),
                 growth: self.hosts.growth(),
                 time: Duration::ZERO,
@@ -426,9 +400,9 @@ impl Settings {
                 record: self.record_file("batch"),
                 adopt,
             };
-            return Ok(Some(Box::new(
-                batch::BatchLauncher::start(plan, sink, controller.ways()).map_err(launch)?,
-            )));
+            let launcher = batch::BatchLauncher::start(plan, sink, controller.ways())
+                .map_err(|error| AppError::Launch(error.to_string()))?;
+            return Ok(Some(Box::new(launcher)));
         }
         let Some((hosts, tools)) = self.remote.clone() else {
             return Ok(None);
@@ -469,11 +443,7 @@ impl Settings {
                 .map(|LogLevel(level)| format!("--log-level={level}"))
                 .chain(self.hosts.engine_args())
                 .collect(),
-            connection: files::engine_connection(
-                self,
-                &controller.ports,
-                controller.curve.as_ref(),
-            ),
+            connection: files::engine_connection(self, &controller.ports),
             location_given: self.location_given,
             record: self.record_file("hosts"),
             adopt,

@@ -10,7 +10,7 @@ use std::{
 use crossbeam_channel::Sender;
 #[cfg(feature = "web")]
 use ipbroker_protocol::message::WebReply;
-use ipbroker_protocol::{junk::JunkTotal, session::Session, socket::CurveServer, zmq::Context};
+use ipbroker_protocol::{junk::JunkTotal, session::Session, zmq::Context};
 
 use super::{AppError, MainEvent, Settings, bind, bind::Ports, files};
 use crate::{
@@ -19,7 +19,7 @@ use crate::{
     mailbox::{Post, mailbox},
     relay::{control, iopub, mux},
     scheduler::{
-        command::{Answer, Command},
+        command::Command,
         core::{Config, Demand, Scheme, scheme},
         pure::PureThread,
         task::TaskThread,
@@ -30,7 +30,6 @@ use crate::{
 /// A controller that runs.
 pub(crate) struct Controller {
     pub(crate) ports: Ports,
-    pub(crate) curve: Option<CurveServer>,
     events: Post<Event>,
     links: Links,
     hub: JoinHandle<()>,
@@ -38,13 +37,6 @@ pub(crate) struct Controller {
     store: Store,
     /// Lives as long as its sockets.
     _context: Context,
-}
-
-fn system(what: &'static str) -> impl Fn(io::Error) -> AppError {
-    move |source| AppError::System {
-        what: what.into(),
-        source,
-    }
 }
 
 /// Binds everything and starts all threads. `own`: the scheme, if it is none of the built-in ones.
@@ -59,7 +51,7 @@ pub(super) fn start(
     let cores = thread::available_parallelism().map_or(1, usize::from);
     context
         .set_io_threads(if cores > 2 { 2 } else { 1 })
-        .map_err(|error| system("cannot start ZeroMQ")(error.into()))?;
+        .map_err(|error| AppError::system("cannot start ZeroMQ")(error.into()))?;
     let mut options = store::Options::new(settings.profile.dir());
     options.name = settings.store_name();
     options.backend = settings.backend.clone();
@@ -75,7 +67,8 @@ pub(super) fn start(
     let session = || Session::new(settings.key.as_bytes(), settings.packer);
     let mut others = Vec::new();
 
-    let (tasks, commands) = mailbox::<Command>().map_err(system("cannot make a mailbox"))?;
+    let (tasks, commands) =
+        mailbox::<Command>().map_err(AppError::system("cannot make a mailbox"))?;
     let (clients, engines) = bound.task;
     let stop = main.clone();
     let spawn = |name: &str, run: Box<dyn FnOnce() -> io::Result<()> + Send>| {
@@ -124,16 +117,17 @@ pub(super) fn start(
         };
         spawn("task", Box::new(move || task.run()))
     };
-    others.push(thread.map_err(system("cannot start the task thread"))?);
+    others.push(thread.map_err(AppError::system("cannot start the task thread"))?);
 
     let (mux, thread) = mux::spawn(bound.mux, session(), handle.clone(), &junk)
-        .map_err(system("cannot start the direct relay"))?;
+        .map_err(AppError::system("cannot start the direct relay"))?;
     others.push(thread);
     let (clients, engines) = bound.control;
     let (control, thread) = control::spawn(clients, engines, session(), tasks.clone(), &junk)
-        .map_err(system("cannot start the control relay"))?;
+        .map_err(AppError::system("cannot start the control relay"))?;
     others.push(thread);
-    let (events, event_box) = mailbox::<Event>().map_err(system("cannot make a mailbox"))?;
+    let (events, event_box) =
+        mailbox::<Event>().map_err(AppError::system("cannot make a mailbox"))?;
     let to_hub = events.clone();
     let stopped = move |uuid| to_hub.send(Event::EngineStopped(uuid));
     let (iopub, thread) = iopub::spawn(
@@ -144,7 +138,7 @@ pub(super) fn start(
         stopped,
         &junk,
     )
-    .map_err(system("cannot start the output relay"))?;
+    .map_err(AppError::system("cannot start the output relay"))?;
     others.push(thread);
 
     let links = Links {
@@ -190,10 +184,9 @@ pub(super) fn start(
         &junk,
         tell,
     )
-    .map_err(system("cannot start the hub"))?;
+    .map_err(AppError::system("cannot start the hub"))?;
     Ok(Controller {
         ports: bound.ports,
-        curve: settings.curve.clone(),
         events,
         links,
         hub,
@@ -219,7 +212,7 @@ fn page(
     })?;
     let port = listener
         .local_addr()
-        .map_err(system("cannot make the page's socket"))?
+        .map_err(AppError::system("cannot make the page's socket"))?
         .port();
     let token = files::web_token(settings)?;
     let at = WebReply {
@@ -228,14 +221,15 @@ fn page(
     };
     let (place, samples) = tokio::sync::watch::channel(Arc::default());
     let web = Web {
-        listener,
         token,
         readonly: settings.web_readonly,
         adds: settings.local_engines > 0,
         hub: events.clone(),
         samples,
     };
-    let thread = web.spawn().map_err(system("cannot start the page"))?;
+    let thread = web
+        .spawn(listener)
+        .map_err(AppError::system("cannot start the page"))?;
     tell_address(settings, &at.url(port));
     Ok((place, at, thread))
 }
@@ -266,7 +260,7 @@ impl Controller {
                 tasks.send(Command::Demand {
                     limit,
                     longest: longest.map(|time| time.as_nanos().try_into().unwrap_or(u64::MAX)),
-                    answer: Answer::new(move |demand| {
+                    answer: Box::new(move |demand| {
                         let _ = give.send(demand);
                     }),
                 });
@@ -278,7 +272,7 @@ impl Controller {
             given: Box::new(move || {
                 let (give, take) = crossbeam_channel::bounded(1);
                 counts.send(Command::Given {
-                    answer: Answer::new(move |given| {
+                    answer: Box::new(move |given| {
                         let _ = give.send(given);
                     }),
                 });

@@ -1,20 +1,12 @@
 //! Asking others without waiting, and answering clients later.
 
-use ipbroker_protocol::{
-    envelope::Envelope,
-    message::{ErrorContent, HeaderRef},
-    session::Session,
-    zmq::Message,
-};
+use ipbroker_protocol::{envelope::Envelope, message::HeaderRef, session::Session, zmq::Message};
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::{Value, json};
 use tokio::sync::mpsc::UnboundedSender;
 
 use super::{Event, run::Hub};
-use crate::{
-    scheduler::command::Answer,
-    store::{self, QueryError},
-};
+use crate::{error::NamedError, mailbox::Answer, relay::reply_type, store};
 
 /// Who asked, for an answer now or later.
 #[derive(Debug, Clone)]
@@ -58,16 +50,6 @@ impl Asker {
         self.identities.first().map_or(b"page", Vec::as_slice)
     }
 
-    /// The reply type of the request.
-    pub(super) fn reply_type(&self) -> String {
-        format!(
-            "{}_reply",
-            self.msg_type
-                .strip_suffix("_request")
-                .unwrap_or(&self.msg_type)
-        )
-    }
-
     fn message(
         &self,
         session: &Session,
@@ -91,33 +73,10 @@ impl Asker {
     }
 }
 
-/// An error as the peer names it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct HubError {
-    pub(super) ename: String,
-    pub(super) evalue: String,
-}
-
-impl HubError {
-    pub(super) fn new(ename: &str, evalue: impl Into<String>) -> Self {
-        Self {
-            ename: ename.to_owned(),
-            evalue: evalue.into(),
-        }
-    }
-
-    /// As reply content. Python's `RemoteError` wants all its keys.
-    pub(super) fn content(&self) -> Value {
-        let error = ErrorContent::new(&self.ename, self.evalue.as_str());
-        json!({"status": "error", "ename": error.ename, "evalue": error.evalue, "engine_info": {},
-               "traceback": [format!("{}: {}", error.ename, error.evalue)]})
-    }
-}
-
-impl From<QueryError> for HubError {
-    fn from(error: QueryError) -> Self {
-        Self::new(error.ename, error.evalue)
-    }
+/// An error as reply content. Python's `RemoteError` wants all its keys.
+fn content(error: &NamedError) -> Value {
+    json!({"status": "error", "ename": error.ename, "evalue": error.evalue,
+           "engine_info": {}, "traceback": [error.to_string()]})
 }
 
 impl Hub {
@@ -127,20 +86,7 @@ impl Hub {
         rest: impl FnOnce(&mut Hub, T) + Send + 'static,
     ) -> Answer<T> {
         let post = self.post.clone();
-        Answer::new(move |value| post.send(Event::Continue(Box::new(move |hub| rest(hub, value)))))
-    }
-
-    /// The same for the store.
-    pub(super) fn stored<T: Send + 'static>(
-        &self,
-        rest: impl FnOnce(&mut Hub, Result<T, HubError>) + Send + 'static,
-    ) -> store::Answer<T> {
-        let post = self.post.clone();
-        Box::new(move |result| {
-            post.send(Event::Continue(Box::new(move |hub| {
-                rest(hub, result.map_err(HubError::from))
-            })));
-        })
+        Box::new(move |value| post.send(Event::Continue(Box::new(move |hub| rest(hub, value)))))
     }
 
     /// The same for what `asker` wants of the store, which is answered with the error where there is one.
@@ -150,7 +96,7 @@ impl Hub {
         rest: impl FnOnce(&mut Hub, Asker, T) + Send + 'static,
     ) -> store::Answer<T> {
         let to = asker.clone();
-        self.stored(move |hub, found| match found {
+        self.then(move |hub, found| match found {
             Ok(found) => rest(hub, to, found),
             Err(error) => hub.reply_error(&to, &error),
         })
@@ -187,38 +133,33 @@ impl Hub {
             let _ = page.send(serde_json::to_value(content).unwrap_or_default());
             return;
         }
-        let message = asker.message(&self.session, &asker.reply_type(), content, buffers);
+        let message = asker.message(
+            &self.session,
+            &reply_type(&asker.msg_type),
+            content,
+            buffers,
+        );
         self.query.send_or_drop(message.into_frames());
     }
 
     /// Answers with an error, as the request's own reply.
-    pub(super) fn reply_error(&mut self, asker: &Asker, error: &HubError) {
-        tracing::debug!(
-            request = asker.msg_type,
-            "{}: {}",
-            error.ename,
-            error.evalue
-        );
-        self.reply(asker, &error.content());
+    pub(super) fn reply_error(&mut self, asker: &Asker, error: &NamedError) {
+        tracing::debug!(request = asker.msg_type, "{error}");
+        self.reply(asker, &content(error));
     }
 
     /// Answers with this error.
-    pub(super) fn fail(&mut self, asker: &Asker, ename: &str, evalue: impl Into<String>) {
-        self.reply_error(asker, &HubError::new(ename, evalue));
+    pub(super) fn fail(&mut self, asker: &Asker, ename: &'static str, evalue: impl Into<String>) {
+        self.reply_error(asker, &NamedError::new(ename, evalue));
     }
 
     /// Answers with `hub_error`, as the peer does for some requests.
-    pub(super) fn hub_error(&mut self, asker: &Asker, error: &HubError) {
-        tracing::debug!(
-            request = asker.msg_type,
-            "hub_error: {}: {}",
-            error.ename,
-            error.evalue
-        );
+    pub(super) fn hub_error(&mut self, asker: &Asker, error: &NamedError) {
+        tracing::debug!(request = asker.msg_type, "hub_error: {error}");
         if asker.page.is_some() {
-            return self.reply(asker, &error.content());
+            return self.reply(asker, &content(error));
         }
-        let message = asker.message(&self.session, "hub_error", &error.content(), Vec::new());
+        let message = asker.message(&self.session, "hub_error", &content(error), Vec::new());
         self.query.send_or_drop(message.into_frames());
     }
 

@@ -13,11 +13,8 @@ use std::{
 
 use serde_json::{Value, json};
 
-use super::{
-    Event,
-    ask::{Asker, HubError},
-    run::Hub,
-};
+use super::{Event, ask::Asker, run::Hub};
+use crate::error::NamedError;
 
 /// Runs until its standard input is closed; its first line says where it listens, or why it does not.
 const SCRIPT: &str = r#"
@@ -113,7 +110,7 @@ fn parent_python() -> Option<PathBuf> {
 }
 
 /// Starts a scheduler with the first Python that can.
-fn start(arguments: &Value) -> Result<(Running, Value), HubError> {
+fn start(arguments: &Value) -> Result<(Running, Value), NamedError> {
     let mut tried = Vec::new();
     for python in pythons() {
         match start_with(&python, arguments) {
@@ -122,7 +119,7 @@ fn start(arguments: &Value) -> Result<(Running, Value), HubError> {
             Err(why) => tried.push(format!("{}: {why}", python.display())),
         }
     }
-    Err(HubError::new(
+    Err(NamedError::new(
         "ImportError",
         format!(
             "no dask scheduler, for want of a Python with `distributed` ({}); `pip install distributed` there, or start \
@@ -136,7 +133,7 @@ fn start(arguments: &Value) -> Result<(Running, Value), HubError> {
 fn start_with(
     python: &Path,
     arguments: &Value,
-) -> Result<Result<(Running, Value), HubError>, String> {
+) -> Result<Result<(Running, Value), NamedError>, String> {
     let mut child = Command::new(python)
         .args(["-c", SCRIPT, &arguments.to_string()])
         .stdin(Stdio::piped())
@@ -165,7 +162,7 @@ fn start_with(
     match text("ename").as_str() {
         "ImportError" => Err(text("evalue")),
         "" => Err("ended without a word".into()),
-        ename => Ok(Err(HubError::new(ename, text("evalue")))),
+        _ => Ok(Err(NamedError::new(text("ename"), text("evalue")))),
     }
 }
 
@@ -192,14 +189,14 @@ impl Hub {
             })));
         });
         if let Err(error) = started {
-            self.dask_started(Err(HubError::new(
+            self.dask_started(Err(NamedError::new(
                 "RuntimeError",
                 format!("no dask scheduler: {error}"),
             )));
         }
     }
 
-    fn dask_started(&mut self, result: Result<(Running, Value), HubError>) {
+    fn dask_started(&mut self, result: Result<(Running, Value), NamedError>) {
         let waiting = std::mem::take(&mut self.dask.waiting);
         match result {
             Ok((running, said)) => {
@@ -210,7 +207,7 @@ impl Hub {
                 self.dask.running = Some((running, said));
             }
             Err(error) => {
-                tracing::warn!("{}: {}", error.ename, error.evalue);
+                tracing::warn!("{error}");
                 for asker in &waiting {
                     self.reply_error(asker, &error);
                 }

@@ -5,11 +5,9 @@ use ipbroker_protocol::message::{
 };
 use serde_json::{Map, Value, json};
 
-use super::{
-    ask::{Asker, HubError},
-    run::Hub,
-};
+use super::{ask::Asker, run::Hub};
 use crate::{
+    error::NamedError,
     relay::mux,
     scheduler::command::{Command, Explanation, TaskState},
     scheduler::task::last_line,
@@ -128,7 +126,7 @@ impl Hub {
 
     /// What became of a task, as the history has it; `or`: what is said if that does not know it.
     fn explain_past(&mut self, to: Asker, id: String, mut or: Explanation) {
-        let answer = self.stored(move |hub, found: Result<Vec<Record>, HubError>| {
+        let answer = self.then(move |hub, found: Result<Vec<Record>, NamedError>| {
             if let Some(record) = found.unwrap_or_default().first() {
                 let fields = &record.fields;
                 (or.state, or.text) = match fields["completed"].is_null() {

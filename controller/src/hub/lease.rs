@@ -27,11 +27,7 @@ impl Leases {
 
     /// A session asks for a lease, or for its renewal.
     pub(crate) fn renew(&mut self, session: &str, now: Instant) {
-        if let Some(seen) = self.seen.get_mut(session) {
-            *seen = now;
-        } else {
-            self.seen.insert(session.to_owned(), now);
-        }
+        self.seen.insert(session.to_owned(), now);
     }
 
     /// Any other message of a session that holds a lease.

@@ -111,7 +111,7 @@ pub fn sockets(context: &zmq::Context) -> zmq::Result<Sockets> {
 }
 
 /// The threads that the hub asks.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct Links {
     /// The task thread.
     pub tasks: Post<Command>,
@@ -149,16 +149,6 @@ pub enum Event {
         /// Whether engines of ours are to end too.
         engines: bool,
     },
-}
-
-impl std::fmt::Debug for Event {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(match self {
-            Self::Continue(_) => "Continue",
-            Self::EngineStopped(_) => "EngineStopped",
-            Self::Shutdown { .. } => "Shutdown",
-        })
-    }
 }
 
 /// Starts the hub's thread. `tell` is called on it.

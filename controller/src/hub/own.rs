@@ -13,14 +13,9 @@ use ipbroker_protocol::{
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::{
-    Notice,
-    ask::{Asker, HubError},
-    peer::strings,
-    run::Hub,
-    watch::counts,
-};
+use super::{Notice, ask::Asker, peer::strings, run::Hub, watch::counts};
 use crate::{
+    error::NamedError,
     relay::{iopub, mux},
     scheduler::{
         command::{Aborted, Command, Departure, Selection},
@@ -77,7 +72,7 @@ impl Hub {
             1..=ADDED_MOST if remove.is_empty() => self.add_engines(add),
             _ => {
                 let what = format!("a scale_request has `add`, 1 to {ADDED_MOST}, or `remove`");
-                Err(HubError::new("ValueError", what))
+                Err(NamedError::value(what))
             }
         };
         match done {
@@ -86,16 +81,16 @@ impl Hub {
         }
     }
 
-    fn add_engines(&mut self, more: u32) -> Result<Value, HubError> {
+    fn add_engines(&mut self, more: u32) -> Result<Value, NamedError> {
         if !self.settings.adds {
             let what = "ipctl starts engines on its host only with `-n`; `ipengine -n N`, started by hand, adds some on any host";
-            return Err(HubError::new("RuntimeError", what));
+            return Err(NamedError::new("RuntimeError", what));
         }
         (self.tell)(Notice::Wanted(more));
         Ok(json!({"added": more}))
     }
 
-    fn remove_engines(&mut self, engines: Vec<Value>, now: bool) -> Result<Value, HubError> {
+    fn remove_engines(&mut self, engines: Vec<Value>, now: bool) -> Result<Value, NamedError> {
         let ids = self.targets(&Value::Array(engines))?;
         for engine in ids.iter().filter_map(|id| self.registry.by_id(*id)) {
             let uuid = &engine.profile.uuid;
@@ -212,26 +207,25 @@ impl Hub {
         }
         // The task thread forgets what is done; the store may know it.
         let (to, ids) = (to.clone(), reply.unknown.clone());
-        let answer = self.stored(move |hub, found: Result<Vec<(String, Lookup)>, HubError>| {
-            let mut reply = reply;
-            for (id, lookup) in found.unwrap_or_default() {
-                if matches!(lookup, Lookup::Done(_)) {
-                    reply.unknown.retain(|unknown| *unknown != id);
-                    reply.done.push(id);
+        let answer = self.then(
+            move |hub, found: Result<Vec<(String, Lookup)>, NamedError>| {
+                let mut reply = reply;
+                for (id, lookup) in found.unwrap_or_default() {
+                    if matches!(lookup, Lookup::Done(_)) {
+                        reply.unknown.retain(|unknown| *unknown != id);
+                        reply.done.push(id);
+                    }
                 }
-            }
-            hub.reply(&to, &reply);
-        });
+                hub.reply(&to, &reply);
+            },
+        );
         self.links.store.outcomes(ids, answer);
     }
 
     /// Tells engines to drop tasks that they have not begun and, with `kill`, to stop those they have.
     fn stop_running(&mut self, running: &[(String, Vec<String>)], kill: bool) {
         for (uuid, ids) in running.iter().filter(|(_, ids)| !ids.is_empty()) {
-            let ours = self
-                .registry
-                .by_uuid(uuid)
-                .is_some_and(|engine| engine.profile.is_ours());
+            let ours = self.is_ours(uuid);
             let request = AbortRequest {
                 msg_ids: Some(ids.clone()),
                 kill: kill && ours,
@@ -264,12 +258,7 @@ impl Hub {
                     EngineInfo {
                         id,
                         uuid: profile.uuid.clone(),
-                        kind: if profile.is_ours() {
-                            "ipengine"
-                        } else {
-                            "python"
-                        }
-                        .into(),
+                        kind: profile.kind().into(),
                         host: profile.hosts.clone(),
                         pid: profile.pid,
                         cores: profile.cores,

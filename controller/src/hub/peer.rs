@@ -10,13 +10,11 @@ use ipbroker_protocol::{
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::{
-    ask::{Asker, HubError},
-    run::Hub,
-};
+use super::{ask::Asker, registry::Engine, renew::renewed, run::Hub};
 use crate::{
+    error::NamedError,
     relay::mux,
-    scheduler::command::{Command, EngineTasks, TaskState},
+    scheduler::command::{Command, EngineTasks, TaskQueues, TaskState},
     store::{FIELDS, Lookup, Outcome, Purge, Record, StoredRequest},
 };
 
@@ -114,7 +112,7 @@ impl Hub {
         verbose: bool,
         rest: impl FnOnce(&mut Hub, Rows) + Send + 'static,
     ) {
-        let answer = self.then(move |hub, tasks: crate::scheduler::command::TaskQueues| {
+        let answer = self.then(move |hub, tasks: TaskQueues| {
             let answer = hub.then(move |hub, direct| {
                 rest(
                     hub,
@@ -144,8 +142,7 @@ impl Hub {
             let mut reply = Map::new();
             reply.insert("status".into(), "ok".into());
             for id in targets {
-                let uuid = hub.registry.by_id(id).map(|engine| engine.profile.uuid.clone()).unwrap_or_default();
-                let (direct, scheduled) = (rows.direct(&uuid), rows.scheduled(&uuid));
+                let (direct, scheduled) = rows.of(hub.registry.by_id(id));
                 let row = if verbose {
                     let completed: Vec<&String> = direct.completed_ids.iter().chain(&scheduled.completed_ids).collect();
                     json!({"queue": direct.running_ids, "tasks": scheduled.running_ids, "completed": completed})
@@ -171,15 +168,8 @@ impl Hub {
             let mut reply = Map::new();
             reply.insert("status".into(), "ok".into());
             for id in targets {
-                let uuid = hub
-                    .registry
-                    .by_id(id)
-                    .map(|engine| engine.profile.uuid.clone())
-                    .unwrap_or_default();
-                reply.insert(
-                    id.to_string(),
-                    (rows.direct(&uuid).running + rows.scheduled(&uuid).running).into(),
-                );
+                let (direct, scheduled) = rows.of(hub.registry.by_id(id));
+                reply.insert(id.to_string(), (direct.running + scheduled.running).into());
             }
             hub.reply(&to, &reply);
         });
@@ -302,19 +292,9 @@ impl Hub {
         let mut reply = Map::new();
         let mut completed = Vec::new();
         let mut buffers = Vec::new();
-        let mut by_id: std::collections::HashMap<String, Record> = records
+        let mut by_id: HashMap<String, Record> = records
             .into_iter()
-            .map(|record| {
-                (
-                    record
-                        .fields
-                        .get("msg_id")
-                        .and_then(Value::as_str)
-                        .unwrap_or_default()
-                        .to_owned(),
-                    record,
-                )
-            })
+            .filter_map(|record| Some((record.fields.get("msg_id")?.as_str()?.to_owned(), record)))
             .collect();
         for id in ids {
             let Some(record) = by_id.remove(id) else {
@@ -348,13 +328,9 @@ impl Hub {
             completed.push(id.clone());
             reply.insert(id.clone(), entry);
         }
-        for (key, value) in [
-            ("status", json!("ok")),
-            ("pending", json!(pending)),
-            ("completed", json!(completed)),
-        ] {
-            reply.insert(key.into(), value);
-        }
+        reply.insert("status".into(), "ok".into());
+        reply.insert("pending".into(), pending.into());
+        reply.insert("completed".into(), completed.into());
         self.reply_with(to, &reply, buffers);
     }
 
@@ -450,7 +426,7 @@ impl Hub {
         let answer = self.found(asker, move |hub, to, found: Vec<StoredRequest>| {
             let known = |id: &String| found.iter().any(|task| task.msg_id == *id);
             if let Some(id) = ids.iter().find(|id| !known(id)) {
-                return hub.fail(&to, "KeyError", no_such(id).evalue);
+                return hub.reply_error(&to, &no_such(id));
             }
             hub.resubmit_next(to, found, Map::new());
         });
@@ -463,14 +439,12 @@ impl Hub {
     fn resubmit_next(&mut self, to: Asker, mut tasks: Vec<StoredRequest>, mut done: Map) {
         let Some(task) = tasks.pop() else {
             for (old, new) in &done {
-                self.recorder.update(
-                    old,
-                    &Map::from_iter([("resubmitted".to_owned(), new.clone())]),
-                );
+                let fields = Map::from_iter([("resubmitted".to_owned(), new.clone())]);
+                self.recorder.update(old, &fields);
             }
             return self.reply(&to, &json!({"status": "ok", "resubmitted": done}));
         };
-        let (new, frames) = match super::renew::renewed(&self.session, &task) {
+        let (new, frames) = match renewed(&self.session, &task) {
             Ok(renewed) => renewed,
             Err(error) => return self.fail(&to, "ValueError", error),
         };
@@ -510,6 +484,12 @@ impl Rows {
         self.direct.values().map(|row| row.running).sum()
     }
 
+    /// The direct and the scheduled tasks of an engine.
+    fn of(&self, engine: Option<&Engine>) -> (EngineTasks, EngineTasks) {
+        let uuid = engine.map_or("", |engine| &engine.profile.uuid);
+        (self.direct(uuid), self.scheduled(uuid))
+    }
+
     pub(super) fn direct(&self, uuid: &str) -> EngineTasks {
         self.direct.get(uuid).cloned().unwrap_or_default()
     }
@@ -525,8 +505,8 @@ fn by_uuid(rows: Vec<EngineTasks>) -> HashMap<String, EngineTasks> {
         .collect()
 }
 
-fn no_such(id: &str) -> HubError {
-    HubError::new("KeyError", format!("No such message: {id}"))
+fn no_such(id: &str) -> NamedError {
+    NamedError::key(format!("No such message: {id}"))
 }
 
 /// One string or a list of them.

@@ -9,7 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use foldhash::{HashMap, HashMapExt};
+use foldhash::HashMap;
 use ipbroker_protocol::{
     PROTOCOL,
     message::{HostLoad, ProcessEngine, Registration, capability},
@@ -64,8 +64,8 @@ pub(crate) struct Registry {
     /// In order: those of a process follow each other.
     by_uuid: BTreeMap<String, u32>,
     incoming: BTreeMap<String, Incoming>,
-    /// Of an earlier controller: they keep their ids if they come back.
-    expected: HashMap<String, (u32, Registration)>,
+    /// Of an earlier controller, whether one is ours: they keep their ids if they come back.
+    expected: HashMap<String, (u32, bool)>,
     given_up: VecDeque<Arc<EngineProfile>>,
 }
 
@@ -75,18 +75,11 @@ pub(crate) struct Registry {
 struct State {
     engines: BTreeMap<u32, String>,
     next_id: u32,
-    /// What ours told of themselves.
+    /// Those of them that are ours; an earlier version read here what they had told of themselves.
     registrations: BTreeMap<String, Registration>,
 }
 
 impl Registry {
-    pub(crate) fn new() -> Self {
-        Self {
-            expected: HashMap::new(),
-            ..Self::default()
-        }
-    }
-
     /// The engines that are reached by this connection: those of a process, or the one whose uuid it is.
     pub(crate) fn of(&self, connection: &str) -> Vec<String> {
         its(&self.by_uuid, connection).cloned().collect()
@@ -220,22 +213,14 @@ impl Registry {
     /// A heartbeat of an engine that was there before: a Python engine goes on as if nothing had happened. `Err`: one of
     /// ours, which has to register again to be asked what it holds.
     pub(crate) fn come_back(&mut self, uuid: &str) -> Option<Result<(), ()>> {
-        let (id, registration) = if let Some((id, registration)) = self.expected.get(uuid) {
-            (*id, registration.clone())
-        } else {
-            let profile = self.given_up.iter().find(|profile| profile.uuid == uuid)?;
-            if profile.is_ours() {
-                return Some(Err(()));
+        let (id, ours) = match self.expected.get(uuid) {
+            Some(expected) => *expected,
+            None => {
+                let profile = self.given_up.iter().find(|profile| profile.uuid == uuid)?;
+                (profile.id, profile.is_ours())
             }
-            (
-                profile.id,
-                Registration {
-                    uuid: uuid.to_owned(),
-                    ..Registration::default()
-                },
-            )
         };
-        if registration.capabilities.is_some() {
+        if ours {
             return Some(Err(()));
         }
         self.expected.remove(uuid);
@@ -248,7 +233,7 @@ impl Registry {
         self.incoming.insert(
             uuid.to_owned(),
             Incoming {
-                profile: profile(id, registration),
+                profile: profile(id, known_by(uuid)),
                 since: Instant::now(),
             },
         );
@@ -297,15 +282,10 @@ impl Registry {
 
     /// The uuid of an engine, or of a registration under way.
     pub(crate) fn uuid_of(&self, id: u32) -> Option<&str> {
-        self.engines
-            .get(&id)
-            .map(|engine| engine.profile.uuid.as_str())
-            .or_else(|| {
-                self.incoming
-                    .values()
-                    .find(|entry| entry.profile.id == id)
-                    .map(|entry| entry.profile.uuid.as_str())
-            })
+        let incoming = || self.incoming.values().map(|entry| &entry.profile);
+        let registered = self.engines.get(&id).map(|engine| &*engine.profile);
+        let profile = registered.or_else(|| incoming().find(|profile| profile.id == id));
+        profile.map(|profile| profile.uuid.as_str())
     }
 
     pub(crate) fn by_id(&self, id: u32) -> Option<&Engine> {
@@ -331,20 +311,20 @@ impl Registry {
             next_id: self.next_id,
             ..State::default()
         };
-        for (id, engine) in &self.engines {
-            state.engines.insert(*id, engine.profile.uuid.clone());
-            if engine.profile.is_ours() {
-                state
-                    .registrations
-                    .insert(engine.profile.uuid.clone(), registration(&engine.profile));
-            }
-        }
-        for (uuid, (id, registration)) in &self.expected {
-            state.engines.insert(*id, uuid.clone());
-            if registration.capabilities.is_some() {
-                state
-                    .registrations
-                    .insert(uuid.clone(), registration.clone());
+        let engines = self.engines.values().map(|engine| &engine.profile);
+        let engines = engines.map(|profile| (&profile.uuid, (profile.id, profile.is_ours())));
+        let expected = self
+            .expected
+            .iter()
+            .map(|(uuid, expected)| (uuid, *expected));
+        for (uuid, (id, ours)) in engines.chain(expected) {
+            state.engines.insert(id, uuid.clone());
+            if ours {
+                let registration = Registration {
+                    capabilities: Some(Vec::new()),
+                    ..known_by(uuid)
+                };
+                state.registrations.insert(uuid.clone(), registration);
             }
         }
         profile::replace(path, &serde_json::to_vec(&state)?)
@@ -357,18 +337,12 @@ impl Registry {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(0),
             Err(error) => return Err(error),
         };
-        let mut state: State = serde_json::from_slice(&bytes)?;
+        let state: State = serde_json::from_slice(&bytes)?;
         self.next_id = state.next_id;
         for (id, uuid) in state.engines {
-            let registration = state
-                .registrations
-                .remove(&uuid)
-                .unwrap_or_else(|| Registration {
-                    uuid: uuid.clone(),
-                    ..Registration::default()
-                });
             self.next_id = self.next_id.max(id + 1);
-            self.expected.insert(uuid, (id, registration));
+            let ours = state.registrations.contains_key(&uuid);
+            self.expected.insert(uuid, (id, ours));
         }
         Ok(self.expected.len())
     }
@@ -415,21 +389,9 @@ fn profile(id: u32, registration: Registration) -> EngineProfile {
     }
 }
 
-fn registration(profile: &EngineProfile) -> Registration {
+fn known_by(uuid: &str) -> Registration {
     Registration {
-        uuid: profile.uuid.clone(),
-        id: Some(profile.id),
-        capabilities: Some(profile.capabilities.clone()),
-        functions: profile.functions.clone(),
-        host: profile.hosts.clone(),
-        pid: profile.pid,
-        cores: profile.cores,
-        machine: profile.machine.clone(),
-        resources: profile.resources.clone(),
-        cpuset: profile.cpuset.clone(),
-        tags: profile.tags.clone(),
-        version: profile.version.clone(),
-        limits: profile.limits.clone(),
+        uuid: uuid.to_owned(),
         ..Registration::default()
     }
 }
@@ -461,7 +423,7 @@ mod tests {
 
     #[test]
     fn ids_count_up_and_wishes_are_granted() {
-        let mut registry = Registry::new();
+        let mut registry = Registry::default();
         assert_eq!(begin(&mut registry, python("a", None)).unwrap(), 0);
         assert_eq!(begin(&mut registry, python("b", Some(5))).unwrap(), 5);
         assert_eq!(begin(&mut registry, python("c", Some(5))).unwrap(), 6);
@@ -486,7 +448,7 @@ mod tests {
 
     #[test]
     fn ours_may_register_again() {
-        let mut registry = Registry::new();
+        let mut registry = Registry::default();
         assert_eq!(begin(&mut registry, ours("a")).unwrap(), 0);
         registry.finish("a");
         assert_eq!(begin(&mut registry, ours("a")).unwrap(), 0);
@@ -497,7 +459,7 @@ mod tests {
 
     #[test]
     fn the_engines_of_a_process_register_together() {
-        let mut registry = Registry::new();
+        let mut registry = Registry::default();
         let process = |engines: &[&str]| Registration {
             engines: engines
                 .iter()
@@ -537,7 +499,7 @@ mod tests {
 
     #[test]
     fn who_was_given_up_may_come_back() {
-        let mut registry = Registry::new();
+        let mut registry = Registry::default();
         begin(&mut registry, python("p", None)).unwrap();
         begin(&mut registry, ours("o")).unwrap();
         registry.finish("p");
@@ -554,7 +516,7 @@ mod tests {
     fn the_state_file_keeps_ids() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("engines.json");
-        let mut registry = Registry::new();
+        let mut registry = Registry::default();
         for uuid in ["x", "y"] {
             begin(&mut registry, ours(uuid)).unwrap();
             registry.finish(uuid);
@@ -562,7 +524,7 @@ mod tests {
         begin(&mut registry, python("p", None)).unwrap();
         registry.finish("p");
         registry.save(&path).unwrap();
-        let mut registry = Registry::new();
+        let mut registry = Registry::default();
         assert_eq!(registry.restore(&path).unwrap(), 3);
         assert_eq!(begin(&mut registry, ours("new")).unwrap(), 3);
         assert_eq!(begin(&mut registry, ours("y")).unwrap(), 1);

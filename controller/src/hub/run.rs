@@ -4,15 +4,18 @@ use std::{
     collections::BTreeMap,
     io,
     sync::Arc,
-    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+    time::{Duration, Instant},
 };
 
 use ipbroker_protocol::{
+    envelope::Envelope,
     junk::{Junk, JunkTotal},
     message::{ClockNotice, HeaderRef, HostLoad, types},
     route,
     session::{Empty, Session},
     socket,
+    time::unix_seconds,
+    value::Value as AnyValue,
     zmq::{self, Message, Socket},
 };
 use serde::Serialize;
@@ -20,7 +23,7 @@ use serde_json::{Value, json};
 
 use super::{
     Event, Links, Notice, Settings, Sockets,
-    ask::{Asker, HubError},
+    ask::Asker,
     dask::Dask,
     heart::{Heart, Pong},
     lease::Leases,
@@ -28,11 +31,12 @@ use super::{
     watch::Watch,
 };
 use crate::{
+    error::NamedError,
     mailbox::{Mailbox, Post},
     relay::{
         iopub,
         lane::{Lane, hex},
-        mux,
+        mux, poll,
     },
     scheduler::command::{Command, Departure, EngineProfile},
     store::Recorder,
@@ -103,7 +107,7 @@ impl Hub {
         tell: Box<dyn Fn(Notice) + Send>,
     ) -> io::Result<Self> {
         let now = Instant::now();
-        let mut registry = Registry::new();
+        let mut registry = Registry::default();
         let mut awaited = None;
         if settings.restore {
             let expected = registry.restore(&settings.state_file).unwrap_or_else(|error| {
@@ -153,21 +157,15 @@ impl Hub {
             self.await_clients();
         }
         loop {
-            {
-                let mut items = [
-                    zmq::PollItem::from_fd(events.fd(), zmq::POLLIN),
-                    self.query.poll_item(),
-                    self.pong.as_poll_item(zmq::POLLIN),
-                    self.ping.as_poll_item(zmq::POLLIN),
-                    self.notify.as_poll_item(zmq::POLLIN),
-                ];
-                match zmq::poll(&mut items, self.timeout()) {
-                    Ok(_) | Err(zmq::Error::EINTR) => {}
-                    Err(error) => {
-                        tracing::error!(%error, "the hub cannot poll its sockets");
-                        return;
-                    }
-                }
+            let mut items = [
+                zmq::PollItem::from_fd(events.fd(), zmq::POLLIN),
+                self.query.poll_item(),
+                self.pong.as_poll_item(zmq::POLLIN),
+                self.ping.as_poll_item(zmq::POLLIN),
+                self.notify.as_poll_item(zmq::POLLIN),
+            ];
+            if !poll("the hub", &mut items, self.timeout()) {
+                return;
             }
             self.query.flush();
             self.subscriptions();
@@ -260,42 +258,36 @@ impl Hub {
         }
         self.look_at_descriptors();
         if std::mem::take(&mut self.unsaved) {
-            match self.registry.save(&self.settings.state_file) {
-                Ok(()) => {
-                    self.troubles.remove("engine state");
-                }
-                Err(error) => {
-                    let what = format!(
-                        "cannot write {}: {error}",
-                        self.settings.state_file.display()
-                    );
-                    if self.troubles.insert("engine state", what.clone()).is_none() {
-                        tracing::error!("{what}");
-                    }
-                    self.unsaved = true;
-                }
-            }
+            let path = &self.settings.state_file;
+            let saved = self.registry.save(path);
+            self.unsaved = saved.is_err();
+            let trouble =
+                saved.map_err(|error| format!("cannot write {}: {error}", path.display()));
+            self.trouble("engine state", trouble.err());
         }
     }
 
     /// libzmq does not tell that it cannot accept connections any more.
     fn look_at_descriptors(&mut self) {
-        const ABOUT: &str = "descriptors";
-        match std::fs::File::open("/dev/null") {
-            Ok(_) => {
-                if self.troubles.remove(ABOUT).is_some() {
-                    tracing::warn!("there are file descriptors again");
-                }
-            }
-            Err(error) if !self.troubles.contains_key(ABOUT) => {
-                let what = format!(
-                    "no file can be opened and no connection accepted: {error}; raise the limit with `ulimit -Hn` or in limits.conf"
-                );
-                tracing::error!("{what}");
-                self.troubles.insert(ABOUT, what);
-            }
-            Err(_) => {}
+        let trouble = std::fs::File::open("/dev/null").map_err(|error| {
+            format!(
+                "no file can be opened and no connection accepted: {error}; raise the limit with `ulimit -Hn` or in limits.conf"
+            )
+        });
+        if self.trouble("descriptors", trouble.err()) {
+            tracing::warn!("there are file descriptors again");
         }
+    }
+
+    /// Notes what is wrong with something, and says so once; `true`: nothing is any more.
+    fn trouble(&mut self, about: &'static str, what: Option<String>) -> bool {
+        let Some(what) = what else {
+            return self.troubles.remove(about).is_some();
+        };
+        if self.troubles.insert(about, what.clone()).is_none() {
+            tracing::error!("{what}");
+        }
+        false
     }
 
     // Heartbeats.
@@ -400,9 +392,7 @@ impl Hub {
         let clock = clock.filter(|clock| clock.is_finite());
         let load = frames.get(3).filter(|frame| frame.len() <= 1000);
         let load = load.and_then(|frame| serde_json::from_slice::<HostLoad>(frame).ok());
-        let wall = SystemTime::now()
-            .duration_since(UNIX_EPOCH)
-            .map_or(0.0, |since| since.as_secs_f64());
+        let wall = unix_seconds();
         let now = Instant::now();
         let mut meaning = self.heart.pong(heart, echo, clock, now, wall);
         if meaning != Pong::Stale {
@@ -451,14 +441,7 @@ impl Hub {
             .send(Command::EngineJoined(profile.clone()));
         self.links.mux.send(mux::Request::Joined(uuid.to_owned()));
         self.unsaved = true;
-        let (id, kind) = (
-            profile.id,
-            if profile.is_ours() {
-                "ipengine"
-            } else {
-                "python"
-            },
-        );
+        let (id, kind) = (profile.id, profile.kind());
         tracing::info!(
             id,
             uuid,
@@ -569,34 +552,31 @@ impl Hub {
         }
     }
 
-    fn requested(&mut self, request: ipbroker_protocol::envelope::Envelope) {
+    fn requested(&mut self, request: Envelope) {
         let header = match HeaderRef::read(self.session.packer, request.header()) {
             Ok(header) => header,
             Err(error) => return self.query.refuse("bad header", &error),
         };
         let asker = Asker::of(&request, &header);
-        let content = match self
-            .session
-            .unpack::<ipbroker_protocol::value::Value>(request.content())
-        {
-            Ok(content) => content.0,
+        tracing::debug!(msg_type = asker.msg_type, client = %hex(asker.identity()), "request");
+        match self.session.unpack::<AnyValue>(request.content()) {
+            Ok(AnyValue(content)) => {
+                self.leases.touch(&asker.session, Instant::now());
+                self.serve(&asker, content);
+            }
             Err(error) => {
                 self.query.refuse("bad content", &error);
-                return self.hub_error(
-                    &asker,
-                    &HubError::new("ValueError", format!("bad content: {error}")),
-                );
+                self.hub_error(&asker, &NamedError::value(format!("bad content: {error}")));
             }
-        };
-        tracing::debug!(msg_type = asker.msg_type, client = %hex(asker.identity()), "request");
-        self.leases.touch(&asker.session, Instant::now());
-        if !self.peer_request(&asker, &content) && !self.own_request(&asker, content) {
-            let error = HubError::new(
-                "KeyError",
-                format!("Bad Message Type: {:?}", asker.msg_type),
-            );
+        }
+    }
+
+    /// Serves a request of a program or of the page.
+    pub(super) fn serve(&mut self, asker: &Asker, content: Value) {
+        if !self.peer_request(asker, &content) && !self.own_request(asker, content) {
+            let error = NamedError::key(format!("Bad Message Type: {:?}", asker.msg_type));
             self.query.refuse("unknown request", &error.evalue);
-            self.hub_error(&asker, &error);
+            self.hub_error(asker, &error);
         }
     }
 
@@ -629,7 +609,7 @@ impl Hub {
     }
 
     /// Ids of registered engines that `targets` means: none for all, or ids and uuids, one or a list.
-    pub(super) fn targets(&self, targets: &Value) -> Result<Vec<u32>, HubError> {
+    pub(super) fn targets(&self, targets: &Value) -> Result<Vec<u32>, NamedError> {
         let list = match targets {
             Value::Null => return Ok(self.registry.iter().map(|(id, _)| id).collect()),
             Value::Array(list) => list.clone(),
@@ -648,13 +628,13 @@ impl Hub {
             .map(Value::to_string)
             .collect();
         if !bad.is_empty() {
-            return Err(HubError::new(
+            return Err(NamedError::new(
                 "IndexError",
                 format!("No Such Engine: [{}]", bad.join(", ")),
             ));
         }
         if list.is_empty() {
-            return Err(HubError::new("IndexError", "No Engines Registered"));
+            return Err(NamedError::new("IndexError", "No Engines Registered"));
         }
         Ok(list.iter().filter_map(id).collect())
     }

@@ -7,11 +7,12 @@
 use std::{
     collections::{BTreeMap, HashMap, VecDeque},
     sync::Arc,
-    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+    time::{Duration, Instant},
 };
 
-use ipbroker_protocol::message::{
-    EngineSample, EventsRequest, HostSample, Sample, Slice, TaskCounts,
+use ipbroker_protocol::{
+    message::{EngineSample, EventsRequest, HostSample, Sample, Slice, TaskCounts},
+    time::unix_seconds,
 };
 use serde_json::Value;
 
@@ -220,9 +221,7 @@ impl Hub {
     }
 
     fn snapshot(&self, mut tasks: Watched, direct: &Rows, relay_bytes: usize) -> Snapshot {
-        let time = SystemTime::now()
-            .duration_since(UNIX_EPOCH)
-            .map_or(0.0, |since| since.as_secs_f64());
+        let time = unix_seconds();
         let begun = time - tasks.now;
         let at = |seconds: f64| begun + seconds;
         let by_uuid = tasks.engines.iter().map(|row| (row.uuid.as_str(), row));
@@ -234,12 +233,7 @@ impl Hub {
             EngineSample {
                 id,
                 host: profile.hosts.first().cloned().unwrap_or_default(),
-                kind: if profile.is_ours() {
-                    "ipengine"
-                } else {
-                    "python"
-                }
-                .into(),
+                kind: profile.kind().into(),
                 outstanding: direct.running + work.map_or(0, |work| work.outstanding),
                 completed: direct.completed + work.map_or(0, |work| work.completed),
                 task: work.and_then(|work| work.task.clone()),
@@ -311,10 +305,6 @@ impl Hub {
         content: Value,
         answer: tokio::sync::mpsc::UnboundedSender<Value>,
     ) {
-        let asker = Asker::page(msg_type, answer);
-        if !self.peer_request(&asker, &content) && !self.own_request(&asker, content) {
-            let what = format!("Bad Message Type: {msg_type:?}");
-            self.fail(&asker, "KeyError", what);
-        }
+        self.serve(&Asker::page(msg_type, answer), content);
     }
 }

@@ -174,40 +174,18 @@ fn python_engines(text: &str) -> Result<Vec<HostSpec>, (usize, String)> {
     for line in text.split_inclusive('\n') {
         let begin = offset;
         offset += line.len();
-        let Some(rest) = line
-            .trim_start()
-            .strip_prefix("c.")
-            .and_then(|l| l.strip_prefix(KEY))
-        else {
+        let assignment = line.trim_start().strip_prefix("c.");
+        if assignment.is_none_or(|assignment| !assignment.starts_with(KEY)) {
             continue;
-        };
+        }
         let start = begin + line.len() - line.trim_start().len() + "c.".len() + KEY.len();
-        let fail = |at: usize, reason: &str| {
+        let mut lexer = Lexer { text, at: start };
+        python_assignment(&mut lexer, &mut hosts).map_err(|reason| {
             (
-                text[..at.min(text.len())].matches('\n').count() + 1,
+                text[..lexer.at.min(text.len())].matches('\n').count() + 1,
                 format!("{KEY}: {reason}; expected a dictionary such as {{'node1': 4}}"),
             )
-        };
-        let mut lexer = Lexer { text, at: start };
-        if rest.trim_start().starts_with('[') {
-            lexer.expect('[').map_err(|r| fail(lexer.at, &r))?;
-            let name = lexer.string().map_err(|r| fail(lexer.at, &r))?;
-            lexer.expect(']').map_err(|r| fail(lexer.at, &r))?;
-            lexer.expect('=').map_err(|r| fail(lexer.at, &r))?;
-            hosts.push(python_entry(&mut lexer, name).map_err(|r| fail(lexer.at, &r))?);
-        } else {
-            lexer.expect('=').map_err(|r| fail(lexer.at, &r))?;
-            lexer.expect('{').map_err(|r| fail(lexer.at, &r))?;
-            while !lexer.accept('}') {
-                let name = lexer.string().map_err(|r| fail(lexer.at, &r))?;
-                lexer.expect(':').map_err(|r| fail(lexer.at, &r))?;
-                hosts.push(python_entry(&mut lexer, name).map_err(|r| fail(lexer.at, &r))?);
-                if !lexer.accept(',') {
-                    lexer.expect('}').map_err(|r| fail(lexer.at, &r))?;
-                    break;
-                }
-            }
-        }
+        })?;
         found = true;
     }
     if found {
@@ -217,8 +195,30 @@ fn python_engines(text: &str) -> Result<Vec<HostSpec>, (usize, String)> {
     }
 }
 
+/// `= {…}`, or `['host'] = …`.
+fn python_assignment(lexer: &mut Lexer<'_>, hosts: &mut Vec<HostSpec>) -> Result<(), String> {
+    if lexer.accept('[') {
+        let name = lexer.string()?;
+        lexer.expect(']')?;
+        lexer.expect('=')?;
+        hosts.push(python_entry(lexer, &name)?);
+        return Ok(());
+    }
+    lexer.expect('=')?;
+    lexer.expect('{')?;
+    while !lexer.accept('}') {
+        let name = lexer.string()?;
+        lexer.expect(':')?;
+        hosts.push(python_entry(lexer, &name)?);
+        if !lexer.accept(',') {
+            return lexer.expect('}');
+        }
+    }
+    Ok(())
+}
+
 /// A number of engines, or a tuple that begins with one.
-fn python_entry(lexer: &mut Lexer<'_>, name: String) -> Result<HostSpec, String> {
+fn python_entry(lexer: &mut Lexer<'_>, name: &str) -> Result<HostSpec, String> {
     let slots = if lexer.accept('(') || lexer.accept('[') {
         let n = lexer.number()?;
         let mut depth = 1;
@@ -233,7 +233,7 @@ fn python_entry(lexer: &mut Lexer<'_>, name: String) -> Result<HostSpec, String>
     } else {
         lexer.number()?
     };
-    let mut host = parse_host(&name).ok_or_else(|| format!("'{name}' is no host"))?;
+    let mut host = parse_host(name).ok_or_else(|| format!("'{name}' is no host"))?;
     host.slots = Some(slots);
     Ok(host)
 }

@@ -9,17 +9,19 @@ use std::{
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Stdio},
     sync::Arc,
-    thread,
+    thread::{self, JoinHandle},
     time::{Duration, Instant},
 };
 
-use ipbroker_protocol::{profile, usage};
+use ipbroker_protocol::usage;
 use rustix::{
     event::{PollFd, PollFlags, poll},
     fd::OwnedFd,
     process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open},
 };
 use serde::{Deserialize, Serialize};
+
+use super::{read_record, write_record};
 
 /// Engines in one process at most: what dies together.
 const PER_PROCESS: u32 = 64;
@@ -69,6 +71,23 @@ struct Slot {
     pause: Duration,
 }
 
+impl Slot {
+    fn new(engines: u32, pid: Option<u32>) -> Self {
+        Self {
+            engines,
+            pid,
+            started: Instant::now(),
+            pause: PAUSES.0,
+        }
+    }
+}
+
+/// Starts a thread that only waits.
+fn waiting(name: String, wait: impl FnOnce() + Send + 'static) -> io::Result<JoinHandle<()>> {
+    let thread = thread::Builder::new().name(name);
+    thread.stack_size(128 << 10).spawn(wait)
+}
+
 type Tell = Arc<dyn Fn(LocalEvent) + Send + Sync>;
 
 /// The local engines.
@@ -116,7 +135,9 @@ impl Local {
         usage::check_system()?;
         let mut lacking = engines;
         if adopt {
-            for Recorded { pid, engines } in self.recorded() {
+            for Recorded { pid, engines } in
+                read_record::<Vec<Recorded>>(&self.plan.record).unwrap_or_default()
+            {
                 if engines <= lacking && self.adopt(pid, engines) {
                     lacking -= engines;
                 }
@@ -134,12 +155,7 @@ impl Local {
             if engines == 0 {
                 continue;
             }
-            self.slots.push(Slot {
-                engines,
-                pid: None,
-                started: Instant::now(),
-                pause: PAUSES.0,
-            });
+            self.slots.push(Slot::new(engines, None));
             let slot = self.slots.len() - 1;
             self.launch(slot).map_err(|error| {
                 format!(
@@ -175,13 +191,10 @@ impl Local {
         self.slots[slot].pid = Some(pid);
         self.slots[slot].started = Instant::now();
         let tell = self.tell.clone();
-        thread::Builder::new()
-            .name(format!("engine {pid}"))
-            .stack_size(128 << 10)
-            .spawn(move || {
-                let status = child.wait().ok();
-                tell(LocalEvent::Ended(slot, pid, status));
-            })?;
+        waiting(format!("engine {pid}"), move || {
+            let status = child.wait().ok();
+            tell(LocalEvent::Ended(slot, pid, status));
+        })?;
         Ok(())
     }
 
@@ -192,23 +205,15 @@ impl Local {
         };
         let slot = self.slots.len();
         let tell = self.tell.clone();
-        let watch = thread::Builder::new()
-            .name(format!("engine {pid}"))
-            .stack_size(128 << 10)
-            .spawn(move || {
-                let mut fds = [PollFd::new(&process, PollFlags::IN)];
-                while poll(&mut fds, None).is_err() {}
-                tell(LocalEvent::Ended(slot, pid, None));
-            });
+        let watch = waiting(format!("engine {pid}"), move || {
+            let mut fds = [PollFd::new(&process, PollFlags::IN)];
+            while poll(&mut fds, None).is_err() {}
+            tell(LocalEvent::Ended(slot, pid, None));
+        });
         if watch.is_err() {
             return false;
         }
-        self.slots.push(Slot {
-            engines,
-            pid: Some(pid),
-            started: Instant::now(),
-            pause: PAUSES.0,
-        });
+        self.slots.push(Slot::new(engines, Some(pid)));
         true
     }
 
@@ -311,13 +316,10 @@ impl Local {
         let pause = self.slots[slot].pause;
         self.slots[slot].pause = (pause * 2).min(PAUSES.1);
         let tell = self.tell.clone();
-        let timer = thread::Builder::new()
-            .name("restart".into())
-            .stack_size(128 << 10)
-            .spawn(move || {
-                thread::sleep(pause);
-                tell(LocalEvent::Due(slot));
-            });
+        let timer = waiting("restart".into(), move || {
+            thread::sleep(pause);
+            tell(LocalEvent::Due(slot));
+        });
         if let Err(error) = timer {
             tracing::error!(%error, "cannot wait to start an engine process again");
         }
@@ -327,16 +329,15 @@ impl Local {
     /// Ends all processes: asks, waits up to `grace` (or until `hurry` says so), then kills.
     pub fn stop(&mut self, grace: Duration, mut hurry: impl FnMut() -> bool) {
         self.stopping = true;
-        let watched: Vec<(u32, OwnedFd)> = self
+        let mut left: Vec<(u32, OwnedFd)> = self
             .slots
             .iter()
             .filter_map(|slot| Some((slot.pid?, pidfd(slot.pid?)?)))
             .collect();
-        for (pid, _) in &watched {
+        for (pid, _) in &left {
             signal(*pid, Signal::TERM);
         }
         let deadline = Instant::now() + grace;
-        let mut left = watched;
         while !left.is_empty() && Instant::now() < deadline && !hurry() {
             let ready: Vec<bool> = {
                 let mut fds: Vec<PollFd<'_>> = left
@@ -362,12 +363,6 @@ impl Local {
         let _ = fs::remove_file(&self.plan.record);
     }
 
-    fn recorded(&self) -> Vec<Recorded> {
-        let read = fs::read(&self.plan.record).ok();
-        read.and_then(|bytes| serde_json::from_slice(&bytes).ok())
-            .unwrap_or_default()
-    }
-
     /// Names the processes for a controller that comes after a crash.
     fn record(&self) {
         let running: Vec<Recorded> = self
@@ -380,12 +375,7 @@ impl Local {
                 })
             })
             .collect();
-        let write = || -> io::Result<()> {
-            profile::replace(&self.plan.record, &serde_json::to_vec(&running)?)
-        };
-        if let Err(error) = write() {
-            tracing::warn!("cannot write {}: {error}", self.plan.record.display());
-        }
+        write_record(&self.plan.record, &running);
     }
 }
 

@@ -9,7 +9,10 @@ pub mod program;
 #[cfg(feature = "ssh")]
 pub mod ssh;
 
-use std::{fmt, sync::Arc, time::Duration};
+use std::{fmt, fs, io, path::Path, sync::Arc, time::Duration};
+
+use ipbroker_protocol::profile;
+use serde::{Serialize, de::DeserializeOwned};
 
 /// Something that runs engines for the controller.
 pub trait Launcher: Send {
@@ -127,31 +130,33 @@ impl fmt::Display for LaunchEvent {
                     "Deployed {total} engine(s) over {} host(s). Distribution:",
                     engines.len()
                 )?;
-                let names = engines
-                    .iter()
-                    .map(|(h, _)| h)
-                    .chain(failed.iter().map(|(h, _)| h));
-                let width = names.map(String::len).max().unwrap_or(0) + 1;
-                for (host, n) in engines {
-                    write!(
-                        f,
-                        "\n   {:width$} {n:>4}",
-                        format!("{host}:"),
-                        width = width
-                    )?;
-                }
-                for (host, _) in failed {
-                    write!(
-                        f,
-                        "\n   {:width$} failed",
-                        format!("{host}:"),
-                        width = width
-                    )?;
+                let hosts = engines.iter().map(|(host, n)| (host, format!("{n:>4}")));
+                let failed = failed.iter().map(|(host, _)| (host, "failed".to_owned()));
+                let rows: Vec<_> = hosts.chain(failed).collect();
+                let width = rows.iter().map(|(host, _)| host.len() + 1).max();
+                let width = width.unwrap_or_default();
+                for (host, what) in rows {
+                    write!(f, "\n   {:width$} {what}", format!("{host}:"))?;
                 }
                 Ok(())
             }
         }
     }
+}
+
+/// Notes what runs, for a controller that comes after a crash.
+fn write_record(path: &Path, what: &impl Serialize) {
+    let written = serde_json::to_vec(what)
+        .map_err(io::Error::from)
+        .and_then(|bytes| profile::replace(path, &bytes));
+    if let Err(error) = written {
+        tracing::warn!("cannot write {}: {error}", path.display());
+    }
+}
+
+/// What an earlier controller has noted, if that can be read.
+fn read_record<T: DeserializeOwned>(path: &Path) -> Option<T> {
+    serde_json::from_slice(&fs::read(path).ok()?).ok()
 }
 
 #[cfg(test)]

@@ -7,17 +7,12 @@ use ipbroker_protocol::{
     message::{ErrorContent, Header, ParentRef},
     session::Session,
     value::{AnyMap, Map},
-    zmq::{self, Message},
+    zmq::Message,
 };
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::{
-    BATCH, failure, is_anonymous,
-    lane::{Lane, poll_timeout},
-    outbox::Refused,
-    reply_type,
-};
+use super::{BATCH, failure, is_anonymous, lane::Lane, reply_type};
 
 /// The root and the leaves.
 pub(crate) struct Broadcast {
@@ -85,18 +80,9 @@ impl Broadcast {
         }
     }
 
-    pub(crate) fn poll_items(&self) -> impl Iterator<Item = zmq::PollItem<'_>> {
-        std::iter::once(&self.root)
-            .chain(&self.leaves)
-            .map(Lane::poll_item)
-    }
-
-    pub(crate) fn timeout(&self) -> i64 {
-        poll_timeout(std::iter::once(&self.root).chain(&self.leaves))
-    }
-
-    pub(crate) fn bytes(&self) -> usize {
-        self.root.bytes() + self.leaves.iter().map(Lane::bytes).sum::<usize>()
+    /// The root and the leaves.
+    pub(crate) fn lanes(&self) -> impl Iterator<Item = &Lane> {
+        std::iter::once(&self.root).chain(&self.leaves)
     }
 
     /// Handles what has come in, and retries what could not go out.
@@ -166,11 +152,8 @@ impl Broadcast {
             let message = session.packed(ids, [&maps[0], &maps[1], &maps[2], content], copy);
             let leaf = (*id % self.leaves.len() as u64) as usize;
             if let Err(refused) = self.leaves[leaf].send(message.into_frames()) {
-                let why = match refused {
-                    Refused::Unroutable(_) => "is not connected",
-                    Refused::Full(_) => "does not take its messages: its queue is full",
-                };
-                unroutable.push((uuid.clone(), format!("engine {id} ({uuid}) {why}")));
+                let why = format!("engine {id} ({uuid}) {}", refused.why());
+                unroutable.push((uuid.clone(), why));
             }
         }
         let targets: Vec<Target> = targets
@@ -322,36 +305,20 @@ impl Broadcast {
 
     /// An engine has left: who waits for its answer is told, unless its client notices by itself.
     pub(crate) fn engine_left(&mut self, session: &Session, uuid: &str, why: &str) {
+        let waits = |target: &Target| target.uuid == uuid && !target.answered;
         let concerned: Vec<(String, bool)> = self
             .casts
             .iter()
-            .filter(|(_, cast)| {
-                cast.targets
-                    .iter()
-                    .any(|target| target.uuid == uuid && !target.answered)
-            })
+            .filter(|(_, cast)| cast.targets.iter().any(waits))
             .map(|(original, cast)| (original.clone(), is_anonymous(&cast.client)))
             .collect();
         for (original, anonymous) in concerned {
             if !anonymous {
                 self.lost(session, &original, uuid, why);
-            } else if self
-                .casts
-                .get(&original)
-                .is_some_and(|cast| cast.coalescing)
-            {
-                // The Python client has given all of it up.
-                self.casts.remove(&original);
             } else if let Some(cast) = self.casts.get_mut(&original) {
-                for target in cast
-                    .targets
-                    .iter_mut()
-                    .filter(|target| target.uuid == uuid && !target.answered)
-                {
-                    target.answered = true;
-                    cast.waiting -= 1;
-                }
-                if cast.waiting == 0 {
+                while cast.answered(uuid).is_some() {}
+                // Of a coalescing one the Python client has given all up.
+                if cast.coalescing || cast.waiting == 0 {
                     self.casts.remove(&original);
                 }
             }

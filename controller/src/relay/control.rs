@@ -22,10 +22,11 @@ use super::{
     BATCH, Bounced,
     lane::{Lane, poll_timeout},
     outbox::Refused,
+    poll,
 };
 use crate::{
-    mailbox::{Mailbox, Post, mailbox},
-    scheduler::command::{Answer, Command, Selection},
+    mailbox::{Answer, Mailbox, Post, mailbox},
+    scheduler::command::{Command, Selection},
 };
 
 /// The identity under which the controller's own requests travel, in place of a client's.
@@ -35,7 +36,6 @@ const SELF: &[u8] = b"ipbroker.controller";
 type ReplyTo = Answer<Option<serde_json::Value>>;
 
 /// What the rest of the controller asks of the relay.
-#[derive(Debug)]
 pub enum Request {
     /// Send a message of the controller's own to an engine.
     Send {
@@ -56,7 +56,7 @@ pub enum Request {
 const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Sends the controller's own messages to engines, on their control channel.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct ControlPost(Post<Request>);
 
 impl ControlPost {
@@ -144,23 +144,17 @@ struct Control {
 impl Control {
     fn run(&mut self) {
         loop {
-            {
-                let mut items = [
-                    zmq::PollItem::from_fd(self.requests.fd(), zmq::POLLIN),
-                    self.clients.poll_item(),
-                    self.engines.poll_item(),
-                ];
-                let mut timeout = poll_timeout([&self.clients, &self.engines]);
-                if !self.asked.is_empty() && !(0..1000).contains(&timeout) {
-                    timeout = 1000;
-                }
-                match zmq::poll(&mut items, timeout) {
-                    Ok(_) | Err(zmq::Error::EINTR) => {}
-                    Err(error) => {
-                        tracing::error!(%error, "the control relay cannot poll its sockets");
-                        return;
-                    }
-                }
+            let mut items = [
+                zmq::PollItem::from_fd(self.requests.fd(), zmq::POLLIN),
+                self.clients.poll_item(),
+                self.engines.poll_item(),
+            ];
+            let mut timeout = poll_timeout([&self.clients, &self.engines]);
+            if !self.asked.is_empty() && !(0..1000).contains(&timeout) {
+                timeout = 1000;
+            }
+            if !poll("the control relay", &mut items, timeout) {
+                return;
             }
             self.clients.flush();
             self.engines.flush();
@@ -179,7 +173,7 @@ impl Control {
                 .asked
                 .extract_if(|_, (since, _)| since.elapsed() > PATIENCE)
             {
-                answer.send(None);
+                answer(None);
             }
             for _ in 0..BATCH {
                 let Some(request) = self.clients.receive(2, &self.session) else {
@@ -199,7 +193,7 @@ impl Control {
                         (Some(id), Some(answer)) => {
                             drop(self.asked.insert(id, (Instant::now(), answer)));
                         }
-                        (None, Some(answer)) => answer.send(None),
+                        (None, Some(answer)) => answer(None),
                         (_, None) => {}
                     },
                     Request::Shutdown => {
@@ -220,11 +214,10 @@ impl Control {
             match abort_ids(&self.session, request.content()) {
                 Ok(ids) if !ids.is_empty() => {
                     // The engine only remembers the ids; those that wait here end here, and none is tried again.
-                    let answer = Answer::new(|_| ());
                     self.tasks.send(Command::Abort {
                         selection: Selection::Ids(ids),
                         kill: false,
-                        answer,
+                        answer: Box::new(drop),
                     });
                 }
                 Ok(_) => {}
@@ -246,7 +239,7 @@ impl Control {
         };
         if let Some((_, answer)) = self.asked.remove(&*parent.msg_id) {
             let content = self.session.unpack::<Value>(reply.content());
-            answer.send(content.ok().map(|Value(content)| content));
+            answer(content.ok().map(|Value(content)| content));
         }
     }
 

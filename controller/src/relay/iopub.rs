@@ -7,14 +7,14 @@ use ipbroker_protocol::{
     envelope::Envelope,
     junk::{Junk, JunkTotal},
     message::{HeaderRef, ParentRef},
-    session::Session,
+    session::{Session, UnpackError},
     socket,
     value::{AnyMap, Map},
     zmq::{self, Socket},
 };
 use serde_json::{Value, json};
 
-use super::{BATCH, control::ControlPost};
+use super::{BATCH, control::ControlPost, poll};
 use crate::{
     mailbox::{Mailbox, Post, mailbox},
     store::{Recorder, Stream},
@@ -101,20 +101,14 @@ struct Iopub<F> {
 impl<F: Fn(String)> Iopub<F> {
     fn run(&mut self) {
         loop {
-            {
-                let mut items = [
-                    zmq::PollItem::from_fd(self.requests.fd(), zmq::POLLIN),
-                    self.sockets.engines.as_poll_item(zmq::POLLIN),
-                    // Never readable; but connections that have ended are let go by whoever polls.
-                    self.sockets.clients.as_poll_item(zmq::POLLIN),
-                ];
-                match zmq::poll(&mut items, -1) {
-                    Ok(_) | Err(zmq::Error::EINTR) => {}
-                    Err(error) => {
-                        tracing::error!(%error, "the output relay cannot poll its sockets");
-                        return;
-                    }
-                }
+            let mut items = [
+                zmq::PollItem::from_fd(self.requests.fd(), zmq::POLLIN),
+                self.sockets.engines.as_poll_item(zmq::POLLIN),
+                // Never readable; but connections that have ended are let go by whoever polls.
+                self.sockets.clients.as_poll_item(zmq::POLLIN),
+            ];
+            if !poll("the output relay", &mut items, -1) {
+                return;
             }
             for _ in 0..BATCH {
                 let mut frames = Vec::with_capacity(8);
@@ -159,7 +153,7 @@ impl<F: Fn(String)> Iopub<F> {
         }
     }
 
-    fn read(&mut self, message: &Envelope) -> Result<(), ipbroker_protocol::session::UnpackError> {
+    fn read(&mut self, message: &Envelope) -> Result<(), UnpackError> {
         let packer = self.session.packer;
         let header = HeaderRef::read(packer, message.header())?;
         match &*header.msg_type {
@@ -199,11 +193,7 @@ impl<F: Fn(String)> Iopub<F> {
     }
 
     /// `busy` and `idle` of Python engines, by which a running task is interrupted and no other.
-    fn status(
-        &mut self,
-        message: &Envelope,
-        header: &HeaderRef<'_>,
-    ) -> Result<(), ipbroker_protocol::session::UnpackError> {
+    fn status(&mut self, message: &Envelope, header: &HeaderRef<'_>) -> Result<(), UnpackError> {
         let packer = self.session.packer;
         let parent = ParentRef::read(packer, message.parent_header())?;
         if !matches!(&*parent.msg_type, "apply_request" | "execute_request") {

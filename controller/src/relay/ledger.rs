@@ -2,7 +2,7 @@
 
 use std::{collections::VecDeque, sync::Arc};
 
-use foldhash::{HashMap, HashMapExt};
+use foldhash::HashMap;
 
 use crate::scheduler::command::EngineTasks;
 
@@ -34,13 +34,6 @@ pub(crate) struct Ledger {
 }
 
 impl Ledger {
-    pub(crate) fn new() -> Self {
-        Self {
-            engines: HashMap::new(),
-            tasks: HashMap::new(),
-        }
-    }
-
     pub(crate) fn joined(&mut self, uuid: &str) {
         self.engines.entry(uuid.into()).or_default();
     }
@@ -110,25 +103,20 @@ impl Ledger {
                 uuid: uuid.to_string(),
                 running: engine.running,
                 completed: engine.completed,
-                running_ids: Vec::new(),
-                completed_ids: if verbose {
-                    engine.recent.iter().map(|id| id.to_string()).collect()
-                } else {
-                    Vec::new()
-                },
                 ..EngineTasks::default()
             })
             .collect();
         if verbose {
-            let index: HashMap<String, usize> = rows
-                .iter()
-                .enumerate()
-                .map(|(at, row)| (row.uuid.clone(), at))
-                .collect();
+            let mut running: HashMap<&str, Vec<String>> = HashMap::default();
             for (msg_id, task) in &self.tasks {
-                if let Some(at) = index.get(&*task.engine) {
-                    rows[*at].running_ids.push(msg_id.to_string());
-                }
+                running
+                    .entry(&task.engine)
+                    .or_default()
+                    .push(msg_id.to_string());
+            }
+            for (row, engine) in rows.iter_mut().zip(self.engines.values()) {
+                row.running_ids = running.remove(&*row.uuid).unwrap_or_default();
+                row.completed_ids = engine.recent.iter().map(|id| id.to_string()).collect();
             }
         }
         rows
@@ -150,7 +138,7 @@ mod tests {
 
     #[test]
     fn counts_follow_the_tasks() {
-        let mut ledger = Ledger::new();
+        let mut ledger = Ledger::default();
         ledger.joined("a");
         ledger.joined("b");
         assert!(ledger.sent("1", direct("a")));

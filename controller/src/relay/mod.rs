@@ -15,7 +15,7 @@ use ipbroker_protocol::{
     envelope::Envelope,
     message::{ErrorContent, Header, HeaderRef},
     session::Session,
-    zmq::Message,
+    zmq::{self, Message},
 };
 use serde_json::json;
 
@@ -31,10 +31,21 @@ fn is_anonymous(identity: &[u8]) -> bool {
 }
 
 /// The type of the reply to a request of this type.
-fn reply_type(request: &str) -> String {
-    match request.strip_suffix("_request") {
-        Some(stem) => format!("{stem}_reply"),
-        None => format!("{request}_reply"),
+pub(crate) fn reply_type(request: &str) -> String {
+    format!(
+        "{}_reply",
+        request.strip_suffix("_request").unwrap_or(request)
+    )
+}
+
+/// Waits for messages. `false`: sockets fail, which has been said.
+pub(crate) fn poll(who: &str, items: &mut [zmq::PollItem<'_>], timeout: i64) -> bool {
+    match zmq::poll(items, timeout) {
+        Ok(_) | Err(zmq::Error::EINTR) => true,
+        Err(error) => {
+            tracing::error!(%error, "{who} cannot poll its sockets");
+            false
+        }
     }
 }
 
@@ -71,10 +82,8 @@ struct Bounced {
 impl Bounced {
     /// `refused` has the engine's and the client's identities before the message. `None`: nothing to answer to.
     fn new(session: &Session, refused: Refused) -> Option<Self> {
-        let (frames, why) = match refused {
-            Refused::Unroutable(frames) => (frames, "is not connected"),
-            Refused::Full(frames) => (frames, "does not take its messages: its queue is full"),
-        };
+        let why = refused.why();
+        let (Refused::Unroutable(frames) | Refused::Full(frames)) = refused;
         let request = Envelope::parse(frames).ok()?;
         let header = HeaderRef::read(session.packer, request.header()).ok()?;
         let engine = hex(&request.identities()[0]);

@@ -16,13 +16,14 @@ use super::{
     BATCH, Bounced,
     broadcast::Broadcast,
     failure, is_anonymous,
-    lane::{Lane, hex},
+    lane::{Lane, hex, poll_timeout},
     ledger::{Direct, Ledger},
     outbox::SOCKET_MESSAGES,
+    poll,
 };
 use crate::{
-    mailbox::{Mailbox, Post, mailbox},
-    scheduler::command::{Answer, EngineTasks, TaskState},
+    mailbox::{Answer, Mailbox, Post, mailbox},
+    scheduler::command::{EngineTasks, TaskState},
     store::{self, Finish, Outcome, Recorder, StoreHandle, Submission, TaskRef},
 };
 
@@ -52,7 +53,6 @@ pub fn router(context: &zmq::Context, identity: Option<&[u8]>) -> zmq::Result<So
 }
 
 /// What the hub asks of the relay.
-#[derive(Debug)]
 pub enum Request {
     /// An engine is registered.
     Joined(String),
@@ -108,7 +108,7 @@ pub fn spawn(
         session,
         recorder: store.recorder(),
         store,
-        ledger: Ledger::new(),
+        ledger: Ledger::default(),
         requests,
     };
     let thread = thread::Builder::new()
@@ -150,28 +150,10 @@ impl Mux {
         let mut replies = Vec::with_capacity(BATCH);
         let mut requests = Vec::with_capacity(BATCH);
         loop {
-            let timeout = [
-                super::lane::poll_timeout([&self.clients, &self.engines]),
-                self.broadcast.timeout(),
-            ]
-            .into_iter()
-            .filter(|timeout| *timeout >= 0)
-            .min()
-            .unwrap_or(-1);
-            {
-                let mut items = vec![
-                    zmq::PollItem::from_fd(self.requests.fd(), zmq::POLLIN),
-                    self.clients.poll_item(),
-                    self.engines.poll_item(),
-                ];
-                items.extend(self.broadcast.poll_items());
-                match zmq::poll(&mut items, timeout) {
-                    Ok(_) | Err(zmq::Error::EINTR) => {}
-                    Err(error) => {
-                        tracing::error!(%error, "the direct relay cannot poll its sockets");
-                        return;
-                    }
-                }
+            let mut items = vec![zmq::PollItem::from_fd(self.requests.fd(), zmq::POLLIN)];
+            items.extend(self.lanes().map(Lane::poll_item));
+            if !poll("the direct relay", &mut items, poll_timeout(self.lanes())) {
+                return;
             }
             self.clients.flush();
             self.engines.flush();
@@ -209,6 +191,12 @@ impl Mux {
             }
             self.recorder.flush();
         }
+    }
+
+    fn lanes(&self) -> impl Iterator<Item = &Lane> {
+        [&self.clients, &self.engines]
+            .into_iter()
+            .chain(self.broadcast.lanes())
     }
 
     /// A client's request: recorded, identities swapped.
@@ -336,7 +324,7 @@ impl Mux {
         match request {
             Request::Joined(uuid) => self.ledger.joined(&uuid),
             Request::Left(uuid, why) => self.left(&uuid, &why),
-            Request::Status { verbose, answer } => answer.send(self.ledger.status(verbose)),
+            Request::Status { verbose, answer } => answer(self.ledger.status(verbose)),
             Request::States { ids, answer } => {
                 let state = |id: &String| {
                     if self.ledger.is_pending(id) {
@@ -345,12 +333,10 @@ impl Mux {
                         TaskState::Unknown
                     }
                 };
-                answer.send(ids.iter().map(state).collect());
+                answer(ids.iter().map(state).collect());
             }
-            Request::Running { ids, answer } => answer.send(self.running(ids)),
-            Request::Bytes(answer) => {
-                answer.send(self.clients.bytes() + self.engines.bytes() + self.broadcast.bytes())
-            }
+            Request::Running { ids, answer } => answer(self.running(ids)),
+            Request::Bytes(answer) => answer(self.lanes().map(Lane::bytes).sum()),
             Request::Shutdown => return false,
         }
         true

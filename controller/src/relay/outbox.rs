@@ -36,6 +36,16 @@ pub(crate) enum Refused {
     Full(Vec<Message>),
 }
 
+impl Refused {
+    /// What is to be said of the peer.
+    pub(crate) fn why(&self) -> &'static str {
+        match self {
+            Self::Unroutable(_) => "is not connected",
+            Self::Full(_) => "does not take its messages: its queue is full",
+        }
+    }
+}
+
 impl std::fmt::Display for Refused {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(match self {
@@ -114,11 +124,9 @@ impl Outbox {
         }
         match try_send(socket, frames) {
             Ok(()) => Ok(()),
-            Err(zmq::Error::EAGAIN | zmq::Error::EINTR) => {
-                self.retry.get_or_insert_with(|| Instant::now() + PAUSES.0);
-                self.keep(std::mem::take(frames))
-            }
-            Err(_) if self.patient => {
+            Err(error)
+                if self.patient || matches!(error, zmq::Error::EAGAIN | zmq::Error::EINTR) =>
+            {
                 self.retry.get_or_insert_with(|| Instant::now() + PAUSES.0);
                 self.keep(std::mem::take(frames))
             }

@@ -4,7 +4,6 @@
 //! with the result and that puts an event on the hub's own channel and wakes it.
 
 use std::collections::BTreeMap;
-use std::fmt;
 use std::sync::Arc;
 
 use ipbroker_protocol::message::{
@@ -14,28 +13,7 @@ use ipbroker_protocol::resources::{Grant, Pools};
 use ipbroker_protocol::zmq::Message;
 
 use super::core;
-
-/// Where the answer to a question goes. It is called at most once; dropping it unanswered (the
-/// thread is on its way out) is allowed.
-pub struct Answer<T>(Box<dyn FnOnce(T) + Send>);
-
-impl<T> Answer<T> {
-    /// An answer that is handed to `f`, on the thread that answers.
-    pub fn new(f: impl FnOnce(T) + Send + 'static) -> Self {
-        Self(Box::new(f))
-    }
-
-    /// Gives the answer.
-    pub fn send(self, value: T) {
-        (self.0)(value);
-    }
-}
-
-impl<T> fmt::Debug for Answer<T> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Answer")
-    }
-}
+use crate::mailbox::Answer;
 
 /// An engine as the hub knows it once its heart has beaten.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -82,6 +60,14 @@ impl EngineProfile {
     /// Whether it is one of ours (a Python engine announces none of these).
     pub fn is_ours(&self) -> bool {
         self.can("command") || self.can("function")
+    }
+
+    /// What users know it as.
+    pub(crate) fn kind(&self) -> &'static str {
+        match self.is_ours() {
+            true => "ipengine",
+            false => "python",
+        }
     }
 
     /// Whether Python code runs on it: one of the peer's, or one of ours with `--python`, which has a tag of that name.
@@ -239,7 +225,6 @@ pub struct EngineWork {
 
 /// A request to the task thread (scheduler or pure; what the pure one cannot know it answers as
 /// unknown or zero).
-#[derive(Debug)]
 pub enum Command {
     /// An engine's heart beats: it may be given work. Comes again, with a new profile, when an
     /// engine registers anew under its uuid.

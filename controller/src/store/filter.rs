@@ -4,8 +4,8 @@ use std::cmp::Ordering;
 
 use serde_json::{Map, Value};
 
-use super::handle::QueryError;
 use super::unpack::parse_time;
+use crate::error::NamedError;
 
 /// The fields of a record, in the peer's order.
 pub(crate) const FIELDS: [&str; 23] = [
@@ -99,11 +99,11 @@ fn time(value: &Value) -> Value {
 
 impl Filter {
     /// Reads a query.
-    pub(crate) fn parse(query: &Map<String, Value>) -> Result<Filter, QueryError> {
+    pub(crate) fn parse(query: &Map<String, Value>) -> Result<Filter, NamedError> {
         Self::all(query, DEPTH)
     }
 
-    fn all(query: &Map<String, Value>, depth: usize) -> Result<Filter, QueryError> {
+    fn all(query: &Map<String, Value>, depth: usize) -> Result<Filter, NamedError> {
         let mut tests = Vec::new();
         for (name, value) in query {
             Self::test(name, value, depth, &mut tests)?;
@@ -111,11 +111,11 @@ impl Filter {
         Ok(Filter::All(tests))
     }
 
-    fn list(name: &str, value: &Value, depth: usize) -> Result<Vec<Filter>, QueryError> {
-        let wrong = || QueryError::value(format!("{name} takes a list of queries"));
+    fn list(name: &str, value: &Value, depth: usize) -> Result<Vec<Filter>, NamedError> {
+        let wrong = || NamedError::value(format!("{name} takes a list of queries"));
         let depth = depth
             .checked_sub(1)
-            .ok_or_else(|| QueryError::value("the query is nested too deeply"))?;
+            .ok_or_else(|| NamedError::value("the query is nested too deeply"))?;
         let list = value.as_array().ok_or_else(wrong)?;
         list.iter()
             .map(|q| Self::all(q.as_object().ok_or_else(wrong)?, depth))
@@ -127,7 +127,7 @@ impl Filter {
         value: &Value,
         depth: usize,
         tests: &mut Vec<Filter>,
-    ) -> Result<(), QueryError> {
+    ) -> Result<(), NamedError> {
         match name {
             "$and" => tests.push(Filter::All(Self::list(name, value, depth)?)),
             "$or" => tests.push(Filter::Any(Self::list(name, value, depth)?)),
@@ -135,7 +135,7 @@ impl Filter {
                 name, value, depth,
             )?)))),
             _ if !FIELDS.contains(&name) || matches!(name, "buffers" | "result_buffers") => {
-                return Err(QueryError::key(format!(
+                return Err(NamedError::key(format!(
                     "Illegal testing key(s): {{'{name}'}}"
                 )));
             }
@@ -152,19 +152,19 @@ impl Filter {
         ops: &Map<String, Value>,
         depth: usize,
         tests: &mut Vec<Filter>,
-    ) -> Result<(), QueryError> {
+    ) -> Result<(), NamedError> {
         for (op, operand) in ops {
             if op == "$not" {
                 let depth = depth
                     .checked_sub(1)
-                    .ok_or_else(|| QueryError::value("the query is nested too deeply"))?;
+                    .ok_or_else(|| NamedError::value("the query is nested too deeply"))?;
                 let mut inner = Vec::new();
                 Self::test(name, operand, depth, &mut inner)?;
                 tests.push(Filter::Not(Box::new(Filter::All(inner))));
                 continue;
             }
             let known = Op::parse(op)
-                .ok_or_else(|| QueryError::key(format!("Unsupported operator: '{op}'")))?;
+                .ok_or_else(|| NamedError::key(format!("Unsupported operator: '{op}'")))?;
             let fits = match known {
                 Op::In | Op::Nin | Op::All => operand.is_array(),
                 Op::Mod => operand
@@ -174,7 +174,7 @@ impl Filter {
                 _ => true,
             };
             if !fits {
-                return Err(QueryError::value(format!("{op} cannot take {operand}")));
+                return Err(NamedError::value(format!("{op} cannot take {operand}")));
             }
             tests.push(Self::field(name, known, operand));
         }

@@ -11,10 +11,10 @@ use serde::Deserialize;
 
 use super::apply::{array_outcomes, held, outcome_of};
 use super::event::Outcome;
-use super::handle::QueryError;
 use super::query::Reader;
 use super::row::{Message, find_key, member_argument};
 use super::unpack::Glance;
+use crate::error::NamedError;
 
 /// Tasks that are told, and what lies between them.
 const TASKS: usize = 2000;
@@ -70,10 +70,10 @@ impl Reader {
         &self,
         conn: &Connection,
         request: &GraphRequest,
-    ) -> Result<GraphReply, QueryError> {
+    ) -> Result<GraphReply, NamedError> {
         let Some((first, _)) = find_key(conn, &request.msg_id)? else {
             let what = format!("nothing is recorded of a task {:?}", request.msg_id);
-            return Err(QueryError::key(what));
+            return Err(NamedError::key(what));
         };
         let wanted = match request.tasks {
             0 => u64::MAX,
@@ -103,7 +103,7 @@ impl Reader {
         first: u64,
         client: Option<&str>,
         wanted: u64,
-    ) -> Result<(Part, bool), QueryError> {
+    ) -> Result<(Part, bool), NamedError> {
         // Of other clients' rows nothing long is read.
         let mut select = conn.prepare_cached(
             "SELECT key, client_uuid IS ?2 AND queue = 'task', msg_id, count, COALESCE(name, label), msg_type, status, request_file,
@@ -163,7 +163,7 @@ impl Reader {
     }
 
     /// Adds a submission; `false`: there is no room for it.
-    fn add(&self, conn: &Connection, part: &mut Part, row: Row) -> Result<bool, QueryError> {
+    fn add(&self, conn: &Connection, part: &mut Part, row: Row) -> Result<bool, NamedError> {
         let begin = part.tasks.len();
         let metadata = row.request.metadata.as_deref().unwrap_or_default();
         let after = part.after(&self.packing.unpack(metadata).unwrap_or_default());

@@ -13,31 +13,13 @@ use super::now_us;
 use super::query::{self, Reader};
 use super::shared::{Shared, Status};
 use super::spill::Spill;
+use crate::{error::NamedError, mailbox};
 
 /// Called once with the answer, on a thread of the store: it should only pass it on and wake somebody up.
-pub type Answer<T> = Box<dyn FnOnce(Result<T, QueryError>) + Send>;
+pub type Answer<T> = mailbox::Answer<Result<T, NamedError>>;
 
-/// Why a query failed, as the peer would name it.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{ename}: {evalue}")]
-pub struct QueryError {
-    /// Name of the Python exception.
-    pub ename: &'static str,
-    /// Its message.
-    pub evalue: String,
-}
-
-impl QueryError {
-    fn new(ename: &'static str, evalue: impl Into<String>) -> Self {
-        let evalue = evalue.into();
-        QueryError { ename, evalue }
-    }
-    pub(crate) fn key(evalue: impl Into<String>) -> Self {
-        Self::new("KeyError", evalue)
-    }
-    pub(crate) fn value(evalue: impl Into<String>) -> Self {
-        Self::new("ValueError", evalue)
-    }
+/// Why a query failed.
+impl NamedError {
     pub(crate) fn failed(error: impl std::fmt::Display) -> Self {
         Self::new(
             "RuntimeError",
@@ -53,13 +35,13 @@ impl QueryError {
     }
 }
 
-impl From<rusqlite::Error> for QueryError {
+impl From<rusqlite::Error> for NamedError {
     fn from(error: rusqlite::Error) -> Self {
         Self::failed(error)
     }
 }
 
-impl From<std::io::Error> for QueryError {
+impl From<std::io::Error> for NamedError {
     fn from(error: std::io::Error) -> Self {
         Self::failed(error)
     }
@@ -140,7 +122,7 @@ pub(crate) enum Request {
 }
 
 /// A question with the way to answer it: from the history, or with why that cannot be.
-pub(crate) type Query = Box<dyn FnOnce(Result<(&Reader, &Connection), QueryError>) + Send>;
+pub(crate) type Query = Box<dyn FnOnce(Result<(&Reader, &Connection), NamedError>) + Send>;
 
 /// Asks the store. Clones are cheap.
 #[derive(Debug, Clone)]
@@ -178,16 +160,16 @@ impl StoreHandle {
     fn ask<T: 'static>(
         &self,
         answer: Answer<T>,
-        read: impl FnOnce(&Reader, &Connection) -> Result<T, QueryError> + Send + 'static,
+        read: impl FnOnce(&Reader, &Connection) -> Result<T, NamedError> + Send + 'static,
     ) {
         let query: Query =
             Box::new(move |from| answer(from.and_then(|(reader, conn)| read(reader, conn))));
         match &self.requests {
-            None => query(Err(QueryError::no_data())),
+            None => query(Err(NamedError::no_data())),
             Some(requests) => {
                 if let Err(SendError(Request::Query(query))) = requests.send(Request::Query(query))
                 {
-                    query(Err(QueryError::stopping()));
+                    query(Err(NamedError::stopping()));
                 }
             }
         }
@@ -253,12 +235,12 @@ impl StoreHandle {
             // The peer's NoDB drops nothing, gladly.
             return answer(Ok(0));
         };
-        let drop_them = move |keys: Result<Vec<u64>, QueryError>| match keys {
+        let drop_them = move |keys: Result<Vec<u64>, NamedError>| match keys {
             Ok(keys) => {
                 if let Err(SendError(Request::Drop { answer, .. })) =
                     requests.send(Request::Drop { keys, answer })
                 {
-                    answer(Err(QueryError::stopping()));
+                    answer(Err(NamedError::stopping()));
                 }
             }
             Err(error) => answer(Err(error)),

@@ -8,15 +8,16 @@ use serde_json::{Map, Value};
 
 use super::apply::outcome_of;
 use super::filter::{FIELDS, Filter, Op};
-use super::handle::{Lookup, Purge, Query, QueryError, Record, StoredReply, StoredRequest};
+use super::handle::{Lookup, Purge, Query, Record, StoredReply, StoredRequest};
 use super::row::{FULL, LIGHT, Piece, Task, find_key, is_light};
 use super::spill::Spill;
+use crate::error::NamedError;
 
 /// A reply has at most this many records, and this many bytes of buffers: what is larger than memory is no answer.
 const MOST_RECORDS: usize = 2_000_000;
 const MOST_BYTES: u64 = 4 << 30;
 
-type Answered<T> = Result<T, QueryError>;
+type Answered<T> = Result<T, NamedError>;
 
 /// Answers queries on a connection.
 #[derive(Debug, Clone)]
@@ -64,7 +65,7 @@ impl Reader {
                 .map(|k| format!("'{k}'"))
                 .collect();
             if !bad.is_empty() {
-                return Err(QueryError::key(format!(
+                return Err(NamedError::key(format!(
                     "Bad record key(s): [{}]",
                     bad.join(", ")
                 )));
@@ -201,7 +202,7 @@ impl Found {
         self.bytes += frames.map(|f| f.len() as u64).sum::<u64>();
         self.records.push(record);
         if self.records.len() > MOST_RECORDS || self.bytes > MOST_BYTES {
-            return Err(QueryError::value(format!(
+            return Err(NamedError::value(format!(
                 "more than {MOST_RECORDS} records or {} GiB of buffers match: narrow the query, or ask for fewer keys",
                 MOST_BYTES >> 30
             )));

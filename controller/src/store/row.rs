@@ -10,9 +10,10 @@ use serde_json::{Map, Value, json};
 use super::apply::{array_outcomes, outcome_of};
 use super::event::{Exception, Frame, Outcome, exceptions, frames_in};
 use super::filter::{FIELDS, is_time};
-use super::handle::{QueryError, Record};
+use super::handle::Record;
 use super::spill::Spill;
 use super::unpack::{Glance, format_time, unpack};
+use crate::error::NamedError;
 
 /// Columns without frames; cheap to scan.
 pub(crate) const LIGHT: &str = "key, msg_id, queue, count, client, client_uuid, status, engine_uuid, submitted, started, completed,
@@ -165,7 +166,7 @@ impl Task {
         msg_id: &str,
         spill: &Spill,
         packing: Packer,
-    ) -> Result<Option<Task>, QueryError> {
+    ) -> Result<Option<Task>, NamedError> {
         let Some((key, member)) = find_key(conn, msg_id)? else {
             return Ok(None);
         };
@@ -213,7 +214,7 @@ impl Task {
         member: u64,
         spill: &Spill,
         packing: Packer,
-    ) -> Result<(), QueryError> {
+    ) -> Result<(), NamedError> {
         self.member = Some(member);
         self.msg_id = format!("{}:{member}", self.msg_id);
         let (_, buffers) = self.request.content_and_buffers(spill)?;
@@ -367,7 +368,7 @@ impl Task {
         keys: Option<&[String]>,
         spill: &Spill,
         packing: Packer,
-    ) -> Result<Record, QueryError> {
+    ) -> Result<Record, NamedError> {
         let mut record = Record::default();
         let mut put = |name: &str| {
             let value = match self.field(name, packing) {

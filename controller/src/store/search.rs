@@ -6,10 +6,10 @@ use rusqlite::{Connection, Row};
 
 use super::apply::{NAME_CHARS, outcome_of};
 use super::graph::line;
-use super::handle::QueryError;
 use super::query::Reader;
 use super::row::{Message, find_key, member_argument};
 use super::unpack::Glance;
+use crate::error::NamedError;
 
 /// Tasks that are told at once, and members of one array.
 const TASKS: usize = 50;
@@ -27,17 +27,17 @@ impl Reader {
         &self,
         conn: &Connection,
         request: &SearchRequest,
-    ) -> Result<SearchReply, QueryError> {
+    ) -> Result<SearchReply, NamedError> {
         let text = request.text.trim().to_lowercase();
         if text.is_empty() {
-            return Err(QueryError::value("a search_request has a `text`"));
+            return Err(NamedError::value("a search_request has a `text`"));
         }
         let before = match &*request.before {
             "" => i64::MAX.cast_unsigned(),
             id => match find_key(conn, id)? {
                 Some((key, _)) => key,
                 None => {
-                    return Err(QueryError::key(format!(
+                    return Err(NamedError::key(format!(
                         "nothing is recorded of a task {id:?}"
                     )));
                 }
@@ -71,7 +71,7 @@ impl Reader {
         row: &Row<'_>,
         text: &str,
         found: &mut Vec<GraphTask>,
-    ) -> Result<usize, QueryError> {
+    ) -> Result<usize, NamedError> {
         let read = || -> rusqlite::Result<_> {
             let request = Message {
                 file: row.get(7)?,

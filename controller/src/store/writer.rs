@@ -12,12 +12,13 @@ use rusqlite::Connection;
 use super::apply::Applier;
 use super::db;
 use super::event::Records;
-use super::handle::{Answer, Query, QueryError, Request};
+use super::handle::{Answer, Query, Request};
 use super::prune::{self, Limits};
 use super::query::Reader;
 use super::shared::{Part, Shared};
 use super::spill::Spill;
 use super::tail::{self, Found, Tail};
+use crate::error::NamedError;
 
 /// A commit waits this long for company.
 const GROUP: Duration = Duration::from_millis(40);
@@ -214,7 +215,7 @@ impl Writer {
                 (After::Settle(then), _) => then(),
                 (After::Query(query), Queries::Thread(thread)) => {
                     if let Err(SendError(query)) = thread.send(query) {
-                        query(Err(QueryError::failed("the reader has ended")));
+                        query(Err(NamedError::failed("the reader has ended")));
                     }
                 }
                 (After::Query(query), Queries::Here(reader)) => query(Ok((reader, &self.conn))),
@@ -367,7 +368,7 @@ impl Writer {
         if (finished || result.is_err())
             && let Some(drops) = self.drops.pop_front()
         {
-            (drops.answer)(result.map(|_| drops.found).map_err(QueryError::failed));
+            (drops.answer)(result.map(|_| drops.found).map_err(NamedError::failed));
         }
     }
 

@@ -79,8 +79,6 @@ const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; c
 
 /// Everything that the thread is made of.
 pub(crate) struct Web {
-    /// Bound, on the loopback interface.
-    pub(crate) listener: TcpListener,
     /// Who may ask.
     pub(crate) token: String,
     /// Nothing may be changed.
@@ -104,32 +102,28 @@ pub(crate) fn listen(port: u16) -> io::Result<TcpListener> {
 }
 
 impl Web {
-    /// Starts the thread.
+    /// Starts the thread; `listener` is bound on the loopback interface.
     ///
     /// # Errors
     /// When the process has no threads or descriptors left.
-    pub(crate) fn spawn(self) -> io::Result<JoinHandle<()>> {
+    pub(crate) fn spawn(self, listener: TcpListener) -> io::Result<JoinHandle<()>> {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()?;
         thread::Builder::new().name("web".into()).spawn(move || {
             let local = tokio::task::LocalSet::new();
-            if let Err(error) = local.block_on(&runtime, self.serve()) {
+            if let Err(error) = local.block_on(&runtime, self.serve(listener)) {
                 tracing::error!(%error, "the page's thread has ended");
             }
         })
     }
 
-    async fn serve(self) -> io::Result<()> {
-        let listener = tokio::net::TcpListener::from_std(self.listener)?;
+    async fn serve(self, listener: TcpListener) -> io::Result<()> {
+        let listener = tokio::net::TcpListener::from_std(listener)?;
         let mut samples = self.samples.clone();
         let site = Rc::new(Site {
             page: include_str!("page.html").replace("{token}", &self.token),
-            token: self.token,
-            readonly: self.readonly,
-            adds: self.adds,
-            hub: self.hub,
-            samples: self.samples,
+            web: self,
         });
         let connections = Rc::new(());
         let mut ended = pin!(async move { while samples.changed().await.is_ok() {} });
@@ -199,11 +193,7 @@ async fn connection(site: Rc<Site>, stream: tokio::net::TcpStream) {
 /// What is served, and to whom.
 struct Site {
     page: String,
-    token: String,
-    readonly: bool,
-    adds: bool,
-    hub: Post<Event>,
-    samples: watch::Receiver<Arc<Snapshot>>,
+    web: Web,
 }
 
 type Answer = Response<Sent>;
@@ -270,7 +260,7 @@ impl Site {
                 StatusCode::UNAUTHORIZED,
                 "open the address that ipctl has printed, or send its token: Authorization: Bearer TOKEN\n",
             )),
-            Some(token) if !bool::from(token.as_bytes().ct_eq(self.token.as_bytes())) => {
+            Some(token) if !bool::from(token.as_bytes().ct_eq(self.web.token.as_bytes())) => {
                 Some((StatusCode::FORBIDDEN, "not the token of this controller\n"))
             }
             Some(_) if !matches!(*method, Method::GET | Method::HEAD | Method::POST) => {
@@ -324,7 +314,7 @@ impl Site {
 
     /// Runs `what` on the hub's thread.
     fn hub(&self, what: impl FnOnce(&mut crate::hub::Hub) + Send + 'static) {
-        self.hub.send(Event::Continue(Box::new(what)));
+        self.web.hub.send(Event::Continue(Box::new(what)));
     }
 
     /// The next sample; none: the hub is gone.
@@ -339,13 +329,13 @@ impl Site {
     /// Sends samples until there is nobody who reads them.
     async fn stream(self: Rc<Self>, send: mpsc::Sender<Bytes>) {
         let (answer, past) = oneshot::channel();
-        let mut samples = self.samples.clone();
+        let mut samples = self.web.samples.clone();
         samples.mark_unchanged();
         self.hub(|hub| drop(answer.send(hub.past())));
         let Ok(Past { points, slices }) = past.await else {
             return;
         };
-        let past = json!({"points": points, "slices": slices, "readonly": self.readonly, "adds": self.adds});
+        let past = json!({"points": points, "slices": slices, "readonly": self.web.readonly, "adds": self.web.adds});
         if send.send(event("past", &past)).await.is_err() {
             return;
         }
@@ -375,7 +365,7 @@ impl Site {
         if request.method() != Method::POST {
             return text(StatusCode::METHOD_NOT_ALLOWED, "POST only\n");
         }
-        if *changes && self.readonly {
+        if *changes && self.web.readonly {
             let why = "this page is read-only: ipctl runs with --web-readonly\n";
             return text(StatusCode::FORBIDDEN, why);
         }

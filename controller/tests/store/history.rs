@@ -210,7 +210,7 @@ fn queries_find_what_the_peer_would() {
         );
         let bad = find(&handle, json!({}), Some(&["nonsense"])).unwrap_err();
         assert_eq!(
-            (bad.ename, bad.evalue.as_str()),
+            (&*bad.ename, bad.evalue.as_str()),
             ("KeyError", "Bad record key(s): ['nonsense']")
         );
         store.close();

@@ -4,9 +4,10 @@ use std::path::Path;
 use std::sync::mpsc;
 use std::time::Duration;
 
+use ipbroker_controller::error::NamedError;
 use ipbroker_controller::store::{
-    Answer, Exception, Finish, Journal, Lookup, Options, Outcome, QueryError, Queue, Record,
-    StoreHandle, Submission, TaskRef,
+    Answer, Exception, Finish, Journal, Lookup, Options, Outcome, Queue, Record, StoreHandle,
+    Submission, TaskRef,
 };
 use serde_json::{Map, Value, json};
 
@@ -119,7 +120,7 @@ pub(crate) fn finish_range(
 }
 
 /// Asks and waits for the answer.
-pub(crate) fn ask<T: Send + 'static>(asking: impl FnOnce(Answer<T>)) -> Result<T, QueryError> {
+pub(crate) fn ask<T: Send + 'static>(asking: impl FnOnce(Answer<T>)) -> Result<T, NamedError> {
     let (sender, receiver) = mpsc::channel();
     asking(Box::new(move |answer| drop(sender.send(answer))));
     receiver.recv_timeout(PATIENCE).expect("the store answers")
@@ -129,7 +130,7 @@ pub(crate) fn find(
     handle: &StoreHandle,
     query: Value,
     keys: Option<&[&str]>,
-) -> Result<Vec<Record>, QueryError> {
+) -> Result<Vec<Record>, NamedError> {
     let Value::Object(query) = query else {
         panic!("a query is a map")
     };

@@ -60,12 +60,6 @@ pub struct ParentRef<'a> {
     /// The request's type.
     #[serde(borrow, default)]
     pub msg_type: Cow<'a, str>,
-    /// The requester's session id.
-    #[serde(borrow, default)]
-    pub session: Cow<'a, str>,
-    /// When the request was made.
-    #[serde(borrow, default)]
-    pub date: Cow<'a, str>,
 }
 
 impl<'a> HeaderRef<'a> {
@@ -75,7 +69,8 @@ impl<'a> HeaderRef<'a> {
     /// [`UnpackError`] when the bytes are no header.
     pub fn read(packer: Packer, packed: &'a [u8]) -> Result<Self, UnpackError> {
         if packer == Packer::Msgpack
-            && let Some([Some(msg_id), Some(msg_type), session, date]) = texts(packed)
+            && let Some([Some(msg_id), Some(msg_type), session, date]) =
+                texts(packed, ["msg_id", "msg_type", "session", "date"])
         {
             return Ok(Self {
                 msg_id: msg_id.into(),
@@ -117,16 +112,10 @@ impl<'a> ParentRef<'a> {
     /// [`UnpackError`] when the bytes are neither a header nor an empty map.
     pub fn read(packer: Packer, packed: &'a [u8]) -> Result<Self, UnpackError> {
         if packer == Packer::Msgpack
-            && let Some(texts) = texts(packed)
+            && let Some(texts) = texts(packed, ["msg_id", "msg_type"])
         {
-            let [msg_id, msg_type, session, date] =
-                texts.map(|text| text.unwrap_or_default().into());
-            return Ok(Self {
-                msg_id,
-                msg_type,
-                session,
-                date,
-            });
+            let [msg_id, msg_type] = texts.map(|text| text.unwrap_or_default().into());
+            return Ok(Self { msg_id, msg_type });
         }
         packer.unpack(packed)
     }
@@ -141,10 +130,10 @@ fn text<'a>(packer: Packer, packed: &'a [u8], name: &str) -> Option<&'a str> {
     field?.text()
 }
 
-/// `msg_id`, `msg_type`, `session` and `date` of a header, unless it takes serde to read it.
-fn texts(packed: &[u8]) -> Option<[Option<&str>; 4]> {
-    let found = fields(packed, ["msg_id", "msg_type", "session", "date"])?;
-    let mut texts = [None; 4];
+/// Texts of a header, unless it takes serde to read it.
+fn texts<'a, const N: usize>(packed: &'a [u8], names: [&str; N]) -> Option<[Option<&'a str>; N]> {
+    let found = fields(packed, names)?;
+    let mut texts = [None; N];
     for (text, field) in texts.iter_mut().zip(found) {
         if let Some(field) = field {
             *text = Some(field.text()?);

@@ -53,8 +53,6 @@ pub struct TaskMetadata {
     pub any: Option<Vec<Request>>,
     /// So many whole hosts, which it holds while it runs.
     pub nodes: Option<u32>,
-    /// It names what its engine must have; the engine checks, and reports an unmet dependency.
-    pub require: Option<serde::de::IgnoredAny>,
     /// It outlives its client.
     pub detach: Option<bool>,
     /// Its client wants `submit_ack` and acknowledges results.
@@ -63,14 +61,10 @@ pub struct TaskMetadata {
     pub array: Option<u64>,
     /// The array's members are told of one by one: they are calls of their own.
     pub each: Option<bool>,
-    /// Which try this is, from 0.
-    pub attempt: Option<u32>,
     /// The members `lo..hi` of an array that this message is about.
     pub range: Option<(u64, u64)>,
     /// Fail at once, instead of waiting, when no registered engine could take it.
     pub no_wait: Option<bool>,
-    /// A broadcast.
-    pub is_broadcast: Option<bool>,
 }
 
 /// Metadata that our client puts on a task request.

@@ -98,7 +98,7 @@ fn through(hop: Connection, target: &Target) -> Result<Connection, SshError> {
     let io_error = |doing, source| SshError::io(&target.alias, doing, source);
     let (near, far) = UnixStream::pair().map_err(|e| io_error("make a socket pair", e))?;
     let hop_name = hop.target.alias.clone();
-    let mut pump = Pump::new(hop)?;
+    let mut pump = Pump::new(hop);
     pump.bridge(far, &target.address, target.port)?;
     thread::Builder::new()
         .name(format!("jump-{hop_name}"))

@@ -199,7 +199,7 @@ fn host_behind(common: &Common) -> String {
 }
 
 fn start(connection: Connection, server: &str, forwards: &[Forward]) -> Result<Pump, SshError> {
-    let mut pump = Pump::new(connection)?;
+    let mut pump = Pump::new(connection);
     for forward in forwards {
         let listener = forward
             .listener

@@ -89,12 +89,10 @@ struct Echo {
 
 impl Pump {
     /// Takes the connection over.
-    ///
-    /// # Errors
-    /// None yet; kept for what an operating system may refuse.
-    pub fn new(connection: Connection) -> Result<Self, SshError> {
+    #[must_use]
+    pub fn new(connection: Connection) -> Self {
         connection.session.set_blocking(false);
-        Ok(Self {
+        Self {
             connection,
             remote: Vec::new(),
             local: Vec::new(),
@@ -104,7 +102,7 @@ impl Pump {
             wake: None,
             keepalive: Instant::now(),
             busy: false,
-        })
+        }
     }
 
     /// A bell that ends [`Pump::turn`] early; its owner clears it.
@@ -336,11 +334,8 @@ impl Pump {
                 .iter()
                 .map(|l| PollFd::from_borrowed_fd(l.fd(), l.interest())),
         );
-        let timeout = Timespec {
-            tv_sec: timeout.as_secs().cast_signed(),
-            tv_nsec: timeout.subsec_nanos().into(),
-        };
-        match poll(&mut fds, Some(&timeout)) {
+        let timeout = Timespec::try_from(timeout).ok();
+        match poll(&mut fds, timeout.as_ref()) {
             Ok(_) | Err(rustix::io::Errno::INTR) => Ok(()),
             Err(e) => Err(self.io_error("poll", e.into())),
         }
@@ -352,14 +347,7 @@ impl Pump {
             return Ok(());
         }
         let mut fds = [PollFd::new(&self.connection.socket, PollFlags::OUT)];
-        let ready = poll(
-            &mut fds,
-            Some(&Timespec {
-                tv_sec: 0,
-                tv_nsec: 0,
-            }),
-        )
-        .unwrap_or(0);
+        let ready = poll(&mut fds, Some(&Timespec::default())).unwrap_or(0);
         if ready > 0 {
             let next = self
                 .connection

@@ -18,8 +18,8 @@ use ipbroker_protocol::wake::Wake;
 use serde_json::json;
 
 use super::{
-    BatchError, Growth, Job, JobState, LaunchEvent, Plan, Sink, Ways, cancel, last_words, recorded,
-    state, submit, template, why, write_record, write_script,
+    BatchError, Growth, Job, JobState, LaunchEvent, Plan, Recorded, Sink, Ways, cancel, last_words,
+    recorded, state, submit, template, why, write_record, write_script,
 };
 
 /// How often jobs are looked at that run; others six times as often.
@@ -423,16 +423,12 @@ impl Keeper {
 
     /// Tells and notes what there is.
     fn tell(&self) {
-        let jobs = || {
-            self.jobs
-                .iter()
-                .map(|watched| watched.job.clone())
-                .chain(self.unsure.iter().cloned())
-                .collect()
+        let jobs = self.jobs.iter().map(|watched| watched.job.clone());
+        let recorded = Recorded {
+            system: self.plan.system.name.to_owned(),
+            jobs: jobs.chain(self.unsure.iter().cloned()).collect(),
         };
-        if let Err(error) = write_record(&self.plan, jobs()) {
-            tracing::warn!("cannot write {}: {error}", self.plan.record.display());
-        }
+        write_record(&self.plan.record, &recorded);
         let job = |watched: &Watched| {
             let state = match &watched.state {
                 JobState::Waiting(why) => format!("waiting: {why}"),

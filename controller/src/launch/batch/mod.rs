@@ -20,14 +20,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-use ipbroker_protocol::{
-    profile,
-    wake::{self, Waker},
-};
+use ipbroker_protocol::wake::{self, Waker};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::{LaunchEvent, Launcher, Sink};
+use super::{LaunchEvent, Launcher, Sink, read_record, write_record};
 use grow::Keeper;
 
 /// What to submit.
@@ -108,14 +105,6 @@ struct Job {
 /// Why nothing was submitted.
 #[derive(Debug, thiserror::Error)]
 pub enum BatchError {
-    /// No such system.
-    #[error("no batch system `{name}`: {known}")]
-    Unknown {
-        /// What was asked for.
-        name: String,
-        /// What there is.
-        known: String,
-    },
     /// A file cannot be read or written.
     #[error("{path}: {source}", path = path.display())]
     File {
@@ -128,7 +117,7 @@ pub enum BatchError {
     #[error("cannot run `{command}`: {source}; is this a submit host of {system}?")]
     Command {
         /// The command.
-        command: String,
+        command: &'static str,
         /// The system.
         system: &'static str,
         /// Why not.
@@ -138,7 +127,7 @@ pub enum BatchError {
     #[error("{command} has refused the job ({script}): {reason}", script = script.display())]
     Refused {
         /// The command.
-        command: String,
+        command: &'static str,
         /// The script.
         script: PathBuf,
         /// Its words.
@@ -148,13 +137,21 @@ pub enum BatchError {
     #[error("{command} took the job, but gave no job number that we understand: {output}")]
     NoNumber {
         /// The command.
-        command: String,
+        command: &'static str,
         /// Its words.
         output: String,
     },
     /// No threads, no descriptors.
     #[error("cannot watch the job: {0}")]
     System(#[from] io::Error),
+}
+
+impl BatchError {
+    /// For `map_err`: with which file.
+    fn file(path: &Path) -> impl FnOnce(io::Error) -> Self {
+        let path = path.to_owned();
+        move |source| BatchError::File { path, source }
+    }
 }
 
 /// Engines in batch jobs.
@@ -213,24 +210,14 @@ impl Launcher for BatchLauncher {
     }
 }
 
-fn write_record(plan: &Plan, jobs: Vec<Job>) -> io::Result<()> {
-    let recorded = Recorded {
-        system: plan.system.name.to_owned(),
-        jobs,
-    };
-    profile::replace(&plan.record, &serde_json::to_vec(&recorded)?)
-}
-
 /// The jobs of an earlier controller, whatever has become of them.
 fn recorded(plan: &Plan) -> Vec<Job> {
     if !plan.adopt {
         return Vec::new();
     }
-    let recorded = fs::read(&plan.record)
-        .ok()
-        .and_then(|bytes| serde_json::from_slice::<Recorded>(&bytes).ok());
-    let jobs = recorded.filter(|recorded| recorded.system == plan.system.name);
-    jobs.map(|recorded| recorded.jobs).unwrap_or_default()
+    let recorded = read_record::<Recorded>(&plan.record);
+    let its = recorded.filter(|recorded| recorded.system == plan.system.name);
+    its.map(|recorded| recorded.jobs).unwrap_or_default()
 }
 
 /// How a job is, as far as its system answers.
@@ -268,26 +255,18 @@ fn why(system: &System, job: &str) -> Option<String> {
 fn template(plan: &Plan) -> Result<Cow<'static, str>, BatchError> {
     match &plan.template {
         None => Ok(plan.system.template.into()),
-        Some(path) => match fs::read_to_string(path) {
-            Ok(text) => Ok(text.into()),
-            Err(source) => Err(BatchError::File {
-                path: path.clone(),
-                source,
-            }),
-        },
+        Some(path) => Ok(fs::read_to_string(path)
+            .map_err(BatchError::file(path))?
+            .into()),
     }
 }
 
 fn write_script(plan: &Plan) -> Result<PathBuf, BatchError> {
-    let failed = |path: &Path| {
-        let path = path.to_owned();
-        move |source| BatchError::File { path, source }
-    };
     let template = template(plan)?;
-    fs::create_dir_all(&plan.dir).map_err(failed(&plan.dir))?;
+    fs::create_dir_all(&plan.dir).map_err(BatchError::file(&plan.dir))?;
     let text = plan.system.fill(&template, plan);
     let path = plan.dir.join(format!("ipengine.{}", plan.system.name));
-    fs::write(&path, text).map_err(failed(&path))?;
+    fs::write(&path, text).map_err(BatchError::file(&path))?;
     Ok(path)
 }
 
@@ -296,16 +275,12 @@ fn submit(plan: &Plan, script: &Path) -> Result<String, BatchError> {
     let mut command = Command::new(system.submit);
     command.args(&plan.options).current_dir(&plan.dir);
     if system.script_on_stdin {
-        let file = fs::File::open(script).map_err(|source| BatchError::File {
-            path: script.to_owned(),
-            source,
-        })?;
-        command.stdin(file);
+        command.stdin(fs::File::open(script).map_err(BatchError::file(script))?);
     } else {
         command.arg(script).stdin(Stdio::null());
     }
     let output = command.output().map_err(|source| BatchError::Command {
-        command: system.submit.to_owned(),
+        command: system.submit,
         system: system.name,
         source,
     })?;
@@ -313,7 +288,7 @@ fn submit(plan: &Plan, script: &Path) -> Result<String, BatchError> {
     if output.status.success() {
         return (system.number)(&String::from_utf8_lossy(&output.stdout)).ok_or(
             BatchError::NoNumber {
-                command: system.submit.to_owned(),
+                command: system.submit,
                 output: words,
             },
         );
@@ -325,7 +300,7 @@ fn submit(plan: &Plan, script: &Path) -> Result<String, BatchError> {
             Ok(number)
         }
         _ => Err(BatchError::Refused {
-            command: system.submit.to_owned(),
+            command: system.submit,
             script: script.to_owned(),
             reason: words,
         }),

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use ipbroker_protocol::shell::quote;
 
-use super::{BatchError, Plan};
+use super::Plan;
 
 /// One batch system.
 ///
@@ -121,7 +121,9 @@ pub static SYSTEMS: [System; 5] = [
                 "F" | "X" | "C" => JobState::Gone,
                 state => JobState::Waiting(format!("state {state}")),
             }),
-            None if ok || gone_words(err) => Some(JobState::Gone),
+            None if ok || err.contains("Unknown Job") || err.contains("has finished") => {
+                Some(JobState::Gone)
+            }
             None => None,
         },
         why: None,
@@ -275,37 +277,12 @@ fn first_number(text: &str) -> Option<String> {
     )
 }
 
-fn gone_words(stderr: &str) -> bool {
-    ["Unknown Job", "has finished", "Job has finished"]
-        .iter()
-        .any(|w| stderr.contains(w))
-}
-
 impl System {
     /// The system of that name.
-    ///
-    /// # Errors
-    /// When there is none, with the names that there are.
-    pub fn find(name: &str) -> Result<&'static Self, BatchError> {
-        let name = name.to_ascii_lowercase();
-        let known = || {
-            SYSTEMS
-                .iter()
-                .map(|s| s.name)
-                .collect::<Vec<_>>()
-                .join(", ")
-        };
+    pub fn find(name: &str) -> Option<&'static Self> {
         SYSTEMS
             .iter()
-            .find(|s| {
-                s.name == name
-                    || (name == "condor" && s.name == "htcondor")
-                    || (name == "torque" && s.name == "pbs")
-            })
-            .ok_or_else(|| BatchError::Unknown {
-                name,
-                known: known(),
-            })
+            .find(|system| system.name.eq_ignore_ascii_case(name))
     }
 
     /// Whether a job can be as long as tasks ask: nobody has said how long it is.

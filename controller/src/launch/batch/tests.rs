@@ -64,7 +64,7 @@ fn scripts_are_what_the_manuals_ask_for() {
         )
     );
     // condor_submit(1): new-style arguments are in double quotes, with single quotes doubled inside.
-    let condor = script("condor", 4);
+    let condor = script("htcondor", 4);
     assert!(
         condor.contains("executable = /opt/my tools/ipengine\n"),
         "{condor}"
@@ -218,12 +218,7 @@ fn numbers_and_states_are_understood() {
 
 #[test]
 fn unknown_systems_and_refusals_are_told() {
-    assert!(
-        System::find("fugaku")
-            .unwrap_err()
-            .to_string()
-            .contains("slurm, pbs")
-    );
+    assert!(System::find("fugaku").is_none());
     let dir = tempfile::tempdir().unwrap();
     let mut plan = plan("slurm", 2, dir.path());
     plan.template = Some(dir.path().join("none"));

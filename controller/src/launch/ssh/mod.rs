@@ -6,7 +6,7 @@ mod remote;
 
 use std::{
     collections::BTreeMap,
-    fs, io,
+    fs,
     path::{Path, PathBuf},
     sync::{
         Arc, Mutex, PoisonError,
@@ -21,7 +21,6 @@ use serde::{Deserialize, Serialize};
 
 use ipbroker_protocol::{
     connection::EngineConnection,
-    profile,
     ssh::{Settings, SshError},
     wake::{self, Waker},
 };
@@ -30,6 +29,7 @@ use super::{
     LaunchEvent, Launcher, Sink,
     hosts::{HostSpec, share},
     program::{ProgramError, Programs},
+    read_record, write_record,
 };
 
 /// What to start, and how to get there.
@@ -142,21 +142,8 @@ impl Shared {
             return;
         }
         let all: Vec<&Survivor> = running.values().collect();
-        if let Err(error) = write_record(&self.plan.record, &all) {
-            tracing::warn!("cannot write {}: {error}", self.plan.record.display());
-        }
+        write_record(&self.plan.record, &all);
     }
-}
-
-fn write_record(path: &Path, engines: &[&Survivor]) -> io::Result<()> {
-    profile::replace(path, &serde_json::to_vec(engines)?)
-}
-
-/// What an earlier controller has left running on hosts.
-fn read_record(path: &Path) -> Vec<Survivor> {
-    let read = fs::read(path).ok();
-    read.and_then(|bytes| serde_json::from_slice(&bytes).ok())
-        .unwrap_or_default()
 }
 
 /// A host's thread, on its way.
@@ -188,8 +175,11 @@ impl SshLauncher {
         }
         let survivors: Vec<(usize, Survivor)> = if plan.adopt {
             let of = |name: &str| plan.hosts.iter().position(|h| h.name == name);
-            let recorded = read_record(&plan.record).into_iter();
-            recorded.filter_map(|s| Some((of(&s.host)?, s))).collect()
+            let recorded: Vec<Survivor> = read_record(&plan.record).unwrap_or_default();
+            recorded
+                .into_iter()
+                .filter_map(|s| Some((of(&s.host)?, s)))
+                .collect()
         } else {
             Vec::new()
         };
@@ -232,6 +222,13 @@ impl SshLauncher {
             .spawn(move || coordinate(&shared, expected, &reports, &shares))?;
         this.threads.push(thread);
         Ok(this)
+    }
+
+    fn tell_to_stop(&self) {
+        self.shared.stop.store(true, Ordering::Release);
+        for waker in &self.wakers {
+            waker.wake();
+        }
     }
 }
 
@@ -321,10 +318,7 @@ fn distribute(total: Option<u32>, hosts: &[(Option<u32>, u32)]) -> Vec<u32> {
 
 impl Launcher for SshLauncher {
     fn stop(&mut self, grace: Duration) {
-        self.shared.stop.store(true, Ordering::Release);
-        for waker in &self.wakers {
-            waker.wake();
-        }
+        self.tell_to_stop();
         // Each thread has its own limit; a host that does not answer is left to its engines, which end by themselves.
         let until = Instant::now() + grace;
         while self.threads.iter().any(|t| !t.is_finished()) && Instant::now() < until {
@@ -341,10 +335,7 @@ impl Launcher for SshLauncher {
 
 impl Drop for SshLauncher {
     fn drop(&mut self) {
-        self.shared.stop.store(true, Ordering::Release);
-        for waker in &self.wakers {
-            waker.wake();
-        }
+        self.tell_to_stop();
     }
 }
 

@@ -41,7 +41,6 @@ impl Core {
             .filter_map(|c| self.capabilities.iter().position(|k| **k == **c));
         let needs = needs.fold(0, |mask, bit| mask | 1 << bit);
         let boxed = |names: &[String]| names.iter().map(|n| n.as_str().into()).collect();
-        let hwm = spec.hwm.unwrap_or(self.config.hwm);
         let engine = &mut self.engines[slot as usize];
         if engine.can_give_back != spec.can_give_back {
             let ahead = u64::from(engine.load.saturating_sub(1));
@@ -65,7 +64,7 @@ impl Core {
         engine.capabilities = boxed(spec.capabilities);
         engine.needs = needs;
         engine.can_give_back = spec.can_give_back;
-        engine.hwm = hwm;
+        engine.hwm = self.config.hwm;
         engine.ends = spec
             .stays
             .map_or(Nanos::MAX, |stays| now.saturating_add(stays));

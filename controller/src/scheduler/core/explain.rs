@@ -251,11 +251,6 @@ impl Core {
         let refused = self.pools.classes[class as usize].refused.len();
         if refused > 0 {
             text += &format!(" It failed or lacked what it requires on {refused} of them.");
-            if let Some(extra) = group.extra.as_deref()
-                && !extra.require.is_empty()
-            {
-                text += &format!(" It requires {}.", extra.require.join(", "));
-            }
         }
         text + " It runs as soon as one registers that can."
     }

@@ -106,7 +106,7 @@ use whole::Whole;
 /// Settings of a [`Core`].
 #[derive(Clone, Debug)]
 pub struct Config {
-    /// High-water mark of engines that have none of their own.
+    /// High-water mark of the engines.
     pub hwm: Hwm,
     /// Seed of the schemes' random generator, and key of the hash of ids.
     pub seed: u64,

@@ -82,7 +82,7 @@ impl Core {
     fn are_alike(&self, a: u32, b: u32) -> bool {
         let (a, b) = (&self.engines[a as usize], &self.engines[b as usize]);
         let idle = |engine: &Engine| engine.idle() && engine.waits == 0;
-        a.host == b.host && idle(a) && idle(b) && a.hwm == b.hwm && a.classes == b.classes
+        a.host == b.host && idle(a) && idle(b) && a.classes == b.classes
     }
 
     /// Dispatches what is next for an engine with room, to the engine that the scheme prefers for it. If that is

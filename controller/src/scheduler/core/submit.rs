@@ -191,16 +191,11 @@ impl Core {
             };
             self.groups[index].extra_mut().array = Some(Box::new(array));
         }
-        if spec.timeout > 0
-            || !spec.require.is_empty()
-            || spec.retry_delay > 0
-            || spec.crashes.is_some()
-        {
+        if spec.timeout > 0 || spec.retry_delay > 0 || spec.crashes.is_some() {
             let extra = self.groups[index].extra_mut();
             extra.timeout = spec.timeout;
             extra.retry_delay = spec.retry_delay.min(RETRY_DELAY_MOST);
             extra.crashes = spec.crashes.map_or(NONE, |crashes| crashes.min(NONE - 1));
-            extra.require = spec.require.iter().map(|n| n.as_str().into()).collect();
         }
         if !spec.prefer.is_empty() || spec.follow.is_some_and(|d| !d.ids.is_empty()) {
             self.hold_class(class);

@@ -174,8 +174,6 @@ pub struct GroupSpec<'a> {
     pub requests: &'a [Request],
     /// So many whole hosts, which it holds while it runs (0: none). It has no `requests` then.
     pub nodes: u32,
-    /// Names the engine checks itself and may report unmet; kept for explanations only.
-    pub require: &'a [String],
     /// Host names or tags of which one is preferred.
     pub prefer: &'a [String],
     /// How long to wait for a preferred engine that is busy.
@@ -219,7 +217,6 @@ impl Default for GroupSpec<'_> {
             tags: &[],
             requests: &[],
             nodes: 0,
-            require: &[],
             prefer: &[],
             prefer_wait: 0,
             priority: 0,
@@ -264,8 +261,6 @@ pub struct EngineSpec<'a> {
     pub capabilities: &'a [String],
     /// It gives unstarted tasks back when asked.
     pub can_give_back: bool,
-    /// Instead of the controller's high-water mark.
-    pub hwm: Option<Hwm>,
     /// Its host (`None`: one of its own, with one cpu).
     pub host: Option<&'a HostSpec>,
     /// How long it stays; `None`: as long as it is wanted.

@@ -10,7 +10,7 @@ use ipbroker_protocol::{
 use serde_json::json;
 
 use super::Pure;
-use crate::scheduler::task::frames::{at, chunk, with_metadata};
+use crate::scheduler::task::frames::{at, chunk};
 
 /// Parts into which an array is cut for each engine: enough for balance, few enough for speed.
 const PARTS: u32 = 8;
@@ -49,10 +49,8 @@ impl Pure {
             &self.session,
             &array.frames,
             &array.metadata,
-            lo,
-            hi,
-            0,
-            None,
+            (lo, hi),
+            |_| (),
         );
         array.next = hi;
         if hi == array.count {
@@ -85,8 +83,13 @@ pub(super) fn cut(
     if let [offsets, values, ..] = &frames[at::BUFFERS..] {
         View::new(offsets, values, to - from).ok()?;
     }
-    let part = chunk(session, &frames, &metadata.0, start, end, 0, None);
-    Some(with_metadata(session, part, |metadata| {
-        metadata.insert("range".into(), json!([lo, hi]));
-    }))
+    Some(chunk(
+        session,
+        &frames,
+        &metadata.0,
+        (start, end),
+        |metadata| {
+            metadata.insert("range".into(), json!([lo, hi]));
+        },
+    ))
 }

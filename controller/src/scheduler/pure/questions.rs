@@ -33,35 +33,35 @@ impl Pure {
                     completed: known.completed,
                     ..EngineTasks::default()
                 });
-                answer.send(TaskQueues {
+                answer(TaskQueues {
                     engines: engines.collect(),
                     ..TaskQueues::default()
                 });
             }
             Command::TaskStates { ids, answer } => {
-                answer.send(ids.iter().map(|id| self.state(id)).collect());
+                answer(ids.iter().map(|id| self.state(id)).collect());
             }
-            Command::Totals { answer } => answer.send(Totals {
+            Command::Totals { answer } => answer(Totals {
                 running: self.books.len() as u64,
                 ..Totals::default()
             }),
             // Nothing is known of what waits.
-            Command::Given { answer } => answer.send(0),
-            Command::Demand { answer, .. } => answer.send(Vec::new()),
+            Command::Given { answer } => answer(0),
+            Command::Demand { answer, .. } => answer(Vec::new()),
             Command::Abort {
                 selection, answer, ..
-            } => answer.send(self.abort(selection)),
-            Command::Explain { id, answer } => answer.send(Explanation {
+            } => answer(self.abort(selection)),
+            Command::Explain { id, answer } => answer(Explanation {
                 state: self.state(&id),
                 text: "this controller runs --scheme=pure: libzmq hands tasks out in turn, and nobody knows of a task \
                        until an engine has announced it"
                     .into(),
                 engines: Vec::new(),
             }),
-            Command::Unschedulable { answer, .. } => answer.send(Vec::new()),
+            Command::Unschedulable { answer, .. } => answer(Vec::new()),
             Command::EngineOf { id, answer } => {
                 let engines = self.books.engines(&id);
-                answer.send(engines.first().map(|uuid| (*uuid).to_owned()));
+                answer(engines.first().map(|uuid| (*uuid).to_owned()));
             }
             // Nobody here sees how a task ends.
             Command::Watch { answer } => {
@@ -73,7 +73,7 @@ impl Pure {
                     ..EngineWork::default()
                 });
                 let running = self.books.len() as u64;
-                answer.send(Box::new(Watched {
+                answer(Box::new(Watched {
                     totals: Totals {
                         running,
                         ..Totals::default()
@@ -82,7 +82,7 @@ impl Pure {
                     ..Watched::default()
                 }));
             }
-            Command::Stats { answer } => answer.send(ipbroker_protocol::message::Stats::default()),
+            Command::Stats { answer } => answer(ipbroker_protocol::message::Stats::default()),
             Command::Inject { mut frames, answer } => {
                 frames.insert(0, Message::new());
                 let id = frames
@@ -92,14 +92,14 @@ impl Pure {
                 match id {
                     Some(id) => {
                         self.again.push_back(frames);
-                        answer.send(Ok(id));
+                        answer(Ok(id));
                     }
-                    None => answer.send(Err("not a message".into())),
+                    None => answer(Err("not a message".into())),
                 }
             }
-            Command::Settled { answer } => answer.send(()),
-            Command::Attached { answer } => answer.send(Vec::new()),
-            Command::ClientGone { answer, .. } => answer.send(Aborted::default()),
+            Command::Settled { answer } => answer(()),
+            Command::Attached { answer } => answer(Vec::new()),
+            Command::ClientGone { answer, .. } => answer(Aborted::default()),
             Command::Shutdown => {}
         }
         Ok(())

@@ -1,10 +1,10 @@
 //! What the core decides, turned into messages.
 
 use ipbroker_protocol::{
-    array::member_id,
     envelope::Envelope,
-    frames::Frames,
+    frames::slices,
     message::{AbortRequest, ErrorContent, GiveBackRequest, types},
+    session::Session,
     value::Map,
     zmq::Message,
 };
@@ -14,12 +14,13 @@ use super::{
     Answered, Outgoing, Scheduler,
     frames::{Had, at, chunk, with_metadata},
     groups::Body,
+    replies::stored,
     resources,
     watch::{Ended, last_line},
 };
 use crate::{
-    scheduler::core::{self, Action, EngineKey, FailKind, GroupKey},
-    store::{Finish, Lookup, Outcome, TaskRef},
+    scheduler::core::{Action, EngineKey, FailKind, GroupKey, Outcome},
+    store::{self, Finish, Lookup, TaskRef},
 };
 
 impl Scheduler {
@@ -98,20 +99,13 @@ impl Scheduler {
             attempt + 1,
             &engine.uuid,
         );
-        let single = |frames: Frames| {
-            if attempt == 0 && had.is_none() {
-                return frames;
+        let tell = |metadata: &mut Map| {
+            if attempt > 0 {
+                metadata.insert("attempt".into(), attempt.into());
             }
-            let frames = frames.into_messages();
-            let with = with_metadata(&self.session, frames, |metadata| {
-                if attempt > 0 {
-                    metadata.insert("attempt".into(), attempt.into());
-                }
-                if let Some(had) = had {
-                    had.tell(metadata);
-                }
-            });
-            with.into()
+            if let Some(had) = had {
+                had.tell(metadata);
+            }
         };
         let frames = match std::mem::replace(&mut group.body, Body::Gone(Box::default())) {
             Body::Whole(frames) => {
@@ -120,18 +114,15 @@ impl Scheduler {
                 } else {
                     Body::Gone(frames[at::HEADER].into())
                 };
-                single(frames)
+                if attempt == 0 && had.is_none() {
+                    frames
+                } else {
+                    with_metadata(&self.session, frames.into_messages(), tell).into()
+                }
             }
             Body::Array(frames, metadata) => {
-                let chunk = chunk(
-                    &self.session,
-                    &frames,
-                    &metadata,
-                    range.start,
-                    range.end,
-                    attempt,
-                    had,
-                );
+                let members = (range.start, range.end);
+                let chunk = chunk(&self.session, &frames, &metadata, members, tell);
                 group.body = Body::Array(frames, metadata);
                 chunk.into()
             }
@@ -171,89 +162,51 @@ impl Scheduler {
             text += &format!("; the last engine said: {lacked}");
         }
         let outcome = match kind {
-            FailKind::TaskAborted => core::Outcome::Aborted,
-            _ => core::Outcome::Error,
+            FailKind::TaskAborted => Outcome::Aborted,
+            _ => Outcome::Error,
         };
         let count = u64::from(range.end - range.start);
         let now = self.latest.get();
         self.watch.ended(now, group.row, Ended::all(count, outcome));
-        if outcome == core::Outcome::Error {
+        if outcome == Outcome::Error {
             let words = last_line(&format!("{}: {text}", kind.ename()));
-            let id = match group.is_array {
-                true => member_id(&group.msg_id, u64::from(range.start)),
-                false => group.msg_id.to_string(),
-            };
-            self.watch.failed(now, &words, Some(id), count);
+            self.watch
+                .failed(now, &words, Some(group.id_of(range.start)), count);
         }
-        let (store_key, done, client, ack, bundled) = (
-            group.key,
-            group.remaining == 0,
-            group.client.clone(),
-            group.ack,
-            group.bundled,
-        );
         let wire_range = group.is_array.then_some((range.start, range.end));
         let content = ErrorContent::new(kind.ename(), text);
-        let (header, reply_type, msg_id) = (
-            Box::<[u8]>::from(group.header()),
-            group.reply_type,
-            group.msg_id.clone(),
+        let (header, reply_type) = (group.header(), group.reply_type);
+        let mut reply = failure(
+            &self.session,
+            header,
+            reply_type,
+            &content,
+            wire_range,
+            &uuid,
         );
-        let mut reply = self.failure(&header, reply_type, &content, wire_range, &uuid);
         let range = u64::from(range.start)..u64::from(range.end);
         if self.journal.keeps() {
-            let slices: Vec<&[u8]> = reply.frames()[2..].iter().map(|frame| &frame[..]).collect();
             self.journal.finished(&Finish {
-                task: TaskRef::Key(store_key),
+                task: TaskRef::Key(group.key),
                 range: range.clone(),
-                outcome: if kind == FailKind::TaskAborted {
-                    Outcome::Aborted
-                } else {
-                    Outcome::Error
-                },
+                outcome: stored(outcome),
                 exceptions: &[],
                 engine: &uuid,
-                done,
+                done: group.remaining == 0,
                 late: false,
-                frames: &slices,
+                frames: &slices(&reply.frames()[2..]),
             });
         }
-        if client.is_empty() {
+        if group.client.is_empty() {
             return;
         }
-        reply.set_identities([Message::from(&*client)]);
+        reply.set_identities([Message::from(&*group.client)]);
         let frames = reply.into_frames().into();
-        if ack && !self.durable {
-            self.kept
-                .keep(&client, &msg_id, (range.start, range.end), &frames);
+        if group.ack && !self.durable {
+            let range = (range.start, range.end);
+            self.kept.keep(&group.client, &group.msg_id, range, &frames);
         }
-        self.out.push(Outgoing::Client(frames, bundled));
-    }
-
-    /// An error reply of the controller's own, without identities.
-    pub(super) fn failure(
-        &self,
-        header: &[u8],
-        reply_type: &str,
-        content: &ErrorContent,
-        range: Option<(u32, u32)>,
-        engine: &str,
-    ) -> Envelope {
-        let mut metadata = Map::new();
-        metadata.insert("status".into(), json!(content.status));
-        metadata.insert("dependencies_met".into(), json!(true));
-        metadata.insert("engine".into(), json!(engine));
-        if let Some(range) = range {
-            metadata.insert("range".into(), json!(range));
-        }
-        self.session.message(
-            Vec::new(),
-            &self.session.header(reply_type),
-            Some(header),
-            &metadata,
-            content,
-            Vec::new(),
-        )
+        self.out.push(Outgoing::Client(frames, group.bundled));
     }
 
     fn recall(&mut self, engine: EngineKey, items: &[(GroupKey, std::ops::Range<u32>)]) {
@@ -290,38 +243,28 @@ impl Scheduler {
         let (Some(group), Some(engine)) = (self.groups.get(key), self.engines.get(engine)) else {
             return;
         };
-        let ids: Vec<String> = if !group.is_array {
-            vec![group.msg_id.to_string()]
-        } else {
-            range
-                .map(|index| member_id(&group.msg_id, u64::from(index)))
-                .collect()
-        };
-        let (uuid, ours) = (engine.uuid.to_string(), engine.ours);
-        if ours {
-            self.tell_engine(
-                &uuid,
-                types::ABORT_REQUEST,
-                &AbortRequest {
-                    msg_ids: Some(ids),
-                    kill: true,
-                    ..AbortRequest::default()
-                },
-            );
+        if engine.ours {
+            let request = AbortRequest {
+                msg_ids: Some(range.map(|index| group.id_of(index)).collect()),
+                kill: true,
+                ..AbortRequest::default()
+            };
+            let uuid = engine.uuid.clone();
+            self.tell_engine(&uuid, types::ABORT_REQUEST, &request);
         }
     }
 
     /// Asks the store how a past task ended, and where it ran.
     fn look_up(&mut self, id: Box<str>) {
-        let (post, store) = (self.post.clone(), self.store.clone());
+        let (post, history) = (self.post.clone(), self.store.clone());
         self.store.outcomes(
             vec![id.to_string()],
             Box::new(move |found| {
                 let ok = match found.ok().and_then(|found| found.into_iter().next()) {
-                    Some((_, Lookup::Done(outcome))) => outcome == Outcome::Ok,
+                    Some((_, Lookup::Done(outcome))) => outcome == store::Outcome::Ok,
                     _ => return post.send(Answered::Outcome { id, known: None }),
                 };
-                store.records(
+                history.records(
                     vec![id.to_string()],
                     Some(vec!["engine_uuid".to_owned()]),
                     Box::new(move |records| {
@@ -329,12 +272,9 @@ impl Scheduler {
                             .ok()
                             .and_then(|records| records.into_iter().next())
                             .and_then(|record| {
-                                record
-                                    .fields
-                                    .get("engine_uuid")
-                                    .and_then(|uuid| uuid.as_str().map(str::to_owned))
-                                    .filter(|uuid| !uuid.is_empty())
-                            });
+                                Some(record.fields.get("engine_uuid")?.as_str()?.to_owned())
+                            })
+                            .filter(|uuid| !uuid.is_empty());
                         post.send(Answered::Outcome {
                             id,
                             known: Some((ok, engine.into_iter().collect())),
@@ -344,4 +284,30 @@ impl Scheduler {
             }),
         );
     }
+}
+
+/// An error reply of the controller's own, without identities.
+pub(super) fn failure(
+    session: &Session,
+    header: &[u8],
+    reply_type: &str,
+    content: &ErrorContent,
+    range: Option<(u32, u32)>,
+    engine: &str,
+) -> Envelope {
+    let mut metadata = Map::new();
+    metadata.insert("status".into(), json!(content.status));
+    metadata.insert("dependencies_met".into(), json!(true));
+    metadata.insert("engine".into(), json!(engine));
+    if let Some(range) = range {
+        metadata.insert("range".into(), json!(range));
+    }
+    session.message(
+        Vec::new(),
+        &session.header(reply_type),
+        Some(header),
+        &metadata,
+        content,
+        Vec::new(),
+    )
 }

@@ -4,13 +4,16 @@ use std::{sync::Arc, time::Duration};
 
 use foldhash::HashMap;
 use ipbroker_protocol::{
-    message::{Acked, NodeStats, types},
+    message::{Acked, NodeStats, capability, types},
     route,
     session::Session,
 };
 
 use super::Outgoing;
-use crate::scheduler::core::{EngineKey, Nanos};
+use crate::scheduler::{
+    command::EngineProfile,
+    core::{EngineKey, Nanos},
+};
 
 /// An engine that keeps replies is told at least this often which ones are safe.
 const ACK_PERIOD: Duration = Duration::from_millis(100);
@@ -54,18 +57,6 @@ pub(super) struct Engine {
     asked: Duration,
 }
 
-/// An engine that joins, as [`Engine`] has it.
-pub(super) struct Newcomer<'a> {
-    pub(super) id: u32,
-    pub(super) uuid: &'a str,
-    pub(super) ours: bool,
-    pub(super) keeps: bool,
-    pub(super) bundles: bool,
-    pub(super) host: &'a str,
-    pub(super) machine: String,
-    pub(super) places: Box<[String]>,
-}
-
 #[derive(Default)]
 pub(super) struct Engines {
     slots: Vec<Option<Engine>>,
@@ -87,18 +78,17 @@ impl Engines {
         engine.map_or("unknown", |engine| &self.hosts[engine.host].node)
     }
 
-    pub(super) fn join(&mut self, key: EngineKey, newcomer: Newcomer<'_>, now: Duration) {
-        let Newcomer {
-            id,
-            uuid,
-            ours,
-            keeps,
-            bundles,
-            host,
-            machine,
-            places,
-        } = newcomer;
+    /// `durable`: replies are acknowledged to those that keep them.
+    pub(super) fn join(
+        &mut self,
+        key: EngineKey,
+        profile: &EngineProfile,
+        durable: bool,
+        now: Duration,
+    ) {
+        let uuid = &*profile.uuid;
         self.leave(uuid);
+        let host = profile.hosts.first().map_or("unknown", String::as_str);
         let host = self
             .hosts
             .iter()
@@ -122,15 +112,15 @@ impl Engines {
         *self.connections.entry(connection).or_default() += 1;
         self.slots[slot] = Some(Engine {
             key,
-            id,
+            id: profile.id,
             uuid: uuid.into(),
-            ours,
+            ours: profile.is_ours(),
             leaving: false,
-            keeps,
-            bundles,
-            machine: machine.into(),
+            keeps: durable && profile.can("ack"),
+            bundles: profile.can(capability::BUNDLE),
+            machine: profile.machine.as_deref().unwrap_or_default().into(),
             host,
-            places,
+            places: profile.hosts.iter().chain(&profile.tags).cloned().collect(),
             safe: Acked::default(),
             safe_since: None,
             question: None,
@@ -138,11 +128,14 @@ impl Engines {
         });
     }
 
-    pub(super) fn leave(&mut self, uuid: &str) -> Option<Engine> {
-        let slot = self.by_uuid.remove(uuid.as_bytes())?;
+    pub(super) fn leave(&mut self, uuid: &str) {
+        let Some(slot) = self.by_uuid.remove(uuid.as_bytes()) else {
+            return;
+        };
         self.unacked.retain(|unacked| *unacked != slot);
-        let engine = self.slots[slot].take()?;
-        self.live[engine.host] -= 1;
+        if let Some(engine) = self.slots[slot].take() {
+            self.live[engine.host] -= 1;
+        }
         let connection = route::connection(uuid);
         if let Some(count) = self.connections.get_mut(connection) {
             *count -= 1;
@@ -150,7 +143,6 @@ impl Engines {
                 self.connections.remove(connection);
             }
         }
-        Some(engine)
     }
 
     /// Whether any of them is reached by this connection.
@@ -165,6 +157,13 @@ impl Engines {
             .filter(|engine| engine.key == key)
     }
 
+    fn get_mut(&mut self, key: EngineKey) -> Option<&mut Engine> {
+        self.slots
+            .get_mut(key.slot())?
+            .as_mut()
+            .filter(|engine| engine.key == key)
+    }
+
     pub(super) fn find(&self, uuid: &[u8]) -> Option<&Engine> {
         self.slots[*self.by_uuid.get(uuid)?].as_ref()
     }
@@ -176,9 +175,7 @@ impl Engines {
 
     /// It is to be given nothing more.
     pub(super) fn set_leaving(&mut self, key: EngineKey) {
-        if let Some(Some(engine)) = self.slots.get_mut(key.slot())
-            && engine.key == key
-        {
+        if let Some(engine) = self.get_mut(key) {
             engine.leaving = true;
         }
     }
@@ -195,10 +192,7 @@ impl Engines {
         now: Nanos,
         since: Duration,
     ) -> Option<Arc<str>> {
-        let engine = self.slots.get_mut(key.slot())?.as_mut()?;
-        if engine.key != key {
-            return None;
-        }
+        let engine = self.get_mut(key)?;
         engine.question = Some((msg_id.into(), now));
         engine.asked = since;
         Some(engine.uuid.clone())
@@ -212,10 +206,8 @@ impl Engines {
 
     /// An engine has answered: when it was asked, and whether it keeps replies. `None`: it was asked something newer.
     pub(super) fn answered(&mut self, key: EngineKey, msg_id: &str) -> Option<(Nanos, bool)> {
-        let engine = self.slots.get_mut(key.slot())?.as_mut()?;
-        let (_, asked) = engine
-            .question
-            .take_if(|(asked, _)| engine.key == key && **asked == *msg_id)?;
+        let engine = self.get_mut(key)?;
+        let (_, asked) = engine.question.take_if(|(asked, _)| **asked == *msg_id)?;
         Some((asked, engine.keeps))
     }
 
@@ -260,12 +252,7 @@ impl Engines {
         range: Option<(u64, u64)>,
         now: Duration,
     ) {
-        let Some(engine) = self
-            .slots
-            .get_mut(key.slot())
-            .and_then(Option::as_mut)
-            .filter(|engine| engine.keeps)
-        else {
+        let Some(engine) = self.get_mut(key).filter(|engine| engine.keeps) else {
             return;
         };
         match range {

@@ -70,25 +70,18 @@ fn sign(session: &Session, frames: &mut [Message]) {
     frames[at::SIGNATURE] = Message::from(session.signer().sign(maps).as_ref());
 }
 
-/// The message of members `lo..hi` of an array.
+/// The message of members `lo..hi` of an array; `tell` adds to its metadata.
 pub(crate) fn chunk(
     session: &Session,
     frames: &[Message],
     metadata: &Map,
-    lo: u32,
-    hi: u32,
-    attempt: u32,
-    had: Option<&Had>,
+    (lo, hi): (u32, u32),
+    tell: impl FnOnce(&mut Map),
 ) -> Vec<Message> {
     let copy = |index: usize| Message::from(&frames[index][..]);
     let mut metadata = metadata.clone();
     metadata.insert("range".into(), serde_json::json!([lo, hi]));
-    if attempt > 0 {
-        metadata.insert("attempt".into(), attempt.into());
-    }
-    if let Some(had) = had {
-        had.tell(&mut metadata);
-    }
+    tell(&mut metadata);
     let mut chunk = vec![
         copy(0),
         Message::from(DELIMITER),

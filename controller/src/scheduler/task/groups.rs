@@ -2,7 +2,12 @@
 
 use std::sync::Arc;
 
-use ipbroker_protocol::{frames::Frames, value::Map, zmq::Message};
+use ipbroker_protocol::{
+    array::member_id,
+    frames::{Frames, slices},
+    value::Map,
+    zmq::Message,
+};
 
 use super::frames::at;
 use crate::scheduler::core::GroupKey;
@@ -43,6 +48,23 @@ impl Group {
     /// Whether its message can be sent (again): one that went without a copy cannot.
     pub(super) fn can_be_sent(&self) -> bool {
         !matches!(self.body, Body::Gone(_))
+    }
+
+    /// The id of a member, or of the task that it is.
+    pub(super) fn id_of(&self, index: u32) -> String {
+        match self.is_array {
+            true => member_id(&self.msg_id, u64::from(index)),
+            false => self.msg_id.to_string(),
+        }
+    }
+
+    /// The message from the client's identity on, if it is here.
+    pub(super) fn frames(&self) -> Vec<&[u8]> {
+        match &self.body {
+            Body::Whole(frames) => frames.slices(),
+            Body::Array(frames, _) => slices(frames),
+            Body::Gone(_) => Vec::new(),
+        }
     }
 
     /// The packed header, for replies of the controller's own.

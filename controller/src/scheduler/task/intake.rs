@@ -9,20 +9,22 @@ use ipbroker_protocol::{
     dependency::Dependency,
     envelope::{FRAME_OVERHEAD, Parts},
     frames::{Frames, Packed, slices},
-    message::{Acked, ErrorContent, HeaderRef, ResumeRequest, TaskMetadata, types},
+    message::{Acked, ErrorContent, HeaderRef, ResumeReply, ResumeRequest, TaskMetadata, types},
     session::{Session, UnpackError},
     value::AnyMap,
     zmq::Message,
 };
 
 use super::{
-    Answered, Scheduler,
+    Answered, Outgoing, Scheduler,
+    actions::failure,
     frames::at,
     groups::{Body, Group},
     resources::requests,
     watch,
 };
 use crate::{
+    error::NamedError,
     scheduler::core::{self, Core, GroupKey, GroupSpec, Needs, Refusal, SECOND, TaskState},
     store::{Queue, Submission},
 };
@@ -48,21 +50,6 @@ impl MetadataCache {
             self.bytes.extend_from_slice(bytes);
         }
         Ok(&self.parsed)
-    }
-}
-
-/// Why a submission is refused, as its error reply says it.
-struct Bad {
-    ename: &'static str,
-    evalue: String,
-}
-
-impl Bad {
-    fn new(evalue: impl Into<String>) -> Self {
-        Self {
-            ename: "ValueError",
-            evalue: evalue.into(),
-        }
     }
 }
 
@@ -136,9 +123,10 @@ impl Scheduler {
             (msg_type, _) => match self.accept(frames, &header) {
                 Ok(taken) => return taken,
                 Err(bad) => {
-                    let content = ErrorContent::new(bad.ename, bad.evalue);
+                    let content = ErrorContent::new(&bad.ename, bad.evalue);
+                    let reply_type = reply_type(msg_type);
                     let reply =
-                        self.failure(parts.header, reply_type(msg_type), &content, None, "");
+                        failure(&self.session, parts.header, reply_type, &content, None, "");
                     self.tell_client(client, reply);
                 }
             },
@@ -167,7 +155,7 @@ impl Scheduler {
         &mut self,
         frames: &[&[u8]],
         header: &HeaderRef<'_>,
-    ) -> Result<Option<(GroupKey, Group)>, Bad> {
+    ) -> Result<Option<(GroupKey, Group)>, NamedError> {
         let (msg_id, msg_type): (&str, &str) = (&header.msg_id, &header.msg_type);
         // The core refuses it too, but what it refuses must not be in the journal by then.
         if self.journal.keeps() {
@@ -183,14 +171,14 @@ impl Scheduler {
         let metadata = self
             .cache
             .get(&self.session, frames[at::METADATA])
-            .map_err(|error| Bad::new(format!("metadata: {error}")))?;
+            .map_err(|error| NamedError::value(format!("metadata: {error}")))?;
         let is_array = metadata.array.is_some();
         let needs = needs_of(&mut self.needs, &mut self.core, msg_type, is_array)?;
         let count = match metadata.array {
             None => 1,
-            Some(0) => return Err(Bad::new("an array needs at least one member")),
+            Some(0) => return Err(NamedError::value("an array needs at least one member")),
             Some(count) => u32::try_from(count).map_err(|_| {
-                Bad::new(format!(
+                NamedError::value(format!(
                     "an array has at most {} members; submit it in parts",
                     u32::MAX
                 ))
@@ -198,7 +186,7 @@ impl Scheduler {
         };
         if is_array && frames.len() > at::BUFFERS {
             if frames.len() < at::BUFFERS + 2 {
-                return Err(Bad::new(
+                return Err(NamedError::value(
                     "an array has two buffers, 32-bit offsets and values, or none",
                 ));
             }
@@ -207,14 +195,14 @@ impl Scheduler {
                 frames[at::BUFFERS + 1],
                 u64::from(count),
             )
-            .map_err(|error| Bad::new(error.to_string()))?;
+            .map_err(|error| NamedError::value(error.to_string()))?;
         }
         let bytes: usize = frames
             .iter()
             .map(|frame| frame.len() + FRAME_OVERHEAD)
             .sum();
         let ours = matches!(msg_type, types::COMMAND_REQUEST | types::FUNCTION_REQUEST);
-        let requests = requests(metadata).map_err(Bad::new)?;
+        let requests = requests(metadata).map_err(NamedError::value)?;
         let spec = GroupSpec {
             requests: &requests,
             msg_id,
@@ -239,9 +227,9 @@ impl Scheduler {
                 count: u64::from(count),
                 frames: &frames[at::HEADER..],
             })
-            .map_err(|error| Bad {
-                ename: "OSError",
-                evalue: format!("the controller cannot store this task: {error}"),
+            .map_err(|error| {
+                let why = format!("the controller cannot store this task: {error}");
+                NamedError::new("OSError", why)
             })?;
         if *self.client != *frames[0] {
             self.client = frames[0].into();
@@ -274,7 +262,7 @@ impl Scheduler {
                 }
                 Ok(Some((group_key, group)))
             }
-            Err(Refusal::Empty) => Err(Bad::new("an array needs at least one member")),
+            Err(Refusal::Empty) => Err(NamedError::value("an array needs at least one member")),
             Err(Refusal::Duplicate(state)) => {
                 self.duplicate(frames[0], msg_id, state, group.ack);
                 Ok(None)
@@ -357,26 +345,23 @@ impl Scheduler {
                 received.get(&*msg_id).map_or(&[], Vec::as_slice),
             );
             let had = !again.is_empty();
-            for frames in again {
-                let mut frames = frames;
+            for mut frames in again {
                 frames[0] = Message::from(client);
-                self.out.push(super::Outgoing::Client(frames.into(), false));
+                self.out.push(Outgoing::Client(frames.into(), false));
             }
             if live {
                 pending.push(msg_id.clone());
-                if self.durable {
-                    ask.push(msg_id);
-                }
-            } else if self.durable {
+            }
+            if self.durable {
                 ask.push(msg_id);
-            } else if !had {
+            } else if !live && !had {
                 unknown.push(msg_id);
             }
         }
-        if ask.is_empty() {
-            return self.resume_reply(client, unknown, pending);
-        }
         self.resume_reply(client, unknown, pending);
+        if ask.is_empty() {
+            return;
+        }
         let (post, to): (_, Box<[u8]>) = (self.post.clone(), client.into());
         let asked = ask.clone();
         self.store.replies(
@@ -401,10 +386,8 @@ impl Scheduler {
         if unknown.is_empty() && pending.is_empty() {
             return;
         }
-        let reply = self.session.request(
-            types::RESUME_REPLY,
-            &ipbroker_protocol::message::ResumeReply { unknown, pending },
-        );
+        let reply = ResumeReply { unknown, pending };
+        let reply = self.session.request(types::RESUME_REPLY, &reply);
         self.tell_client(client, reply);
     }
 }
@@ -413,12 +396,12 @@ impl Scheduler {
 const MANY: usize = 20_000;
 
 /// The capabilities that a request asks for.
-fn needs_of(
+pub(super) fn needs_of(
     known: &mut HashMap<Box<str>, Needs>,
     core: &mut Core,
     msg_type: &str,
     is_array: bool,
-) -> Result<Needs, Bad> {
+) -> Result<Needs, NamedError> {
     let name: Cow<'_, str> = if is_array {
         format!("{msg_type}[]").into()
     } else {
@@ -431,7 +414,7 @@ fn needs_of(
         .strip_suffix("_request")
         .filter(|kind| matches!(*kind, "command" | "function" | "apply" | "execute"))
     else {
-        return Err(Bad::new(format!(
+        return Err(NamedError::value(format!(
             "the task scheduler takes command_request, function_request, apply_request and execute_request, not {msg_type:?}"
         )));
     };

@@ -48,11 +48,11 @@ use self::{
     results::{Acks, Kept},
 };
 use super::{
-    command::{Answer, Command},
+    command::Command,
     core::{Config, Core, Nanos, Scheme},
 };
 use crate::{
-    mailbox::{Mailbox, Post, mailbox},
+    mailbox::{Answer, Mailbox, Post, mailbox},
     relay::outbox::{Outbox, try_send},
     store::{Journal, Recovered, StoreHandle, StoredReply},
 };
@@ -116,8 +116,6 @@ struct Scheduler {
     durable: bool,
     /// Messages that the current batch causes; they leave when the journal has it.
     out: Vec<Outgoing>,
-    /// Of these, what is for clients, one by one; empty but while it is sent.
-    replies: Vec<Vec<Message>>,
     outbox: Outbox,
     /// The same towards engines.
     engine_outbox: Outbox,
@@ -180,7 +178,6 @@ impl TaskThread {
             store: self.store,
             durable: self.durable,
             out: Vec::new(),
-            replies: Vec::new(),
             outbox: Outbox::new(),
             engine_outbox: Outbox::patient(),
             acks: Acks::default(),
@@ -235,7 +232,7 @@ impl Scheduler {
         let session = self.session.clone();
         let mut to_engines = Together::default();
         let mut to_clients = Together::default();
-        let mut replies = std::mem::take(&mut self.replies);
+        let mut to_client_alone = Vec::new();
         for outgoing in self.out.drain(..) {
             match outgoing {
                 Outgoing::Engine(uuid, frames) => {
@@ -253,7 +250,7 @@ impl Scheduler {
                     }
                 }
                 Outgoing::Client(frames, true) => to_clients.add_to_client(frames),
-                Outgoing::Client(frames, false) => replies.push(session.sealed(frames)),
+                Outgoing::Client(frames, false) => to_client_alone.push(session.sealed(frames)),
                 Outgoing::Farewell(mut frames) => {
                     route::add(&mut frames);
                     if let Err(error) = try_send(&self.engine_socket, &mut frames) {
@@ -265,13 +262,12 @@ impl Scheduler {
         to_engines.send(&session, |frames| {
             to_engine(&mut self.engine_outbox, &self.engine_socket, frames);
         });
-        for frames in replies.drain(..) {
+        for frames in to_client_alone {
             to_client(&mut self.outbox, &self.client_socket, frames);
         }
         to_clients.send(&session, |frames| {
             to_client(&mut self.outbox, &self.client_socket, frames);
         });
-        self.replies = replies;
     }
 }
 

@@ -9,7 +9,7 @@ use std::{
 use ipbroker_protocol::{
     array::member_id,
     envelope::Envelope,
-    message::{HeaderRef, Holds, ParentRef, Stats, Unschedulable, capability, types},
+    message::{HeaderRef, Holds, ParentRef, Stats, Unschedulable, types},
     resources::Grant,
     route,
     session::Empty,
@@ -18,13 +18,15 @@ use ipbroker_protocol::{
 
 use super::{
     Outgoing, Scheduler, engines,
+    frames::at,
     groups::Group,
     intake::nanos,
     resources::{self, Seat},
 };
+use crate::mailbox::Answer;
 use crate::scheduler::{
     command::{
-        Aborted, Answer, Command, Departure, EngineProfile, EngineTasks, Explanation, Selection,
+        Aborted, Command, Departure, EngineProfile, EngineTasks, Explanation, Selection,
         TaskQueues, TaskState,
     },
     core::{self, EngineKey, EngineSpec, GroupKey, Held, Selector, Span},
@@ -58,17 +60,17 @@ impl Scheduler {
                     client: session.as_bytes(),
                     keep_detached: true,
                 };
-                answer.send(self.abort_selected(&selector, &[], true));
+                answer(self.abort(&selector, true));
             }
             Command::Attached { answer } => {
                 let sessions = self.core.attached().into_iter();
-                answer.send(
+                answer(
                     sessions
                         .map(|session| String::from_utf8_lossy(session).into_owned())
                         .collect(),
                 );
             }
-            Command::QueueStatus { verbose, answer } => answer.send(self.queues(verbose)),
+            Command::QueueStatus { verbose, answer } => answer(self.queues(verbose)),
             Command::TaskStates { ids, answer } => {
                 let states = ids.iter().map(|id| state(self.core.state(id)));
                 let states: Vec<TaskState> = states.collect();
@@ -80,14 +82,24 @@ impl Scheduler {
                 limit,
                 longest,
                 answer,
-            } => answer.send(self.core.demand(limit, longest)),
-            Command::Given { answer } => answer.send(self.given),
-            Command::Totals { answer } => answer.send(self.core.totals(None)),
+            } => answer(self.core.demand(limit, longest)),
+            Command::Given { answer } => answer(self.given),
+            Command::Totals { answer } => answer(self.core.totals(None)),
             Command::Abort {
                 selection,
                 kill,
                 answer,
-            } => answer.send(self.abort(&selection, kill)),
+            } => {
+                let selector = match &selection {
+                    Selection::Ids(ids) => Selector::Ids(ids),
+                    Selection::Session(session) => Selector::Client {
+                        client: session.as_bytes(),
+                        keep_detached: false,
+                    },
+                    Selection::All => Selector::All,
+                };
+                answer(self.abort(&selector, kill));
+            }
             Command::Explain { id, answer } => {
                 let explanation = self.explain(&id);
                 let ended = matches!(explanation.state, TaskState::Done | TaskState::Failed);
@@ -103,16 +115,16 @@ impl Scheduler {
                         text: with_last_word(text, lacked),
                     })
                 });
-                answer.send(found.collect());
+                answer(found.collect());
             }
             Command::EngineOf { id, answer } => {
                 let key = self.core.engine_of(&id);
                 let engine = key.and_then(|key| self.engines.get(key));
-                answer.send(engine.map(|engine| engine.uuid.to_string()));
+                answer(engine.map(|engine| engine.uuid.to_string()));
             }
-            Command::Stats { answer } => answer.send(self.stats()),
-            Command::Watch { answer } => answer.send(Box::new(self.watched())),
-            Command::Inject { frames, answer } => answer.send(self.inject(frames)),
+            Command::Stats { answer } => answer(self.stats()),
+            Command::Watch { answer } => answer(Box::new(self.watched())),
+            Command::Inject { frames, answer } => answer(self.inject(frames)),
             Command::Shutdown => {}
         }
     }
@@ -121,15 +133,14 @@ impl Scheduler {
     /// in the history. While nothing can be written, the state alone is better than nothing.
     fn answer_written<T: Send + 'static>(&mut self, answer: Answer<T>, value: T, ended: bool) {
         match ended && !self.stuck {
-            true => (self.settled).push(Answer::new(move |()| answer.send(value))),
-            false => answer.send(value),
+            true => (self.settled).push(Box::new(move |()| answer(value))),
+            false => answer(value),
         }
     }
 
     fn engine_joined(&mut self, profile: &Arc<EngineProfile>) {
         let now = self.now();
         let host_spec = resources::host_spec(profile);
-        let machine = host_spec.as_ref().map_or("", |spec| &spec.key).to_owned();
         let key = self.core.engine_joined(
             now,
             &EngineSpec {
@@ -139,31 +150,17 @@ impl Scheduler {
                 tags: &profile.tags,
                 capabilities: &profile.capabilities,
                 can_give_back: profile.can("give_back"),
-                hwm: None,
                 host: host_spec.as_ref(),
                 stays: profile.stays.map(|seconds| nanos(Some(seconds))),
             },
         );
-        let host = profile.hosts.first().map_or("unknown", String::as_str);
-        let places = profile.hosts.iter().chain(&profile.tags).cloned().collect();
-        self.engines.join(
-            key,
-            engines::Newcomer {
-                id: profile.id,
-                uuid: &profile.uuid,
-                ours: profile.is_ours(),
-                keeps: self.durable && profile.can("ack"),
-                bundles: profile.can(capability::BUNDLE),
-                host,
-                machine: machine.clone(),
-                places,
-            },
-            self.begun.elapsed(),
-        );
+        self.engines
+            .join(key, profile, self.durable, self.begun.elapsed());
+        let machine = profile.machine.as_deref().unwrap_or_default();
         if !machine.is_empty() && !profile.returns {
             self.keep_seat(
                 profile.id,
-                Seat::new(&profile.uuid, &machine, Grant::new(), Vec::new()),
+                Seat::new(&profile.uuid, machine, Grant::new(), Vec::new()),
             );
         }
         self.heed_early(&profile.uuid, key);
@@ -287,10 +284,9 @@ impl Scheduler {
                     uuid: engine.uuid.to_string(),
                     running: counts.outstanding,
                     completed: counts.completed,
-                    running_ids: if verbose {
-                        self.ids(&self.core.outstanding(engine.key))
-                    } else {
-                        Vec::new()
+                    running_ids: match verbose {
+                        true => self.ids(&self.core.outstanding(engine.key)),
+                        false => Vec::new(),
                     },
                     ..EngineTasks::default()
                 }
@@ -298,10 +294,9 @@ impl Scheduler {
             .collect();
         self.add_resources(&mut engines);
         let counts = self.core.totals(None);
-        let unassigned_ids = if verbose {
-            self.ids(&self.core.unassigned())
-        } else {
-            Vec::new()
+        let unassigned_ids = match verbose {
+            true => self.ids(&self.core.unassigned()),
+            false => Vec::new(),
         };
         TaskQueues {
             engines,
@@ -310,26 +305,13 @@ impl Scheduler {
         }
     }
 
-    fn abort(&mut self, selection: &Selection, kill: bool) -> Aborted {
-        let selector = match selection {
-            Selection::Ids(ids) => Selector::Ids(ids),
-            Selection::Session(session) => Selector::Client {
-                client: session.as_bytes(),
-                keep_detached: false,
-            },
-            Selection::All => Selector::All,
-        };
-        let ids: &[String] = match selection {
-            Selection::Ids(ids) => ids,
-            _ => &[],
-        };
-        self.abort_selected(&selector, ids, kill)
-    }
-
-    /// `ids` are those that the selector names.
-    fn abort_selected(&mut self, selector: &Selector<'_>, ids: &[String], kill: bool) -> Aborted {
+    fn abort(&mut self, selector: &Selector<'_>, kill: bool) -> Aborted {
         let now = self.now();
         let report = self.core.abort(now, selector, kill);
+        let ids: &[String] = match selector {
+            Selector::Ids(ids) => ids,
+            _ => &[],
+        };
         let mut aborted = Aborted::default();
         for (id, state) in ids.iter().zip(report.ids) {
             match state {
@@ -415,13 +397,10 @@ impl Scheduler {
     fn inject(&mut self, frames: Vec<Message>) -> Result<String, String> {
         let mut all = vec![Message::new()];
         all.extend(frames);
-        let Some(packed) = all
-            .get(super::frames::at::HEADER)
-            .filter(|_| all.len() >= super::frames::at::BUFFERS)
-        else {
+        if all.len() < at::BUFFERS {
             return Err("not a message".into());
-        };
-        let packed = packed.to_vec();
+        }
+        let packed = all[at::HEADER].to_vec();
         let header =
             HeaderRef::read(self.session.packer, &packed).map_err(|error| error.to_string())?;
         self.submit(all, &header)?;

@@ -2,6 +2,7 @@
 
 use ipbroker_protocol::{
     envelope::{DELIMITER, FRAME_OVERHEAD},
+    frames::slices,
     message::{HeaderRef, TaskMetadata, types},
     zmq::Message,
 };
@@ -9,7 +10,7 @@ use ipbroker_protocol::{
 use super::{
     Answered, Outgoing, Scheduler,
     groups::{Body, Group},
-    intake::{reply_type, wishes},
+    intake::{needs_of, reply_type, wishes},
     resources::requests,
     watch::{self, Ended},
 };
@@ -45,25 +46,17 @@ impl Scheduler {
             .unpack(metadata)
             .map_err(|error| error.to_string())?;
         let signature = session.signer().sign([header, parent, metadata, content]);
-        let msg_type = read.msg_type.to_string();
-        let from = read.session.to_string();
+        let (msg_type, from) = (&*read.msg_type, &*read.session);
         let mut frames = vec![
             Message::from(&task.client),
             Message::from(DELIMITER),
             Message::from(signature.as_ref()),
         ];
         frames.extend(task.frames.iter().map(Message::from));
-        let capability = msg_type
-            .strip_suffix("_request")
-            .unwrap_or(&msg_type)
-            .to_owned();
         let is_array = wire.array.is_some();
-        let needs = if is_array {
-            self.core.needs(&[&capability, "array"])
-        } else {
-            self.core.needs(&[&capability])
-        };
-        let ours = matches!(&*msg_type, types::COMMAND_REQUEST | types::FUNCTION_REQUEST);
+        let needs = needs_of(&mut self.needs, &mut self.core, msg_type, is_array)
+            .map_err(|bad| bad.evalue)?;
+        let ours = matches!(msg_type, types::COMMAND_REQUEST | types::FUNCTION_REQUEST);
         let count = u32::try_from(task.count).map_err(|_| "too many members")?;
         let bytes: usize = frames
             .iter()
@@ -116,20 +109,16 @@ impl Scheduler {
         let row = self
             .watch
             .submitted(now, spec.client, counted, &task.msg_id, || {
-                let frames = ipbroker_protocol::frames::slices(&frames);
+                let frames = slices(&frames);
                 let index = is_array.then_some(0);
-                watch::describe(session.packer, reply_type(&msg_type), &frames, index)
+                watch::describe(session.packer, reply_type(msg_type), &frames, index)
             });
-        let (good, bad) = done
-            .iter()
-            .fold((0, 0), |(good, bad), (lo, hi, ok)| match ok {
-                true => (good + u64::from(hi - lo), bad),
-                false => (good, bad + u64::from(hi - lo)),
-            });
-        for ended in [
-            Ended::all(good, core::Outcome::Ok),
-            Ended::all(bad, core::Outcome::Error),
-        ] {
+        for (lo, hi, ok) in &done {
+            let outcome = match ok {
+                true => core::Outcome::Ok,
+                false => core::Outcome::Error,
+            };
+            let ended = Ended::all(u64::from(hi - lo), outcome);
             self.watch.ended(now, row, ended);
         }
         let group = Group {
@@ -137,7 +126,7 @@ impl Scheduler {
             key: task.key,
             client: task.client.clone().into(),
             msg_id: task.msg_id.as_str().into(),
-            reply_type: reply_type(&msg_type),
+            reply_type: reply_type(msg_type),
             count,
             is_array,
             remaining: count - ended,
@@ -168,10 +157,10 @@ impl Scheduler {
                 asked,
                 found,
             } => {
-                let live = |scheduler: &Self, id: &str| scheduler.core.find(id).is_some();
-                let unknown: Vec<String> = asked
+                let is_found = |id: &str| found.iter().any(|reply| reply.msg_id == *id);
+                let unknown = asked
                     .into_iter()
-                    .filter(|id| !found.iter().any(|reply| reply.msg_id == *id) && !live(self, id))
+                    .filter(|id| !is_found(id) && self.core.find(id).is_none())
                     .collect();
                 for reply in found {
                     self.send_stored(&client, &reply);

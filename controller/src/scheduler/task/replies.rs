@@ -201,15 +201,10 @@ impl Scheduler {
             let said = &frames.slices()[REPLY_HEADER..];
             return self.late(&frames[1], &msg_id, metadata.range, said);
         };
-        let (lo, hi) = metadata.range.unwrap_or((0, 1));
-        let (Ok(lo), Ok(hi)) = (u32::try_from(lo), u32::try_from(hi)) else {
-            return self.junk_engines.refuse("range", &"larger than any array");
+        let (lo, hi) = match members(metadata.range, count) {
+            Ok(members) => members,
+            Err(why) => return self.junk_engines.refuse("range", &why),
         };
-        if lo >= hi || hi > count {
-            return self
-                .junk_engines
-                .refuse("range", &format_args!("{lo}..{hi} of {count} members"));
-        }
         let default = outcome(&metadata);
         let mut exceptions: Vec<(u32, Outcome)> = Vec::new();
         for (index, kind) in &metadata.failed {
@@ -338,18 +333,16 @@ impl Scheduler {
         let ended = Ended::of(lo, hi, result.default, result.exceptions);
         self.watch.ended(now, group.row, ended);
         if ended.failed > 0 {
-            let (id, is_array) = (group.msg_id.clone(), group.is_array);
             let failed = (lo..hi).filter(|index| {
                 let own = result.exceptions.binary_search_by_key(index, |(at, _)| *at);
                 let outcome = own.map_or(result.default, |at| result.exceptions[at].1);
                 matches!(outcome, Outcome::Error | Outcome::Unmet)
             });
-            let said = (lo, &frames.slices()[REPLY_CONTENT..]);
-            self.look_at_failures(now, (&id, is_array), failed, ended.failed, said);
+            let said = (&frames.slices()[REPLY_CONTENT..], lo);
+            let packer = self.session.packer;
+            self.watch
+                .look_at_failures(packer, group, failed, ended.failed, said, now);
         }
-        let Some(group) = self.groups.get_mut(result.key) else {
-            return;
-        };
         if !group.prefer.is_empty() {
             let engine = self.engines.get(result.engine);
             let places = engine.map_or(&[][..], |engine| &engine.places);
@@ -449,15 +442,10 @@ impl Scheduler {
 
     /// An engine is known now: what it said before counts.
     pub(super) fn heed_early(&mut self, uuid: &str, engine: EngineKey) {
-        if self.early.is_empty() {
-            return;
-        }
-        let (its, rest) = std::mem::take(&mut self.early)
-            .into_iter()
-            .partition::<Vec<_>, _>(|(_, envelope)| {
-                envelope.identities()[0][..] == *uuid.as_bytes()
-            });
-        self.early = rest;
+        let is_its = |envelope: &Envelope| envelope.identities()[0][..] == *uuid.as_bytes();
+        let its: Vec<_> = (self.early)
+            .extract_if(.., |(_, envelope)| is_its(envelope))
+            .collect();
         for (_, envelope) in its {
             self.known_engine(engine, envelope);
         }
@@ -466,17 +454,8 @@ impl Scheduler {
     /// Strangers that never became known are engines that were given up.
     pub(super) fn drop_early(&mut self) {
         let now = self.begun.elapsed();
-        if self
-            .early
-            .first()
-            .is_none_or(|(since, _)| now < *since + EARLY_TIME)
-        {
-            return;
-        }
-        let (old, rest) = std::mem::take(&mut self.early)
-            .into_iter()
-            .partition::<Vec<_>, _>(|(since, _)| now >= *since + EARLY_TIME);
-        self.early = rest;
+        let old = (self.early).partition_point(|(since, _)| now >= *since + EARLY_TIME);
+        let old: Vec<_> = self.early.drain(..old).collect();
         for (_, envelope) in old {
             self.departed_engine(&envelope);
         }
@@ -520,16 +499,10 @@ impl Scheduler {
         let Some(group) = self.groups.get_mut(key) else {
             return;
         };
-        let (lo, hi) = range.unwrap_or((0, 1));
-        let (Ok(lo), Ok(hi)) = (u32::try_from(lo), u32::try_from(hi)) else {
-            return;
+        let (lo, hi) = match members(range, group.count) {
+            Ok(members) => members,
+            Err(why) => return self.junk_engines.refuse("range", &why),
         };
-        if lo >= hi || hi > group.count {
-            return self.junk_engines.refuse(
-                "range",
-                &format_args!("{lo}..{hi} of {} members", group.count),
-            );
-        }
         if matches!(group.body, Body::Gone(_)) {
             let frames = envelope.take_buffers();
             match returned(group, &frames) {
@@ -561,12 +534,20 @@ struct EngineResult<'a> {
     exceptions: &'a [(u32, Outcome)],
 }
 
+/// The members of a task of `count` that a message is about.
+fn members(range: Option<(u64, u64)>, count: u32) -> Result<(u32, u32), String> {
+    let (lo, hi) = range.unwrap_or((0, 1));
+    if lo >= hi || hi > u64::from(count) {
+        return Err(format!("{lo}..{hi} of {count} members"));
+    }
+    Ok((lo as u32, hi as u32))
+}
+
 fn outcome(metadata: &ReplyMetadata<'_>) -> Outcome {
     match &*metadata.status {
         "aborted" => Outcome::Aborted,
-        "error" if metadata.dependencies_met == Some(false) => Outcome::Unmet,
-        "error" => Outcome::Error,
         _ if metadata.dependencies_met == Some(false) => Outcome::Unmet,
+        "error" => Outcome::Error,
         _ => Outcome::Ok,
     }
 }

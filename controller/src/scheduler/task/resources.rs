@@ -43,11 +43,7 @@ impl Seat {
     }
 }
 
-/// The name under which that is kept; numbers of engines are used again, so that it does not grow.
-fn seat_name(id: u32) -> String {
-    format!("{SEAT}{id}")
-}
-
+/// Before the engine's number, the name under which that is kept: numbers are used again, so that it does not grow.
 const SEAT: &str = "seat.";
 
 /// What a submission asks for, as the core has it: alternatives, none if it asks for nothing.
@@ -198,7 +194,7 @@ impl Scheduler {
             return;
         }
         if let Ok(text) = serde_json::to_string(&seat) {
-            self.journal.set_meta(&seat_name(id), &text);
+            self.journal.set_meta(&format!("{SEAT}{id}"), &text);
         }
     }
 

@@ -52,14 +52,8 @@ impl Acks {
 
     fn take(&mut self, durable: Position) -> HashMap<Box<[u8]>, SubmitAck> {
         let mut by_client: HashMap<Box<[u8]>, SubmitAck> = HashMap::new();
-        while self
-            .waiting
-            .front()
-            .is_some_and(|ack| ack.position <= durable)
-        {
-            let Some(ack) = self.waiting.pop_front() else {
-                break;
-            };
+        let safe = self.waiting.partition_point(|ack| ack.position <= durable);
+        for ack in self.waiting.drain(..safe) {
             let told = by_client.entry(ack.client).or_default();
             if ack.duplicate {
                 told.duplicate.push(ack.msg_id.to_string());
@@ -105,9 +99,6 @@ const BOUND: usize = 1 << 30;
 
 impl Kept {
     pub(super) fn keep(&mut self, client: &[u8], msg_id: &str, range: (u64, u64), frames: &Frames) {
-        if client.is_empty() {
-            return;
-        }
         let frames = frames.packed();
         if self.bytes + frames.bytes() > BOUND {
             if !std::mem::replace(&mut self.told, true) {
@@ -119,15 +110,9 @@ impl Kept {
             return;
         }
         self.bytes += frames.bytes();
-        if !self.clients.contains_key(client) {
-            self.clients.insert(client.into(), HashMap::new());
-        }
-        if let Some(replies) = self.clients.get_mut(client) {
-            replies
-                .entry(msg_id.into())
-                .or_default()
-                .push(Reply { range, frames });
-        }
+        let replies = self.clients.entry(client.into()).or_default();
+        let replies = replies.entry(msg_id.into()).or_default();
+        replies.push(Reply { range, frames });
     }
 
     pub(super) fn forget(&mut self, client: &[u8], acked: &Acked) {

@@ -56,21 +56,9 @@ impl Scheduler {
                     match command {
                         Command::Shutdown => return Ok(()),
                         // What it had answered before it went is in the socket.
-                        Command::EngineLeft { .. } => {
-                            for _ in 0..CATCH_UP {
-                                if self.read(&mut frames, true)? < BATCH {
-                                    break;
-                                }
-                            }
-                        }
+                        Command::EngineLeft { .. } => self.catch_up(&mut frames, true)?,
                         // What is to be aborted may just have been submitted, on another socket.
-                        Command::Abort { .. } if intake => {
-                            for _ in 0..CATCH_UP {
-                                if self.read(&mut frames, false)? < BATCH {
-                                    break;
-                                }
-                            }
-                        }
+                        Command::Abort { .. } if intake => self.catch_up(&mut frames, false)?,
                         _ => {}
                     }
                     self.command(command);
@@ -110,6 +98,16 @@ impl Scheduler {
             self.miss_goodbyes();
             self.end_batch();
         }
+    }
+
+    /// Reads what has arrived from one side.
+    fn catch_up(&mut self, frames: &mut Vec<Message>, from_engines: bool) -> io::Result<()> {
+        for _ in 0..CATCH_UP {
+            if self.read(frames, from_engines)? < BATCH {
+                break;
+            }
+        }
+        Ok(())
     }
 
     /// Reads a batch from one side: how many messages, at least; less than [`BATCH`] if there were no more.
@@ -152,7 +150,7 @@ impl Scheduler {
                 }
                 self.release_acks(position);
                 for answer in self.settled.drain(..) {
-                    answer.send(());
+                    answer(());
                 }
                 self.engines
                     .acknowledge(&self.session, self.begun.elapsed(), &mut self.out);

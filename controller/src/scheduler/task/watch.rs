@@ -8,8 +8,7 @@ use std::{borrow::Cow, collections::VecDeque};
 
 use foldhash::HashMap;
 use ipbroker_protocol::{
-    array::without_ids,
-    frames::slices,
+    array::{View, without_ids},
     kind as kinds,
     message::{FailureSample, Slice, SubmissionSample},
     session::Packer,
@@ -19,14 +18,10 @@ use serde::Deserialize;
 use serde_json::Value;
 use slab::Slab;
 
-use super::{
-    Scheduler,
-    frames::at,
-    groups::{Body, Group},
-};
+use super::{Scheduler, frames::at, groups::Group};
 use crate::scheduler::{
     command::{EngineWork, WATCH_BUCKETS, Watched},
-    core::{EngineKey, Nanos, Outcome, SECOND},
+    core::{EngineKey, Nanos, Outcome, SECOND, Span},
 };
 
 /// A client that submits again within this time of its last outcome goes on with the same row.
@@ -234,8 +229,30 @@ impl Watch {
         }
     }
 
+    /// Reads what `count` failed members of a reply said, as far as there is time for it; `said`: the reply from its content on,
+    /// and its first member.
+    pub(super) fn look_at_failures(
+        &mut self,
+        packer: Packer,
+        group: &Group,
+        failed: impl Iterator<Item = u32>,
+        count: u64,
+        (said, lo): (&[&[u8]], u32),
+        now: Nanos,
+    ) {
+        let looks = self.looks(now, count);
+        for index in failed.take(looks) {
+            let text = last_words(packer, value(said, group.is_array, index - lo));
+            self.failed(now, &text, Some(group.id_of(index)), 1);
+        }
+        let unread = count - looks as u64;
+        if unread > 0 {
+            self.failed(now, UNREAD, None, unread);
+        }
+    }
+
     /// How many of `count` failures of one reply may be read now.
-    pub(super) fn looks(&mut self, now: Nanos, count: u64) -> usize {
+    fn looks(&mut self, now: Nanos, count: u64) -> usize {
         if now >= self.looks.0 + SECOND {
             self.looks = (now, 0);
         }
@@ -272,13 +289,6 @@ impl Watch {
             failure.ids.push_back(id);
         }
         self.failures.push_back(failure);
-    }
-
-    /// Failures that were not read.
-    pub(super) fn failed_unread(&mut self, now: Nanos, count: u64) {
-        if count > 0 {
-            self.failed(now, UNREAD, None, count);
-        }
     }
 
     /// An engine has answered for `count` members, on which it has worked for so many seconds.
@@ -343,13 +353,14 @@ impl Scheduler {
             {
                 let index = span.range.start;
                 let answered = self.watch.answered.get(engine.key.slot());
-                work.task = self
-                    .ids(&[crate::scheduler::core::Span {
-                        group: span.group,
-                        range: index..index + 1,
-                    }])
-                    .pop();
-                work.what = Some(self.describe_group(group, index));
+                let range = index..index + 1;
+                work.task = self.ids(&[Span { range, ..span }]).pop();
+                work.what = Some(describe(
+                    self.session.packer,
+                    group.reply_type,
+                    &group.frames(),
+                    group.is_array.then_some(index),
+                ));
                 work.task_kind = Some(kind_of(group, index));
                 work.since = Some(seconds(since.max(answered.copied().unwrap_or(0))));
             }
@@ -393,49 +404,6 @@ impl Scheduler {
             seconds: watch.seconds,
         }
     }
-
-    fn describe_group(&self, group: &Group, index: u32) -> String {
-        let index = group.is_array.then_some(index);
-        match &group.body {
-            Body::Whole(frames) => describe(
-                self.session.packer,
-                group.reply_type,
-                &frames.slices(),
-                None,
-            ),
-            Body::Array(frames, _) => describe(
-                self.session.packer,
-                group.reply_type,
-                &slices(frames),
-                index,
-            ),
-            Body::Gone(_) => kind(group.reply_type).to_owned(),
-        }
-    }
-
-    /// Reads what failed members of a reply said, as far as there is time for it.
-    pub(super) fn look_at_failures(
-        &mut self,
-        now: Nanos,
-        group: (&str, bool),
-        failed: impl Iterator<Item = u32>,
-        count: u64,
-        (lo, frames): (u32, &[&[u8]]),
-    ) {
-        let looks = self.watch.looks(now, count);
-        let (id, is_array) = group;
-        for index in failed.take(looks) {
-            let value = value(frames, is_array, index - lo);
-            let text = last_words(self.session.packer, value);
-            let id = if is_array {
-                ipbroker_protocol::array::member_id(id, u64::from(index))
-            } else {
-                id.to_owned()
-            };
-            self.watch.failed(now, &text, Some(id), 1);
-        }
-        self.watch.failed_unread(now, count - looks as u64);
-    }
 }
 
 /// What a reply says of a member: of its frames from the content on, and the member's place in it.
@@ -444,21 +412,11 @@ pub(super) fn value<'a>(frames: &[&'a [u8]], is_array: bool, at: u32) -> &'a [u8
         [_, offsets, blob, ..] if is_array => {
             // One value may stand for all.
             let at = if offsets.len() == 8 { 0 } else { at };
-            member(offsets, blob, at).unwrap_or_default()
+            View::trusted(offsets, blob).get(at as usize)
         }
         [content, ..] => content,
         [] => &[],
     }
-}
-
-/// A value of an array, found without a look at the others.
-fn member<'a>(offsets: &[u8], blob: &'a [u8], index: u32) -> Option<&'a [u8]> {
-    let offset = |index: usize| {
-        let bytes = offsets.get(index * 4..index * 4 + 4)?;
-        usize::try_from(u32::from_le_bytes(bytes.try_into().ok()?)).ok()
-    };
-    let index = usize::try_from(index).ok()?;
-    blob.get(offset(index)?..offset(index + 1)?)
 }
 
 /// A map that may be packed in either way: members' own maps need not be packed as messages are.
@@ -486,15 +444,8 @@ struct Named<'a> {
 
 /// Of what kind a member is: its program, its function, or what was asked for.
 pub(super) fn kind_of(group: &Group, index: u32) -> String {
-    let frames = match &group.body {
-        Body::Whole(frames) => frames.slices(),
-        Body::Array(frames, _) => slices(frames),
-        Body::Gone(_) => Vec::new(),
-    };
-    let own = match frames.get(at::BUFFERS..) {
-        Some([offsets, blob, ..]) if group.is_array => member(offsets, blob, index),
-        _ => None,
-    };
+    let frames = group.frames();
+    let own = argument(&frames, group.is_array.then_some(index));
     let named = |bytes: &[u8]| {
         if bytes.len() > CONTENT_OF_KIND {
             return None;
@@ -517,6 +468,14 @@ fn kind(reply_type: &str) -> &str {
     reply_type.strip_suffix("_reply").unwrap_or(reply_type)
 }
 
+/// What a request's array has for one of its members.
+fn argument<'a>(frames: &[&'a [u8]], index: Option<u32>) -> Option<&'a [u8]> {
+    let [offsets, blob, ..] = frames.get(at::BUFFERS..)? else {
+        return None;
+    };
+    Some(View::trusted(offsets, blob).get(index? as usize))
+}
+
 /// A task in a line. `member`: which one of an array. `frames`: from the client's identity on.
 pub(super) fn describe(
     packer: Packer,
@@ -524,10 +483,7 @@ pub(super) fn describe(
     frames: &[&[u8]],
     index: Option<u32>,
 ) -> String {
-    let own = match (frames.get(at::BUFFERS..), index) {
-        (Some([offsets, blob, ..]), Some(index)) => member(offsets, blob, index),
-        _ => None,
-    };
+    let own = argument(frames, index);
     let text = |bytes: Option<&&[u8]>| {
         let AnyMap(map) = unpack(packer, bytes?)?;
         ["cmd", "name", "code"]

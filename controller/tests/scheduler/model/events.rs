@@ -70,7 +70,6 @@ impl World {
                 tags,
                 capabilities: &capabilities,
                 can_give_back: self.joined.is_multiple_of(2),
-                hwm: None,
                 host: Some(&host_spec),
                 stays,
             },

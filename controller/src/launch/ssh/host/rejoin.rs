@@ -163,7 +163,7 @@ impl Host {
         before: (Option<u32>, Option<u32>),
     ) -> Result<Pump, HostError> {
         self.drop_connection(&connection, before)?;
-        let mut pump = Pump::new(connection)?;
+        let mut pump = Pump::new(connection);
         if self.tunnel.is_some() {
             self.open_tunnel(&mut pump)?;
         }

@@ -51,7 +51,7 @@ impl Host {
 
     pub(super) fn start(&mut self, connection: Connection) -> Result<Pump, HostError> {
         let tunnel = self.tunnel.is_some() || self.needs_tunnel(&connection);
-        let mut pump = Pump::new(connection)?;
+        let mut pump = Pump::new(connection);
         if tunnel {
             self.open_tunnel(&mut pump)?;
         }
