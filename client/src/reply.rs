@@ -37,7 +37,7 @@ pub struct ReplyInfo {
     pub failed: Vec<(u64, String)>,
     /// One value stands for all members.
     pub same: bool,
-    /// Which try this was.
+    /// How often it had been given to an engine before: tries, and what was given back.
     pub attempt: u32,
 }
 

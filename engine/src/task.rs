@@ -70,7 +70,7 @@ pub(crate) struct Wants {
     pub(crate) each: bool,
     /// Higher runs earlier; what a call submits runs before what it was submitted with.
     pub(crate) priority: Option<i32>,
-    /// Which try this is.
+    /// How often it was given out before.
     pub(crate) attempt: Option<u32>,
     /// What the host must have.
     pub(crate) require: Option<Require>,

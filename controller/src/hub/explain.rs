@@ -185,7 +185,10 @@ impl Hub {
             _ => String::new(),
         };
         let attempt = metadata["attempt"].as_u64().filter(|attempt| *attempt > 0);
-        let tries = attempt.map_or(String::new(), |attempt| format!(", at try {}", attempt + 1));
+        // Not tries: what was given back unstarted counts, too.
+        let given = attempt.map_or(String::new(), |attempt| {
+            format!(", given out {} times", attempt + 1)
+        });
         let duration = metadata["duration"].as_f64();
         let took = duration.map_or(String::new(), |s| format!(", after {s:.1} s"));
         let mut why: Vec<String> = match (text("ename"), text("evalue")) {
@@ -206,7 +209,7 @@ impl Hub {
         }
         let why = why.join("; ");
         let colon = if why.is_empty() { "." } else { ": " };
-        format!("{what}{place}{tries}{took}{colon}{why}")
+        format!("{what}{place}{given}{took}{colon}{why}")
     }
 
     fn explained(&mut self, to: &Asker, explanation: &Explanation) {

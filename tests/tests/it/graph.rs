@@ -247,7 +247,7 @@ fn explain_says_how_a_task_ended() {
     for (id, words) in ids.lines().zip([
         &[
             "It failed on engine 0 (",
-            ", at try 2, after ",
+            ", given out 2 times, after ",
             ": exit code 3; the last line of its stderr is: oh no\n",
         ][..],
         &["It failed on engine 0 (", "exit code 137 (signal 9)"],
