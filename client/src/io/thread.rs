@@ -11,13 +11,14 @@ use ipbroker_protocol::connection::ClientConnection;
 use ipbroker_protocol::envelope::Envelope;
 use ipbroker_protocol::frames::{Frames, Packed};
 use ipbroker_protocol::message::{
-    Acked, HeaderRef, LeaseReply, ParentRef, ReplyMetadata, ResumeReply, ResumeRequest, SubmitAck,
-    types,
+    Acked, HeaderRef, LeaseReply, LeaseRequest, ParentRef, ReplyMetadata, ResumeReply,
+    ResumeRequest, SubmitAck, types,
 };
 use ipbroker_protocol::session::{Empty, Packer, Session};
 use ipbroker_protocol::socket;
 use ipbroker_protocol::wake::Wake;
 use ipbroker_protocol::zmq::{self, Context, Message, PollItem, Socket};
+use serde::Serialize;
 
 use super::pending::{Pending, Table};
 use super::{Channel, Handle, Listener, Request, Sink, Submission, number_of};
@@ -210,6 +211,7 @@ impl Io {
         // What was submitted goes out (linger); what is awaited has nobody left to await it.
         self.acknowledge();
         self.leave();
+        self.say_goodbye();
         self.table
             .fail(&self.table.all(), "Closed", "the client was closed");
     }
@@ -680,7 +682,8 @@ impl Io {
             return;
         }
         self.lease_due = now + LEASE;
-        self.lease_number = Some(self.ask_hub(types::LEASE_REQUEST));
+        let lease = LeaseRequest::default();
+        self.lease_number = Some(self.ask_hub(types::LEASE_REQUEST, &lease));
         self.leases += 1;
         if self.leases > 1 && (self.leases.is_power_of_two() || self.leases.is_multiple_of(32)) {
             self.ask_for_engines();
@@ -715,13 +718,20 @@ impl Io {
         if self.engines_number.is_none() {
             self.settings.engines.ask();
         }
-        self.engines_number = Some(self.ask_hub(types::CONNECTION_REQUEST));
+        self.engines_number = Some(self.ask_hub(types::CONNECTION_REQUEST, &Empty {}));
     }
 
-    /// Asks the hub something that needs no words; the number by which its answer is known.
-    fn ask_hub(&mut self, msg_type: &str) -> u64 {
+    /// A client that closes is no longer counted.
+    fn say_goodbye(&mut self) {
+        if self.incarnation.is_some() && !self.silent && !self.goodbye {
+            self.ask_hub(types::LEASE_REQUEST, &LeaseRequest { closes: true });
+        }
+    }
+
+    /// Asks the hub something; the number by which its answer is known.
+    fn ask_hub(&mut self, msg_type: &str, content: &impl Serialize) -> u64 {
         let session = &self.settings.session;
-        let built = wire::build(session, None, msg_type, &Empty {}, &Empty {}, Vec::new());
+        let built = wire::build(session, None, msg_type, &Empty {}, content, Vec::new());
         self.send(Channel::Hub, built.frames);
         built.number
     }

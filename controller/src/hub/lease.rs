@@ -13,7 +13,14 @@ pub(crate) struct Leases {
     length: Duration,
     /// When it was last asked who has expired.
     looked: Option<Instant>,
-    seen: HashMap<String, Instant>,
+    seen: HashMap<String, Lease>,
+}
+
+#[derive(Debug)]
+struct Lease {
+    seen: Instant,
+    /// Its client has closed; what it has left goes with the lease.
+    closed: bool,
 }
 
 impl Leases {
@@ -27,13 +34,24 @@ impl Leases {
 
     /// A session asks for a lease, or for its renewal.
     pub(crate) fn renew(&mut self, session: &str, now: Instant) {
-        self.seen.insert(session.to_owned(), now);
+        let lease = Lease {
+            seen: now,
+            closed: false,
+        };
+        self.seen.insert(session.to_owned(), lease);
     }
 
     /// Any other message of a session that holds a lease.
     pub(crate) fn touch(&mut self, session: &str, now: Instant) {
-        if let Some(seen) = self.seen.get_mut(session) {
-            *seen = now;
+        if let Some(lease) = self.seen.get_mut(session) {
+            lease.seen = now;
+        }
+    }
+
+    /// A session's client closes.
+    pub(crate) fn close(&mut self, session: &str) {
+        if let Some(lease) = self.seen.get_mut(session) {
+            lease.closed = true;
         }
     }
 
@@ -44,20 +62,20 @@ impl Leases {
         if let Some(looked) = self.looked.replace(now) {
             let pause = now.saturating_duration_since(looked);
             if pause > GAP {
-                for seen in self.seen.values_mut() {
-                    *seen += pause - GAP;
+                for lease in self.seen.values_mut() {
+                    lease.seen += pause - GAP;
                 }
             }
         }
         self.seen
-            .extract_if(|_, seen| now.saturating_duration_since(*seen) >= length)
+            .extract_if(|_, lease| now.saturating_duration_since(lease.seen) >= length)
             .map(|(session, _)| session)
             .collect()
     }
 
     /// How many clients of ours there are.
     pub(crate) fn len(&self) -> usize {
-        self.seen.len()
+        self.seen.values().filter(|lease| !lease.closed).count()
     }
 
     /// Seconds a lease lasts.
@@ -82,6 +100,8 @@ mod tests {
         assert!((1..15).all(|second| leases.expired(at(second)).is_empty()));
         assert_eq!(leases.expired(at(15)), ["b"]);
         assert_eq!(leases.len(), 1);
+        leases.close("a");
+        assert_eq!(leases.len(), 0);
         assert!((16..25).all(|second| leases.expired(at(second)).is_empty()));
         assert_eq!(leases.expired(at(25)), ["a"]);
     }

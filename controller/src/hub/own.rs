@@ -4,7 +4,8 @@ use std::time::Instant;
 
 use ipbroker_protocol::{
     message::{
-        AbortReply, AbortRequest, EngineDied, EngineInfo, LeaseReply, ScaleRequest, Stats, types,
+        AbortReply, AbortRequest, EngineDied, EngineInfo, LeaseReply, LeaseRequest, ScaleRequest,
+        Stats, types,
     },
     route,
     value::AnyMap,
@@ -34,7 +35,7 @@ impl Hub {
     /// Serves a request of our own programs'; `false`: it is none.
     pub(super) fn own_request(&mut self, asker: &Asker, content: Value) -> bool {
         match asker.msg_type.as_str() {
-            types::LEASE_REQUEST => self.lease(asker),
+            types::LEASE_REQUEST => self.lease(asker, content),
             types::ABORT_REQUEST => self.abort(asker, content),
             types::EXPLAIN_REQUEST => self.explain(asker, &content),
             types::OUTPUT_REQUEST => self.output(asker, content),
@@ -109,7 +110,14 @@ impl Hub {
         Ok(json!({"removed": ids}))
     }
 
-    fn lease(&mut self, asker: &Asker) {
+    fn lease(&mut self, asker: &Asker, content: Value) {
+        let Some(LeaseRequest { closes }) = self.read(asker, content) else {
+            return;
+        };
+        if closes {
+            // Nobody is left to be answered.
+            return self.leases.close(&asker.session);
+        }
         self.leases.renew(&asker.session, Instant::now());
         let reply = LeaseReply {
             incarnation: self.settings.incarnation.clone(),

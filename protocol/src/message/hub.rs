@@ -152,6 +152,15 @@ pub struct RegistrationReply {
     pub evalue: Option<String>,
 }
 
+/// Content of `lease_request`.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct LeaseRequest {
+    /// The client closes, and gets no answer.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub closes: bool,
+}
+
 /// Content of `lease_reply`.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 #[serde(default)]

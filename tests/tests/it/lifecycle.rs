@@ -135,6 +135,18 @@ fn a_clean_end_is_told_to_those_who_wait() {
     }
 }
 
+#[test]
+fn clients_that_have_closed_are_not_counted() {
+    let cluster = Cluster::builder().arg("--lease=10m").start();
+    let status = || cluster.client(&["status", "--json"]).ok().json_lines();
+    for _ in 0..3 {
+        status();
+    }
+    eventually("no other client", LIMIT, || {
+        (status()[0]["clients"] == 1).then_some(())
+    });
+}
+
 /// An upgrade: one that keeps its ports and key is stopped, and the next one takes up what waits.
 #[test]
 fn clients_wait_for_a_controller_that_keeps_its_key() {
