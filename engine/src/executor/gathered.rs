@@ -118,7 +118,6 @@ impl Gathered {
     pub(super) fn send(&mut self, process: &Process, seat: &Seat, send: &mut dyn FnMut(Outgoing)) {
         let (lo, hi) = (self.outcomes.lo, self.outcomes.lo + self.outcomes.count);
         let outcomes = std::mem::replace(&mut self.outcomes, Outcomes::new(hi));
-        seat.answered(&self.task.msg_id, lo, hi);
         let reply = Reply {
             process,
             seat,
@@ -126,6 +125,8 @@ impl Gathered {
             task: &self.task,
         };
         send(reply.range(outcomes, std::mem::take(&mut self.told), self.clock));
+        // Not before: who asks in between what the engine holds is to hear of them.
+        seat.answered(&self.task.msg_id, lo, hi);
         self.printed = 0;
         self.clock = Clock::now(process);
     }
