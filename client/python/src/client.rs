@@ -415,13 +415,8 @@ impl NativeClient {
     /// What happened to the controller since this was last asked, in words.
     fn notices(&self, py: Python<'_>) -> PyResult<Vec<String>> {
         let words = |notice| match notice {
-            Notice::Gone(silence) => format!(
-                "the controller has not answered for {} s: waiting for it to come back",
-                silence.as_secs()
-            ),
-            Notice::Back => "the controller is back".to_owned(),
-            Notice::ShutDown => "the controller has shut down".to_owned(),
-            Notice::Trouble(trouble) => format!("the controller is in trouble: {trouble}"),
+            Notice::Gone(_) => format!("{notice}: waiting for it to come back"),
+            notice => notice.to_string(),
         };
         Ok(self
             .client(py)?

@@ -244,7 +244,7 @@ impl Server {
         if engine.waits()
             && let Some(notice) = engine.waits_notice()
         {
-            self.send(engine.outgoing(Channel::Shell, notice));
+            self.send(notice);
         }
     }
 

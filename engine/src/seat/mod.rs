@@ -12,7 +12,7 @@ use ipbroker_protocol::{
     array::{member_id, split_id},
     envelope::{Envelope, copies},
     message::{Held, Waiting, types},
-    session::Session,
+    session::{Empty, Session},
     socket::routing,
     wake::{self, Wake, Waker},
     zmq::Message,
@@ -440,19 +440,19 @@ impl Seat {
     }
 
     /// A call of this priority begins to wait for other tasks. What to tell the scheduler, where one listens.
-    pub(crate) fn wait(&self, priority: i32) -> Option<Envelope> {
+    pub(crate) fn wait(&self, priority: i32) -> Option<Outgoing> {
         self.waits.lock().push(priority);
         self.waits_notice()
     }
 
     /// The call that began to wait last goes on.
-    pub(crate) fn go_on(&self) -> Option<Envelope> {
+    pub(crate) fn go_on(&self) -> Option<Outgoing> {
         self.waits.lock().pop();
         self.waits_notice()
     }
 
     /// How many calls wait, for the scheduler; none on the pure path, where nobody would understand it.
-    pub(crate) fn waits_notice(&self) -> Option<Envelope> {
+    pub(crate) fn waits_notice(&self) -> Option<Outgoing> {
         if self.whole.load(Ordering::Relaxed) {
             return None;
         }
@@ -464,9 +464,8 @@ impl Seat {
                 floor: floors.last().copied().unwrap_or_default(),
             }
         };
-        let mut message = self.session().request(types::WAITS_NOTICE, &content);
-        message.set_identities([Message::from(routing::TASK)]);
-        Some(message)
+        let (msg_type, nothing) = (types::WAITS_NOTICE, Empty {});
+        Some(self.to_scheduler(msg_type, None, &nothing, &content, Vec::new()))
     }
 
     /// Whether a call waits.

@@ -4,7 +4,6 @@
 mod interpreter;
 
 use ipbroker_protocol::{
-    envelope::Envelope,
     message::{ErrorContent, FunctionCall},
     session::Packer,
     zmq::Message,
@@ -17,12 +16,10 @@ use serde_bytes::ByteBuf;
 use interpreter::{Answer, Event, Output, Request};
 pub(crate) use interpreter::{Interpreter, Python, Status, ended};
 
-use super::{
-    Executor, Verdict, array::Arguments, execute, granted, require, stopped, watch::Watch,
-};
+use super::{Executor, Verdict, array::Arguments, execute, granted, require, watch::Watch};
 use crate::{
     job::{Captured, Interrupt, Observer, Stop},
-    process::{Channel, Outgoing, Process},
+    process::{Outgoing, Process},
     reaper::MARK,
     seat::Seat,
     task::Task,
@@ -208,15 +205,10 @@ impl<'a> Calls<'a> {
     }
 
     /// Sends the scheduler a word.
-    fn tell(&self, notice: Option<Envelope>) {
-        if let Some(notice) = notice {
-            self.process.outbox.push(Outgoing {
-                seat: self.seat.index,
-                channel: Channel::Shell,
-                frames: notice.into_frames(),
-                answers: None,
-            });
-        }
+    fn tell(&self, notice: Option<Outgoing>) {
+        notice
+            .into_iter()
+            .for_each(|notice| self.process.outbox.push(notice));
     }
 
     /// The outcome of a call that ended by itself.
@@ -295,14 +287,9 @@ impl Executor for Calls<'_> {
         }
         let (process, seat) = (self.process, self.seat);
         let host = process.files.host.as_str();
-        let refused = |stop: &Stop, this: &Self, out: &mut Vec<u8>| {
-            let (verdict, error) = stopped(stop, seat, host);
-            this.refuse(&error, out);
-            verdict
-        };
         let generation = match seat.begin_member(index) {
             Ok((generation, _)) => generation,
-            Err(stop) => return refused(&stop, self, out),
+            Err(stop) => return self.refuse_stopped(&stop, seat, host, out),
         };
         let told = match granted::tell(process, &self.task.wants) {
             Ok(told) => told,
@@ -384,7 +371,7 @@ impl Executor for Calls<'_> {
         }
         drop(slot);
         if let Some(stop) = stop {
-            return refused(&stop, self, out);
+            return self.refuse_stopped(&stop, seat, host, out);
         }
         if let Some(cause) = gone {
             let text = format!(
