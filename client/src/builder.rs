@@ -173,44 +173,20 @@ impl ClientBuilder {
         connection: Option<ClientConnection>,
     ) -> Result<Client> {
         let gateway = self.gateway(server)?;
-        let mut origin = path.to_owned();
-        let mut connection = match connection {
-            Some(connection) => connection,
-            None if self.file.is_some() && path.exists() => connection::load(path)?,
-            None => {
-                // A file that was copied here may be older than the controller's own.
-                let name = path
-                    .file_name()
-                    .map(|n| n.to_string_lossy().into_owned())
-                    .unwrap_or_default();
-                let profile = self.profile.as_deref().unwrap_or("default");
-                let dir = match &self.file {
-                    Some(file) => Some(file.parent().unwrap_or(Path::new(".")).to_owned()),
-                    None => self.profile_dir.as_ref().map(|dir| dir.join("security")),
-                };
-                let relative = if dir.is_some() {
-                    name
-                } else {
-                    format!("security/{name}")
-                };
-                match gateway.fetch(dir.as_deref(), profile, &relative)? {
-                    Some(bytes) => {
-                        origin = PathBuf::from(format!("{server}:{relative}"));
-                        serde_json::from_slice(&bytes).map_err(|source| {
-                            connection::ConnectionError::Format {
-                                path: origin.clone(),
-                                source,
-                            }
-                        })?
-                    }
-                    None if path.exists() => connection::load(path)?,
-                    None => {
-                        return Err(Error::NoConnectionFile {
-                            path: PathBuf::from(format!("{server}:{relative}")),
-                        });
-                    }
-                }
+        let (connection, origin) = match connection {
+            Some(connection) => (Some(connection), path.to_owned()),
+            None if self.file.is_some() && path.exists() => {
+                (Some(connection::load(path)?), path.to_owned())
             }
+            None => gateway.connection_file::<_, Error>(
+                self.file.as_deref(),
+                self.profile.as_deref(),
+                self.profile_dir.as_deref(),
+                path,
+            )?,
+        };
+        let Some(mut connection) = connection else {
+            return Err(Error::NoConnectionFile { path: origin });
         };
         let forwards = gateway.client(&mut connection)?;
         Client::connect(connection, &origin, self, Some(forwards))

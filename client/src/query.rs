@@ -9,8 +9,9 @@ use ipbroker_protocol::message::{
 };
 use ipbroker_protocol::value::or_null;
 use ipbroker_protocol::zmq::Message;
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Deserializer, Serialize};
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 
 use crate::client::Client;
 use crate::error::Result;
@@ -113,6 +114,19 @@ fn records<'de, D: Deserializer<'de>>(reply: D) -> Result<HashMap<String, Record
         .collect())
 }
 
+/// A reply that has one thing besides its status.
+#[derive(Deserialize)]
+struct One<T> {
+    #[serde(
+        alias = "engines",
+        alias = "history",
+        alias = "records",
+        alias = "replies"
+    )]
+    #[serde(alias = "resubmitted", alias = "waits")]
+    it: T,
+}
+
 fn abort(msg_ids: &[String], kill: bool) -> AbortRequest {
     AbortRequest {
         msg_ids: Some(msg_ids.to_vec()),
@@ -130,6 +144,10 @@ fn abort_session(session: &str) -> AbortRequest {
 }
 
 impl Client {
+    fn query_one<T: DeserializeOwned>(&self, kind: &str, content: &impl Serialize) -> Result<T> {
+        self.query(kind, content).map(|One { it }| it)
+    }
+
     /// Ends tasks: waiting ones at once; running ones too with `kill`. An array's id stands for all of its members.
     ///
     /// # Errors
@@ -181,13 +199,7 @@ impl Client {
     /// # Errors
     /// When the hub refuses or does not answer.
     pub fn engines(&self) -> Result<Vec<EngineInfo>> {
-        #[derive(Deserialize)]
-        struct Reply {
-            engines: Vec<EngineInfo>,
-        }
-        Ok(self
-            .query::<_, Reply>(types::ENGINES_REQUEST, &Map::new())?
-            .engines)
+        self.query_one(types::ENGINES_REQUEST, &Map::new())
     }
 
     /// Jobs and run times by host.
@@ -229,17 +241,7 @@ impl Client {
     /// # Errors
     /// When the hub refuses or does not answer.
     pub fn records(&self, query: &Map<String, Value>, keys: &[&str]) -> Result<Vec<Record>> {
-        #[derive(Serialize)]
-        struct Request<'a> {
-            query: &'a Map<String, Value>,
-            keys: &'a [&'a str],
-        }
-        #[derive(Deserialize)]
-        struct Reply {
-            records: Vec<Record>,
-        }
-        let request = Request { query, keys };
-        Ok(self.query::<_, Reply>(request::DB, &request)?.records)
+        self.query_one(request::DB, &json!({"query": query, "keys": keys}))
     }
 
     /// The arguments of an array, as its request has them: a table of offsets and the values.
@@ -247,8 +249,7 @@ impl Client {
     /// # Errors
     /// When the hub refuses or does not answer.
     pub fn request_buffers(&self, msg_id: &str) -> Result<Vec<Message>> {
-        let request =
-            serde_json::json!({"query": {"msg_id": msg_id}, "keys": ["msg_id", "buffers"]});
+        let request = json!({"query": {"msg_id": msg_id}, "keys": ["msg_id", "buffers"]});
         let mut answer = self.query_raw(request::DB, &request)?;
         Ok(answer.take_buffers())
     }
@@ -264,13 +265,9 @@ impl Client {
             reply: PastReply,
             buffers: Option<usize>,
         }
-        #[derive(Deserialize)]
-        struct Answer {
-            replies: Vec<Row>,
-        }
         let request = BTreeMap::from([("msg_ids", msg_ids)]);
         let mut answer = self.query_raw(types::REPLIES_REQUEST, &request)?;
-        let Answer { replies } = self.unpack(&answer)?;
+        let One { it: replies }: One<Vec<Row>> = self.unpack(&answer)?;
         let mut buffers = answer.take_buffers().into_iter();
         let whole = |Row {
                          mut reply,
@@ -296,12 +293,7 @@ impl Client {
     /// # Errors
     /// When the hub refuses or does not answer.
     pub fn unschedulable(&self) -> Result<Vec<Unschedulable>> {
-        #[derive(Deserialize)]
-        struct Answer {
-            waits: Vec<Unschedulable>,
-        }
-        let answer: Answer = self.query(types::EXPLAIN_REQUEST, &BTreeMap::<&str, &str>::new())?;
-        Ok(answer.waits)
+        self.query_one(types::EXPLAIN_REQUEST, &Map::new())
     }
 
     /// What a task has written so far, this client's or another's; `seen`: bytes of its standard output and standard error
@@ -319,17 +311,7 @@ impl Client {
     /// # Errors
     /// When the hub refuses (an unknown id) or does not answer.
     pub fn outcomes(&self, msg_ids: &[String], details: bool) -> Result<Outcomes> {
-        #[derive(Serialize)]
-        struct Request<'a> {
-            msg_ids: &'a [String],
-            statusonly: bool,
-            buffers: bool,
-        }
-        let request = Request {
-            msg_ids,
-            statusonly: !details,
-            buffers: false,
-        };
+        let request = json!({"msg_ids": msg_ids, "statusonly": !details, "buffers": false});
         self.query(request::RESULT, &request)
     }
 
@@ -369,13 +351,7 @@ impl Client {
     /// # Errors
     /// When the hub refuses or does not answer.
     pub fn history(&self) -> Result<Vec<String>> {
-        #[derive(Deserialize)]
-        struct Reply {
-            history: Vec<String>,
-        }
-        Ok(self
-            .query::<_, Reply>(request::HISTORY, &Map::new())?
-            .history)
+        self.query_one(request::HISTORY, &Map::new())
     }
 
     /// Submits tasks again; their new ids by the old ones.
@@ -383,14 +359,7 @@ impl Client {
     /// # Errors
     /// When the hub refuses (an unknown id) or does not answer.
     pub fn resubmit(&self, msg_ids: &[String]) -> Result<BTreeMap<String, String>> {
-        #[derive(Deserialize, Default)]
-        #[serde(default)]
-        struct Reply {
-            resubmitted: BTreeMap<String, String>,
-        }
-        Ok(self
-            .query::<_, Reply>(request::RESUBMIT, &BTreeMap::from([("msg_ids", msg_ids)]))?
-            .resubmitted)
+        self.query_one(request::RESUBMIT, &BTreeMap::from([("msg_ids", msg_ids)]))
     }
 
     /// Ends the controller and what it started.
@@ -398,10 +367,7 @@ impl Client {
     /// # Errors
     /// When the hub refuses or does not answer.
     pub fn shutdown(&self) -> Result<()> {
-        self.query::<_, Map<String, Value>>(
-            types::SHUTDOWN_REQUEST,
-            &BTreeMap::from([("restart", false)]),
-        )?;
-        Ok(())
+        self.query_raw(types::SHUTDOWN_REQUEST, &json!({"restart": false}))
+            .map(drop)
     }
 }

@@ -4,7 +4,8 @@ use std::{ffi::OsString, path::PathBuf, str::FromStr, time::Duration};
 
 use clap::{ArgAction, Args, Parser, Subcommand, builder::PossibleValuesParser};
 
-use ipbroker_protocol::{resources, size, time};
+use ipbroker_protocol::{resources, size, time, usage};
+use tracing::Level;
 
 use crate::{
     launch::args::HostArgs,
@@ -29,7 +30,7 @@ Every option may also be written the way ipcontroller takes it, e.g. --TaskSched
 /// The controller of an ipbroker cluster: a drop-in for ipcontroller.
 #[derive(Debug, Clone, Parser)]
 #[command(name = "ipctl", version, after_help = EXAMPLES, args_override_self = true, subcommand_negates_reqs = true, max_term_width = 100)]
-pub struct Cli {
+pub(crate) struct Cli {
     /// What to do instead of running a controller.
     #[command(subcommand)]
     pub command: Option<Action>,
@@ -83,7 +84,7 @@ fn resource(text: &str) -> Result<String, String> {
 
 /// What `ipctl` can do besides running.
 #[derive(Debug, Clone, Subcommand)]
-pub enum Action {
+pub(crate) enum Action {
     /// Print what to paste on another host to start engines there, keys included
     #[command(after_help = "Example:\n  ipctl connection-string | ssh host sh")]
     ConnectionString,
@@ -106,7 +107,7 @@ pub enum Action {
 /// Which profile and which of its clusters.
 #[derive(Debug, Clone, Default, Args)]
 #[command(next_help_heading = "Cluster")]
-pub struct ClusterArgs {
+pub(crate) struct ClusterArgs {
     /// Profile: $IPYTHONDIR/profile_NAME, made if missing
     #[arg(long, global = true, value_name = "NAME")]
     pub profile: Option<String>,
@@ -121,7 +122,7 @@ pub struct ClusterArgs {
 /// Sockets and connection files.
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Network")]
-pub struct NetworkArgs {
+pub(crate) struct NetworkArgs {
     /// Address to listen on; `*` for all interfaces
     #[arg(long, value_name = "IP", default_value = "127.0.0.1")]
     pub ip: String,
@@ -190,7 +191,7 @@ fn schemes() -> impl Iterator<Item = String> {
 /// Scheduling and history.
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Tasks")]
-pub struct TaskArgs {
+pub(crate) struct TaskArgs {
     /// How an engine is chosen
     #[arg(long, value_name = "SCHEME", default_value = "leastload",
           value_parser = PossibleValuesParser::new(schemes()))]
@@ -218,7 +219,7 @@ pub struct TaskArgs {
 /// The page and metrics.
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Watching")]
-pub struct WebArgs {
+pub(crate) struct WebArgs {
     /// Serve a page, /events and /metrics on 127.0.0.1, and print the page's address with its token [default port: any]
     #[arg(
         long,
@@ -236,13 +237,13 @@ pub struct WebArgs {
 /// Logging.
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Logging")]
-pub struct LogArgs {
+pub(crate) struct LogArgs {
     /// Log everything (--log-level=debug)
     #[arg(long)]
     pub debug: bool,
     /// A name (debug, info, warning, error, critical) or number (10, 20, 30, 40, 50)
-    #[arg(long, value_name = "LEVEL", value_parser = LogLevel::from_str, global = true)]
-    pub log_level: Option<LogLevel>,
+    #[arg(long, value_name = "LEVEL", value_parser = usage::level, global = true)]
+    pub log_level: Option<Level>,
     /// Log to a file in the profile's log directory
     #[arg(long, action = ArgAction::SetTrue)]
     pub log_to_file: bool,
@@ -250,9 +251,8 @@ pub struct LogArgs {
 
 impl LogArgs {
     /// What is logged, if that was said.
-    pub(crate) fn level(&self) -> Option<LogLevel> {
-        self.log_level
-            .or(self.debug.then_some(LogLevel(tracing::Level::DEBUG)))
+    pub(crate) fn level(&self) -> Option<Level> {
+        self.log_level.or(self.debug.then_some(Level::DEBUG))
     }
 }
 
@@ -270,7 +270,7 @@ fn max_message(text: &str) -> Result<u64, String> {
 
 /// `--ports`.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Ports(pub Vec<u16>);
+pub(crate) struct Ports(pub Vec<u16>);
 
 impl FromStr for Ports {
     type Err = String;
@@ -297,35 +297,6 @@ impl FromStr for Ports {
             }
         }
         Ok(Self(ports))
-    }
-}
-
-/// `--log-level`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct LogLevel(pub tracing::Level);
-
-impl FromStr for LogLevel {
-    type Err = String;
-    fn from_str(text: &str) -> Result<Self, String> {
-        use tracing::Level;
-        let level = match text.to_ascii_lowercase().as_str() {
-            "trace" => Level::TRACE,
-            "debug" => Level::DEBUG,
-            "info" => Level::INFO,
-            "warn" | "warning" => Level::WARN,
-            "error" | "critical" | "fatal" => Level::ERROR,
-            number => match number.parse::<u32>() {
-                Ok(0..10) => Level::TRACE,
-                Ok(10..20) => Level::DEBUG,
-                Ok(20..30) => Level::INFO,
-                Ok(30..40) => Level::WARN,
-                Ok(_) => Level::ERROR,
-                Err(_) => {
-                    return Err("debug, info, warning, error, critical, or a number like 10".into());
-                }
-            },
-        };
-        Ok(Self(level))
     }
 }
 
@@ -381,10 +352,12 @@ fn common(name: &str) -> Option<Spelling> {
 }
 
 /// Our option for `Class.trait = value`; `Ok(None)` when the value asks for nothing.
-///
-/// # Errors
-/// `None`: not a trait that `ipctl` has. `Some(text)`: its value makes no sense.
-pub fn translate(class: &str, name: &str, value: &str) -> Result<Option<String>, Option<String>> {
+/// `Err(None)`: not a trait that `ipctl` has; `Err(Some(text))`: its value makes no sense.
+pub(crate) fn translate(
+    class: &str,
+    name: &str,
+    value: &str,
+) -> Result<Option<String>, Option<String>> {
     match spelling(class, name).ok_or(None)? {
         Spelling::Value(option) => Ok(Some(format!("--{option}={value}"))),
         Spelling::Switch(on, off) => match value.to_ascii_lowercase().as_str() {
@@ -412,10 +385,7 @@ pub fn translate(class: &str, name: &str, value: &str) -> Result<Option<String>,
 }
 
 /// Rewrites `--Class.trait=value` and `--Class.trait value` into our options.
-///
-/// # Errors
-/// One line that names the option.
-pub fn expand(args: impl IntoIterator<Item = OsString>) -> Result<Vec<OsString>, String> {
+pub(crate) fn expand(args: impl IntoIterator<Item = OsString>) -> Result<Vec<OsString>, String> {
     let mut expanded = Vec::new();
     let mut args = args.into_iter().peekable();
     while let Some(arg) = args.next() {
@@ -563,18 +533,5 @@ mod tests {
             (Some("x"), Some("y"))
         );
         assert!(parse(&["--profile", "x", "connection-string"]).is_ok());
-    }
-
-    #[test]
-    fn levels_by_name_and_number() {
-        for (text, level) in [
-            ("10", "DEBUG"),
-            ("Warning", "WARN"),
-            ("50", "ERROR"),
-            ("INFO", "INFO"),
-            ("0", "TRACE"),
-        ] {
-            assert_eq!(LogLevel::from_str(text).unwrap().0.as_str(), level);
-        }
     }
 }

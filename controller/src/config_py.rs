@@ -7,7 +7,7 @@ use crate::cli;
 
 /// What a configuration file says.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Config {
+pub(crate) struct Config {
     /// Its assignments, as options: `(line, option)`.
     pub options: Vec<(usize, String)>,
     /// Lines that were not applied, and why.
@@ -16,20 +16,14 @@ pub struct Config {
 
 /// A line that was not applied.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Skipped {
-    /// Its number, from 1.
+pub(crate) struct Skipped {
     pub line: usize,
-    /// Its text.
     pub text: String,
-    /// Why not.
     pub why: String,
 }
 
 /// Reads a configuration file; one that is not there says nothing.
-///
-/// # Errors
-/// When it is there and cannot be read.
-pub fn load(path: &Path) -> io::Result<Config> {
+pub(crate) fn load(path: &Path) -> io::Result<Config> {
     match fs::read_to_string(path) {
         Ok(text) => Ok(parse(&text)),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Config::default()),
@@ -38,8 +32,7 @@ pub fn load(path: &Path) -> io::Result<Config> {
 }
 
 /// Reads the text of a configuration file.
-#[must_use]
-pub fn parse(text: &str) -> Config {
+pub(crate) fn parse(text: &str) -> Config {
     let mut config = Config::default();
     let mut lines = text.lines().enumerate();
     while let Some((index, line)) = lines.next() {

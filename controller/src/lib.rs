@@ -8,13 +8,13 @@
 #![cfg_attr(not(feature = "web"), allow(dead_code, unused_imports))]
 
 pub mod app;
-pub mod cli;
-pub mod config_py;
+mod cli;
+mod config_py;
 pub mod error;
-pub mod hub;
-pub mod launch;
-pub mod mailbox;
-pub mod relay;
+mod hub;
+mod launch;
+mod mailbox;
+mod relay;
 pub mod scheduler;
 pub mod store;
 #[cfg(feature = "web")]

@@ -7,11 +7,11 @@ use ipbroker_protocol::wake::{self, Wake, Waker};
 
 /// Where the answer to a question goes: it is called at most once, on the thread that answers; one that is on its way out may
 /// drop it.
-pub type Answer<T> = Box<dyn FnOnce(T) + Send>;
+pub(crate) type Answer<T> = Box<dyn FnOnce(T) + Send>;
 
 /// The posting side.
 #[derive(Debug)]
-pub struct Post<T> {
+pub(crate) struct Post<T> {
     sender: Sender<T>,
     waker: Waker,
 }
@@ -27,7 +27,7 @@ impl<T> Clone for Post<T> {
 
 impl<T> Post<T> {
     /// Posts `letter` and wakes the thread. A thread that has ended drops it.
-    pub fn send(&self, letter: T) {
+    pub(crate) fn send(&self, letter: T) {
         if self.sender.send(letter).is_ok() {
             self.waker.wake();
         }
@@ -36,20 +36,19 @@ impl<T> Post<T> {
 
 /// The reading side.
 #[derive(Debug)]
-pub struct Mailbox<T> {
+pub(crate) struct Mailbox<T> {
     receiver: Receiver<T>,
     wake: Wake,
 }
 
 impl<T> Mailbox<T> {
     /// The descriptor to poll for reading.
-    #[must_use]
-    pub fn fd(&self) -> RawFd {
+    pub(crate) fn fd(&self) -> RawFd {
         self.wake.fd()
     }
 
     /// Silences the bell and takes what is there; letters posted meanwhile ring again.
-    pub fn take(&self) -> impl Iterator<Item = T> + '_ {
+    pub(crate) fn take(&self) -> impl Iterator<Item = T> + '_ {
         self.wake.clear();
         let waiting = self.receiver.len();
         // What is posted while these are read rings for the next round, so that a flood of letters does not keep the
@@ -59,10 +58,7 @@ impl<T> Mailbox<T> {
 }
 
 /// A new channel.
-///
-/// # Errors
-/// When the process has no descriptors left.
-pub fn mailbox<T>() -> io::Result<(Post<T>, Mailbox<T>)> {
+pub(crate) fn mailbox<T>() -> io::Result<(Post<T>, Mailbox<T>)> {
     let (waker, wake) = wake::pair()?;
     let (sender, receiver) = unbounded();
     Ok((Post { sender, waker }, Mailbox { receiver, wake }))

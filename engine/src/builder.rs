@@ -25,7 +25,6 @@ use crate::{
     executor::{Flusher, Python},
     files::{Cache, FileHost},
     function::{Context, Executor, FunctionError, Registry},
-    host,
     io::{Left, ServeError, Server},
     job::{Limits, Warden},
     kernel::{self, Kernels},
@@ -499,7 +498,7 @@ impl Builder {
             python,
             kernels,
             files: FileHost {
-                host: host::node(),
+                host: socket::host_name(),
                 work_dir,
                 cache: Cache::find(),
             },

@@ -14,15 +14,15 @@ use clap_complete::Shell;
 use ipbroker_engine::{
     Engine, EngineError, allocated,
     protocol::{
-        profile::Profile,
+        profile::{Profile, ProfileError},
         resources::{self, Pool},
-        time, usage,
+        socket, time, usage,
     },
 };
 use rustix::process::Signal;
-use tracing::level_filters::LevelFilter;
+use tracing::Level;
 
-use crate::gateway::{self, Wanted, WayError};
+use crate::gateway::{self, WayError};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -34,29 +34,29 @@ Examples:
 /// Runs tasks of ipbroker's controller: N engines in one process.
 #[derive(Debug, Parser)]
 #[command(name = "ipengine", version, after_help = EXAMPLES)]
-struct Options {
+pub(crate) struct Options {
     /// How many engines; each runs one task at a time
     #[arg(short = 'n', long = "engines", value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..))]
     engines: u16,
     /// Name of the profile: $IPYTHONDIR/profile_NAME
     #[arg(long, value_name = "NAME")]
-    profile: Option<String>,
+    pub(crate) profile: Option<String>,
     /// The profile directory itself
     #[arg(long, value_name = "DIR")]
-    profile_dir: Option<PathBuf>,
+    pub(crate) profile_dir: Option<PathBuf>,
     /// Which of several clusters in the profile
     #[arg(long, value_name = "ID")]
-    cluster_id: Option<String>,
+    pub(crate) cluster_id: Option<String>,
     /// The controller's connection file, ipcontroller-engine.json (`-`: standard input); else $IPP_CONNECTION_INFO may hold
     /// its text
     #[arg(long, value_name = "FILE")]
-    file: Option<PathBuf>,
+    pub(crate) file: Option<PathBuf>,
     /// Reach the controller through this SSH server, and read the connection file there
     #[arg(long, value_name = "[USER@]HOST")]
-    ssh: Option<String>,
+    pub(crate) ssh: Option<String>,
     /// Trust the key of an SSH server seen for the first time
     #[arg(long)]
-    accept_new: bool,
+    pub(crate) accept_new: bool,
     /// How long to wait for the connection file to appear (90s, 10m, 1h)
     #[arg(long, value_name = "TIME", default_value = "10s", value_parser = time::duration)]
     wait: Duration,
@@ -93,8 +93,8 @@ struct Options {
     #[arg(long)]
     debug: bool,
     /// A name (debug, info, warning, error, critical) or number (10, 20, 30, 40, 50)
-    #[arg(long, value_name = "LEVEL", default_value = "info", value_parser = level)]
-    log_level: LevelFilter,
+    #[arg(long, value_name = "LEVEL", default_value = "info", value_parser = usage::level)]
+    log_level: Level,
     /// Run Python calls too, with this interpreter (3.9 or later): one process an engine [default: $IPBROKER_PYTHON, python3]
     #[arg(long, value_name = "INTERPRETER", num_args = 0..=1, require_equals = true, default_missing_value = "")]
     python: Option<OsString>,
@@ -122,15 +122,19 @@ struct Options {
     exit_with_parent: bool,
 }
 
-fn level(text: &str) -> Result<LevelFilter, String> {
-    Ok(match text.to_ascii_uppercase().as_str() {
-        "TRACE" | "5" => LevelFilter::TRACE,
-        "DEBUG" | "10" => LevelFilter::DEBUG,
-        "INFO" | "20" => LevelFilter::INFO,
-        "WARN" | "WARNING" | "30" => LevelFilter::WARN,
-        "ERROR" | "40" | "CRITICAL" | "50" => LevelFilter::ERROR,
-        _ => return Err("DEBUG, INFO, WARN, ERROR, CRITICAL, or 10, 20, 30, 40, 50".into()),
-    })
+impl Options {
+    /// Whether a profile or a cluster is named.
+    pub(crate) fn names_profile(&self) -> bool {
+        self.profile.is_some() || self.profile_dir.is_some() || self.cluster_id.is_some()
+    }
+
+    pub(crate) fn profile(&self) -> Result<Profile, ProfileError> {
+        Profile::find(
+            self.profile.as_deref(),
+            self.profile_dir.as_deref(),
+            self.cluster_id.as_deref(),
+        )
+    }
 }
 
 /// `--completions` and `--man`.
@@ -179,7 +183,7 @@ pub(crate) fn main() -> ExitCode {
         // Who logs to a connection or terminal that is gone must live on: the default is to panic.
         .log_internal_errors(false)
         .with_max_level(match options.debug {
-            true => LevelFilter::DEBUG,
+            true => Level::DEBUG,
             false => options.log_level,
         })
         .with_writer(std::io::stderr)
@@ -228,6 +232,22 @@ fn run(mut options: Options, traits: Vec<String>) -> Result<(), RunError> {
     if options.exit_with_parent {
         let _ = rustix::process::set_parent_process_death_signal(Some(Signal::TERM));
     }
+    let way = gateway::find(&options)?;
+    if matches!(way, Some((_, Some(_)))) && options.alias.is_empty() {
+        // Through a tunnel the controller is on loopback, but this host is not `localhost` to its clients.
+        options.alias.push(socket::host_name());
+    }
+    let mut builder = Engine::builder();
+    // Open for as long as the engines run.
+    let mut _tunnel = None;
+    if let Some((connection, forwards)) = way {
+        builder = builder.connection(connection);
+        _tunnel = forwards;
+    } else if let Some(file) = &options.file {
+        builder = builder.connection_file(file);
+    } else if options.names_profile() {
+        builder = builder.profile(options.profile().map_err(EngineError::from)?);
+    }
     let startup = [
         ("-c", options.startup_command),
         ("-s", options.startup_script),
@@ -237,20 +257,7 @@ fn run(mut options: Options, traits: Vec<String>) -> Result<(), RunError> {
         .filter_map(|(name, value)| Some([name.to_owned(), value?]))
         .flatten();
     let kernel_options: Vec<String> = traits.into_iter().chain(startup).collect();
-    let way = gateway::find(&Wanted {
-        file: options.file.as_deref(),
-        profile: options.profile.as_deref(),
-        profile_dir: options.profile_dir.as_deref(),
-        cluster_id: options.cluster_id.as_deref(),
-        ssh: options.ssh.as_deref(),
-        #[cfg(feature = "ssh")]
-        accept_new: options.accept_new,
-    })?;
-    if matches!(way, Some((_, Some(_)))) && options.alias.is_empty() {
-        // Through a tunnel the controller is on loopback, but this host is not `localhost` to its clients.
-        options.alias.push(host_name());
-    }
-    let mut builder = Engine::builder()
+    builder = builder
         .engines(options.engines.into())
         .tags(options.tags)
         .kernel(
@@ -277,25 +284,6 @@ fn run(mut options: Options, traits: Vec<String>) -> Result<(), RunError> {
     if let Some(dir) = options.work_dir {
         builder = builder.work_dir(dir);
     }
-    // Open for as long as the engines run.
-    let mut _tunnel = None;
-    if let Some((connection, forwards)) = way {
-        builder = builder.connection(connection);
-        _tunnel = forwards;
-    } else if let Some(file) = options.file {
-        builder = builder.connection_file(file);
-    } else if options.profile.is_some()
-        || options.profile_dir.is_some()
-        || options.cluster_id.is_some()
-    {
-        let profile = Profile::find(
-            options.profile.as_deref(),
-            options.profile_dir.as_deref(),
-            options.cluster_id.as_deref(),
-        )
-        .map_err(EngineError::from)?;
-        builder = builder.profile(profile);
-    }
     Ok(builder.run()?)
 }
 
@@ -306,11 +294,4 @@ fn interpreter(named: OsString) -> PathBuf {
         .flatten()
         .find(|name| !name.is_empty())
         .map_or_else(|| "python3".into(), PathBuf::from)
-}
-
-fn host_name() -> String {
-    rustix::system::uname()
-        .nodename()
-        .to_string_lossy()
-        .into_owned()
 }

@@ -11,9 +11,11 @@ use ipbroker_engine::{
     CONNECTION_INFO,
     protocol::{
         connection::{self, ConnectionError, EngineConnection},
-        profile::{Profile, ProfileError, Role},
+        profile::{ProfileError, Role},
     },
 };
+
+use crate::cli::Options;
 
 /// An open tunnel: a program without SSH never has one.
 #[cfg(not(feature = "ssh"))]
@@ -50,31 +52,21 @@ pub(crate) enum WayError {
     /// Neither here nor there.
     #[cfg(feature = "ssh")]
     #[error(
-        "{server} has no connection file {file}: is a controller running there? Or name a local one with --file"
+        "no connection file {path}: is a controller running there? Or name a local one with --file", path = .0.display()
     )]
-    Missing { server: String, file: String },
-}
-
-/// What the command line says.
-pub(crate) struct Wanted<'a> {
-    pub(crate) file: Option<&'a Path>,
-    pub(crate) profile: Option<&'a str>,
-    pub(crate) profile_dir: Option<&'a Path>,
-    pub(crate) cluster_id: Option<&'a str>,
-    pub(crate) ssh: Option<&'a str>,
-    #[cfg(feature = "ssh")]
-    pub(crate) accept_new: bool,
+    Missing(std::path::PathBuf),
 }
 
 /// A connection that must not be looked up as usual, and the open tunnel that it leads through.
 pub(crate) type Way = (EngineConnection, Option<Forwards>);
 
 /// Finds the way; none: the connection file alone is enough.
-pub(crate) fn find(wanted: &Wanted<'_>) -> Result<Option<Way>, WayError> {
-    let stdin = wanted.file == Some(Path::new("-"));
+pub(crate) fn find(wanted: &Options) -> Result<Option<Way>, WayError> {
+    let stdin = wanted.file.as_deref() == Some(Path::new("-"));
     let here = here(wanted, stdin)?;
     let server = wanted
         .ssh
+        .as_deref()
         .or(here.as_ref().and_then(|c| c.common.gateway()))
         .map(str::to_owned);
     let Some(server) = server else {
@@ -88,21 +80,29 @@ pub(crate) fn find(wanted: &Wanted<'_>) -> Result<Option<Way>, WayError> {
 
 #[cfg(feature = "ssh")]
 fn through(
-    wanted: &Wanted<'_>,
+    wanted: &Options,
     here: Option<EngineConnection>,
     server: &str,
 ) -> Result<Way, WayError> {
     let gateway = Gateway::connect(Settings::load(None)?.accept_new(wanted.accept_new), server)?;
     let mut connection = match here {
         Some(connection) => connection,
-        None => there(wanted, &gateway, server)?,
+        None => {
+            let (file, profile_dir) = (wanted.file.as_deref(), wanted.profile_dir.as_deref());
+            let local = wanted.profile()?.connection_file(Role::Engine);
+            let local = file.unwrap_or(&local);
+            let profile = wanted.profile.as_deref();
+            let (found, place) =
+                gateway.connection_file::<_, WayError>(file, profile, profile_dir, local)?;
+            found.ok_or(WayError::Missing(place))?
+        }
     };
     let forwards = gateway.engine(&mut connection)?;
     Ok((connection, Some(forwards)))
 }
 
 /// The connection as far as this host knows it. With --ssh only what was named counts: a profile's file may be an old copy.
-fn here(wanted: &Wanted<'_>, stdin: bool) -> Result<Option<EngineConnection>, WayError> {
+fn here(wanted: &Options, stdin: bool) -> Result<Option<EngineConnection>, WayError> {
     let parse = |text: &str, origin: &str| {
         serde_json::from_str(text).map_err(|source| WayError::Text {
             origin: origin.to_owned(),
@@ -116,61 +116,23 @@ fn here(wanted: &Wanted<'_>, stdin: bool) -> Result<Option<EngineConnection>, Wa
             .map_err(WayError::Input)?;
         return parse(&text, "standard input").map(Some);
     }
-    if let Some(file) = wanted.file {
+    if let Some(file) = &wanted.file {
         return if file.exists() {
             Ok(Some(connection::load(file)?))
         } else {
             Ok(None)
         };
     }
-    let named =
-        wanted.profile.is_some() || wanted.profile_dir.is_some() || wanted.cluster_id.is_some();
     match std::env::var(CONNECTION_INFO) {
-        Ok(text) if !text.is_empty() && !named => return parse(&text, CONNECTION_INFO).map(Some),
+        Ok(text) if !text.is_empty() && !wanted.names_profile() => {
+            return parse(&text, CONNECTION_INFO).map(Some);
+        }
         _ => {}
     }
     if wanted.ssh.is_some() {
         return Ok(None);
     }
-    let file = Profile::find(wanted.profile, wanted.profile_dir, wanted.cluster_id)?
-        .connection_file(Role::Engine);
+    let file = wanted.profile()?.connection_file(Role::Engine);
     // One that is not there yet is waited for later; one that is broken is told of there.
     Ok(connection::load(&file).ok())
-}
-
-/// The connection file on the server.
-#[cfg(feature = "ssh")]
-fn there(
-    wanted: &Wanted<'_>,
-    gateway: &Gateway,
-    server: &str,
-) -> Result<EngineConnection, WayError> {
-    let local = Profile::find(wanted.profile, wanted.profile_dir, wanted.cluster_id)?
-        .connection_file(Role::Engine);
-    let name = wanted
-        .file
-        .unwrap_or(&local)
-        .file_name()
-        .map(|n| n.to_string_lossy().into_owned())
-        .unwrap_or_default();
-    let dir = match wanted.file {
-        Some(file) => Some(file.parent().unwrap_or(Path::new(".")).to_owned()),
-        None => wanted.profile_dir.map(|dir| dir.join("security")),
-    };
-    let file = if dir.is_some() {
-        name
-    } else {
-        format!("security/{name}")
-    };
-    match gateway.fetch(dir.as_deref(), wanted.profile.unwrap_or("default"), &file)? {
-        Some(bytes) => serde_json::from_slice(&bytes).map_err(|source| WayError::Text {
-            origin: format!("{server}:{file}"),
-            source,
-        }),
-        None if wanted.file.is_none() && local.exists() => Ok(connection::load(&local)?),
-        None => Err(WayError::Missing {
-            server: server.to_owned(),
-            file,
-        }),
-    }
 }

@@ -6,14 +6,14 @@ use std::process::{Command, Stdio};
 use std::time::UNIX_EPOCH;
 
 use ipbroker_protocol::resources::{GPUS, MEMORY, Pool, Pools};
-use ipbroker_protocol::{message::HostLoad, size};
+use ipbroker_protocol::{message::HostLoad, size, socket::host_name};
 
 use crate::job;
 
 /// All names of this host: full, short, given aliases, addresses. `controller` is the address it connects to: on
 /// loopback this host is `localhost` too, unless it has aliases: then it was started from elsewhere, through a tunnel.
 pub(crate) fn names(aliases: &[String], controller: &str) -> Vec<String> {
-    let node = node();
+    let node = host_name();
     let mut names = vec![node.clone()];
     names.extend(node.split('.').next().map(str::to_owned));
     names.extend(names_of(&read("/etc/hosts"), &node));
@@ -43,14 +43,6 @@ fn read(path: impl AsRef<Path>) -> String {
     std::fs::read_to_string(path).unwrap_or_default()
 }
 
-/// The name that the system has for itself.
-pub(crate) fn node() -> String {
-    rustix::system::uname()
-        .nodename()
-        .to_string_lossy()
-        .into_owned()
-}
-
 /// How many cores this process may use.
 pub(crate) fn cores() -> u32 {
     std::thread::available_parallelism()
@@ -64,7 +56,7 @@ pub(crate) fn machine() -> String {
         read("/proc/sys/kernel/random/boot_id"),
         read("/etc/machine-id"),
     );
-    let parts = [&*node(), boot.trim(), id.trim()];
+    let parts = [&*host_name(), boot.trim(), id.trim()];
     let mut parts: Vec<&str> = parts.into_iter().filter(|part| !part.is_empty()).collect();
     // The boot is enough, where it can be read.
     parts.truncate(2);
@@ -346,7 +338,7 @@ mod tests {
         assert!(matches!(pools[MEMORY], Pool::Sum(bytes) if bytes > 1e6));
         assert_eq!(pools["lic"], Pool::Sum(2.0));
         assert_eq!(cpuset().len(), cores() as usize);
-        assert!(machine().starts_with(&node()) && machine() == super::machine());
+        assert!(machine().starts_with(&host_name()) && machine() == super::machine());
     }
 
     #[test]
@@ -362,7 +354,7 @@ mod tests {
     #[test]
     fn this_host_has_its_names() {
         let names = names(&[], "127.0.0.1");
-        for name in [&node(), "localhost", "127.0.0.1"] {
+        for name in [&host_name(), "localhost", "127.0.0.1"] {
             assert!(names.iter().any(|have| have == name), "{name} in {names:?}");
         }
         assert!(cores() >= 1);

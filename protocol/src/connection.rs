@@ -151,7 +151,11 @@ pub fn load<T: DeserializeOwned>(path: &Path) -> Result<T, ConnectionError> {
         path: path.into(),
         source,
     })?;
-    serde_json::from_slice(&bytes).map_err(|source| ConnectionError::Format {
+    parse(&bytes, path)
+}
+
+pub(crate) fn parse<T: DeserializeOwned>(bytes: &[u8], path: &Path) -> Result<T, ConnectionError> {
+    serde_json::from_slice(bytes).map_err(|source| ConnectionError::Format {
         path: path.into(),
         source,
     })

@@ -261,11 +261,17 @@ pub fn send(socket: &Socket, frames: impl IntoIterator<Item = Message>) -> zmq::
     Ok(())
 }
 
+/// The name that the system has for itself.
+#[must_use]
+pub fn host_name() -> String {
+    let name = rustix::system::uname();
+    name.nodename().to_string_lossy().into_owned()
+}
+
 /// Whether a name or address is this host's own.
 #[must_use]
 pub fn is_this_host(location: &str) -> bool {
-    let name = rustix::system::uname();
-    let name = name.nodename().to_string_lossy();
+    let name = host_name();
     if location == name || location == "localhost" || name.split('.').next() == Some(location) {
         return true;
     }

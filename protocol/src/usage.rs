@@ -2,6 +2,8 @@
 
 use std::{fmt::Display, fs, io::Write, path::Path};
 
+use tracing::Level;
+
 /// The exit status of an engine process that can never start here: nobody starts it again. (`EX_CONFIG` of `sysexits.h`.)
 pub const HOPELESS: u8 = 78;
 
@@ -75,9 +77,47 @@ pub fn one_line(rendered: &str, program: &str) -> String {
     format!("{text} (see `{} --help`)", command.join(" "))
 }
 
+/// `--log-level`: a name or a number, as Python has them.
+///
+/// # Errors
+/// What would be one.
+pub fn level(text: &str) -> Result<Level, String> {
+    Ok(match text.to_ascii_lowercase().as_str() {
+        "trace" => Level::TRACE,
+        "debug" => Level::DEBUG,
+        "info" => Level::INFO,
+        "warn" | "warning" => Level::WARN,
+        "error" | "critical" | "fatal" => Level::ERROR,
+        number => match number.parse::<u32>() {
+            Ok(0..10) => Level::TRACE,
+            Ok(10..20) => Level::DEBUG,
+            Ok(20..30) => Level::INFO,
+            Ok(30..40) => Level::WARN,
+            Ok(_) => Level::ERROR,
+            Err(_) => {
+                return Err("debug, info, warning, error, critical, or a number like 10".into());
+            }
+        },
+    })
+}
+
 #[cfg(test)]
 mod tests {
-    use super::{check_system, check_system_at, one_line};
+    use super::{Level, check_system, check_system_at, level, one_line};
+
+    #[test]
+    fn levels_by_name_and_number() {
+        for (text, known) in [
+            ("10", Level::DEBUG),
+            ("Warning", Level::WARN),
+            ("50", Level::ERROR),
+            ("INFO", Level::INFO),
+            ("0", Level::TRACE),
+        ] {
+            assert_eq!(level(text), Ok(known));
+        }
+        assert!(level("loud").is_err());
+    }
 
     #[test]
     fn what_the_system_lacks_is_named() {

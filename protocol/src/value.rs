@@ -3,7 +3,7 @@
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use serde::{
     Deserialize, Deserializer, Serialize,
-    de::{MapAccess, SeqAccess, Visitor},
+    de::{DeserializeSeed, MapAccess, SeqAccess, Visitor},
 };
 
 /// A string-keyed map of anything.
@@ -28,7 +28,8 @@ pub struct Value(pub serde_json::Value);
 
 impl<'de> Deserialize<'de> for Value {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_any(Decode).map(Value)
+        let base64 = |bytes: &[u8]| STANDARD.encode(bytes).into();
+        deserializer.deserialize_any(Any(base64)).map(Value)
     }
 }
 
@@ -48,9 +49,19 @@ impl<'de> Deserialize<'de> for AnyMap {
     }
 }
 
-struct Decode;
+/// Visits any value; what bytes become says this function. [`Value`]: base64 with padding, as Jupyter's JSON has it.
+#[derive(Clone, Copy)]
+pub struct Any(pub fn(&[u8]) -> serde_json::Value);
 
-impl<'de> Visitor<'de> for Decode {
+impl<'de> DeserializeSeed<'de> for Any {
+    type Value = serde_json::Value;
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Self::Value, D::Error> {
+        deserializer.deserialize_any(self)
+    }
+}
+
+impl<'de> Visitor<'de> for Any {
     type Value = serde_json::Value;
 
     fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -75,8 +86,7 @@ impl<'de> Visitor<'de> for Decode {
         Ok(v.into())
     }
     fn visit_bytes<E>(self, v: &[u8]) -> Result<Self::Value, E> {
-        // With padding, as Jupyter's JSON has it for bytes.
-        Ok(STANDARD.encode(v).into())
+        Ok((self.0)(v))
     }
     fn visit_unit<E>(self) -> Result<Self::Value, E> {
         Ok(serde_json::Value::Null)
@@ -85,25 +95,25 @@ impl<'de> Visitor<'de> for Decode {
         Ok(serde_json::Value::Null)
     }
     fn visit_some<D: Deserializer<'de>>(self, deserializer: D) -> Result<Self::Value, D::Error> {
-        deserializer.deserialize_any(Decode)
+        deserializer.deserialize_any(self)
     }
     fn visit_newtype_struct<D: Deserializer<'de>>(
         self,
         deserializer: D,
     ) -> Result<Self::Value, D::Error> {
         // A MessagePack extension: (tag, bytes).
-        deserializer.deserialize_any(Decode)
+        deserializer.deserialize_any(self)
     }
     fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Self::Value, A::Error> {
         let mut items = Vec::new();
-        while let Some(Value(item)) = seq.next_element()? {
+        while let Some(item) = seq.next_element_seed(self)? {
             items.push(item);
         }
         Ok(items.into())
     }
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
         let mut items = Map::new();
-        while let Some((Value(key), Value(value))) = map.next_entry()? {
+        while let Some((key, value)) = map.next_entry_seed(self, self)? {
             let key = match key {
                 serde_json::Value::String(key) => key,
                 other => other.to_string(),

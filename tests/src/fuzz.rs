@@ -195,7 +195,6 @@ const MESSAGES: &[fn(Packer, &[u8])] = &[
     |packer, bytes| same(&ParentRef::read(packer, bytes), &packer.unpack(bytes)),
     |packer, bytes| same(&ReplyMetadata::read(packer, bytes), &packer.unpack(bytes)),
     only::<TaskMetadata>,
-    only::<Reply>,
     only::<SubmitAck>,
     only::<ResumeRequest>,
     only::<ResumeReply>,

@@ -1,7 +1,6 @@
 //! The background thread: sockets, the table of what is awaited, leases, acknowledgements.
 
 mod pending;
-mod ranges;
 mod thread;
 
 use std::sync::Arc;

@@ -1,13 +1,14 @@
 //! What is awaited, by the number in its id.
 
 use std::collections::HashMap;
+use std::ops::Range;
 use std::sync::Arc;
 
 use foldhash::fast::RandomState;
 use ipbroker_protocol::frames::Frames;
 use ipbroker_protocol::session::Session;
+use rangemap::RangeSet;
 
-use super::ranges::Ranges;
 use super::{Channel, Part, Sink, Takers, touch};
 use crate::error::TaskError;
 use crate::gather::Gather;
@@ -27,7 +28,7 @@ pub(crate) struct Pending {
     /// Engines it was sent to: their loss ends it; position in the list = member, when there are several.
     pub(crate) engines: Vec<String>,
     pub(crate) takers: Takers,
-    pub(crate) received: Ranges,
+    pub(crate) received: RangeSet<u64>,
     pub(crate) left: u64,
 }
 
@@ -44,7 +45,7 @@ impl Pending {
             kept: None,
             engines: Vec::new(),
             takers,
-            received: Ranges::default(),
+            received: RangeSet::new(),
             left: members,
         }
     }
@@ -74,7 +75,10 @@ impl Pending {
             }
             return before;
         }
-        for (lo, hi) in self.received.add(lo, hi) {
+        let new: Vec<Range<u64>> = self.received.gaps(&(lo..hi)).collect();
+        for range in new {
+            let (lo, hi) = (range.start, range.end);
+            self.received.insert(range);
             self.left -= hi - lo;
             let outcome = outcome.clone();
             self.takers.deliver(Part { lo, hi, outcome });

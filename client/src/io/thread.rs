@@ -634,9 +634,12 @@ impl Io {
             };
             let id = pending.id(session, number);
             if pending.array {
-                request
-                    .received
-                    .extend(pending.received.iter().map(|(lo, hi)| (id.clone(), lo, hi)));
+                request.received.extend(
+                    pending
+                        .received
+                        .iter()
+                        .map(|range| (id.clone(), range.start, range.end)),
+                );
             }
             request.pending.push(id);
         }

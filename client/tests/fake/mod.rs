@@ -11,7 +11,7 @@ use ipbroker_client::protocol::array::{Packed, View, split_id};
 use ipbroker_client::protocol::connection::{ClientConnection, save};
 use ipbroker_client::protocol::envelope::Envelope;
 use ipbroker_client::protocol::message::{
-    Acked, Command, CommandResult, Header, Reply, ResumeReply, ResumeRequest, SubmitAck,
+    Acked, Command, CommandResult, Header, ResumeReply, ResumeRequest, SubmitAck,
 };
 use ipbroker_client::protocol::session::{Packer, Session};
 use ipbroker_client::protocol::socket;
@@ -236,10 +236,7 @@ impl Server {
             }
             Order::RefuseAll => {
                 for request in std::mem::take(&mut self.unanswered) {
-                    let metadata = Reply {
-                        status: "error".into(),
-                        ..Reply::default()
-                    };
+                    let metadata = json!({"status": "error"});
                     let content = json!({"status": "error", "ename": "Refused", "evalue": "so told", "traceback": []});
                     self.reply(&request, &metadata, &content, Vec::new(), false);
                 }
@@ -320,11 +317,7 @@ impl Server {
         let header: Header = self.session.unpack(request.header()).unwrap();
         let content: Value = self.session.unpack(request.content()).unwrap();
         let name = content["name"].as_str().unwrap_or_default().to_owned();
-        let ok = Reply {
-            status: "ok".into(),
-            duration: 0.001,
-            ..Reply::default()
-        };
+        let ok = json!({"status": "ok", "duration": 0.001, "engine_id": 0});
         let Some(count) = metadata["array"].as_u64() else {
             if header.msg_type == "command_request" {
                 let command: Command = self.session.unpack(request.content()).unwrap();
@@ -334,11 +327,7 @@ impl Server {
             return self.reply(request, &ok, &json!({"status": "ok"}), buffers, direct);
         };
         if name == "refused" {
-            let metadata = Reply {
-                status: "error".into(),
-                range: Some((0, count)),
-                ..Reply::default()
-            };
+            let metadata = json!({"status": "error", "range": [0, count]});
             let content = json!({"status": "error", "ename": "Refused", "evalue": "so told", "traceback": []});
             return self.reply(request, &metadata, &content, Vec::new(), direct);
         }
@@ -353,13 +342,12 @@ impl Server {
             if lo == hi {
                 continue;
             }
-            let mut metadata = Reply {
-                range: Some((lo, hi)),
-                ..ok.clone()
-            };
+            let mut metadata = ok.clone();
+            metadata["range"] = json!([lo, hi]);
+            let mut failed = Vec::new();
             let mut packed = Packed::new();
             if request.buffers().is_empty() {
-                metadata.same = true;
+                metadata["same"] = true.into();
                 packed.push(&[0xc0]).unwrap();
             } else {
                 let view = View::new(&request.buffers()[0], &request.buffers()[1], count).unwrap();
@@ -375,13 +363,14 @@ impl Server {
                         packed
                             .push(&rmp_serde::to_vec_named(&error).unwrap())
                             .unwrap();
-                        metadata.status = "error".into();
-                        metadata.failed.push((index, "error".into()));
+                        metadata["status"] = "error".into();
+                        failed.push((index, "error"));
                     } else {
                         packed.push(value).unwrap();
                     }
                 }
             }
+            metadata["failed"] = json!(failed);
             let (offsets, blob) = packed.into_buffers();
             let buffers = vec![Message::from(offsets), Message::from(blob)];
             self.reply(
@@ -397,7 +386,7 @@ impl Server {
     fn reply<C: serde::Serialize>(
         &self,
         request: &Envelope,
-        metadata: &Reply,
+        metadata: &Value,
         content: &C,
         buffers: Vec<Message>,
         direct: bool,

@@ -10,7 +10,7 @@ use ipbroker_protocol::{
 
 use super::{AppError, Settings};
 use crate::{
-    hub,
+    cli, hub,
     relay::{iopub, mux},
     scheduler::{core::Hwm, pure},
 };
@@ -50,7 +50,7 @@ impl Binder<'_> {
             CurveServer::apply(curve, socket)
                 .map_err(|error| AppError::Curve(format!("no CURVE: {error}")))?;
         }
-        socket::bound(socket, self.settings.max_message)
+        socket::bound(socket, self.settings.network.max_message)
             .map_err(|error| AppError::system("cannot bound messages")(error.into()))?;
         let port = if fixed == 0 { self.next() } else { fixed };
         let interface = &self.settings.interface;
@@ -78,11 +78,12 @@ impl Binder<'_> {
         match self.pool.pop_front() {
             Some(port) => port,
             None => {
-                if !self.settings.ports.is_empty() && !std::mem::replace(&mut self.exhausted, true)
+                if let Some(cli::Ports(ports)) = &self.settings.network.ports
+                    && !std::mem::replace(&mut self.exhausted, true)
                 {
                     tracing::warn!(
                         "the {} port(s) of --ports are not enough; using any",
-                        self.settings.ports.len()
+                        ports.len()
                     );
                 }
                 0
@@ -95,9 +96,10 @@ impl Binder<'_> {
 pub(super) fn bind(settings: &Settings, context: &Context) -> Result<Bound, AppError> {
     let sockets = |error: zmq::Error| AppError::system("cannot make sockets")(error.into());
     let (mut client, mut engine) = settings.earlier.clone().unwrap_or_default();
-    let mut pool: VecDeque<u16> = settings.ports.iter().copied().collect();
-    if settings.port != 0 && settings.earlier.is_none() {
-        pool.push_front(settings.port);
+    let ports = settings.network.ports.iter().flat_map(|ports| &ports.0);
+    let mut pool: VecDeque<u16> = ports.copied().collect();
+    if let (Some(port), None) = (settings.network.port, &settings.earlier) {
+        pool.push_front(port);
     }
     let mut binder = Binder {
         settings,
@@ -106,7 +108,7 @@ pub(super) fn bind(settings: &Settings, context: &Context) -> Result<Bound, AppE
     };
     let hub = hub::sockets(context).map_err(sockets)?;
     let router = |identity: Option<&[u8]>| mux::router(context, identity).map_err(sockets);
-    let pure = settings.scheme == "pure";
+    let pure = settings.tasks.scheme == "pure";
 
     // In the peer's order, so that --ports hands them out alike.
     engine.registration = binder.bind(&hub.query, engine.registration)?;
@@ -117,7 +119,7 @@ pub(super) fn bind(settings: &Settings, context: &Context) -> Result<Bound, AppE
     let mut pure_monitor = None;
     let task_engines = if pure {
         let dealer = socket::open(context, zmq::DEALER).map_err(sockets)?;
-        let hwm = match settings.hwm {
+        let hwm = match settings.tasks.hwm {
             Hwm::Fixed(hwm) => i32::try_from(hwm).unwrap_or(i32::MAX),
             _ => pure::HIGH_WATER,
         };

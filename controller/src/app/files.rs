@@ -27,7 +27,7 @@ fn common(settings: &Settings, ssh: &str, extra: Map) -> Common {
         pack: settings.packer.name().into(),
         unpack: settings.packer.name().into(),
         signature_scheme: "hmac-sha256".into(),
-        max_message: settings.max_message,
+        max_message: settings.network.max_message,
         protocol: PROTOCOL,
         extra,
     }
@@ -35,14 +35,18 @@ fn common(settings: &Settings, ssh: &str, extra: Map) -> Common {
 
 fn client_connection(settings: &Settings, ports: &Ports) -> ClientConnection {
     // The Python client closes its task socket over `pure` as soon as ids have a gap; the controller refuses instead.
-    let scheme = if settings.scheme == "pure" {
+    let scheme = if settings.tasks.scheme == "pure" {
         "pure-dealer"
     } else {
-        &settings.scheme
+        &settings.tasks.scheme
     };
     ClientConnection {
         task_scheme: scheme.to_owned(),
-        common: common(settings, &settings.ssh, ports.client.common.extra.clone()),
+        common: common(
+            settings,
+            &settings.network.ssh,
+            ports.client.common.extra.clone(),
+        ),
         ..ports.client.clone()
     }
 }
@@ -51,8 +55,8 @@ fn client_connection(settings: &Settings, ports: &Ports) -> ClientConnection {
 pub(super) fn engine_connection(settings: &Settings, ports: &Ports) -> EngineConnection {
     let extra = ports.engine.common.extra.clone();
     EngineConnection {
-        common: common(settings, &settings.engine_ssh, extra),
-        pure: settings.scheme == "pure",
+        common: common(settings, &settings.network.enginessh, extra),
+        pure: settings.tasks.scheme == "pure",
         ..ports.engine.clone()
     }
 }
@@ -88,7 +92,7 @@ pub(super) fn write(settings: &Settings, ports: &Ports) -> Result<(), AppError> 
 
 /// Removes both files and the secret, unless they are for the next controller.
 pub(super) fn remove(settings: &Settings) {
-    if settings.reuse {
+    if settings.network.reuse {
         return;
     }
     let profile = &settings.profile;
@@ -132,7 +136,7 @@ fn replace(path: &Path, text: &str) -> Result<(), AppError> {
 /// that only its owner can read, for programs that scrape metrics.
 pub(super) fn web_token(settings: &Settings) -> Result<String, AppError> {
     let path = token_file(&settings.profile);
-    if settings.reuse
+    if settings.network.reuse
         && let Ok(token) = fs::read_to_string(&path)
         && token.trim().len() >= 32
     {

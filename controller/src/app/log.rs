@@ -19,7 +19,7 @@ use crate::cli::LogArgs;
 /// # Errors
 /// When the log file cannot be made.
 pub(super) fn init(args: &LogArgs, profile: &Profile) -> Result<(), AppError> {
-    let level = args.level().map_or(Level::INFO, |level| level.0);
+    let level = args.level().unwrap_or(Level::INFO);
     let format = tracing_subscriber::fmt()
         // Who logs to a connection or terminal that is gone must live on: the default is to panic.
         .log_internal_errors(false)

@@ -19,10 +19,11 @@ use crossbeam_channel::{Receiver, Sender, unbounded};
 use ipbroker_protocol::{
     connection::{self, ConnectionError, EngineConnection},
     profile::{Profile, ProfileError, Role},
+    shell::quote,
     socket,
 };
 
-pub use self::settings::Settings;
+use self::settings::Settings;
 use crate::{
     cli::{self, Action, Cli},
     hub::Notice,
@@ -151,16 +152,15 @@ fn start(args: Vec<OsString>, own: Option<Box<dyn Scheme>>) -> Result<(), AppErr
     // versions know.
     let lock = format!("pid/ipctl{}.lock", profile.cluster_id());
     let _lock = Lock::take(&profile.dir().join(lock))?;
-    let (cli, skipped) = settings::with_config(&profile, &args, cli)?;
+    let (mut cli, skipped) = settings::with_config(&profile, &args, cli)?;
     log::init(&cli.logging, &profile)?;
     for line in skipped {
         tracing::warn!("{line}");
     }
-    let mut settings = Settings::new(cli, profile)?;
     if let Some(own) = &own {
-        settings.scheme = own.name().to_owned();
+        cli.tasks.scheme = own.name().to_owned();
     }
-    run(settings, own)
+    run(Settings::new(cli, profile)?, own)
 }
 
 fn find_profile(cluster: &cli::ClusterArgs) -> Result<Profile, ProfileError> {
@@ -187,7 +187,7 @@ fn run(settings: Settings, own: Option<Box<dyn Scheme>>) -> Result<(), AppError>
     let controller = threads::start(&settings, own, &events)?;
     files::write(&settings, &controller.ports)?;
     tracing::info!(
-        scheme = settings.scheme,
+        scheme = settings.tasks.scheme,
         packer = settings.packer.name(),
         curve = settings.curve.is_some(),
         ms = begun.elapsed().as_millis() as u64,
@@ -195,7 +195,7 @@ fn run(settings: Settings, own: Option<Box<dyn Scheme>>) -> Result<(), AppError>
         settings.profile.security_dir().display()
     );
     let result = serve(&settings, &controller, &events, &waiting);
-    controller.stop(!settings.reuse);
+    controller.stop(!settings.network.reuse);
     files::remove(&settings);
     tracing::info!("controller stopped");
     result
@@ -214,7 +214,7 @@ fn serve(
     });
     if settings.local_engines > 0 {
         local
-            .start(settings.local_engines, settings.restore)
+            .start(settings.local_engines, settings.network.restore)
             .map_err(AppError::Launch)?;
     }
     let mut remote = settings.start_remote(controller, events)?;
@@ -336,7 +336,10 @@ fn connection_string(profile: &Profile) -> Result<(), AppError> {
     }
     let json =
         serde_json::to_string(&engine).map_err(|error| AppError::Usage(error.to_string()))?;
-    let quoted = json.replace('\'', r"'\''");
-    writeln!(io::stdout(), "IPP_CONNECTION_INFO='{quoted}' ipengine")
-        .map_err(AppError::system("cannot write to standard output"))
+    writeln!(
+        io::stdout(),
+        "IPP_CONNECTION_INFO={} ipengine",
+        quote(&json)
+    )
+    .map_err(AppError::system("cannot write to standard output"))
 }

@@ -4,6 +4,7 @@ use std::{
     env,
     ffi::OsString,
     net::{IpAddr, ToSocketAddrs},
+    ops::Deref,
     path::PathBuf,
     sync::Arc,
     time::Duration,
@@ -14,16 +15,15 @@ use ipbroker_protocol::{
     connection::{self, ClientConnection, Common, EngineConnection},
     profile::{Profile, Role},
     session::Packer,
-    socket::CurveServer,
+    socket::{self, CurveServer},
 };
 
 use super::{AppError, MainEvent, files, threads};
 use crate::{
-    cli::{self, Cli, LogLevel},
+    cli::{self, Cli},
     config_py,
     launch::{LaunchEvent, Launcher, Sink, args::HostArgs, batch, hosts::HostSpec, local},
-    scheduler::core::Hwm,
-    store::{Backend, Keep, SyncMode},
+    store::Backend,
 };
 
 #[cfg(feature = "ssh")]
@@ -34,73 +34,38 @@ use crate::launch::ssh::{self, Tools};
 #[derive(Debug, Clone)]
 enum Tools {}
 
-/// Everything that a controller is told.
+/// Everything that a controller is told: the command line, and what that comes to here.
 #[derive(Debug)]
-pub struct Settings {
+pub(super) struct Settings {
+    cli: Cli,
     /// Where its files are.
-    pub profile: Profile,
+    pub(super) profile: Profile,
     /// `tcp://ADDRESS`, to bind and for the files.
-    pub interface: String,
+    pub(super) interface: String,
     /// This host as others see it.
-    pub location: String,
-    /// The user gave it.
-    pub location_given: bool,
-    /// SSH server for clients.
-    pub ssh: String,
-    /// SSH server for engines.
-    pub engine_ssh: String,
-    /// Port of the registration socket; 0: any.
-    pub port: u16,
-    /// Ports for the others, before any.
-    pub ports: Vec<u16>,
-    /// Connection files outlive the controller, and are used again.
-    pub reuse: bool,
-    /// Take up what an earlier controller left.
-    pub restore: bool,
+    pub(super) location: String,
     /// The files that are there, when they are to be used again.
-    pub earlier: Option<(ClientConnection, EngineConnection)>,
+    pub(super) earlier: Option<(ClientConnection, EngineConnection)>,
     /// Key that signs messages.
-    pub key: String,
+    pub(super) key: String,
     /// CURVE keys, when it is on.
-    pub curve: Option<CurveServer>,
+    pub(super) curve: Option<CurveServer>,
     /// How messages are packed.
-    pub packer: Packer,
-    /// The largest message that is taken.
-    pub max_message: u64,
-    /// Period of the heartbeat.
-    pub ping: Duration,
-    /// Heartbeats in a row that an engine may miss.
-    pub misses: u32,
-    /// How long a client of ours may be silent.
-    pub lease: Duration,
-    /// Name of the scheme.
-    pub scheme: String,
-    /// Tasks ahead.
-    pub hwm: Hwm,
+    pub(super) packer: Packer,
     /// Where the history is kept.
-    pub backend: Backend,
-    /// How much of it.
-    pub keep: Keep,
-    /// What survives a power failure.
-    pub sync: SyncMode,
+    pub(super) backend: Backend,
     /// Local engines.
-    pub local_engines: u32,
-    /// Engines elsewhere.
-    pub hosts: HostArgs,
-    /// Options of local engines.
-    pub engine_options: Vec<OsString>,
-    /// The hosts for them, and what is needed to go there.
+    pub(super) local_engines: u32,
+    /// The hosts for engines elsewhere, and what is needed to go there.
     remote: Option<(Vec<HostSpec>, Tools)>,
-    /// Engines in all.
-    pub engines: Option<u32>,
-    /// Port of the page, if there is to be one; 0: any.
-    pub web: Option<u16>,
-    /// Nothing can be changed on it.
-    pub web_readonly: bool,
-    /// End when standard input does.
-    pub exit_with_parent: bool,
-    /// Passed on to local engines.
-    log_level: Option<LogLevel>,
+}
+
+impl Deref for Settings {
+    type Target = Cli;
+
+    fn deref(&self) -> &Cli {
+        &self.cli
+    }
 }
 
 /// Puts the assignments of `ipcontroller_config.py` before the command line; returns the lines that were not applied.
@@ -161,23 +126,15 @@ pub(super) fn is_loopback(ip: &str) -> bool {
     ip == "localhost" || ip.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback())
 }
 
-/// What local engines are told of this host.
-fn engine_options(resources: &[String], pin: bool) -> Vec<OsString> {
-    let resources = resources
-        .iter()
-        .map(|text| format!("--resource={text}").into());
-    resources.chain(pin.then(|| "--pin".into())).collect()
-}
-
 pub(super) fn variable(name: &str) -> Option<String> {
     env::var(name).ok().filter(|value| !value.is_empty())
 }
 
 impl Settings {
-    pub(super) fn new(cli: Cli, profile: Profile) -> Result<Self, AppError> {
-        let network = cli.network;
-        let reuse = network.reuse || network.restore;
-        let earlier = if reuse { load_earlier(&profile) } else { None };
+    pub(super) fn new(mut cli: Cli, profile: Profile) -> Result<Self, AppError> {
+        let network = &mut cli.network;
+        network.reuse |= network.restore;
+        let earlier = network.reuse.then(|| load_earlier(&profile)).flatten();
         let files = earlier.as_ref();
         let (client, engine) = files.map(|(c, e)| (&c.common, &e.common)).unzip();
         let ip = match engine {
@@ -213,6 +170,7 @@ impl Settings {
         };
         let given_key = network
             .session_key
+            .take()
             .or_else(|| env::var("IPP_SESSION_KEY").ok());
         let key = match (client, given_key) {
             (Some(client), _) => client.key.clone(),
@@ -227,20 +185,16 @@ impl Settings {
                  read all output"
             );
         }
-        let location_given = network.location.is_some();
-        let location = match (engine, network.location) {
-            (_, Some(location)) => location,
+        let location = match (engine, &network.location) {
+            (_, Some(location)) => location.clone(),
             (Some(engine), None) => engine.location.clone(),
-            (None, None) => rustix::system::uname()
-                .nodename()
-                .to_string_lossy()
-                .into_owned(),
+            (None, None) => socket::host_name(),
         };
-        let tasks = cli.tasks;
+        let (tasks, hosts) = (&cli.tasks, &cli.hosts);
         let backend = if tasks.nodb {
             Backend::None
         } else if tasks.dictdb
-            || (!tasks.sqlitedb && !reuse && variable("IPP_CLUSTER_ID").is_some())
+            || (!tasks.sqlitedb && !network.reuse && variable("IPP_CLUSTER_ID").is_some())
         {
             // A cluster with an id that ipp.Cluster made up is never started again: as with the peer, its history is in
             // memory and leaves nothing behind.
@@ -248,67 +202,52 @@ impl Settings {
         } else {
             Backend::Sqlite
         };
-        let elsewhere = !cli.hosts.hosts.is_empty()
-            || cli.hosts.hosts_file.is_some()
-            || cli.hosts.batch_system.is_some();
-        if let Some(max) = cli.hosts.max
-            && cli.hosts.min > max
+        let elsewhere =
+            !hosts.hosts.is_empty() || hosts.hosts_file.is_some() || hosts.batch_system.is_some();
+        if let Some(max) = hosts.max
+            && hosts.min > max
         {
-            let min = cli.hosts.min;
+            let min = hosts.min;
             return Err(AppError::Usage(format!(
                 "--min {min} is more than --max {max}"
             )));
         }
-        if cli.hosts.batch_system.is_some() && cli.engines.is_none() && cli.hosts.max.is_none() {
+        if hosts.batch_system.is_some() && cli.engines.is_none() && hosts.max.is_none() {
             return Err(AppError::Usage(
                 "--engines needs -n: how many engines to start, or --max: how many there may be while tasks wait".into(),
             ));
         }
-        let lease = network.lease;
-        if lease < Duration::from_secs(1) {
+        if network.lease < Duration::from_secs(1) {
             return Err(AppError::Usage("--lease is at least 1s".into()));
         }
-        let ssh = |given: String, earlier: Option<&Common>| match earlier {
-            Some(earlier) if given.is_empty() => earlier.ssh.clone(),
-            _ => given,
+        if cli.web.web.is_some() && !cfg!(feature = "web") {
+            return Err(AppError::Usage(
+                "--web: this ipctl was built without its page, as scripts/quickstart builds it; `cargo build --release` builds one that has it".into(),
+            ));
+        }
+        let ssh = |given: &mut String, earlier: Option<&Common>| {
+            if let Some(earlier) = earlier.filter(|_| given.is_empty()) {
+                given.clone_from(&earlier.ssh);
+            }
         };
+        ssh(&mut network.ssh, client);
+        ssh(&mut network.enginessh, engine);
         Ok(Self {
             interface: format!("tcp://{ip}"),
             location,
-            location_given,
-            ssh: ssh(network.ssh, client),
-            engine_ssh: ssh(network.enginessh, engine),
-            port: network.port.unwrap_or(0),
-            ports: network.ports.map(|ports| ports.0).unwrap_or_default(),
-            reuse,
-            restore: network.restore,
-            earlier,
             key,
             curve,
             packer,
-            max_message: network.max_message,
-            ping: Duration::from_millis(network.ping),
-            misses: network.misses,
-            lease,
-            scheme: tasks.scheme,
-            hwm: tasks.hwm,
             backend,
-            keep: tasks.keep,
-            sync: tasks.sync,
             local_engines: if elsewhere {
                 0
             } else {
                 cli.engines.unwrap_or(0)
             },
-            engines: cli.engines,
-            remote: remote_plan(&cli.hosts)?,
-            hosts: cli.hosts,
-            engine_options: engine_options(&cli.resources, cli.pin),
-            web: page_port(cli.web.web)?,
-            web_readonly: cli.web.web_readonly,
-            exit_with_parent: cli.exit_with_parent,
-            log_level: cli.logging.level(),
+            remote: remote_plan(hosts)?,
+            earlier,
             profile,
+            cli,
         })
     }
 
@@ -332,11 +271,16 @@ impl Settings {
             "--file".into(),
             self.profile.connection_file(Role::Engine).into(),
         ];
-        if let Some(LogLevel(level)) = self.log_level {
+        if let Some(level) = self.logging.level() {
             arguments.push(format!("--log-level={}", level.as_str().to_lowercase()).into());
         }
         arguments.extend(self.hosts.engine_args().into_iter().map(OsString::from));
-        arguments.extend(self.engine_options.iter().cloned());
+        for text in &self.resources {
+            arguments.push(format!("--resource={text}").into());
+        }
+        if self.pin {
+            arguments.push("--pin".into());
+        }
         if self.exit_with_parent {
             // A private cluster: no other controller will come for its engines.
             arguments.push("--exit-with-parent".into());
@@ -383,7 +327,7 @@ impl Settings {
             }
         });
         // With other keys and ports an earlier controller's engines would not find us.
-        let adopt = self.restore && self.earlier.is_some();
+        let adopt = self.network.restore && self.earlier.is_some();
         let batch_system = self.hosts.batch_system.as_deref();
         if let Some(system) = batch_system.and_then(batch::System::find) {
             let plan = batch::Plan {
@@ -438,29 +382,20 @@ impl Settings {
             tools,
             parallel: self.hosts.parallel,
             engine_args: self
-                .log_level
+                .logging
+                .level()
                 .iter()
-                .map(|LogLevel(level)| format!("--log-level={level}"))
+                .map(|level| format!("--log-level={level}"))
                 .chain(self.hosts.engine_args())
                 .collect(),
             connection: files::engine_connection(self, &controller.ports),
-            location_given: self.location_given,
+            location_given: self.network.location.is_some(),
             record: self.record_file("hosts"),
             adopt,
         };
         let launcher = ssh::SshLauncher::start(plan, sink)
             .map_err(|error| AppError::Launch(error.to_string()))?;
         Ok(Some(Box::new(launcher)))
-    }
-}
-
-/// `--web`.
-fn page_port(port: Option<u16>) -> Result<Option<u16>, AppError> {
-    match port {
-        Some(_) if !cfg!(feature = "web") => Err(AppError::Usage(
-            "--web: this ipctl was built without its page, as scripts/quickstart builds it; `cargo build --release` builds one that has it".into(),
-        )),
-        port => Ok(port),
     }
 }
 

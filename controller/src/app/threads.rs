@@ -55,14 +55,15 @@ pub(super) fn start(
     let mut options = store::Options::new(settings.profile.dir());
     options.name = settings.store_name();
     options.backend = settings.backend.clone();
-    options.keep = settings.keep;
-    options.sync = settings.sync;
-    options.restore = settings.restore;
+    options.keep = settings.tasks.keep;
+    options.sync = settings.tasks.sync;
+    options.restore = settings.network.restore;
     options.packing = settings.packer;
     let (store, journal, handle, recovered) = store::open(&options)?;
     let bound = bind::bind(settings, &context)?;
     // Also with a history in memory: what is recorded there must be whole.
     let durable = settings.backend != Backend::None;
+    let ping = Duration::from_millis(settings.network.ping);
     let junk = JunkTotal::default();
     let session = || Session::new(settings.key.as_bytes(), settings.packer);
     let mut others = Vec::new();
@@ -91,12 +92,17 @@ pub(super) fn start(
         };
         spawn("pure", Box::new(move || pure.run()))
     } else {
-        let scheme = own.or_else(|| scheme(&settings.scheme)).ok_or_else(|| {
-            AppError::Usage(format!("no scheme {:?}: see ipctl --help", settings.scheme))
-        })?;
-        let limit = settings.ping * (settings.misses + 1);
+        let scheme = own
+            .or_else(|| scheme(&settings.tasks.scheme))
+            .ok_or_else(|| {
+                AppError::Usage(format!(
+                    "no scheme {:?}: see ipctl --help",
+                    settings.tasks.scheme
+                ))
+            })?;
+        let limit = ping * (settings.network.misses + 1);
         let config = Config {
-            hwm: settings.hwm,
+            hwm: settings.tasks.hwm,
             seed: rand::random(),
             lookups: settings.backend != Backend::None,
             restore_limit: u64::try_from(limit.as_nanos()).unwrap_or(u64::MAX),
@@ -149,7 +155,7 @@ pub(super) fn start(
         store: handle,
     };
     #[cfg(feature = "web")]
-    let page = match settings.web {
+    let page = match settings.web.web {
         Some(port) => {
             let (place, web, thread) = page(settings, port, &events)?;
             others.push(thread);
@@ -162,15 +168,15 @@ pub(super) fn start(
     let hub_settings = hub::Settings {
         page: page.0,
         web: page.1,
-        ping: settings.ping,
-        misses: settings.misses,
-        lease: settings.lease,
+        ping,
+        misses: settings.network.misses,
+        lease: settings.network.lease,
         incarnation: uuid::Uuid::new_v4().to_string(),
         durable,
-        scheme: settings.scheme.clone(),
+        scheme: settings.tasks.scheme.clone(),
         connection_info: files::connection_info(settings, &bound.ports),
         state_file: settings.state_file(),
-        restore: settings.restore,
+        restore: settings.network.restore,
         adds: settings.local_engines > 0,
     };
     let tell = main.clone();
@@ -222,7 +228,7 @@ fn page(
     let (place, samples) = tokio::sync::watch::channel(Arc::default());
     let web = Web {
         token,
-        readonly: settings.web_readonly,
+        readonly: settings.web.web_readonly,
         adds: settings.local_engines > 0,
         hub: events.clone(),
         samples,

@@ -224,7 +224,7 @@ impl Hub {
             .iter()
             .map(|(uuid, why)| {
                 let name = self.registry.by_uuid(uuid).map(|engine| {
-                    let host = engine.profile.hosts.first().map_or("", String::as_str);
+                    let host = engine.profile.host.first().map_or("", String::as_str);
                     format!("{} {host}", engine.profile.id)
                         .trim_end()
                         .to_owned()

@@ -37,7 +37,7 @@ use crate::{
 
 /// What the hub must know.
 #[derive(Debug, Clone)]
-pub struct Settings {
+pub(crate) struct Settings {
     /// Period of the heartbeat.
     pub ping: Duration,
     /// Heartbeats in a row that an engine may miss.
@@ -66,8 +66,7 @@ pub struct Settings {
 
 impl Settings {
     /// How long an engine may be silent before it is given up.
-    #[must_use]
-    pub fn heartbeat_limit(&self) -> Duration {
+    pub(crate) fn heartbeat_limit(&self) -> Duration {
         self.ping * (self.misses + 1)
     }
 
@@ -78,7 +77,7 @@ impl Settings {
 }
 
 /// The hub's sockets, bound.
-pub struct Sockets {
+pub(crate) struct Sockets {
     /// ROUTER: registrations and queries.
     pub query: Socket,
     /// XPUB: notifications.
@@ -90,10 +89,7 @@ pub struct Sockets {
 }
 
 /// Makes the hub's sockets.
-///
-/// # Errors
-/// When the process has no descriptors left.
-pub fn sockets(context: &zmq::Context) -> zmq::Result<Sockets> {
+pub(crate) fn sockets(context: &zmq::Context) -> zmq::Result<Sockets> {
     let ping = socket::open(context, zmq::XPUB)?;
     // Every engine's subscription is told, so that its first heartbeat need not wait for the next beat.
     ping.set_xpub_verbose(true)?;
@@ -112,7 +108,7 @@ pub fn sockets(context: &zmq::Context) -> zmq::Result<Sockets> {
 
 /// The threads that the hub asks.
 #[derive(Clone)]
-pub struct Links {
+pub(crate) struct Links {
     /// The task thread.
     pub tasks: Post<Command>,
     /// The direct relay.
@@ -127,7 +123,7 @@ pub struct Links {
 
 /// What the hub tells the main thread.
 #[derive(Debug, Clone)]
-pub enum Notice {
+pub(crate) enum Notice {
     /// An engine is registered.
     Joined(Arc<EngineProfile>),
     /// An engine is gone.
@@ -139,7 +135,7 @@ pub enum Notice {
 }
 
 /// What happens to the hub besides messages on its sockets.
-pub enum Event {
+pub(crate) enum Event {
     /// The rest of some work, now that an answer is there.
     Continue(Box<dyn FnOnce(&mut run::Hub) + Send>),
     /// An engine said on IOPub that it ends.
@@ -152,10 +148,7 @@ pub enum Event {
 }
 
 /// Starts the hub's thread. `tell` is called on it.
-///
-/// # Errors
-/// When the process has no threads left, or the state file cannot be read.
-pub fn spawn(
+pub(crate) fn spawn(
     settings: Settings,
     sockets: Sockets,
     links: Links,

@@ -12,7 +12,7 @@ use std::{
 use foldhash::HashMap;
 use ipbroker_protocol::{
     PROTOCOL,
-    message::{HostLoad, ProcessEngine, Registration, capability},
+    message::{HostLoad, ProcessEngine, Registration},
     profile, route,
 };
 use serde::{Deserialize, Serialize};
@@ -167,7 +167,7 @@ impl Registry {
         self.incoming.insert(
             uuid,
             Incoming {
-                profile: profile(id, registration),
+                profile: EngineProfile::new(id, registration),
                 since: Instant::now(),
             },
         );
@@ -233,7 +233,7 @@ impl Registry {
         self.incoming.insert(
             uuid.to_owned(),
             Incoming {
-                profile: profile(id, known_by(uuid)),
+                profile: EngineProfile::new(id, known_by(uuid)),
                 since: Instant::now(),
             },
         );
@@ -366,27 +366,6 @@ fn its<'a, T>(
     from.map(|(uuid, _)| uuid)
         .take_while(move |uuid| uuid.starts_with(connection))
         .filter(move |uuid| route::connection(uuid) == connection)
-}
-
-fn profile(id: u32, registration: Registration) -> EngineProfile {
-    let python = || vec![capability::APPLY.to_owned(), capability::EXECUTE.to_owned()];
-    EngineProfile {
-        id,
-        uuid: registration.uuid,
-        capabilities: registration.capabilities.unwrap_or_else(python),
-        functions: registration.functions,
-        hosts: registration.host,
-        tags: registration.tags,
-        pid: registration.pid,
-        cores: registration.cores,
-        machine: registration.machine,
-        stays: registration.stays,
-        resources: registration.resources,
-        cpuset: registration.cpuset,
-        version: registration.version,
-        limits: registration.limits,
-        returns: registration.returns,
-    }
 }
 
 fn known_by(uuid: &str) -> Registration {

@@ -61,7 +61,7 @@ const EXTRA_PING: Duration = Duration::from_millis(10);
 const EXTRA_PING_EACH: Duration = Duration::from_micros(50);
 
 /// The hub.
-pub struct Hub {
+pub(crate) struct Hub {
     pub(super) settings: Settings,
     pub(super) links: Links,
     pub(super) post: Post<Event>,

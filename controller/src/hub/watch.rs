@@ -232,7 +232,7 @@ impl Hub {
             let direct = direct.direct(&profile.uuid);
             EngineSample {
                 id,
-                host: profile.hosts.first().cloned().unwrap_or_default(),
+                host: profile.host.first().cloned().unwrap_or_default(),
                 kind: profile.kind().into(),
                 outstanding: direct.running + work.map_or(0, |work| work.outstanding),
                 completed: direct.completed + work.map_or(0, |work| work.completed),

@@ -13,7 +13,7 @@ use super::{
 /// Engines on other hosts.
 #[derive(Debug, Clone, Default, Args)]
 #[command(next_help_heading = "Engines")]
-pub struct HostArgs {
+pub(crate) struct HostArgs {
     /// Hosts to start engines on over SSH: a:4,b:4, or a b c with -n (else one engine for each core)
     #[arg(long, value_name = "HOST[:ENGINES]", num_args = 1.., conflicts_with = "hosts_file")]
     pub hosts: Vec<String>,
@@ -71,7 +71,7 @@ pub struct HostArgs {
 
 impl HostArgs {
     /// What these options say to `ipengine`, wherever it is started.
-    pub fn engine_args(&self) -> Vec<String> {
+    pub(crate) fn engine_args(&self) -> Vec<String> {
         let python = self.python.iter().map(|program| match program.as_str() {
             "" => "--python".to_owned(),
             program => format!("--python={program}"),
@@ -81,16 +81,13 @@ impl HostArgs {
     }
 
     /// How the cluster grows, if it does.
-    pub fn growth(&self) -> Option<Growth> {
+    pub(crate) fn growth(&self) -> Option<Growth> {
         let (min, idle) = (self.min, self.idle);
         self.max.map(|max| Growth { min, max, idle })
     }
 
     /// The hosts asked for; empty: none.
-    ///
-    /// # Errors
-    /// When an entry or the file is of no use.
-    pub fn hosts(&self) -> Result<Vec<HostSpec>, HostsError> {
+    pub(crate) fn hosts(&self) -> Result<Vec<HostSpec>, HostsError> {
         match &self.hosts_file {
             Some(file) => hosts::read_file(file),
             None => hosts::parse_list(&self.hosts),

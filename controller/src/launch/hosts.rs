@@ -7,7 +7,7 @@ use std::{
 
 /// One host as the user named it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct HostSpec {
+pub(crate) struct HostSpec {
     /// A name from `~/.ssh/config`, or `[user@]host`.
     pub name: String,
     /// How many engines; none: shared out by cores.
@@ -18,46 +18,29 @@ pub struct HostSpec {
 
 /// Why a list of hosts is of no use.
 #[derive(Debug, thiserror::Error)]
-pub enum HostsError {
+pub(crate) enum HostsError {
     /// One entry is none.
     #[error(
         "`{spec}` is not a host: expected HOST or HOST:ENGINES, such as node1:4 (a port goes into ~/.ssh/config)"
     )]
-    Spec {
-        /// The entry.
-        spec: String,
-    },
+    Spec { spec: String },
     /// The file cannot be read.
     #[error("hosts file {path}: {source}", path = path.display())]
-    Read {
-        /// The file.
-        path: PathBuf,
-        /// Why not.
-        source: io::Error,
-    },
+    Read { path: PathBuf, source: io::Error },
     /// A line is none.
     #[error("hosts file {path}, line {line}: {reason}", path = path.display())]
     Line {
-        /// The file.
         path: PathBuf,
-        /// Which line.
         line: usize,
-        /// What is wrong.
         reason: String,
     },
     /// There is nothing in it.
     #[error("hosts file {path} names no host: write one `host[:engines] [tags…]` a line", path = path.display())]
-    Empty {
-        /// The file.
-        path: PathBuf,
-    },
+    Empty { path: PathBuf },
 }
 
 /// Reads `--hosts` values: each may be a list with commas. A host named twice has the sum of its engines.
-///
-/// # Errors
-/// When an entry is no host.
-pub fn parse_list<S: AsRef<str>>(values: &[S]) -> Result<Vec<HostSpec>, HostsError> {
+pub(crate) fn parse_list<S: AsRef<str>>(values: &[S]) -> Result<Vec<HostSpec>, HostsError> {
     let mut hosts = Vec::new();
     for value in values {
         let value = value.as_ref();
@@ -78,10 +61,7 @@ pub fn parse_list<S: AsRef<str>>(values: &[S]) -> Result<Vec<HostSpec>, HostsErr
 
 /// Reads a hosts file: one `host[:slots] [tags…]` a line, `#` begins a comment; or, if its name ends in `.py`, an
 /// `ipcluster_config.py` with `c.SSHEngineSetLauncher.engines`.
-///
-/// # Errors
-/// When the file cannot be read or a line is none, with its number.
-pub fn read_file(path: &Path) -> Result<Vec<HostSpec>, HostsError> {
+pub(crate) fn read_file(path: &Path) -> Result<Vec<HostSpec>, HostsError> {
     let text = fs::read_to_string(path).map_err(|source| HostsError::Read {
         path: path.to_owned(),
         source,
@@ -320,8 +300,7 @@ impl Lexer<'_> {
 
 /// Shares `total` engines out over hosts with so many cores each: as evenly as the cores allow, and beyond them as evenly
 /// for what they can bear.
-#[must_use]
-pub fn share(total: u32, cores: &[u32]) -> Vec<u32> {
+pub(crate) fn share(total: u32, cores: &[u32]) -> Vec<u32> {
     let mut shares = vec![0_u32; cores.len()];
     if cores.is_empty() {
         return shares;

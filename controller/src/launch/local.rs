@@ -37,7 +37,7 @@ const STEADY: Duration = Duration::from_secs(30);
 
 /// How engines are started.
 #[derive(Debug, Clone)]
-pub struct Plan {
+pub(crate) struct Plan {
     /// The program; none: `ipengine` beside this program, or on the path.
     pub program: Option<PathBuf>,
     /// Its arguments besides `-n`.
@@ -48,7 +48,7 @@ pub struct Plan {
 
 /// What happened to a local engine process.
 #[derive(Debug)]
-pub enum LocalEvent {
+pub(crate) enum LocalEvent {
     /// It ended: its slot, its process id, how (`None`: it was not our child).
     Ended(usize, u32, Option<ExitStatus>),
     /// Its pause is over.
@@ -91,7 +91,7 @@ fn waiting(name: String, wait: impl FnOnce() + Send + 'static) -> io::Result<Joi
 type Tell = Arc<dyn Fn(LocalEvent) + Send + Sync>;
 
 /// The local engines.
-pub struct Local {
+pub(crate) struct Local {
     plan: Plan,
     slots: Vec<Slot>,
     tell: Tell,
@@ -117,7 +117,7 @@ fn shares(engines: u32, cores: u32) -> Vec<u32> {
 
 impl Local {
     /// None yet; `tell` takes events, which come back through [`Local::event`].
-    pub fn new(plan: &Plan, tell: impl Fn(LocalEvent) + Send + Sync + 'static) -> Self {
+    pub(crate) fn new(plan: &Plan, tell: impl Fn(LocalEvent) + Send + Sync + 'static) -> Self {
         Self {
             plan: plan.clone(),
             slots: Vec::new(),
@@ -128,10 +128,7 @@ impl Local {
     }
 
     /// Starts as many as are lacking. `adopt`: those of an earlier controller that still live count.
-    ///
-    /// # Errors
-    /// One line for the user when there is no program to start.
-    pub fn start(&mut self, engines: u32, adopt: bool) -> Result<(), String> {
+    pub(crate) fn start(&mut self, engines: u32, adopt: bool) -> Result<(), String> {
         usage::check_system()?;
         let mut lacking = engines;
         if adopt {
@@ -218,7 +215,7 @@ impl Local {
     }
 
     /// An engine has registered; its process says who it is.
-    pub fn joined(&mut self, pid: Option<u32>) {
+    pub(crate) fn joined(&mut self, pid: Option<u32>) {
         if pid.is_some() && self.slots.iter().any(|slot| slot.pid == pid) {
             self.registered += 1;
             let wanted: u32 = self.slots.iter().map(|slot| slot.engines).sum();
@@ -229,10 +226,7 @@ impl Local {
     }
 
     /// Something happened to a process.
-    ///
-    /// # Errors
-    /// One line for the user when no engine has come up and this one cannot, or does not after some tries.
-    pub fn event(&mut self, event: LocalEvent) -> Result<(), String> {
+    pub(crate) fn event(&mut self, event: LocalEvent) -> Result<(), String> {
         match event {
             LocalEvent::Ended(slot, pid, status) => {
                 let hopeless = Some(i32::from(usage::HOPELESS));
@@ -327,7 +321,7 @@ impl Local {
     }
 
     /// Ends all processes: asks, waits up to `grace` (or until `hurry` says so), then kills.
-    pub fn stop(&mut self, grace: Duration, mut hurry: impl FnMut() -> bool) {
+    pub(crate) fn stop(&mut self, grace: Duration, mut hurry: impl FnMut() -> bool) {
         self.stopping = true;
         let mut left: Vec<(u32, OwnedFd)> = self
             .slots

@@ -1,21 +1,27 @@
 //! Starting engines elsewhere, and stopping what was started.
 
-pub mod args;
-pub mod batch;
-pub mod hosts;
-pub mod local;
+pub(crate) mod args;
+pub(crate) mod batch;
+pub(crate) mod hosts;
+pub(crate) mod local;
 #[cfg(feature = "ssh")]
-pub mod program;
+pub(crate) mod program;
 #[cfg(feature = "ssh")]
-pub mod ssh;
+pub(crate) mod ssh;
 
-use std::{fmt, fs, io, path::Path, sync::Arc, time::Duration};
+use std::{
+    fmt, fs, io,
+    path::Path,
+    sync::Arc,
+    thread::{self, JoinHandle},
+    time::{Duration, Instant},
+};
 
 use ipbroker_protocol::profile;
 use serde::{Serialize, de::DeserializeOwned};
 
 /// Something that runs engines for the controller.
-pub trait Launcher: Send {
+pub(crate) trait Launcher: Send {
     /// An engine has joined the cluster.
     fn joined(&mut self) {}
 
@@ -24,55 +30,34 @@ pub trait Launcher: Send {
 }
 
 /// Where a launcher's events go; called from its threads, so it must not block for long.
-pub type Sink = Arc<dyn Fn(LaunchEvent) + Send + Sync>;
+pub(crate) type Sink = Arc<dyn Fn(LaunchEvent) + Send + Sync>;
 
 /// What a launcher has to tell. Its `Display` is the line for the user.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
-pub enum LaunchEvent {
+pub(crate) enum LaunchEvent {
     /// A step on the way.
     Progress {
-        /// Where.
         host: String,
         /// What was done.
         step: String,
     },
     /// The engines of one host were started.
-    Started {
-        /// Where.
-        host: String,
-        /// How many.
-        engines: u32,
-    },
+    Started { host: String, engines: u32 },
     /// No engines will come from there.
     Failed {
-        /// Where.
         host: String,
         /// Why, in words for the user.
         reason: String,
     },
     /// An engine wrote to its standard error.
-    Stderr {
-        /// Where.
-        host: String,
-        /// One line.
-        line: String,
-    },
+    Stderr { host: String, line: String },
     /// The connection to a host broke; it is being made again.
-    Lost {
-        /// Where.
-        host: String,
-        /// How it shows.
-        reason: String,
-    },
+    Lost { host: String, reason: String },
     /// It is back.
-    Back {
-        /// Where.
-        host: String,
-    },
+    Back { host: String },
     /// The engines of one host have ended.
     Ended {
-        /// Where.
         host: String,
         /// The exit status, where it is known.
         status: Option<i32>,
@@ -88,8 +73,7 @@ pub enum LaunchEvent {
 
 impl LaunchEvent {
     /// Whether the user should see it even when only warnings are shown.
-    #[must_use]
-    pub fn is_warning(&self) -> bool {
+    pub(crate) fn is_warning(&self) -> bool {
         match self {
             Self::Failed { .. } | Self::Lost { .. } | Self::Stderr { .. } => true,
             Self::Ended { status, .. } => *status != Some(0),
@@ -141,6 +125,18 @@ impl fmt::Display for LaunchEvent {
                 Ok(())
             }
         }
+    }
+}
+
+/// Waits for threads that are ending, no longer than `grace`.
+fn join(threads: impl IntoIterator<Item = JoinHandle<()>>, grace: Duration) {
+    let threads = Vec::from_iter(threads);
+    let until = Instant::now() + grace;
+    while !threads.iter().all(JoinHandle::is_finished) && Instant::now() < until {
+        thread::sleep(Duration::from_millis(10));
+    }
+    for thread in threads.into_iter().filter(JoinHandle::is_finished) {
+        let _ = thread.join();
     }
 }
 

@@ -9,10 +9,8 @@ use sha2::{Digest, Sha256};
 
 /// An `ipengine` on this host.
 #[derive(Debug, Clone)]
-pub struct Program {
-    /// Where it is.
+pub(crate) struct Program {
     pub path: PathBuf,
-    /// How long it is.
     pub size: u64,
     /// SHA-256, the first 16 hexadecimal digits: its name in the hosts' caches.
     pub hash: String,
@@ -24,21 +22,13 @@ pub struct Program {
 
 /// Why there is no program to send.
 #[derive(Debug, thiserror::Error)]
-pub enum ProgramError {
+pub(crate) enum ProgramError {
     /// It is not there.
     #[error("no ipengine beside ipctl ({path}: {source}): build it, or name one with --engine-program", path = path.display())]
-    Read {
-        /// Where it was looked for.
-        path: PathBuf,
-        /// Why it cannot be read.
-        source: io::Error,
-    },
+    Read { path: PathBuf, source: io::Error },
     /// It is no program for Linux.
     #[error("{path} is not a program for Linux (no ELF file): name an ipengine with --engine-program", path = path.display())]
-    Format {
-        /// The file.
-        path: PathBuf,
-    },
+    Format { path: PathBuf },
 }
 
 /// Where an `ipengine` may lie for hosts on which the one beside `ipctl` does not run, relative to `ipctl`: those that
@@ -52,17 +42,14 @@ const OTHERS: [&str; 4] = [
 
 /// The programs that may be sent, the preferred one first.
 #[derive(Debug, Clone)]
-pub struct Programs {
+pub(crate) struct Programs {
     first: Program,
     others: Vec<Program>,
 }
 
 impl Programs {
     /// The given program alone, or the `ipengine` beside this one and those for hosts where that does not run.
-    ///
-    /// # Errors
-    /// When the given one, or the one beside this one, cannot be read or is no ELF file.
-    pub fn find(given: Option<&Path>) -> Result<Self, ProgramError> {
+    pub(crate) fn find(given: Option<&Path>) -> Result<Self, ProgramError> {
         match given {
             Some(path) => Ok(Self {
                 first: Program::read(path)?,
@@ -86,21 +73,17 @@ impl Programs {
     }
 
     /// The preferred one.
-    #[must_use]
-    pub fn first(&self) -> &Program {
+    pub(crate) fn first(&self) -> &Program {
         &self.first
     }
 
     /// All of them.
-    pub fn iter(&self) -> impl Iterator<Item = &Program> {
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &Program> {
         std::iter::once(&self.first).chain(&self.others)
     }
 
     /// The first that runs on a host.
-    ///
-    /// # Errors
-    /// Why none does, and what to do.
-    pub fn for_host(
+    pub(crate) fn for_host(
         &self,
         system: &str,
         machine: &str,
@@ -126,10 +109,7 @@ impl Programs {
 
 impl Program {
     /// Looks at a program.
-    ///
-    /// # Errors
-    /// When it cannot be read or is no ELF file.
-    pub fn read(path: &Path) -> Result<Self, ProgramError> {
+    pub(crate) fn read(path: &Path) -> Result<Self, ProgramError> {
         let path = path.to_owned();
         let bytes = fs::read(&path).map_err(|source| ProgramError::Read {
             path: path.clone(),
@@ -147,14 +127,17 @@ impl Program {
     }
 
     /// Its name in a cache directory.
-    #[must_use]
-    pub fn cached_name(&self) -> String {
+    pub(crate) fn cached_name(&self) -> String {
         format!("ipengine-{}", self.hash)
     }
 
     /// Why it cannot run on a host, if so, and which file can.
-    #[must_use]
-    pub fn unfit(&self, system: &str, machine: &str, glibc: Option<(u32, u32)>) -> Option<String> {
+    pub(crate) fn unfit(
+        &self,
+        system: &str,
+        machine: &str,
+        glibc: Option<(u32, u32)>,
+    ) -> Option<String> {
         let by_hand = "or build it there and start it by hand (`ipctl connection-string`)";
         let take = format!(
             "name the ipengine of ipbroker-{}-{machine}-linux.tar.gz with --engine-program (`scripts/release` makes it; glibc 2.17 is enough for it), {by_hand}",

@@ -36,7 +36,7 @@ const SELF: &[u8] = b"ipbroker.controller";
 type ReplyTo = Answer<Option<serde_json::Value>>;
 
 /// What the rest of the controller asks of the relay.
-pub enum Request {
+pub(crate) enum Request {
     /// Send a message of the controller's own to an engine.
     Send {
         /// The engine's uuid.
@@ -57,7 +57,7 @@ const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Sends the controller's own messages to engines, on their control channel.
 #[derive(Clone)]
-pub struct ControlPost(Post<Request>);
+pub(crate) struct ControlPost(Post<Request>);
 
 impl ControlPost {
     /// Sends a message to an engine, e.g. `give_back_request`, `reply_ack`, `abort_request`. One that is not connected
@@ -65,7 +65,7 @@ impl ControlPost {
     ///
     /// # Panics
     /// Never for string-keyed contents.
-    pub fn send(&self, engine: &str, msg_type: &'static str, content: &impl Serialize) {
+    pub(crate) fn send(&self, engine: &str, msg_type: &'static str, content: &impl Serialize) {
         self.post(engine, msg_type, content, None);
     }
 
@@ -73,7 +73,7 @@ impl ControlPost {
     ///
     /// # Panics
     /// As [`send`](Self::send).
-    pub fn ask(
+    pub(crate) fn ask(
         &self,
         engine: &str,
         msg_type: &'static str,
@@ -100,16 +100,13 @@ impl ControlPost {
     }
 
     /// Ends the relay.
-    pub fn shutdown(&self) {
+    pub(crate) fn shutdown(&self) {
         self.0.send(Request::Shutdown);
     }
 }
 
 /// Starts the relay's thread. `tasks` is told of the aborts that pass.
-///
-/// # Errors
-/// When the process has no descriptors or threads left.
-pub fn spawn(
+pub(crate) fn spawn(
     clients: Socket,
     engines: Socket,
     session: Session,

@@ -25,7 +25,7 @@ pub(crate) const CLIENT_MESSAGES: i32 = 100_000;
 
 /// What the hub asks of the relay.
 #[derive(Debug)]
-pub enum Request {
+pub(crate) enum Request {
     /// Interrupt a Python engine once it is busy with this task, now if it is: `(engine uuid, msg_id)`.
     Interrupt(String, String),
     /// An engine is gone.
@@ -35,7 +35,7 @@ pub enum Request {
 }
 
 /// The two sockets, bound.
-pub struct Sockets {
+pub(crate) struct Sockets {
     /// SUB, engines' side.
     pub engines: Socket,
     /// PUB, clients' side.
@@ -43,10 +43,7 @@ pub struct Sockets {
 }
 
 /// Makes the sockets of the relay.
-///
-/// # Errors
-/// When the process has no descriptors left.
-pub fn sockets(context: &zmq::Context) -> zmq::Result<Sockets> {
+pub(crate) fn sockets(context: &zmq::Context) -> zmq::Result<Sockets> {
     let engines = socket::open(context, zmq::SUB)?;
     engines.set_subscribe(b"")?;
     let clients = socket::open(context, zmq::PUB)?;
@@ -55,10 +52,7 @@ pub fn sockets(context: &zmq::Context) -> zmq::Result<Sockets> {
 }
 
 /// Starts the relay's thread. `shutdown` is called with the uuid of each engine that says that it ends.
-///
-/// # Errors
-/// When the process has no descriptors or threads left.
-pub fn spawn(
+pub(crate) fn spawn(
     sockets: Sockets,
     session: Session,
     recorder: Recorder,

@@ -4,11 +4,11 @@
 //! is sent `[engine, client, <IDS|MSG>, …]`, of which it sees the client. Frames are moved, never copied.
 
 pub(crate) mod broadcast;
-pub mod control;
-pub mod iopub;
+pub(crate) mod control;
+pub(crate) mod iopub;
 pub(crate) mod lane;
 mod ledger;
-pub mod mux;
+pub(crate) mod mux;
 pub(crate) mod outbox;
 
 use ipbroker_protocol::{

@@ -28,7 +28,7 @@ use crate::{
 };
 
 /// The sockets of the relay, bound.
-pub struct Sockets {
+pub(crate) struct Sockets {
     /// Clients' side.
     pub clients: Socket,
     /// Engines' side.
@@ -40,10 +40,7 @@ pub struct Sockets {
 }
 
 /// A ROUTER for a relay; `identity` is what our engines send to first.
-///
-/// # Errors
-/// When the process has no descriptors left.
-pub fn router(context: &zmq::Context, identity: Option<&[u8]>) -> zmq::Result<Socket> {
+pub(crate) fn router(context: &zmq::Context, identity: Option<&[u8]>) -> zmq::Result<Socket> {
     let router = socket::router(context)?;
     router.set_sndhwm(SOCKET_MESSAGES)?;
     if let Some(identity) = identity {
@@ -53,7 +50,7 @@ pub fn router(context: &zmq::Context, identity: Option<&[u8]>) -> zmq::Result<So
 }
 
 /// What the hub asks of the relay.
-pub enum Request {
+pub(crate) enum Request {
     /// An engine is registered.
     Joined(String),
     /// An engine is gone: what was on it failed, and why.
@@ -86,10 +83,7 @@ pub enum Request {
 }
 
 /// Starts the relay's thread.
-///
-/// # Errors
-/// When the process has no descriptors or threads left.
-pub fn spawn(
+pub(crate) fn spawn(
     sockets: Sockets,
     session: Session,
     store: StoreHandle,
@@ -279,11 +273,7 @@ impl Mux {
         if is_task(&parent.msg_type) {
             let metadata =
                 ReplyMetadata::read(self.session.packer, reply.metadata()).unwrap_or_default();
-            let outcome = match &*metadata.status {
-                "ok" => Outcome::Ok,
-                "aborted" => Outcome::Aborted,
-                _ => Outcome::Error,
-            };
+            let outcome = Outcome::of(&metadata.status).unwrap_or(Outcome::Error);
             let late = self
                 .ledger
                 .answered(&parent.msg_id, outcome != Outcome::Aborted)

@@ -99,9 +99,6 @@ impl Outbox {
     }
 
     /// Sends to the peer that the first frame names, now or as soon as it takes more.
-    ///
-    /// # Errors
-    /// [`Refused`], with the frames.
     pub(crate) fn send(
         &mut self,
         socket: &Socket,
@@ -111,9 +108,6 @@ impl Outbox {
     }
 
     /// As [`Outbox::send`], and leaves the room of the frames for the next message.
-    ///
-    /// # Errors
-    /// [`Refused`], with the frames.
     pub(crate) fn pass(
         &mut self,
         socket: &Socket,

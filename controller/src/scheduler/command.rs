@@ -4,61 +4,58 @@
 //! with the result and that puts an event on the hub's own channel and wakes it.
 
 use std::collections::BTreeMap;
+use std::ops::Deref;
 use std::sync::Arc;
 
 use ipbroker_protocol::message::{
-    FailureSample, Slice, Stats, Stock, SubmissionSample, Unschedulable,
+    FailureSample, Registration, Slice, Stats, Stock, SubmissionSample, Unschedulable, capability,
 };
-use ipbroker_protocol::resources::{Grant, Pools};
+use ipbroker_protocol::resources::Grant;
 use ipbroker_protocol::zmq::Message;
 
 use super::core;
 use crate::mailbox::Answer;
 
-/// An engine as the hub knows it once its heart has beaten.
+/// An engine as the hub knows it once its heart has beaten: what it told, under the number that it got.
 #[derive(Debug, Clone, Default, PartialEq)]
-pub struct EngineProfile {
+pub(crate) struct EngineProfile {
     /// The engine's number.
     pub id: u32,
-    /// Its uuid; its bytes are the routing id of all its sockets.
-    pub uuid: String,
-    /// What it can run: `apply`, `execute`, `command`, `function`, and what it can do besides:
-    /// `array`, `give_back`, `ack`. Python engines: `apply` and `execute`.
-    pub capabilities: Vec<String>,
-    /// Names of its registered functions.
-    pub functions: Vec<String>,
-    /// All names and addresses of its host, the one to show first.
-    pub hosts: Vec<String>,
-    /// Tags given to it (racks, classes of machines).
-    pub tags: Vec<String>,
-    /// Process id, when it told.
-    pub pid: Option<u32>,
-    /// Cores of its host, when it told.
-    pub cores: Option<u32>,
-    /// Which machine it is on, when it told.
-    pub machine: Option<String>,
-    /// How long it stays, in seconds, when it told.
-    pub stays: Option<f64>,
-    /// What that machine has beside its cores.
-    pub resources: Pools,
-    /// The cores that it may use.
-    pub cpuset: Vec<u32>,
-    /// Its version, when it told.
-    pub version: Option<String>,
-    /// How it keeps limits of jobs, when it told.
-    pub limits: Option<String>,
-    /// It was registered before (it outlived a controller, or a pause), and may hold tasks.
-    pub returns: bool,
+    registration: Registration,
+}
+
+impl Deref for EngineProfile {
+    type Target = Registration;
+
+    fn deref(&self) -> &Registration {
+        &self.registration
+    }
 }
 
 impl EngineProfile {
+    /// The engine with this number; one that says nothing of what it can do is the peer's.
+    pub(crate) fn new(id: u32, mut registration: Registration) -> Self {
+        let python = || {
+            [capability::APPLY, capability::EXECUTE]
+                .map(str::to_owned)
+                .to_vec()
+        };
+        registration.capabilities.get_or_insert_with(python);
+        Self { id, registration }
+    }
+
+    /// What it can run and do besides.
+    pub(crate) fn capabilities(&self) -> &[String] {
+        self.capabilities.as_deref().unwrap_or_default()
+    }
+
     /// Whether it announced `capability`.
-    pub fn can(&self, capability: &str) -> bool {
-        self.capabilities.iter().any(|name| name == capability)
+    pub(crate) fn can(&self, capability: &str) -> bool {
+        self.capabilities().iter().any(|name| name == capability)
     }
 
     /// Whether it is one of ours (a Python engine announces none of these).
-    pub fn is_ours(&self) -> bool {
+    pub(crate) fn is_ours(&self) -> bool {
         self.can("command") || self.can("function")
     }
 
@@ -71,14 +68,14 @@ impl EngineProfile {
     }
 
     /// Whether Python code runs on it: one of the peer's, or one of ours with `--python`, which has a tag of that name.
-    pub fn runs_python(&self) -> bool {
+    pub(crate) fn runs_python(&self) -> bool {
         !self.is_ours() || self.tags.iter().any(|tag| tag == "python")
     }
 }
 
 /// How an engine left.
 #[derive(Debug, Clone, PartialEq)]
-pub enum Departure {
+pub(crate) enum Departure {
     /// It said goodbye; what it had not started, it gave back.
     Clean,
     /// Its heart stopped: it may have started anything it holds.
@@ -94,7 +91,7 @@ pub enum Departure {
 
 /// Which tasks an abort is about.
 #[derive(Debug, Clone, PartialEq)]
-pub enum Selection {
+pub(crate) enum Selection {
     /// These, as message ids or as `MSGID:INDEX`.
     Ids(Vec<String>),
     /// Those of one client session.
@@ -105,7 +102,7 @@ pub enum Selection {
 
 /// What became of an abort.
 #[derive(Debug, Clone, Default, PartialEq)]
-pub struct Aborted {
+pub(crate) struct Aborted {
     /// Ended now: they were waiting. Their replies are on their way.
     pub aborted: Vec<String>,
     /// On an engine: `(engine uuid, ids)`. The hub tells those engines, if it is to stop them.
@@ -118,7 +115,7 @@ pub struct Aborted {
 
 /// Where a task is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum TaskState {
+pub(crate) enum TaskState {
     /// Waiting (for an engine, a dependency, a retry).
     Waiting,
     /// On an engine.
@@ -133,7 +130,7 @@ pub enum TaskState {
 
 /// The tasks of one engine.
 #[derive(Debug, Clone, Default, PartialEq)]
-pub struct EngineTasks {
+pub(crate) struct EngineTasks {
     /// The engine.
     pub uuid: String,
     /// How many are on it now.
@@ -154,7 +151,7 @@ pub struct EngineTasks {
 
 /// The state of the queue.
 #[derive(Debug, Clone, Default, PartialEq)]
-pub struct TaskQueues {
+pub(crate) struct TaskQueues {
     /// Every engine that is registered.
     pub engines: Vec<EngineTasks>,
     /// How many tasks are on no engine.
@@ -165,7 +162,7 @@ pub struct TaskQueues {
 
 /// Why a task is where it is.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Explanation {
+pub(crate) struct Explanation {
     /// Its state.
     pub state: TaskState,
     /// A sentence or a few for a person.
@@ -175,13 +172,13 @@ pub struct Explanation {
 }
 
 /// Upper bounds of the classes in which run times are counted, in s; what is beyond the last has one more.
-pub const WATCH_BUCKETS: [f64; 12] = [
+pub(crate) const WATCH_BUCKETS: [f64; 12] = [
     0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 10.0, 60.0, 600.0, 3600.0,
 ];
 
 /// What those who watch are told of tasks. Times are seconds since the thread began.
 #[derive(Debug, Clone, Default, PartialEq)]
-pub struct Watched {
+pub(crate) struct Watched {
     /// When this was.
     pub now: f64,
     /// Tasks by state.
@@ -204,7 +201,7 @@ pub struct Watched {
 
 /// What an engine has.
 #[derive(Debug, Clone, Default, PartialEq)]
-pub struct EngineWork {
+pub(crate) struct EngineWork {
     /// The engine.
     pub uuid: String,
     /// Tasks that it has not answered.
@@ -225,7 +222,7 @@ pub struct EngineWork {
 
 /// A request to the task thread (scheduler or pure; what the pure one cannot know it answers as
 /// unknown or zero).
-pub enum Command {
+pub(crate) enum Command {
     /// An engine's heart beats: it may be given work. Comes again, with a new profile, when an
     /// engine registers anew under its uuid.
     EngineJoined(Arc<EngineProfile>),

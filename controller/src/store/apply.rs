@@ -1,9 +1,11 @@
 //! Turns records of the journal into rows: what happened to a task within one transaction is folded into one statement.
 
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
 use ipbroker_protocol::session::Packer;
+use rangemap::RangeMap;
 use rusqlite::{Connection, OptionalExtension, params};
 
 use super::db;
@@ -11,7 +13,6 @@ use super::event::{
     Event, Exception, Finished, Frames, Outcome, Stream, Submitted, TaskRef, exceptions,
 };
 use super::fold::{Fold, Folds, Keyed, Parts, ResultColumns, Times, head, some};
-use super::ranges::RangeMap;
 use super::row::find_key;
 use super::shared::Shared;
 use super::unpack::parse_time;
@@ -535,15 +536,21 @@ fn tolerate(result: rusqlite::Result<()>, what: &str) -> rusqlite::Result<()> {
 }
 
 /// The outcomes of an array's members, `None` where a member has ended and is tried again.
-pub(crate) fn array_outcomes(conn: &Connection, key: u64) -> rusqlite::Result<RangeMap<Outcome>> {
+pub(crate) fn array_outcomes(
+    conn: &Connection,
+    key: u64,
+) -> rusqlite::Result<RangeMap<u64, Outcome>> {
     let mut map = RangeMap::new();
     let mut pieces = conn.prepare_cached(
         "SELECT lo, hi, status, exceptions FROM piece WHERE task = ?1 ORDER BY id",
     )?;
     let mut rows = pieces.query([key])?;
     while let Some(row) = rows.next()? {
-        if let Some(outcome) = outcome_of(row.get_ref(2)?.as_str()?) {
-            map.insert(row.get(0)?..row.get(1)?, outcome);
+        let range: Range<u64> = row.get(0)?..row.get(1)?;
+        if let Some(outcome) = Outcome::of(row.get_ref(2)?.as_str()?)
+            && !range.is_empty()
+        {
+            map.insert(range, outcome);
         }
         if let Some(packed) = row.get_ref(3)?.as_blob_or_null()? {
             for (member, exception) in exceptions(packed) {
@@ -582,16 +589,6 @@ fn array_outcome(conn: &Connection, key: u64) -> rusqlite::Result<Outcome> {
         }
     }
     Ok(whole)
-}
-
-/// The outcome a status stands for, if it is one.
-pub(crate) fn outcome_of(status: &str) -> Option<Outcome> {
-    Some(match status {
-        "ok" => Outcome::Ok,
-        "error" => Outcome::Error,
-        "aborted" => Outcome::Aborted,
-        _ => return None,
-    })
 }
 
 const INSERT: &str = "INSERT INTO task (key, msg_id, queue, count, msg_type, name, label, client, client_uuid, status, attempt,

@@ -18,13 +18,14 @@ pub enum Outcome {
 }
 
 impl Outcome {
+    const ALL: [Self; 3] = [Self::Ok, Self::Error, Self::Aborted];
+
     pub(crate) fn from_u8(value: u8) -> Option<Self> {
-        Some(match value {
-            0 => Outcome::Ok,
-            1 => Outcome::Error,
-            2 => Outcome::Aborted,
-            _ => return None,
-        })
+        Self::ALL.get(usize::from(value)).copied()
+    }
+    /// The outcome that this stands for, as in replies, if it is one.
+    pub(crate) fn of(status: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|known| known.as_str() == status)
     }
     /// As in replies: `ok`, `error`, `aborted`.
     #[must_use]
@@ -51,12 +52,8 @@ pub enum Queue {
 
 impl Queue {
     pub(crate) fn from_u8(value: u8) -> Option<Self> {
-        Some(match value {
-            0 => Queue::Task,
-            1 => Queue::Mux,
-            2 => Queue::Broadcast,
-            _ => return None,
-        })
+        let all = [Queue::Task, Queue::Mux, Queue::Broadcast];
+        all.get(usize::from(value)).copied()
     }
     /// The `queue` field of the peer's records.
     #[must_use]

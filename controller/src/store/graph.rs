@@ -9,7 +9,7 @@ use ipbroker_protocol::message::{GraphReply, GraphRequest, GraphTask};
 use rusqlite::{Connection, OptionalExtension, params};
 use serde::Deserialize;
 
-use super::apply::{array_outcomes, held, outcome_of};
+use super::apply::{array_outcomes, held};
 use super::event::Outcome;
 use super::query::Reader;
 use super::row::{Message, find_key, member_argument};
@@ -197,7 +197,7 @@ impl Reader {
                 1 => row.status == "dispatched",
                 _ => !held(conn, row.key)?.is_empty(),
             };
-            let state = self.state(outcome_of(&row.status), running, row.error.as_deref());
+            let state = self.state(Outcome::of(&row.status), running, row.error.as_deref());
             part.tasks.push(task(row.id, name, state, row.count));
             return Ok(true);
         }

@@ -312,13 +312,6 @@ impl Recorder {
         }
     }
 
-    /// Keeps a value that a later controller finds in [`Recovered::meta`](super::Recovered::meta).
-    pub fn set_meta(&mut self, name: &str, value: &str) {
-        if self.target.is_some() {
-            self.batch.meta(name, value);
-        }
-    }
-
     /// Hands over what was recorded; call it once per loop.
     pub fn flush(&mut self) {
         if let Some((requests, _)) = &self.target

@@ -45,7 +45,6 @@ mod opening;
 mod options;
 mod prune;
 mod query;
-mod ranges;
 mod recover;
 mod row;
 mod search;
@@ -131,9 +130,7 @@ impl StoreError {
 /// Microseconds since 1970, UTC: the unit of all times here.
 #[must_use]
 pub fn now_us() -> i64 {
-    std::time::SystemTime::now()
-        .duration_since(std::time::UNIX_EPOCH)
-        .map_or(0, |d| i64::try_from(d.as_micros()).unwrap_or(i64::MAX))
+    jiff::Timestamp::now().as_microsecond()
 }
 
 /// What an earlier controller left.
@@ -144,7 +141,7 @@ pub struct Recovered {
     /// The latest outcomes, for dependencies: at most 100,000, oldest first. Earlier ones are asked for
     /// ([`StoreHandle::outcomes`]).
     pub outcomes: Vec<(String, Outcome)>,
-    /// What was stored with [`StoreHandle::set_meta`].
+    /// What was stored with [`Journal::set_meta`].
     pub meta: std::collections::BTreeMap<String, String>,
 }
 

@@ -6,7 +6,7 @@ use rusqlite::types::Value as Sql;
 use rusqlite::{Connection, OptionalExtension, params_from_iter};
 use serde_json::{Map, Value};
 
-use super::apply::outcome_of;
+use super::event::Outcome;
 use super::filter::{FIELDS, Filter, Op};
 use super::handle::{Lookup, Purge, Query, Record, StoredReply, StoredRequest};
 use super::row::{FULL, LIGHT, Piece, Task, find_key, is_light};
@@ -162,7 +162,7 @@ impl Reader {
             let parent = task.request.header;
             if task.count > 1 {
                 for piece in Piece::all(conn, key)? {
-                    let Some(outcome) = outcome_of(&piece.status) else {
+                    let Some(outcome) = Outcome::of(&piece.status) else {
                         continue;
                     };
                     let mut frames = piece.result.frames(&self.spill, self.packing)?;
@@ -174,7 +174,7 @@ impl Reader {
                         frames,
                     });
                 }
-            } else if let Some(outcome) = outcome_of(&task.status) {
+            } else if let Some(outcome) = Outcome::of(&task.status) {
                 let mut frames = task.result.frames(&self.spill, self.packing)?;
                 frames[1] = parent.unwrap_or_default();
                 replies.push(StoredReply {
@@ -288,7 +288,7 @@ pub(super) fn outcomes(
                     .optional()?;
                 match status {
                     Some((status, true)) => {
-                        outcome_of(&status).map_or(Lookup::Pending, Lookup::Done)
+                        Outcome::of(&status).map_or(Lookup::Pending, Lookup::Done)
                     }
                     _ => Lookup::Unknown,
                 }

@@ -7,13 +7,13 @@ use std::path::Path;
 use std::sync::atomic::Ordering::Relaxed;
 
 use ipbroker_protocol::session::Packer;
+use rangemap::RangeSet;
 use rusqlite::Connection;
 use serde_json::json;
 
-use super::apply::{Applier, array_outcomes, held, outcome_of};
+use super::apply::{Applier, array_outcomes, held};
 use super::event::Outcome;
 use super::prune;
-use super::ranges::RangeMap;
 use super::row::{FULL, Task};
 use super::shared::Shared;
 use super::spill::Spill;
@@ -173,7 +173,7 @@ pub(crate) fn recover(
         )?;
         let mut rows = latest.query([OUTCOMES])?;
         while let Some(row) = rows.next()? {
-            if let Some(outcome) = outcome_of(row.get_ref(1)?.as_str()?) {
+            if let Some(outcome) = Outcome::of(row.get_ref(1)?.as_str()?) {
                 recovered.outcomes.push((row.get(0)?, outcome));
             }
         }
@@ -235,14 +235,16 @@ pub(crate) fn recover(
 /// Which members of an array wait, are held, have ended.
 fn members(conn: &Connection, task: &mut RecoveredTask) -> rusqlite::Result<()> {
     let ended = array_outcomes(conn, task.key)?;
-    let mut waiting = RangeMap::new();
-    waiting.insert(0..task.count, ());
-    for (range, outcome) in ended.iter() {
+    let all = (task.count > 0).then_some(0..task.count);
+    let mut waiting = RangeSet::from_iter(all);
+    for (range, outcome) in ended {
         waiting.remove(range.clone());
-        task.ended.push((range, *outcome));
+        task.ended.push((range, outcome));
     }
     for (lo, hi, engine, attempt, at) in held(conn, task.key)? {
-        waiting.remove(lo..hi);
+        if lo < hi {
+            waiting.remove(lo..hi);
+        }
         task.attempt = task.attempt.max(attempt);
         task.dispatched.push(RecoveredDispatch {
             range: lo..hi,
@@ -252,7 +254,7 @@ fn members(conn: &Connection, task: &mut RecoveredTask) -> rusqlite::Result<()> 
         });
     }
     task.dispatched.sort_by_key(|d| d.range.start);
-    task.waiting = waiting.iter().map(|(range, ())| range).collect();
+    task.waiting = waiting.into_iter().collect();
     Ok(())
 }
 

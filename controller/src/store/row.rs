@@ -7,7 +7,7 @@ use ipbroker_protocol::session::Packer;
 use rusqlite::{Connection, OptionalExtension, Row as SqlRow};
 use serde_json::{Map, Value, json};
 
-use super::apply::{array_outcomes, outcome_of};
+use super::apply::array_outcomes;
 use super::event::{Exception, Frame, Outcome, exceptions, frames_in};
 use super::filter::{FIELDS, is_time};
 use super::handle::Record;
@@ -533,7 +533,7 @@ impl Piece {
         match exceptions(&self.exceptions).find(|(index, _)| *index == member) {
             Some((_, Exception::Ended(outcome))) => Some(outcome),
             Some((_, Exception::Retry)) => None,
-            None => outcome_of(&self.status),
+            None => Outcome::of(&self.status),
         }
     }
 }

@@ -4,7 +4,8 @@ use ipbroker_protocol::array::member_id;
 use ipbroker_protocol::message::{GraphTask, SearchReply, SearchRequest};
 use rusqlite::{Connection, Row};
 
-use super::apply::{NAME_CHARS, outcome_of};
+use super::apply::NAME_CHARS;
+use super::event::Outcome;
 use super::graph::line;
 use super::query::Reader;
 use super::row::{Message, find_key, member_argument};
@@ -110,7 +111,7 @@ impl Reader {
             let status: String = row.get(5)?;
             let error: Option<Vec<u8>> = row.get(6)?;
             let running = matches!(&*status, "dispatched" | "running");
-            Ok(self.state(outcome_of(&status), running, error.as_deref()))
+            Ok(self.state(Outcome::of(&status), running, error.as_deref()))
         };
         let size = [&request.content, &request.buffers];
         let size = size.into_iter().flatten().map(Vec::len).sum();

@@ -271,7 +271,7 @@ impl Outcome<'_> {
     }
 }
 
-/// Metadata of a reply; the keys are those of [`ipbroker_protocol::message::Reply`], and the peer's for broadcasts.
+/// Metadata of a reply; the keys are those of [`ipbroker_protocol::message::ReplyMetadata`], and the peer's for broadcasts.
 #[derive(Serialize)]
 struct Metadata<'a> {
     status: &'a str,

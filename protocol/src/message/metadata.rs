@@ -10,7 +10,7 @@ use crate::{
     fields::fields,
     resources::Request,
     session::{Packer, UnpackError},
-    value::{Map, or_null},
+    value::{Value, or_null},
 };
 
 /// Scheduling metadata of a task request, as the scheduler reads it. Every key may be absent, null or empty.
@@ -238,73 +238,23 @@ impl<'a> ReplyMetadata<'a> {
     }
 }
 
-/// Metadata that our engine puts on a reply.
-#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
-pub struct Reply {
-    /// `ok`, `error` or `aborted`.
-    pub status: String,
-    /// The engine's uuid.
-    pub engine: String,
-    /// The engine's id.
-    pub engine_id: u32,
-    /// The engine's host.
-    pub host: String,
-    /// When it began, ISO 8601 UTC, in the controller's clock.
-    pub started: String,
-    /// When it ended.
-    pub completed: String,
-    /// Run time in s; of a range, the sum.
-    pub duration: f64,
-    /// False when the engine lacked what the task needs.
-    pub dependencies_met: bool,
-    /// The members that this reply is about.
-    #[serde(skip_serializing_if = "Option::is_none", default)]
-    pub range: Option<(u64, u64)>,
-    /// Members that did not end well.
-    #[serde(skip_serializing_if = "Vec::is_empty", default)]
-    pub failed: Vec<(u64, String)>,
-    /// The blob holds one value, the result of every member.
-    #[serde(skip_serializing_if = "std::ops::Not::not", default)]
-    pub same: bool,
-    /// Which try this was.
-    #[serde(skip_serializing_if = "is_zero", default)]
-    pub attempt: u32,
-}
-
-/// Metadata of any message, all keys.
-pub type Metadata = Map;
-
 fn list_or_null<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<String>, D::Error> {
-    struct Shape;
-    impl<'de> serde::de::Visitor<'de> for Shape {
-        type Value = Vec<String>;
-        fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-            f.write_str("a list of names")
-        }
-        fn visit_unit<E>(self) -> Result<Self::Value, E> {
-            Ok(Vec::new())
-        }
-        fn visit_none<E>(self) -> Result<Self::Value, E> {
-            Ok(Vec::new())
-        }
-        fn visit_str<E>(self, name: &str) -> Result<Self::Value, E> {
-            Ok(vec![name.to_owned()])
-        }
-        fn visit_seq<A: serde::de::SeqAccess<'de>>(
-            self,
-            mut seq: A,
-        ) -> Result<Self::Value, A::Error> {
-            let mut names = Vec::new();
-            // Targets of a broadcast are [uuid, id] pairs: the scheduler has no use for them, so they do not fail here.
-            while let Some(crate::value::Value(name)) = seq.next_element()? {
-                if let serde_json::Value::String(name) = name {
-                    names.push(name);
-                }
-            }
-            Ok(names)
-        }
+    #[derive(Deserialize)]
+    #[serde(untagged, expecting = "a list of names")]
+    enum Shape {
+        Null,
+        One(String),
+        // Targets of a broadcast are [uuid, id] pairs: the scheduler has no use for them, so they do not fail here.
+        Many(Vec<Value>),
     }
-    deserializer.deserialize_any(Shape)
+    Ok(match Shape::deserialize(deserializer)? {
+        Shape::Null => Vec::new(),
+        Shape::One(name) => vec![name],
+        Shape::Many(names) => {
+            let names = names.iter().filter_map(|Value(name)| name.as_str());
+            names.map(str::to_owned).collect()
+        }
+    })
 }
 
 #[cfg(test)]
@@ -340,11 +290,7 @@ mod tests {
                 (metadata.hosts.len(), metadata.array, metadata.ack),
                 (1, Some(3), Some(true))
             );
-            let reply = Reply {
-                failed: vec![(3, "error".into())],
-                range: Some((2, 9)),
-                ..Reply::default()
-            };
+            let reply = serde_json::json!({"failed": [[3, "error"]], "range": [2, 9]});
             let packed = packer.pack(&reply);
             let read: ReplyMetadata<'_> = packer.unpack(&packed).unwrap();
             assert_eq!((read.range, read.failed.len()), (Some((2, 9)), 1));

@@ -3,7 +3,7 @@
 use std::{
     fmt, io,
     net::{Ipv4Addr, TcpListener},
-    path::Path,
+    path::{Path, PathBuf},
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -12,8 +12,10 @@ use std::{
     time::{Duration, Instant},
 };
 
+use serde::de::DeserializeOwned;
+
 use crate::{
-    connection::{ClientConnection, Common, EngineConnection},
+    connection::{self, ClientConnection, Common, ConnectionError, EngineConnection},
     wake::{self, Wake, Waker},
 };
 
@@ -107,31 +109,46 @@ impl Gateway {
         })
     }
 
-    /// Reads a file of a profile on the server: `file` below `dir`, or below the profile of that name where its user
-    /// keeps profiles. None: it is not there.
+    /// Reads a connection file on the server: `file`, or the one of the profile there that is named like `local`. That may be
+    /// an older copy, and is read if the server has none. With it comes where it is, or where it was looked for.
     ///
     /// # Errors
-    /// When the connection fails.
-    pub fn fetch(
+    /// When the connection fails, or the file is none.
+    pub fn connection_file<T, E>(
         &self,
-        dir: Option<&Path>,
-        profile: &str,
-        file: &str,
-    ) -> Result<Option<Vec<u8>>, SshError> {
-        let dir = match dir {
-            Some(dir) => quote(&dir.to_string_lossy()),
-            None => format!(
-                "\"${{IPYTHONDIR:-$HOME/.ipython}}\"/{}",
-                quote(&format!("profile_{profile}"))
-            ),
+        file: Option<&Path>,
+        profile: Option<&str>,
+        profile_dir: Option<&Path>,
+        local: &Path,
+    ) -> Result<(Option<T>, PathBuf), E>
+    where
+        T: DeserializeOwned,
+        E: From<SshError> + From<ConnectionError>,
+    {
+        let (base, dir) = match profile_dir {
+            Some(dir) => ("", dir.to_owned()),
+            None => {
+                let profile = format!("profile_{}", profile.unwrap_or("default"));
+                ("\"${IPYTHONDIR:-$HOME/.ipython}\"/", profile.into())
+            }
         };
-        let script = format!("f={dir}/{}; [ -r \"$f\" ] && cat \"$f\"", quote(file));
-        let output = self.connection.run(
-            &format!("/bin/sh -c {}", quote(&script)),
-            io::empty(),
-            FETCH,
-        )?;
-        Ok((output.status == 0 && !output.stdout.is_empty()).then_some(output.stdout))
+        let name = local.file_name().unwrap_or_default();
+        let (base, path) = match file {
+            Some(file) => ("", file.to_owned()),
+            None => (base, dir.join("security").join(name)),
+        };
+        let path = path.to_string_lossy();
+        let script = format!("f={base}{}; [ -r \"$f\" ] && cat \"$f\"", quote(&path));
+        let command = format!("/bin/sh -c {}", quote(&script));
+        let output = self.connection.run(&command, io::empty(), FETCH)?;
+        let there = PathBuf::from(format!("{}:{path}", self.server));
+        if output.status == 0 && !output.stdout.is_empty() {
+            return Ok((Some(connection::parse(&output.stdout, &there)?), there));
+        }
+        if local.exists() {
+            return Ok((Some(connection::load(local)?), local.to_owned()));
+        }
+        Ok((None, there))
     }
 
     /// Rewrites an engine's connection so that it leads through the server.

@@ -4,10 +4,11 @@
 mod grow;
 mod system;
 
-pub use system::{JobState, SYSTEMS, System};
+pub(crate) use system::{JobState, System};
 
 use std::{
     borrow::Cow,
+    ffi::OsStr,
     fs, io,
     io::Read,
     path::{Path, PathBuf},
@@ -17,19 +18,19 @@ use std::{
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
     thread::{self, JoinHandle},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use ipbroker_protocol::wake::{self, Waker};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::{LaunchEvent, Launcher, Sink, read_record, write_record};
+use super::{LaunchEvent, Launcher, Sink, join, read_record, write_record};
 use grow::Keeper;
 
 /// What to submit.
 #[derive(Debug, Clone)]
-pub struct Plan {
+pub(crate) struct Plan {
     /// To which system.
     pub system: &'static System,
     /// How many engines, of each job.
@@ -58,7 +59,7 @@ pub struct Plan {
 
 /// A cluster that grows while tasks wait, and shrinks when its engines are idle.
 #[derive(Debug, Clone, Copy)]
-pub struct Growth {
+pub(crate) struct Growth {
     /// Engines that are there in any case.
     pub min: u32,
     /// Engines that there may be, waiting jobs included.
@@ -68,10 +69,10 @@ pub struct Growth {
 }
 
 /// How many engines tasks could use, by the longest that these tasks may run (0: they do not say it), longest first.
-pub type Demand = Vec<(Duration, u64)>;
+pub(crate) type Demand = Vec<(Duration, u64)>;
 
 /// What a launcher asks and tells the controller.
-pub struct Ways {
+pub(crate) struct Ways {
     /// What the tasks that wait could use, with so many engines at most; apart by length if engines stay as long as is asked,
     /// and that may be so long. None while that is not known.
     pub demand: Box<dyn Fn(u64, Option<Duration>) -> Option<Demand> + Send>,
@@ -104,41 +105,28 @@ struct Job {
 
 /// Why nothing was submitted.
 #[derive(Debug, thiserror::Error)]
-pub enum BatchError {
+pub(crate) enum BatchError {
     /// A file cannot be read or written.
     #[error("{path}: {source}", path = path.display())]
-    File {
-        /// Which.
-        path: PathBuf,
-        /// Why not.
-        source: io::Error,
-    },
+    File { path: PathBuf, source: io::Error },
     /// A command of the batch system cannot be run.
     #[error("cannot run `{command}`: {source}; is this a submit host of {system}?")]
     Command {
-        /// The command.
         command: &'static str,
-        /// The system.
         system: &'static str,
-        /// Why not.
         source: io::Error,
     },
     /// The batch system has refused the job.
     #[error("{command} has refused the job ({script}): {reason}", script = script.display())]
     Refused {
-        /// The command.
         command: &'static str,
-        /// The script.
         script: PathBuf,
-        /// Its words.
         reason: String,
     },
     /// It has taken the job and not said under which number.
     #[error("{command} took the job, but gave no job number that we understand: {output}")]
     NoNumber {
-        /// The command.
         command: &'static str,
-        /// Its words.
         output: String,
     },
     /// No threads, no descriptors.
@@ -155,7 +143,7 @@ impl BatchError {
 }
 
 /// Engines in batch jobs.
-pub struct BatchLauncher {
+pub(crate) struct BatchLauncher {
     stop: Arc<AtomicBool>,
     joined: Arc<AtomicU64>,
     waker: Waker,
@@ -166,10 +154,7 @@ pub struct BatchLauncher {
 impl BatchLauncher {
     /// Writes the script and submits it, unless an earlier controller's jobs are there; what becomes of the jobs is told to
     /// `sink`.
-    ///
-    /// # Errors
-    /// When the script cannot be written or the first job is refused.
-    pub fn start(plan: Plan, sink: Sink, ways: Ways) -> Result<Self, BatchError> {
+    pub(crate) fn start(plan: Plan, sink: Sink, ways: Ways) -> Result<Self, BatchError> {
         let stop = Arc::new(AtomicBool::new(false));
         let joined = Arc::new(AtomicU64::new(0));
         let (waker, wake) = wake::pair()?;
@@ -197,15 +182,7 @@ impl Launcher for BatchLauncher {
     fn stop(&mut self, grace: Duration) {
         self.stop.store(true, Ordering::Release);
         self.waker.wake();
-        let until = Instant::now() + grace;
-        if let Some(thread) = self.thread.take() {
-            while !thread.is_finished() && Instant::now() < until {
-                thread::sleep(Duration::from_millis(20));
-            }
-            if thread.is_finished() {
-                let _ = thread.join();
-            }
-        }
+        join(self.thread.take(), grace);
         let _ = fs::remove_file(&self.record);
     }
 }
@@ -220,14 +197,15 @@ fn recorded(plan: &Plan) -> Vec<Job> {
     its.map(|recorded| recorded.jobs).unwrap_or_default()
 }
 
+fn run(program: &str, args: &[impl AsRef<OsStr>]) -> io::Result<Output> {
+    let mut command = Command::new(program);
+    command.args(args).stdin(Stdio::null()).output()
+}
+
 /// How a job is, as far as its system answers.
 fn state(system: &System, job: &str) -> Option<JobState> {
     let (program, args) = (system.query)(job);
-    let output = Command::new(program)
-        .args(args)
-        .stdin(Stdio::null())
-        .output()
-        .ok()?;
+    let output = run(program, &args).ok()?;
     (system.state)(
         job,
         output.status.success(),
@@ -240,12 +218,7 @@ fn state(system: &System, job: &str) -> Option<JobState> {
 fn why(system: &System, job: &str) -> Option<String> {
     let (command, head) = system.why?;
     let (program, args) = command.split_first()?;
-    let output = Command::new(program)
-        .args(args)
-        .arg(job)
-        .stdin(Stdio::null())
-        .output()
-        .ok()?;
+    let output = run(program, &[args, &[job]].concat()).ok()?;
     let text = String::from_utf8_lossy(&output.stdout);
     let line = text.lines().find_map(|line| line.strip_prefix(head))?;
     // The task's number stands before it.
@@ -325,10 +298,7 @@ fn cancel(system: &System, jobs: &[&str], wait: bool) -> Result<(), String> {
     if jobs.is_empty() {
         return Ok(());
     }
-    Command::new(system.cancel)
-        .args(jobs)
-        .stdin(Stdio::null())
-        .output()
+    run(system.cancel, jobs)
         .map_err(|error| format!("`{} {}`: {error}", system.cancel, jobs.join(" ")))?;
     for job in jobs.iter().filter(|_| wait) {
         while state(system, job).is_some_and(|state| state != JobState::Gone) {

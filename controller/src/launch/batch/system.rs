@@ -12,14 +12,13 @@ use super::Plan;
 /// directory of the output files, `{array:…}` a line that is there only for more than one engine (the `…`), `{time:…}` one that
 /// is there only if the tasks that wait say how long the job must be: in it `{minutes}` or `{seconds}`.
 #[derive(Debug)]
-pub struct System {
+pub(crate) struct System {
     /// Its name on the command line.
     pub name: &'static str,
     /// The command that takes a script.
     pub submit: &'static str,
     /// Whether it takes it on standard input.
     pub script_on_stdin: bool,
-    /// The script.
     pub template: &'static str,
     /// The job's number in what the submit command prints.
     pub number: fn(&str) -> Option<String>,
@@ -39,7 +38,7 @@ pub struct System {
 
 /// How a job is.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum JobState {
+pub(crate) enum JobState {
     /// In the queue, in the system's words.
     Waiting(String),
     /// At least a part of it runs.
@@ -54,7 +53,7 @@ pub enum JobState {
 const SLURM_TOO_LONG: [&str; 3] = ["TimeLimit", "MaxWallDuration", "time limit is invalid"];
 
 /// All that are known.
-pub static SYSTEMS: [System; 5] = [
+pub(crate) static SYSTEMS: [System; 5] = [
     System {
         name: "slurm",
         submit: "sbatch",
@@ -279,7 +278,7 @@ fn first_number(text: &str) -> Option<String> {
 
 impl System {
     /// The system of that name.
-    pub fn find(name: &str) -> Option<&'static Self> {
+    pub(crate) fn find(name: &str) -> Option<&'static Self> {
         SYSTEMS
             .iter()
             .find(|system| system.name.eq_ignore_ascii_case(name))

@@ -1,4 +1,4 @@
-use std::{os::unix::fs::PermissionsExt, sync::Mutex};
+use std::{os::unix::fs::PermissionsExt, sync::Mutex, time::Instant};
 
 use super::*;
 

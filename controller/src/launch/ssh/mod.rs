@@ -13,7 +13,7 @@ use std::{
         atomic::{AtomicBool, Ordering},
     },
     thread::{self, JoinHandle},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
@@ -28,13 +28,14 @@ use ipbroker_protocol::{
 use super::{
     LaunchEvent, Launcher, Sink,
     hosts::{HostSpec, share},
+    join,
     program::{ProgramError, Programs},
     read_record, write_record,
 };
 
 /// What to start, and how to get there.
 #[derive(Debug, Clone)]
-pub struct Plan {
+pub(crate) struct Plan {
     /// On which hosts.
     pub hosts: Vec<HostSpec>,
     /// Engines in all, shared out by cores; none: each host's own number, or its cores.
@@ -60,7 +61,7 @@ pub struct Plan {
 
 /// What is needed here to start engines elsewhere, looked up before anything is started.
 #[derive(Debug, Clone)]
-pub struct Tools {
+pub(crate) struct Tools {
     settings: Settings,
     programs: Programs,
 }
@@ -68,10 +69,7 @@ pub struct Tools {
 impl Tools {
     /// Reads the SSH configuration (none: `~/.ssh/config`) and the programs to send (none: see [`Programs::find`]).
     /// `accept_new`: hosts seen for the first time are trusted.
-    ///
-    /// # Errors
-    /// When either is of no use.
-    pub fn find(
+    pub(crate) fn find(
         ssh_config: Option<&Path>,
         accept_new: bool,
         program: Option<&Path>,
@@ -99,7 +97,7 @@ struct Survivor {
 
 /// Why nothing can be started at all.
 #[derive(Debug, thiserror::Error)]
-pub enum LaunchError {
+pub(crate) enum LaunchError {
     /// There is no program to send.
     #[error(transparent)]
     Program(#[from] ProgramError),
@@ -157,7 +155,7 @@ enum Report {
 }
 
 /// Engines on other hosts.
-pub struct SshLauncher {
+pub(crate) struct SshLauncher {
     shared: Arc<Shared>,
     wakers: Vec<Waker>,
     threads: Vec<JoinHandle<()>>,
@@ -165,10 +163,7 @@ pub struct SshLauncher {
 
 impl SshLauncher {
     /// Begins to start the engines; what becomes of it is told to `sink`, at last a [`LaunchEvent::Settled`].
-    ///
-    /// # Errors
-    /// When there are no threads to be had.
-    pub fn start(plan: Plan, sink: Sink) -> Result<Self, LaunchError> {
+    pub(crate) fn start(plan: Plan, sink: Sink) -> Result<Self, LaunchError> {
         let turns = bounded(plan.parallel.max(1));
         for _ in 0..plan.parallel.max(1) {
             let _ = turns.0.send(());
@@ -320,15 +315,7 @@ impl Launcher for SshLauncher {
     fn stop(&mut self, grace: Duration) {
         self.tell_to_stop();
         // Each thread has its own limit; a host that does not answer is left to its engines, which end by themselves.
-        let until = Instant::now() + grace;
-        while self.threads.iter().any(|t| !t.is_finished()) && Instant::now() < until {
-            thread::sleep(Duration::from_millis(10));
-        }
-        for thread in self.threads.drain(..) {
-            if thread.is_finished() {
-                let _ = thread.join();
-            }
-        }
+        join(self.threads.drain(..), grace);
         let _ = fs::remove_file(&self.shared.plan.record);
     }
 }

@@ -179,10 +179,7 @@ impl Leaves {
 }
 
 /// Tells of the connections of a DEALER; to be called before it is bound.
-///
-/// # Errors
-/// When the context has no sockets left.
-pub fn watch(context: &Context, engines: &Socket) -> zmq::Result<Socket> {
+pub(crate) fn watch(context: &Context, engines: &Socket) -> zmq::Result<Socket> {
     engines.monitor(
         MONITOR,
         i32::from(SocketEvent::ACCEPTED.to_raw() | SocketEvent::DISCONNECTED.to_raw()),

@@ -17,7 +17,7 @@ mod intake;
 mod leave;
 mod questions;
 
-pub use leave::watch;
+pub(crate) use leave::watch;
 
 use std::{
     collections::{HashSet, VecDeque},
@@ -43,7 +43,7 @@ use crate::{
 };
 
 /// The DEALER's high-water mark when `--hwm` gives none: messages on their way to one engine.
-pub const HIGH_WATER: i32 = 1000;
+pub(crate) const HIGH_WATER: i32 = 1000;
 
 /// Messages moved in one direction before the other gets its turn.
 const BATCH: usize = 256;
@@ -52,7 +52,7 @@ const BATCH: usize = 256;
 const TICK: Duration = Duration::from_millis(10);
 
 /// Everything a pure relay is made of.
-pub struct PureThread {
+pub(crate) struct PureThread {
     /// ROUTER that clients connect to, bound.
     pub clients: Socket,
     /// DEALER that engines connect to, bound.
@@ -102,10 +102,7 @@ struct Pure {
 
 impl PureThread {
     /// Runs until [`Command::Shutdown`].
-    ///
-    /// # Errors
-    /// When a socket fails in a way that no retry mends.
-    pub fn run(self) -> io::Result<()> {
+    pub(crate) fn run(self) -> io::Result<()> {
         let mut pure = Pure {
             clients: self.clients,
             engines: self.engines,

@@ -88,7 +88,7 @@ impl Engines {
     ) {
         let uuid = &*profile.uuid;
         self.leave(uuid);
-        let host = profile.hosts.first().map_or("unknown", String::as_str);
+        let host = profile.host.first().map_or("unknown", String::as_str);
         let host = self
             .hosts
             .iter()
@@ -120,7 +120,7 @@ impl Engines {
             bundles: profile.can(capability::BUNDLE),
             machine: profile.machine.as_deref().unwrap_or_default().into(),
             host,
-            places: profile.hosts.iter().chain(&profile.tags).cloned().collect(),
+            places: profile.host.iter().chain(&profile.tags).cloned().collect(),
             safe: Acked::default(),
             safe_since: None,
             question: None,

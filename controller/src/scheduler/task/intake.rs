@@ -135,9 +135,6 @@ impl Scheduler {
     }
 
     /// A submission of the controller's own, from the (empty) identity on.
-    ///
-    /// # Errors
-    /// Why it is refused.
     pub(super) fn submit(
         &mut self,
         frames: Vec<Message>,

@@ -58,7 +58,7 @@ use crate::{
 };
 
 /// Everything a task thread is made of.
-pub struct TaskThread {
+pub(crate) struct TaskThread {
     /// ROUTER that clients connect to, bound.
     pub clients: Socket,
     /// ROUTER that engines connect to, bound, with the routing id [`ipbroker_protocol::socket::routing::TASK`].
@@ -157,10 +157,7 @@ enum Outgoing {
 
 impl TaskThread {
     /// Runs until [`Command::Shutdown`].
-    ///
-    /// # Errors
-    /// When sockets or descriptors fail in a way that no retry mends.
-    pub fn run(self) -> io::Result<()> {
+    pub(crate) fn run(self) -> io::Result<()> {
         let (post, answers) = mailbox()?;
         let durable_post = post.clone();
         self.store

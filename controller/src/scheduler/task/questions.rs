@@ -146,9 +146,9 @@ impl Scheduler {
             &EngineSpec {
                 uuid: &profile.uuid,
                 id: profile.id,
-                hosts: &profile.hosts,
+                hosts: &profile.host,
                 tags: &profile.tags,
-                capabilities: &profile.capabilities,
+                capabilities: profile.capabilities(),
                 can_give_back: profile.can("give_back"),
                 host: host_spec.as_ref(),
                 stays: profile.stays.map(|seconds| nanos(Some(seconds))),

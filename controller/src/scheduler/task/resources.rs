@@ -47,9 +47,6 @@ impl Seat {
 const SEAT: &str = "seat.";
 
 /// What a submission asks for, as the core has it: alternatives, none if it asks for nothing.
-///
-/// # Errors
-/// One line for the user.
 pub(super) fn requests(wire: &TaskMetadata) -> Result<Vec<core::Request>, String> {
     if let Some(nodes) = wire.nodes.filter(|nodes| *nodes > 0) {
         let others = [

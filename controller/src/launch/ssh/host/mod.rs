@@ -13,7 +13,7 @@ use std::{
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
 
 use ipbroker_protocol::{
-    ssh::{Connection, Output, Pump, PumpEvent, SshError, connect},
+    ssh::{Connection, Pump, PumpEvent, SshError, connect},
     wake::Wake,
 };
 
@@ -312,18 +312,14 @@ impl Host {
                 let asked = match told {
                     None => {
                         told = Some(Instant::now());
-                        pump.run(&remote::terminate(process), io::empty())
+                        pump.run(&remote::terminate(process), io::empty()).map(drop)
                     }
                     Some(since) if since.elapsed() > LEAVE && !killed => {
                         killed = true;
-                        pump.run(&remote::kill(process), io::empty())
+                        pump.run(&remote::kill(process), io::empty()).map(drop)
                     }
                     Some(since) if since.elapsed() > LEAVE * 2 => return Ending::Over,
-                    Some(_) => Ok(Output {
-                        status: 0,
-                        stdout: Vec::new(),
-                        stderr: String::new(),
-                    }),
+                    Some(_) => Ok(()),
                 };
                 if let Err(e) = asked {
                     return Ending::Lost(e);
