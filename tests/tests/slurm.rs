@@ -383,6 +383,45 @@ fn what_is_longer_than_the_partition_allows_is_not_submitted() {
     }
 }
 
+#[test]
+fn jobs_that_no_task_waits_for_any_more_leave_the_queue() {
+    let Some(slurm) = Slurm::start() else { return };
+    let conf = slurm.conf().display().to_string();
+    let partition = |state: &str| {
+        let state = format!("State={state}");
+        slurm.says("scontrol", &["update", "PartitionName=debug", &state]);
+    };
+    let queued = |count: usize| {
+        eventually(&format!("{count} jobs in the queue"), 2 * LIMIT, || {
+            (slurm.says("squeue", &["-h"]).lines().count() == count).then_some(())
+        });
+    };
+    partition("DOWN");
+    let cluster = Cluster::builder()
+        .env("SLURM_CONF", &conf)
+        .args(["--engines", "slurm", "--max", "3", "--idle", "1s"])
+        .start();
+    let submit = |jobs: &str| cluster.client_with(&["submit"], jobs, LIMIT).ok().stdout;
+    let ids = submit("{\"cmd\": \"true\"}\n{\"cmd\": \"true\"}\n");
+    queued(2);
+    let ids: Vec<&str> = ids.lines().collect();
+    cluster.client(&["abort", ids[0]]).ok();
+    queued(1);
+    cluster.client(&["abort", ids[1]]).ok();
+    queued(0);
+    eventually("that no job is there", LIMIT, || {
+        let status = cluster.client(&["status", "--json"]).ok();
+        let batch = &status.json_lines().remove(0)["batch"];
+        assert!(batch["trouble"].is_null(), "{batch}");
+        (batch["jobs"].as_array()?.is_empty()).then_some(())
+    });
+    // What comes now is waited for.
+    partition("UP");
+    let id = submit("{\"cmd\": \"true\"}\n");
+    let wait = ["wait", id.trim()];
+    cluster.client_with(&wait, "", 2 * LIMIT).ok();
+}
+
 /// More engines may bring a second host, so they are asked for; there is none, and that is not tried again at once.
 #[test]
 fn jobs_whose_engines_have_nothing_to_do_are_not_submitted_again_at_once() {

@@ -4,7 +4,8 @@
 //! soon as the batch system allows; no more than [`BACKLOG`] jobs wait in its queue; after a job that was refused, that
 //! cannot run, that ended before any engine of it came, or for whose engines there was nothing to do, nothing is submitted for a
 //! time that doubles with each such failure in a row; nor is before the batch system has said what became of an earlier controller's jobs. For tasks that may run longer than
-//! the batch system allows nothing is submitted, and what waits beside them is none the worse.
+//! the batch system allows nothing is submitted, and what waits beside them is none the worse. A job that no task has waited for as long as
+//! an engine may be idle leaves the queue.
 
 use std::{
     sync::{
@@ -18,8 +19,8 @@ use ipbroker_protocol::wake::Wake;
 use serde_json::json;
 
 use super::{
-    BatchError, Growth, Job, JobState, LaunchEvent, Plan, Recorded, Sink, Ways, cancel, last_words,
-    recorded, state, submit, template, why, write_record, write_script,
+    BatchError, Demand, Growth, Job, JobState, LaunchEvent, Plan, Recorded, Sink, Ways, cancel,
+    last_words, recorded, state, submit, template, why, write_record, write_script,
 };
 
 /// How often jobs are looked at that run; others six times as often.
@@ -43,6 +44,8 @@ struct Watched {
     /// Engines that had joined when it was submitted, and tasks that had been given to engines.
     joined: u64,
     given: Option<u64>,
+    /// Since when it waits in the queue though no task waits for it.
+    needless: Option<Instant>,
 }
 
 /// See the head of this file.
@@ -154,6 +157,7 @@ impl Keeper {
             since: Instant::now(),
             joined: self.joined.load(Ordering::Relaxed),
             given: (self.ways.given)(),
+            needless: None,
         });
     }
 
@@ -205,7 +209,7 @@ impl Keeper {
         }
     }
 
-    /// Submits more while tasks wait.
+    /// Submits more while tasks wait, and cancels what none waits for any more.
     fn grow(&mut self, growth: Growth) -> Result<(), BatchError> {
         self.fill(growth)?;
         let limit = u64::from(growth.max) + 1;
@@ -213,8 +217,11 @@ impl Keeper {
         let as_asked = (self.plan.system).takes_time(&template, &self.plan.options);
         let short = |too_long: &TooLong| too_long.time - Duration::from_nanos(1);
         let longest = self.too_long.as_ref().map_or(Duration::MAX, short);
-        let demand = (self.ways.demand)(limit, as_asked.then_some(longest)).unwrap_or_default();
+        let Some(demand) = (self.ways.demand)(limit, as_asked.then_some(longest)) else {
+            return Ok(());
+        };
         self.wanted = !demand.is_empty();
+        self.cancel_needless(growth, &demand);
         // What is for long tasks is for short ones, too.
         let mut wanted = 0;
         for (time, more) in demand {
@@ -248,14 +255,60 @@ impl Keeper {
         is
     }
 
-    /// How many engines the next job is, of those that are wanted for so long.
-    fn lacking(&self, growth: Growth, wanted: u64, time: Duration) -> Option<u32> {
+    /// Engines that will come and stay so long.
+    fn coming(&self, time: Duration) -> u64 {
         let comes = |watched: &Watched| match watched.state {
             _ if watched.job.time < time => false,
             JobState::Waiting(_) => true,
             _ => watched.since.elapsed() < COMING,
         };
-        let coming = u64::from(self.engines(comes));
+        self.engines(comes).into()
+    }
+
+    /// Takes jobs out of the queue that have not been needed for as long as an engine may be idle, the newest first.
+    fn cancel_needless(&mut self, growth: Growth, demand: &Demand) {
+        let mut wanted = 0;
+        let wanted = demand.iter().map(|&(time, more)| {
+            wanted += more;
+            (time, wanted)
+        });
+        // By time: how many engines more will come than are wanted.
+        let mut spare: Vec<(Duration, u64)> = wanted
+            .map(|(time, wanted)| (time, self.coming(time).saturating_sub(wanted)))
+            .collect();
+        for at in (0..self.jobs.len()).rev() {
+            let watched = &mut self.jobs[at];
+            let (engines, time) = (u64::from(watched.job.engines), watched.job.time);
+            let needed = (spare.iter()).any(|(of, spare)| *of <= time && *spare < engines);
+            let waits = matches!(watched.state, JobState::Waiting(_));
+            if needed || watched.job.stays || !waits {
+                watched.needless = None;
+                continue;
+            }
+            for (_, spare) in spare.iter_mut().filter(|(of, _)| *of <= time) {
+                *spare -= engines;
+            }
+            let since = *watched.needless.get_or_insert_with(Instant::now);
+            if since.elapsed() < growth.idle {
+                continue;
+            }
+            // It is asked again if it is still there after the same time.
+            watched.needless = Some(Instant::now());
+            let number = &*self.jobs[at].job.number;
+            let host = self.name(number);
+            (self.sink)(match cancel(self.plan.system, &[number], false) {
+                Ok(()) => LaunchEvent::Progress {
+                    host,
+                    step: "cancelled: no task waits for it any more".into(),
+                },
+                Err(reason) => LaunchEvent::Failed { host, reason },
+            });
+        }
+    }
+
+    /// How many engines the next job is, of those that are wanted for so long.
+    fn lacking(&self, growth: Growth, wanted: u64, time: Duration) -> Option<u32> {
+        let coming = self.coming(time);
         let room = growth.max.saturating_sub(self.engines(|_| true));
         let wanted = u32::try_from(wanted.saturating_sub(coming)).unwrap_or(u32::MAX);
         let engines = room.min(wanted).min(self.plan.engines);
@@ -398,6 +451,9 @@ impl Keeper {
     }
 
     fn gone(&mut self, watched: &Watched, host: String) {
+        if watched.needless.is_some() {
+            return;
+        }
         let came = self.joined.load(Ordering::Relaxed) > watched.joined;
         if self.plan.growth.is_none() || !came {
             for line in last_words(&self.plan.dir, &watched.job.number) {
