@@ -259,7 +259,7 @@ impl Client {
     /// Submits a task (or, with `metadata.array`, many) to the scheduler; results go to `sink` as they come.
     ///
     /// # Errors
-    /// [`Error::Closed`].
+    /// [`Error::Closed`], [`Error::TooLarge`], [`Error::Option`].
     pub fn submit<C: Serialize + ?Sized>(
         &self,
         task: Outgoing<'_, C>,
@@ -281,6 +281,17 @@ impl Client {
         let Inner {
             session, handle, ..
         } = &*self.inner;
+        let times = [
+            ("timeout", options.timeout),
+            ("retry_delay", options.retry_delay),
+            ("prefer_wait", options.prefer_wait),
+            ("time", options.time),
+        ];
+        for (option, value) in times {
+            if let Some(value) = value.filter(|value| !(0.0..f64::INFINITY).contains(value)) {
+                return Err(Error::Option { option, value });
+            }
+        }
         if let (types::FUNCTION_REQUEST, None, [argument]) = (msg_type, options.array, &buffers[..])
             && let Some(id) = handle.gather((options, content), argument, (&sink, tag))?
         {
@@ -321,7 +332,7 @@ impl Client {
     /// Submits a task (or an array of `members`) made after a template; results go to `sink` as they come.
     ///
     /// # Errors
-    /// [`Error::Closed`], [`Error::TooLarge`].
+    /// [`Error::Closed`], [`Error::TooLarge`], [`Error::Option`].
     pub fn submit_like(
         &self,
         template: &Template,

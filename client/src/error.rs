@@ -111,6 +111,14 @@ pub enum Error {
         /// What is wrong.
         reason: String,
     },
+    /// An option that the controller would take for none.
+    #[error("{option} must be a number of seconds from 0, not {value}")]
+    Option {
+        /// Its name.
+        option: &'static str,
+        /// What it is.
+        value: f64,
+    },
     /// An argument cannot be packed.
     #[error("an argument cannot be packed: {0}")]
     Encode(String),

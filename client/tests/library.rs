@@ -10,7 +10,7 @@ use fake::Fake;
 use ipbroker_client::protocol::message::{Command, FunctionCall, TaskRequest, types};
 use ipbroker_client::protocol::session::Empty;
 use ipbroker_client::protocol::zmq::Message;
-use ipbroker_client::{Client, Error, Outgoing, Part, Sink};
+use ipbroker_client::{Client, Error, LoadBalancedView, Outgoing, Part, Sink};
 
 const LIMIT: Duration = Duration::from_secs(20);
 
@@ -98,6 +98,31 @@ fn members_fail_one_by_one() {
         .unwrap();
     assert!(result.wait(Some(LIMIT)));
     assert_eq!(result.failed(), 7);
+}
+
+#[test]
+fn times_that_are_none_are_refused() {
+    let fake = Fake::start();
+    let client = fake.client();
+    let view = client.load_balanced_view();
+    for seconds in [-1.0, f64::NAN, f64::INFINITY] {
+        let refused = |view: LoadBalancedView, option: &str| {
+            let words = format!("{option} must be a number of seconds from 0, not {seconds}");
+            let call = view.apply::<u64>("echo", &1).map(drop);
+            let map = view.map::<u64, _>("echo", [1]).map(drop);
+            let imap = view.imap::<u64, _, _>("echo", [1], 1).map(drop);
+            for result in [call, map, imap] {
+                assert_eq!(result.expect_err("an error").to_string(), words);
+            }
+        };
+        refused(view.clone().timeout(seconds), "timeout");
+        refused(view.clone().retry_delay(seconds), "retry_delay");
+        let preferring = view.clone().prefer(["a"], Some(seconds));
+        refused(preferring, "prefer_wait");
+    }
+    assert_eq!(fake.seen(|seen| seen.submissions), 0);
+    let result = view.timeout(0.0).apply::<u64>("echo", &1).unwrap();
+    assert_eq!(result.get_timeout(LIMIT).unwrap(), 1);
 }
 
 type Packed = std::result::Result<u64, ()>;

@@ -348,6 +348,41 @@ def test_what_functools_cache_has_made_goes_by_value(executor):
     assert executor.submit(size).result(30) == {"maxsize": 7, "typed": True}
 
 
+def test_what_singledispatch_has_made_goes_by_value(executor):
+    @functools.singledispatch
+    def shown(value):
+        """Tells what it is."""
+        return repr(value)
+
+    @shown.register(list)
+    def _(value):
+        return "".join(map(shown, value))
+
+    class Kinds:
+        @functools.singledispatchmethod
+        def of(self, value):
+            return "other"
+
+        @of.register
+        def _(self, value: int):
+            return "int"
+
+    assert executor.submit(shown, [1, "a", [2]]).result(30) == "1'a'2"
+    assert list(executor.map(shown, [[1], 2])) == ["1", "2"]
+    there = executor.submit(lambda: (shown.__name__, shown.__doc__, shown.__wrapped__(3))).result(30)
+    assert there == ("shown", "Tells what it is.", "3")
+    kinds = executor.submit(lambda kinds: (kinds.of(3), kinds), Kinds()).result(30)
+    assert (kinds[0], kinds[1].of(3), kinds[1].of("")) == ("int", "int", "other")
+
+    def later():
+        made = functools.singledispatch(lambda value: 1)
+        made.register(str, len)
+        return made
+
+    made = executor.submit(later).result(30)
+    assert (made(3), made("abc")) == (1, 3)
+
+
 def test_a_callback_does_not_wait_for_what_it_holds_up(client, executor):
     heard, ended = [], threading.Event()
 
@@ -408,6 +443,26 @@ def test_a_running_call_is_cancelled(executor):
     assert time.monotonic() - begin < 60
     done = executor.submit(calls.square, 2)
     assert done.result(60) == 4 and not done.cancel()
+
+
+def test_what_runs_says_so(client, executor, tmp_path):
+    go = str(tmp_path / "go")
+
+    def wait():
+        while not os.path.exists(go):
+            time.sleep(0.01)
+
+    futures = [executor.submit(wait) for _ in range(100)]
+    wait_until(lambda: futures[0].running())
+    wait_until(lambda: sum(future.running() for future in futures) == 2)
+    open(go, "w").close()
+    concurrent.futures.wait(futures, 60)
+    stopped = executor.submit(time.sleep, 600)
+    stopped.cancel()
+    with client.executor(tags=["nowhere"], timeout=1) as nowhere:
+        waiting = nowhere.submit(pow, 2, 3)
+        assert not waiting.running()
+    assert not any(future.running() for future in [*futures, stopped, waiting])
 
 
 def test_an_import_is_not_stopped_in_the_middle(client, tmp_path):

@@ -33,6 +33,23 @@ def test_all_is_printed_before_the_result_is_there(client, capfd):
         assert (out, err) == (f"number {at}\n", f"NUMBER {at}\n")
 
 
+def test_all_that_the_last_try_printed_is_printed_before_the_result_is_there(client, capfd, tmp_path):
+    def twice(at):
+        first = tmp_path / str(at)
+        print(f"try {2 if first.exists() else 1} of {at}")
+        if not first.exists():
+            first.touch()
+            print("it fails, and says more of it than the next one")
+            raise ValueError
+
+    view = client.view(retries=1)
+    last = []
+    for at in range(20):
+        view.submit(twice, at).result(30)
+        last.append(f"try 2 of {at}\n" in capfd.readouterr().out)
+    assert all(last), last
+
+
 def test_all_of_a_map_is_printed_before_its_results_are_there(client, capfd):
     words = [f"number {at}" for at in range(7)]
     for chunksize in (None, 1, 3):

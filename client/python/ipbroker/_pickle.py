@@ -133,6 +133,17 @@ class _Many:
         return _Maker(), (self.code,)
 
 
+class _Register:
+    """Pickled as an expression that gives what fills a function of ``singledispatch``."""
+
+    def __call__(self, made: Any, state: Any) -> None:
+        raise NotImplementedError
+
+    def __reduce__(self) -> Any:
+        return eval, ("lambda made, state: ([setattr(made, *named) for named in state[0].items()], [made.register(*one) for one in state[1]])",)
+
+
+_GENERIC: Any = functools.singledispatch(type)
 _GONE = object()
 _known: "weakref.WeakKeyDictionary[Any, Pickled]" = weakref.WeakKeyDictionary()
 _CACHE: Any = functools._lru_cache_wrapper
@@ -197,7 +208,8 @@ def _cloudpickle(value: Any, buffer_callback: Any = None) -> bytes:
 
 @functools.lru_cache(None)
 def _pickler() -> Any:
-    """cloudpickle's, which sends of what ``functools.cache`` has made the name alone, and no ``cached_property`` (its lock; until Python 3.12)."""
+    """cloudpickle's, which sends of what ``functools.cache`` has made the name alone, and neither a ``cached_property`` (its lock; until
+    Python 3.12) nor what ``singledispatch`` has made (its weak references)."""
     import cloudpickle
 
     class Pickler(cloudpickle.Pickler):  # type: ignore[misc]
@@ -211,6 +223,11 @@ def _pickler() -> Any:
                 return make, tuple(value.co_filename if part == "<dynamic-code>" else part for part in parts)
             if type(value) is functools.cached_property:
                 return functools.cached_property, (value.func,), {"attrname": value.attrname}
+            if type(value) is types.FunctionType and value.__code__ is _GENERIC.__code__ and not _importable(value):
+                named = {name: getattr(value, name) for name in ("__module__", "__name__", "__qualname__", "__doc__")}
+                named.update((name, one) for name, one in vars(value).items() if name not in vars(_GENERIC) or name == "__wrapped__")
+                # Empty at first: its functions may refer to it.
+                return functools.singledispatch, (functools.partial(type),), (named, list(value.registry.items())), None, None, _Register()
             reduced = super().reducer_override(value)
             if isinstance(value, type) and reduced is not NotImplemented and value not in _theirs:
                 _ours.add(value)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Dict, Generator, Iterator, List, Mapping,
 
 from . import _native, _nested
 from ._pickle import loads
-from .errors import Failure, exception
+from .errors import Failure, IpbrokerError, exception
 
 if TYPE_CHECKING:
     from .client import Link
@@ -137,6 +137,16 @@ class Future(concurrent.futures.Future):  # type: ignore[type-arg]
     def done(self) -> bool:
         """Whether the call has ended, or was cancelled."""
         return self._state in _DONE
+
+    def running(self) -> bool:
+        """Whether an engine works on the call just now: the cluster is asked each time."""
+        self._link.check_fork(f"the call {self._name}")
+        if self._state != PENDING or not hasattr(self, "id"):
+            return False
+        try:
+            return self._link.native.running(self.id) and self._state == PENDING
+        except (IpbrokerError, TimeoutError):
+            return False  # closed, or nobody knows
 
     def exception(self, timeout: Optional[float] = None) -> Optional[BaseException]:
         """What the call raised, or None."""

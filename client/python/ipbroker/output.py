@@ -11,11 +11,11 @@ REMEMBERED = 1000
 
 
 class Output:
-    """Prints pieces as they are published. A reply says how that began what its call has printed: what has not come by then is
+    """Prints pieces as they are published. A reply says how that began what its call has printed at its last try: what has not come by then is
     printed before the result is there, and not again when it comes."""
 
     def __init__(self) -> None:
-        # By call and stream: characters that were published, and how many of the next ones are printed already.
+        # By try of a call and stream: characters that were published, and how many of the next ones are printed already.
         self._calls: "OrderedDict[str, Dict[str, List[int]]]" = OrderedDict()
 
     def piece(self, id: str, name: str, text: str) -> None:

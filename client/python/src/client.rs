@@ -395,6 +395,15 @@ impl NativeClient {
         self.ask(py, |client| client.explain(id))
     }
 
+    /// Whether an engine works on a task just now.
+    fn running(&self, py: Python<'_>, id: &str) -> PyResult<bool> {
+        let client = self.client(py)?;
+        let all = [u64::MAX; 2];
+        py.detach(|| client.output(id, all))
+            .map(|output| output.running)
+            .map_err(|error| raise(py, &error))
+    }
+
     /// Ids of every task that the store knows, as JSON.
     fn history(&self, py: Python<'_>) -> PyResult<String> {
         self.ask(py, Client::history)

@@ -4,6 +4,8 @@ use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
 use ipbroker_client::{Listener, Part, Sink};
 
+use crate::results;
+
 /// Bytes of output that wait to be printed; what comes beyond is dropped, and that is said.
 const PRINTED: usize = 8 << 20;
 
@@ -13,7 +15,7 @@ pub(crate) struct Arrived {
     /// Results in the order of their arrival, with the tag of their submission, or one for each call of those that travelled
     /// together.
     pub(crate) parts: Vec<(Tags, Part)>,
-    /// What was printed: by which task, on which stream, what.
+    /// What was printed: by which try of which task, on which stream, what.
     pub(crate) printed: Vec<(String, String, String)>,
     bytes: usize,
     pub(crate) dropped: usize,
@@ -89,16 +91,18 @@ impl Sink for Queue {
 }
 
 impl Listener for Queue {
-    fn printed(&self, msg_id: &str, stream: &str, _: Option<u64>, text: &str) {
+    fn printed(&self, msg_id: &str, attempt: u32, stream: &str, _: Option<u64>, text: &str) {
         let arrived = &mut self.lock().arrived;
         if arrived.bytes + text.len() > PRINTED {
             arrived.dropped += text.len();
             return;
         }
         arrived.bytes += text.len();
-        arrived
-            .printed
-            .push((msg_id.to_owned(), stream.to_owned(), text.to_owned()));
+        arrived.printed.push((
+            results::try_of(msg_id, attempt),
+            stream.to_owned(),
+            text.to_owned(),
+        ));
         self.changed.notify_all();
     }
 }

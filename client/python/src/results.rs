@@ -86,6 +86,11 @@ impl Failure {
     }
 }
 
+/// What a task prints is told by try: nothing else says where one ends and the next begins.
+pub(crate) fn try_of(msg_id: &str, attempt: u32) -> String {
+    format!("{msg_id} {attempt}")
+}
+
 /// `(kind, tag, lo, hi, metadata, value, more)`; what value and more are depends on the kind. Calls that travelled together
 /// are members, with a list of tags.
 pub(crate) fn delivery<'py>(
@@ -130,8 +135,13 @@ pub(crate) fn delivery<'py>(
         // Bytes that what is unpickled may write to, as if it were its own.
         let outside = PyList::new(py, buffers.map(|buffer| PyByteArray::new(py, buffer)))?;
         let Printed { stdout, stderr } = unpack(content).unwrap_or_default();
-        let printed =
-            (!stdout.is_empty() || !stderr.is_empty()).then(|| (reply.parent_id(), stdout, stderr));
+        let printed = (!stdout.is_empty() || !stderr.is_empty()).then(|| {
+            (
+                try_of(&reply.parent_id(), reply.info().attempt),
+                stdout,
+                stderr,
+            )
+        });
         Some((outside, PyBytes::new(py, content), printed))
     };
     (OK, tag, lo, hi, metadata, value, more).into_pyobject(py)
@@ -197,7 +207,7 @@ fn members<'py>(
     let printed = printed.into_iter();
     let printed = printed.filter(|(at, ..)| (lo..hi).contains(at));
     let printed: Vec<_> = printed
-        .map(|(at, stdout, stderr)| (reply.msg_id(at), stdout, stderr))
+        .map(|(at, stdout, stderr)| (try_of(&reply.msg_id(at), info.attempt), stdout, stderr))
         .collect();
     if !each {
         let more = (failures, info.duration.unwrap_or(0.0), printed);

@@ -53,9 +53,9 @@ pub trait Sink: Send + Sync {
 
 /// Hears what this client's tasks print while they run, on the I/O thread: be quick.
 pub trait Listener: Send + Sync {
-    /// A task, or a member of an array, printed something; `stream` is `stdout` or `stderr`, `at` how many bytes of it were
-    /// before, where the engine says that.
-    fn printed(&self, msg_id: &str, stream: &str, at: Option<u64>, text: &str);
+    /// A task, or a member of an array, printed something; `attempt` as in its reply, `stream` is `stdout` or `stderr`, `at` how
+    /// many bytes of it were before, where the engine says that.
+    fn printed(&self, msg_id: &str, attempt: u32, stream: &str, at: Option<u64>, text: &str);
 }
 
 /// The controller's sockets that a client sends to.

@@ -412,6 +412,7 @@ impl Io {
         struct Source {
             member: Option<u64>,
             at: Option<u64>,
+            attempt: u32,
         }
         let (session, packer) = (&self.settings.session, self.settings.session.packer);
         let Some(listener) = &self.listener else {
@@ -430,7 +431,7 @@ impl Io {
             let source: Source = packer.unpack(envelope.metadata()).unwrap_or_default();
             let member = source.member.map(|index| member_id(&parent.msg_id, index));
             let id = member.as_deref().unwrap_or(&parent.msg_id);
-            listener.printed(id, &stream.name, source.at, &stream.text);
+            listener.printed(id, source.attempt, &stream.name, source.at, &stream.text);
         }
     }
 

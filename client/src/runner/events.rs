@@ -67,7 +67,7 @@ impl Sink for Arrivals {
 }
 
 impl Listener for Arrivals {
-    fn printed(&self, msg_id: &str, stream: &str, at: Option<u64>, text: &str) {
+    fn printed(&self, msg_id: &str, _: u32, stream: &str, at: Option<u64>, text: &str) {
         // An engine of earlier times does not say where: what it prints comes as the job ends.
         let Some(at) = at else { return };
         let _ = self.sender.send(Event::Printed(Printed {

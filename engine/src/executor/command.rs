@@ -205,8 +205,11 @@ impl<'a> Commands<'a> {
             }
         };
         writing(&before);
-        let mut watch = Watch::new(self.process, self.seat, &self.task.envelope, command.stream)
-            .of(self.task.wants.range.map(|_| index));
+        let mut watch = Watch::new(self.process, self.seat, self.task, command.stream).of(self
+            .task
+            .wants
+            .range
+            .map(|_| index));
         let pinned = (self.process.pin)
             .then(|| granted::Pinned::new(&self.task.wants.granted))
             .flatten();

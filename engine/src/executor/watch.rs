@@ -1,6 +1,5 @@
 //! What a task writes, on its way to its client.
 
-use ipbroker_protocol::envelope::Envelope;
 use rustix::process::Pid;
 use serde::Serialize;
 use serde_json::json;
@@ -9,6 +8,7 @@ use crate::{
     job::{Observer, Stream},
     process::Process,
     seat::Seat,
+    task::Task,
 };
 
 /// Metadata of what is published.
@@ -20,13 +20,16 @@ struct Published<'a> {
     /// Bytes of the stream that were before.
     #[serde(skip_serializing_if = "Option::is_none")]
     at: Option<u64>,
+    /// As in the reply.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    attempt: Option<u32>,
 }
 
 /// Notes the group and what is written, publishes the output.
 pub(super) struct Watch<'a> {
     process: &'a Process,
     seat: &'a Seat,
-    request: &'a Envelope,
+    task: &'a Task,
     publish: bool,
     /// The member of an array that writes.
     member: Option<u64>,
@@ -35,17 +38,12 @@ pub(super) struct Watch<'a> {
 }
 
 impl<'a> Watch<'a> {
-    /// Of a task that came with this request; its output is published if asked for.
-    pub(super) fn new(
-        process: &'a Process,
-        seat: &'a Seat,
-        request: &'a Envelope,
-        publish: bool,
-    ) -> Self {
+    /// Of a task; its output is published if asked for.
+    pub(super) fn new(process: &'a Process, seat: &'a Seat, task: &'a Task, publish: bool) -> Self {
         Self {
             process,
             seat,
-            request,
+            task,
             publish,
             member: None,
             begun: Default::default(),
@@ -90,9 +88,10 @@ impl Observer for Watch<'_> {
             engine: &self.seat.uuid,
             member: self.member,
             at,
+            attempt: self.task.wants.attempt,
         };
         let content = json!({"name": stream.name(), "text": text});
-        let (topic, request) = (stream.name(), self.request);
+        let (topic, request) = (stream.name(), &self.task.envelope);
         let message = (self.seat).published(topic, "stream", request, &metadata, &content);
         self.process.outbox.push(message);
     }

@@ -315,7 +315,7 @@ impl Executor for Calls<'_> {
             number: interpreter.number,
         };
         let member = self.task.wants.range.map(|_| index);
-        let mut watch = Watch::new(process, seat, &self.task.envelope, true).of(member);
+        let mut watch = Watch::new(process, seat, self.task, true).of(member);
         watch.spawned(interpreter.pid);
         if !seat.running.set_interpreter(interpreter.pid, interrupt) {
             let stop = seat.running.stop_reason().unwrap_or(Stop::Aborted);

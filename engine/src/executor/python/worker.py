@@ -304,9 +304,22 @@ def dump(value, buffers):
             raise first from None
 
 
+class Register:
+    """Pickled as an expression that gives what fills a function of singledispatch."""
+
+    def __call__(self, made, state):
+        raise NotImplementedError
+
+    def __reduce__(self):
+        return eval, ("lambda made, state: ([setattr(made, *named) for named in state[0].items()], [made.register(*one) for one in state[1]])",)
+
+
+GENERIC = functools.singledispatch(type)
+
+
 def by_value(value, error=None):
-    """Pickles with cloudpickle, which sends of what functools.cache has made the name alone, and no cached_property (its lock; until
-    Python 3.12). ``error`` is made again without its ``__init__``."""
+    """Pickles with cloudpickle, which sends of what functools.cache has made the name alone, and neither a cached_property (its lock; until
+    Python 3.12) nor what singledispatch has made (its weak references). ``error`` is made again without its ``__init__``."""
     import cloudpickle
 
     cache = functools._lru_cache_wrapper
@@ -320,6 +333,11 @@ def by_value(value, error=None):
                 return cache, (value.__wrapped__, size, typed, functools._CacheInfo), vars(value)
             if type(value) is functools.cached_property:
                 return functools.cached_property, (value.func,), {"attrname": value.attrname}
+            if type(value) is types.FunctionType and value.__code__ is GENERIC.__code__ and (value.__module__ == "__main__" or "<locals>" in value.__qualname__):
+                named = {name: getattr(value, name) for name in ("__module__", "__name__", "__qualname__", "__doc__")}
+                named.update((name, one) for name, one in vars(value).items() if name not in vars(GENERIC) or name == "__wrapped__")
+                # Empty at first: its functions may refer to it.
+                return functools.singledispatch, (functools.partial(type),), (named, list(value.registry.items())), None, None, Register()
             return super().reducer_override(value)
 
     file = io.BytesIO()
