@@ -451,12 +451,12 @@ fn holdings_come_back_after_a_restart() {
             Granted {
                 name: "cpus".into(),
                 amount: 1000,
-                names: vec!["1".into()],
+                names: ["1".into()].into_iter().collect(),
             },
             Granted {
                 name: "gpus".into(),
                 amount: 1000,
-                names: vec![name.into()],
+                names: [name.into()].into_iter().collect(),
             },
         ]
     };

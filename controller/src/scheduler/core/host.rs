@@ -5,7 +5,7 @@ use std::sync::Arc;
 use ipbroker_protocol::resources::{Amount, CPUS, ONE};
 
 use super::id::NONE;
-use super::types::{Grant, Granted, HostSpec, Name, Request};
+use super::types::{Grant, Granted, HostSpec, Name, Names, Request};
 
 /// What a plain task counts as.
 pub(super) const PLAIN: Amount = ONE;
@@ -21,56 +21,66 @@ pub(super) struct Stock {
 
 /// Units with names, and how much of each is granted. Grants share the names.
 #[derive(Debug, Default)]
-pub(super) struct Units(Vec<(Name, Amount)>);
+pub(super) struct Units {
+    names: Arc<[Name]>,
+    granted: Vec<Amount>,
+}
 
 impl Units {
     pub(super) fn new(names: impl Iterator<Item = Name>) -> Self {
-        Units(names.map(|name| (name, 0)).collect())
+        let names: Arc<[Name]> = names.collect();
+        Units {
+            granted: vec![0; names.len()],
+            names,
+        }
     }
 
     /// Those of which nothing is granted.
     pub(super) fn free(&self) -> impl Iterator<Item = &Name> {
-        let free = self.0.iter().filter(|(_, granted)| *granted == 0);
-        free.map(|(name, _)| name)
+        let all = self.names.iter().zip(&self.granted);
+        all.filter(|(_, granted)| **granted == 0)
+            .map(|(name, _)| name)
     }
 
     /// `amount`, of as many units, of which least is granted.
-    fn take(&mut self, amount: Amount, count: usize) -> Vec<Name> {
-        let count = count.min(self.0.len());
-        let mut names = Vec::with_capacity(count);
-        let mut parts = parts(amount, count);
-        let mut grant = |(name, granted): &mut (Name, Amount)| {
-            *granted += parts.next().unwrap_or(0);
-            names.push(name.clone());
-        };
-        if self.free().take(count).count() == count {
-            let free = self.0.iter_mut().filter(|(_, granted)| *granted == 0);
-            free.take(count).for_each(grant);
-        } else {
-            let mut least: Vec<usize> = (0..self.0.len()).collect();
-            least.sort_by_key(|&at| self.0[at].1);
-            least.truncate(count);
-            least.sort_unstable();
-            for at in least {
-                grant(&mut self.0[at]);
-            }
+    fn take(&mut self, amount: Amount, count: usize) -> Names {
+        let count = count.min(self.granted.len());
+        let mut at = Vec::with_capacity(count);
+        let free = (0..).zip(&self.granted);
+        at.extend(
+            free.filter(|(_, granted)| **granted == 0)
+                .map(|(at, _)| at)
+                .take(count),
+        );
+        if at.len() < count {
+            at = (0..self.granted.len() as u32).collect();
+            at.sort_by_key(|&at| self.granted[at as usize]);
+            at.truncate(count);
+            at.sort_unstable();
         }
-        names
+        for (part, &at) in parts(amount, count).zip(&at) {
+            self.granted[at as usize] += part;
+        }
+        Names {
+            list: self.names.clone(),
+            at,
+        }
     }
 
     /// Counts what was granted, or is given back.
     fn mark(&mut self, granted: &Granted, taken: bool) {
-        let mut after = 0;
-        for (part, name) in parts(granted.amount, granted.names.len()).zip(&granted.names) {
-            // The next of the same strings, unless the host was described anew or the controller restarted.
-            let mut rest = self.0[after..].iter();
-            let same = rest.position(|(unit, _)| Arc::ptr_eq(unit, name));
-            let equal = || self.0.iter().position(|(unit, _)| unit == name);
-            let Some(at) = same.map(|at| after + at).or_else(equal) else {
+        let names = &granted.names;
+        // Positions differ if the host was described anew, or the controller restarted.
+        let same = Arc::ptr_eq(&self.names, &names.list);
+        for (part, &at) in parts(granted.amount, names.at.len()).zip(&names.at) {
+            let name = &names.list[at as usize];
+            let at = match same {
+                true => Some(at as usize),
+                false => self.names.iter().position(|unit| unit == name),
+            };
+            let Some(load) = at.and_then(|at| self.granted.get_mut(at)) else {
                 continue;
             };
-            after = at + 1;
-            let load = &mut self.0[at].1;
             *load = if taken {
                 *load + part
             } else {
@@ -273,20 +283,24 @@ impl Host {
         self.has_free(CPUS, PLAIN) && self.beside(CPUS, PLAIN)
     }
 
-    /// Counts what was started while something is kept; true if something is.
-    pub(super) fn newcomer(&mut self, request: &[(Name, Amount)], comes: bool) -> bool {
+    /// Counts what was started while something is kept, or `None`: a plain task; true if something is.
+    pub(super) fn newcomer(&mut self, grant: Option<&Grant>, comes: bool) -> bool {
         let Some(kept) = &mut self.reservation else {
             return false;
         };
-        for (name, amount) in request {
-            if let Some(at) = kept.request.iter().position(|(n, _)| n == name) {
+        let mut count = |name: &str, amount| {
+            if let Some(at) = kept.request.iter().position(|(n, _)| **n == *name) {
                 let so_far = &mut kept.newcomers[at];
                 *so_far = if comes {
                     *so_far + amount
                 } else {
-                    so_far.saturating_sub(*amount)
+                    so_far.saturating_sub(amount)
                 };
             }
+        };
+        match grant {
+            Some(grant) => grant.iter().for_each(|one| count(&one.name, one.amount)),
+            None => count(CPUS, PLAIN),
         }
         true
     }
@@ -328,9 +342,4 @@ impl Host {
             stock.units.mark(granted, false);
         }
     }
-}
-
-/// What a single unit of plain work takes, as a request.
-pub(super) fn plain_request() -> Request {
-    vec![(CPUS.into(), PLAIN)]
 }

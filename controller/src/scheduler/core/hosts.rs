@@ -18,10 +18,10 @@ use std::sync::Arc;
 use ipbroker_protocol::resources::{Amount, CPUS, ONE};
 
 use super::engine::Engine;
-use super::host::{Host, PLAIN, Stock, Units, plain_request};
+use super::host::{Host, PLAIN, Stock, Units};
 use super::id::NONE;
 use super::pools::Constraints;
-use super::types::{Grant, Granted, HostSpec, Name, Request};
+use super::types::{Grant, Granted, HostSpec, Name, Names, Request};
 use super::{Core, Seat};
 
 /// How often all cpus of a host may go to tasks that overtake one that waits for more than is free.
@@ -272,13 +272,17 @@ impl Core {
         let found = self.requests(class).position(admitted);
         debug_assert!(found.is_some(), "it is given out where it fits");
         let nth = found.unwrap_or(0);
-        let request = self.requests(class).nth(nth).cloned().unwrap_or_default();
+        let pool = self.alternative(class, nth);
+        let request = pool.and_then(|pool| {
+            let constraints = &self.pools.pools[pool as usize].constraints;
+            constraints.request.as_deref()
+        });
         let engine = &mut self.engines[slot as usize];
         debug_assert!(engine.load == 0 && engine.grant.is_none());
         let host = &mut self.hosts.slab[engine.host as usize];
-        let grant = Arc::new(host.take(&request));
+        let grant = Arc::new(request.map_or_else(Grant::new, |request| host.take(request)));
         host.held += 1;
-        engine.newcomer = host.newcomer(&request, true);
+        engine.newcomer = host.newcomer(Some(&grant), true);
         engine.grant = Some(grant.clone());
         (grant, nth as u32)
     }
@@ -305,7 +309,7 @@ impl Core {
             let plain = |(name, amount): &(Name, Amount)| Granted {
                 name: name.clone(),
                 amount: *amount,
-                names: Vec::new(),
+                names: Names::default(),
             };
             request.iter().map(plain).collect()
         });
@@ -323,27 +327,19 @@ impl Core {
         if busy {
             if engine.grant.is_none() {
                 host.plain += 1;
-                engine.newcomer =
-                    host.reservation.is_some() && host.newcomer(&plain_request(), true);
+                engine.newcomer = host.newcomer(None, true);
             }
         } else {
-            let was_newcomer = std::mem::take(&mut engine.newcomer);
-            match engine.grant.take() {
+            let grant = engine.grant.take();
+            match &grant {
                 Some(grant) => {
-                    host.give_back(&grant);
+                    host.give_back(grant);
                     host.held -= 1;
-                    if was_newcomer {
-                        let request: Request =
-                            grant.iter().map(|g| (g.name.clone(), g.amount)).collect();
-                        host.newcomer(&request, false);
-                    }
                 }
-                None => {
-                    host.plain -= 1;
-                    if was_newcomer {
-                        host.newcomer(&plain_request(), false);
-                    }
-                }
+                None => host.plain -= 1,
+            }
+            if std::mem::take(&mut engine.newcomer) {
+                host.newcomer(grant.as_deref(), false);
             }
         }
         let (host, loud) = (engine.host, !host.is_quiet());

@@ -96,6 +96,10 @@ impl Core {
             let Some(target) = self.choose(pick.class, None).filter(|&t| t != slot) else {
                 break;
             };
+            if self.are_alike(slot, target) {
+                slot = target;
+                break;
+            }
             let next = self.pick(target);
             if next.is_none() && self.engines[target as usize].kept_for != NONE {
                 // It is kept for something now: the caller looks again.

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use ipbroker_protocol::resources::CPUS;
 
 use super::Core;
-use super::host::{Reservation, plain_request};
+use super::host::{PLAIN, Reservation};
 use super::hosts::ROUNDS;
 use super::id::NONE;
 use super::types::Request;
@@ -22,7 +22,7 @@ impl Core {
             |request: &&Arc<Request>| self.hosts.get(host).is_some_and(|h| h.could(request));
         let request = match self.requests(class).find(could) {
             Some(request) => request.clone(),
-            None => Arc::new(plain_request()),
+            None => Arc::new(vec![(CPUS.into(), PLAIN)]),
         };
         self.uses += 1;
         self.hosts.slab[host as usize].reservation = Some(Reservation {

@@ -95,7 +95,46 @@ pub struct Granted {
     /// How much of it.
     pub amount: Amount,
     /// Which ones, where they have names.
-    pub names: Vec<Name>,
+    pub names: Names,
+}
+
+/// Some of the names of a list, which is shared.
+#[derive(Clone, Default)]
+pub struct Names {
+    pub(super) list: Arc<[Name]>,
+    /// Where they are in it.
+    pub(super) at: Vec<u32>,
+}
+
+impl Names {
+    /// Each of them.
+    pub fn iter(&self) -> impl ExactSizeIterator<Item = &Name> {
+        self.at.iter().map(|&at| &self.list[at as usize])
+    }
+}
+
+impl FromIterator<Name> for Names {
+    fn from_iter<I: IntoIterator<Item = Name>>(names: I) -> Self {
+        let list: Arc<[Name]> = names.into_iter().collect();
+        Names {
+            at: (0..list.len() as u32).collect(),
+            list,
+        }
+    }
+}
+
+impl PartialEq for Names {
+    fn eq(&self, other: &Self) -> bool {
+        self.iter().eq(other.iter())
+    }
+}
+
+impl Eq for Names {}
+
+impl std::fmt::Debug for Names {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_list().entries(self.iter()).finish()
+    }
 }
 
 /// What a task was granted of its host.

@@ -324,12 +324,12 @@ mod tests {
             core::Granted {
                 name: "cpus".into(),
                 amount: 1500,
-                names: vec!["0".into(), "1".into()],
+                names: ["0".into(), "1".into()].into_iter().collect(),
             },
             core::Granted {
                 name: "gpus".into(),
                 amount: 1000,
-                names: vec!["GPU-a".into()],
+                names: ["GPU-a".into()].into_iter().collect(),
             },
         ];
         let seat = Seat {

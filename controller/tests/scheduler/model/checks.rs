@@ -322,15 +322,15 @@ impl World {
                 continue;
             }
             ensure!(
-                granted.names.len() as u64 * 1000 == granted.amount,
+                granted.names.iter().len() as u64 * 1000 == granted.amount,
                 "{id} is granted {granted:?}"
             );
             for other in self.on_host(&node.host).filter_map(|o| o.grant.as_ref()) {
                 let same = other
                     .iter()
                     .filter(|g| g.name == granted.name)
-                    .flat_map(|g| &g.names)
-                    .find(|name| granted.names.contains(name));
+                    .flat_map(|g| g.names.iter())
+                    .find(|name| granted.names.iter().any(|n| n == *name));
                 ensure!(same.is_none(), "{id} is granted {same:?}, which is taken");
             }
         }
