@@ -155,6 +155,25 @@ def test_a_result_that_cannot_be_sent_is_named(executor):
     assert executor.submit(calls.square, 3).result(30) == 9
 
 
+class Odd:
+    def __reduce__(self):
+        return int, ("no number",)
+
+
+def test_a_result_that_cannot_be_read_here_says_so(executor):
+    for result in (executor.submit(Odd).result, executor.map(lambda _: Odd(), [1, 2]).__next__):
+        with pytest.raises(ipbroker.RemoteError, match="the result of .* cannot be unpickled here: ValueError: .*no number"):
+            result()
+
+
+def test_what_is_nested_too_deeply_is_named(executor):
+    deep = []
+    for _ in range(100_000):
+        deep = [deep]
+    with pytest.raises(ipbroker.PicklingError, match=r"argument 1, a builtins.list \(\[0\], a builtins.list"):
+        executor.submit(len, deep)
+
+
 @pytest.mark.parametrize("ending", ["sys.exit(3)", "raise KeyboardInterrupt", "raise SystemExit"])
 def test_ends_that_are_no_end_of_the_engine(executor, ending):
     def end():

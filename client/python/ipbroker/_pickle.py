@@ -282,8 +282,8 @@ def _by_value(value: Any, what: Callable[[], str]) -> bytes:
         raise PicklingError(f"{what()} cannot be sent to another process{culprit}: {error}") from error
 
 
-def _culprit(value: Any) -> str:
-    """What of a value cannot be pickled, in words."""
+def _culprit(value: Any, levels: int = 8) -> str:
+    """What of a value cannot be pickled, in words: so deep at most."""
     parts: Iterable[Tuple[str, Any]]
     if isinstance(value, types.FunctionType):
         parts = [
@@ -306,7 +306,7 @@ def _culprit(value: Any) -> str:
             _cloudpickle(part)
         except Exception:
             kind = f"{type(part).__module__}.{type(part).__qualname__}"
-            return f" ({where}, a {kind}{_culprit(part) if part is not value else ''})"
+            return f" ({where}, a {kind}{_culprit(part, levels - 1) if levels and part is not value else ''})"
     return ""
 
 

@@ -179,7 +179,7 @@ class Future(concurrent.futures.Future):  # type: ignore[type-arg]
         try:
             value = loads(data, buffers=outside)
         except BaseException as error:
-            self._settle(None, _unpickled(self._name, error))
+            self._settle(None, unpickled(self._name, error))
         else:
             self._settle(value, None)
 
@@ -207,7 +207,8 @@ class Future(concurrent.futures.Future):  # type: ignore[type-arg]
             pass  # cancelled in between
 
 
-def _unpickled(name: str, error: BaseException) -> BaseException:
+def unpickled(name: str, error: BaseException) -> BaseException:
+    """What is said of a result whose pickle cannot be read."""
     from .errors import RemoteError
 
     wrapped = RemoteError("UnpicklingError", f"the result of {name} cannot be unpickled here: {type(error).__name__}: {error}")

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Callable, Deque, Dict, Iterable, Iterator
 from . import _nested
 from ._pickle import Pickled, dump_values, load, loads, pickled
 from .errors import PicklingError, exception
+from .futures import unpickled
 
 if TYPE_CHECKING:
     from .view import View
@@ -367,19 +368,25 @@ class Flow:
                 failure = failures[index]
                 data = failure[5]
             elif array.sizes is None:
-                yield loads(data)
+                yield self.unpickled(loads, data)
                 continue
             if data is not None:
                 yield from self.listed(data)
             if failure is not None:
                 raise exception(failure)
 
-    @staticmethod
-    def listed(data: bytes) -> Iterator[Any]:
+    def unpickled(self, read: Callable[[Any], Any], data: Any) -> Any:
+        """What is read: a result, or several."""
+        try:
+            return read(data)
+        except Exception as error:
+            raise unpickled(self.name, error) from error
+
+    def listed(self, data: bytes) -> Iterator[Any]:
         """The values of one member that is a list of calls: pickled lists, one behind the other."""
         file = io.BytesIO(data)
         while file.tell() < len(data):
-            results = load(file)
+            results = self.unpickled(load, file)
             if isinstance(results, tuple):
                 yield from results[0]
                 raise exception(results[1])
