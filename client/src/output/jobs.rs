@@ -202,6 +202,9 @@ impl Printer for Outputs {
     }
 }
 
+/// Bytes of a file's name on Linux.
+const NAME_LONGEST: usize = 255;
+
 /// `--results`: the output of each job in files of its own.
 pub(crate) struct Directory {
     pending: Pending,
@@ -221,6 +224,18 @@ impl Directory {
     }
 }
 
+/// What is too long for a name is cut, and the job's number tells it from others.
+fn file_name(mut value: String, line: u64) -> String {
+    let number = format!("~{line}");
+    if value.len() > NAME_LONGEST {
+        let most = NAME_LONGEST - number.len();
+        let end = (0..=most).rev().find(|&end| value.is_char_boundary(end));
+        value.truncate(end.unwrap_or(0));
+        value += &number;
+    }
+    value
+}
+
 impl Printer for Directory {
     fn finished(&mut self, slot: &Slot, result: &JobResult) -> io::Result<()> {
         let mut name = fill(&self.name, slot, result);
@@ -238,7 +253,11 @@ impl Printer for Directory {
                     .replace('\t', "\\t");
                 name = format!(
                     "{name}/{header}/{}",
-                    if value.is_empty() { "\\0" } else { &value }
+                    if value.is_empty() {
+                        "\\0".into()
+                    } else {
+                        file_name(value, slot.line)
+                    }
                 );
             }
             if values.is_empty() {
@@ -285,7 +304,10 @@ pub(crate) struct Logged {
 
 impl Printer for Logged {
     fn finished(&mut self, slot: &Slot, result: &JobResult) -> io::Result<()> {
-        self.log.finished(slot, result)?;
+        // What was stopped has not ended: --resume runs it.
+        if result.status != JobStatus::Aborted {
+            self.log.finished(slot, result)?;
+        }
         self.inner.finished(slot, result)
     }
 

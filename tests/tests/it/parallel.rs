@@ -3,6 +3,7 @@
 use std::{fs, path::Path, process::Command};
 
 use ipbroker_tests::{Cluster, Finished, LIMIT, eventually, programs};
+use rustix::process::Signal;
 
 const COMMANDS: &str = include_str!("parallel.sh");
 
@@ -163,6 +164,43 @@ fn killed_and_resumed() {
             1,
             "{line}"
         );
+    }
+}
+
+#[test]
+fn what_was_stopped_has_not_ended() {
+    let cluster = Cluster::with_engines(2);
+    let run = |how: &str| {
+        let mut args = vec!["map", "--joblog", "log", how];
+        args.extend(["[ -e go ] || { touch ran; sleep 600; }; echo {} >> ended"]);
+        args.extend([":::", "a", "b", "c"]);
+        cluster.start_client(&args)
+    };
+    let stopped = run("--resume");
+    eventually("a job that runs", LIMIT, || {
+        cluster.path("ran").exists().then_some(())
+    });
+    stopped.signal(Signal::INT);
+    assert_eq!(stopped.finish(LIMIT).code(), 130);
+    cluster.write("go", "");
+    run("--resume").finish(LIMIT).ok();
+    let ended = cluster.read("ended");
+    let mut ended: Vec<&str> = ended.lines().collect();
+    ended.sort_unstable();
+    assert_eq!(ended, ["a", "b", "c"]);
+}
+
+#[test]
+fn results_of_long_arguments_have_names_of_their_own() {
+    let cluster = Cluster::with_engines(1);
+    let long = "é".repeat(200);
+    let args = ["map", "--results", "out", "echo {#}", ":::", "a"];
+    let [one, two] = ["1", "2"].map(|end| long.clone() + end);
+    cluster.client(&[&args[..], &[&one, &two]].concat()).ok();
+    assert_eq!(cluster.read("out/1/a/stdout"), "1\n");
+    for number in [2, 3] {
+        let name = format!("out/1/{}~{number}/stdout", "é".repeat(126));
+        assert_eq!(cluster.read(&name), format!("{number}\n"));
     }
 }
 
