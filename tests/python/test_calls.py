@@ -239,6 +239,31 @@ def test_a_function_goes_as_it_is_now(executor):
     assert list(executor.map(lambda _: Rates.rate, range(3))) == [2] * 3
 
 
+class Tally:
+    def __init__(self):
+        self.count = 0
+
+    def up(self, by=1):
+        self.count += by
+        return self.count
+
+    __call__ = up
+
+
+def test_no_call_finds_what_another_has_changed_in_an_object(client, executor):
+    grown = functools.partial(lambda items, item: (items.append(item), len(items))[1], [])
+    for function, argument in ((Tally().up, 1), (Tally(), 1), (functools.partial(Tally().up), 1), (grown, 1), ([].__iadd__, [1])):
+        result = [1] if argument == [1] else 1
+        assert [executor.submit(function, argument).result(30) for _ in range(6)] == [result] * 6
+        assert [future.result(30) for future in [executor.submit(function, argument) for _ in range(200)]] == [result] * 200
+        for chunksize in (None, 10):
+            assert list(executor.map(function, [argument] * 500, chunksize=chunksize)) == [result] * 500
+    # A function stays, of single calls and of those that travel together, and so does what it has cached.
+    cached = functools.cache(lambda key: (key, os.getpid(), time.time()))
+    assert len(set(executor.map(cached, ["key"] * 500))) <= 4
+    assert list(executor.map(functools.partial(pow, 2), range(4))) == [1, 2, 4, 8]
+
+
 def test_a_class_that_comes_back_is_what_it_is_here(executor):
     class Point:
         made = []

@@ -25,6 +25,8 @@ def test_joblib(client):
         assert sorted(unordered) == [x * x for x in range(20)]
     with joblib.parallel_config("ipbroker", retries=1):
         assert joblib.Parallel()([joblib.delayed(calls.square)(3)]) == [9]
+        # None changes what the others are given.
+        assert joblib.Parallel(batch_size=1)(joblib.delayed([].__iadd__)([0]) for _ in range(9)) == [[0]] * 9
     with pytest.raises(TypeError, match="unknown option 'retry'"):
         with joblib.parallel_config("ipbroker", retry=1):
             joblib.Parallel()([joblib.delayed(calls.square)(3)])

@@ -91,6 +91,9 @@ def make(code):
             return self
     worker = sys.modules["_ipbroker_worker"]
     keep = getattr(worker, "keep", None)
+    if getattr(worker, "has_state", bool)(function):
+        def function(*arguments):
+            return pickle.loads(code)(*arguments)
     def many(calls):
         results = Results()
         add = results.append

@@ -278,10 +278,22 @@ def keep(values):
 
 
 def load(number):
-    """The function of this number, when it is first called."""
-    function = functions[number] = pickle.loads(codes[number])
-    del codes[number]
+    """The function of this number. It is kept, unless calls could leave something in it for the next ones."""
+    function = pickle.loads(codes[number])
+    if not has_state(function):
+        functions[number] = function
+        del codes[number]
     return function
+
+
+def has_state(function):
+    """Whether a callable is one of an object, as bound methods are: then that is new for each call, as an argument is."""
+    if isinstance(function, functools.partial):
+        plain = (int, float, complex, str, bytes, type(None))
+        return has_state(function.func) or not all(isinstance(value, plain) for value in (*function.args, *function.keywords.values()))
+    if isinstance(function, (types.BuiltinFunctionType, types.MethodType)):
+        return not isinstance(function.__self__, (types.ModuleType, type, type(None)))
+    return not isinstance(function, (types.FunctionType, type, functools._lru_cache_wrapper))
 
 
 def dump(value, buffers):
