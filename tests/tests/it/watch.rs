@@ -877,6 +877,44 @@ fn a_trace_of_the_past() {
     }
 }
 
+/// The history is read a part at a time, so that the hub has time for others.
+#[test]
+fn a_long_past_is_read_in_parts() {
+    let cluster = Cluster::builder().start();
+    let jobs: String = (0..4500)
+        .map(|n| format!("{{\"cmd\": \"true {n}\"}}\n"))
+        .collect();
+    let ids = cluster.client_with(&["submit", "-"], &jobs, LIMIT).ok();
+    let ids: Vec<&str> = ids.stdout.lines().collect();
+    let part = |after: &Value| {
+        let client = RawClient::new(&cluster, "registration");
+        let query = json!({"submitted": {"$ne": null}});
+        let request = json!({"query": query, "keys": ["msg_id"], "after": after, "limit": 2000});
+        client.ask("db_request", request).content
+    };
+    eventually("the history to have them", LIMIT, || {
+        let drawn = cluster.client(&["trace", "-o", "trace.json"]);
+        drawn
+            .stderr
+            .contains("4500 tasks in trace.json")
+            .then_some(())
+    });
+    let (mut found, mut sizes, mut after) = (Vec::new(), Vec::new(), json!(0));
+    while !after.is_null() {
+        let mut part = part(&after);
+        let records = part["records"].as_array().expect("records");
+        sizes.push(records.len());
+        found.extend(
+            records
+                .iter()
+                .map(|record| record["msg_id"].as_str().unwrap().to_owned()),
+        );
+        after = part["next"].take();
+    }
+    assert_eq!(sizes, [2000, 2000, 500]);
+    assert_eq!(found, ids);
+}
+
 #[test]
 fn a_report_of_the_past() {
     let cluster = past();
@@ -1170,7 +1208,33 @@ fn top_opens_the_page_of_a_task() {
     shown(&terminal, &["again?"]);
     press("y");
     shown(&terminal, &["1 submitted again"]);
+    // Of one that has ended as a whole: the first, with its command.
+    cluster.client(&["abort", &ids[1], &ids[2]]).ok();
+    press("\x1b");
+    shown(&terminal, &["Works on", "4/4"]);
+    press("\t\x1b[F\r");
+    shown(
+        &terminal,
+        &[&page(&ids[0]), "what    echo bad luck", "exit 1"],
+    );
     press("q");
+    terminal.finish(LIMIT).ok();
+}
+
+#[test]
+fn the_page_of_a_task_keeps_its_command() {
+    let cluster = Cluster::builder().args(["--nodb", "-n", "1"]).start();
+    cluster.wait_engines(1);
+    let job = "{\"cmd\": \"until [ -e go ]; do sleep 0.02; done # here\"}\n";
+    cluster.client_with(&["submit", "-"], job, LIMIT).ok();
+    let (terminal, mut keys) = top(&cluster);
+    shown(&terminal, &["0/1", "until [ -e"]);
+    keys.write_all(b"\r").unwrap();
+    shown(&terminal, &["running", "what    until [ -e go ]"]);
+    cluster.write("go", "");
+    shown(&terminal, &["done"]);
+    shown(&terminal, &["what    until [ -e go ]"]);
+    keys.write_all(b"q").unwrap();
     terminal.finish(LIMIT).ok();
 }
 
@@ -1256,6 +1320,32 @@ fn top_in_tmux() {
     press(&["Escape"]);
     controller.signal(Signal::CONT);
     shows(&["being stopped"], screen);
+    // Ctrl-Z and a signal leave the shell its terminal, and `fg` goes on with what there was.
+    open("shell", "env PS1='$ ' bash --norc -i");
+    let shell = || tmux(&["capture-pane", "-p", "-t", "=shell:"]);
+    let typed = |keys: &[&str]| drop(tmux(&[&["send-keys", "-t", "=shell:"], keys].concat()));
+    typed(&[&line, "Enter"]);
+    for stop in ["key", "signal"] {
+        shows(&["2 engines", "Works on", "q quit"], shell);
+        match stop {
+            "key" => typed(&["C-z"]),
+            _ => {
+                let tops = cluster.processes().into_iter();
+                let tops = tops.filter(|(_, line)| {
+                    line.trim_end().ends_with(" top")
+                        && line.starts_with(&*program("ipclient").to_string_lossy())
+                });
+                let ours = tops.max_by_key(|(pid, _)| *pid).expect("it runs").0;
+                rustix::process::kill_process(Pid::from_raw(ours).unwrap(), Signal::TSTP).unwrap();
+            }
+        }
+        shows(&["Stopped"], shell);
+        assert!(!shell().contains("Works on"), "{}", shell());
+        typed(&["fg", "Enter"]);
+    }
+    shows(&["2 engines", "Works on", "q quit"], shell);
+    typed(&["q"]);
+    typed(&["exit", "Enter"]);
     // The second one keeps tmux running.
     open("gone", &format!("trap '' HUP; {line}; echo $? > code"));
     shows(&["2 engines"], || {

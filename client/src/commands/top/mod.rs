@@ -19,8 +19,10 @@ use ratatui::backend::CrosstermBackend;
 use ratatui::crossterm::{event, execute, terminal};
 use ratatui::layout::Rect;
 use ratatui::{DefaultTerminal, Terminal, TerminalOptions, Viewport};
-use signal_hook::consts::{SIGCONT, SIGHUP, SIGINT, SIGQUIT, SIGTERM};
+use rustix::process::{getpgrp, getsid};
+use signal_hook::consts::{SIGCONT, SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGTSTP};
 use signal_hook::iterator::Signals;
+use signal_hook::low_level::emulate_default_handler;
 
 use self::state::{Act, State};
 use super::Outcome;
@@ -78,7 +80,7 @@ pub(crate) fn main(args: TopArgs, cluster: &ClusterArgs) -> Outcome {
     }
     let (send, events) = crossbeam_channel::bounded(64);
     // The terminal is given back before the program ends by them.
-    let mut signals = Signals::new([SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGCONT])?;
+    let mut signals = Signals::new([SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGTSTP, SIGCONT])?;
     let tell = send.clone();
     spawn("signals", move || {
         for signal in signals.forever() {
@@ -154,13 +156,27 @@ fn open() -> io::Result<DefaultTerminal> {
     )
 }
 
+/// Stops as other programs do by Ctrl-Z: the shell has the terminal until it says to go on.
+fn stop(terminal: &mut DefaultTerminal) -> io::Result<()> {
+    if getpgrp() == getsid(None)? {
+        // No shell with job control: nobody would.
+        return Ok(());
+    }
+    terminal.show_cursor()?;
+    ratatui::try_restore()?;
+    emulate_default_handler(SIGTSTP)?;
+    again(terminal)
+}
+
 /// Takes the terminal again after a stop: the shell has used it.
 fn again(terminal: &mut DefaultTerminal) -> io::Result<()> {
     terminal::disable_raw_mode()?;
     terminal::enable_raw_mode()?;
     execute!(io::stdout(), terminal::EnterAlternateScreen)?;
     terminal.hide_cursor()?;
-    terminal.clear()
+    // Draws all of it. `clear` would ask where the cursor is, and the thread that reads keys would get the answer.
+    let area = terminal.get_frame().area();
+    terminal.resize(area)
 }
 
 fn watch(
@@ -178,6 +194,7 @@ fn watch(
                 Event::Redraw => {}
                 Event::News(news) => state.heard(news),
                 Event::Said(text) => state.say(text),
+                Event::Signal(SIGTSTP) => stop(terminal)?,
                 Event::Signal(SIGCONT) => again(terminal)?,
                 Event::Signal(signal) => {
                     return Ok(ExitCode::from(u8::try_from(128 + signal).unwrap_or(1)));
@@ -185,6 +202,7 @@ fn watch(
                 Event::Gone(error) => return Err(error.into()),
                 Event::Key(key) => match state.key(key) {
                     Some(Act::Quit) => return Ok(ExitCode::SUCCESS),
+                    Some(Act::Stop) => stop(terminal)?,
                     Some(Act::Open(target)) => {
                         state.page = Some(page::open(client, target, send)?);
                     }
@@ -205,7 +223,7 @@ fn watch(
 /// Does it, and says in a line what became of it.
 fn carry_out(client: &Client, act: Act) -> String {
     let aborted = match act {
-        Act::Quit | Act::Open(_) => return String::new(),
+        Act::Quit | Act::Stop | Act::Open(_) => return String::new(),
         Act::Resubmit(ids) => {
             let new = client.resubmit(&ids);
             return new.map_or_else(

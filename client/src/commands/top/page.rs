@@ -4,6 +4,7 @@ use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use crossbeam_channel::Sender;
+use ipbroker_client::protocol::array::split_id;
 use ipbroker_client::protocol::message::{GraphReply, GraphRequest, GraphTask, types};
 use ipbroker_client::{Client, Explanation};
 
@@ -46,16 +47,23 @@ pub(super) fn open(client: &Client, target: Target, events: &Sender<Event>) -> i
     let page = Page::default();
     let (weak, client, events) = (Arc::downgrade(&page), client.clone(), events.clone());
     spawn("page", move || {
-        let (id, name) = find(&client, target);
+        let (id, mut name) = find(&client, target);
         let mut seen = [0; 2];
         loop {
+            // The history may be a moment behind.
+            if name.is_none() {
+                name = named(tasks(&client, &id, 1), &id);
+            }
             let why = client.explain(&id);
             let more = output::more(&client, &id, &mut seen);
             let Some(page) = weak.upgrade() else {
                 return;
             };
             let mut told = page.lock().unwrap_or_else(PoisonError::into_inner);
-            (told.id, told.name) = (id.clone(), name.clone());
+            told.id.clone_from(&id);
+            if name.is_some() {
+                told.name.clone_from(&name);
+            }
             told.trouble.clear();
             match why {
                 Ok(why) => told.why = why,
@@ -89,27 +97,38 @@ pub(super) fn open(client: &Client, target: Target, events: &Sender<Event>) -> i
 
 /// The task's id, and its name if it is recorded.
 fn find(client: &Client, target: Target) -> (String, Option<String>) {
-    let graph = |msg_id: &str, tasks| {
-        let msg_id = msg_id.to_owned();
-        let graph: Result<GraphReply, _> =
-            client.query(types::GRAPH_REQUEST, &GraphRequest { msg_id, tasks });
-        graph.map_or_else(|_| Vec::new(), |graph| graph.tasks)
-    };
-    match target {
+    let (id, tasks) = match target {
         Target::Task(id) => {
-            let mut tasks = graph(&id, 1).into_iter();
-            let name = tasks.find(|task| task.id == id).map(|task| task.name);
-            (id, name)
+            let tasks = tasks(client, &id, 1);
+            (id, tasks)
         }
         Target::FirstOf { id, total, running } => {
-            let tasks = graph(&id, total);
+            let tasks = tasks(client, &id, total);
             // What is written is told of a member only, not of a large array.
-            let mut single = tasks.into_iter().filter(|task| task.count <= 1);
-            let open = |task: &GraphTask| matches!(&*task.state, "waiting" | "running");
-            match single.find(open) {
-                Some(task) => (task.id, Some(task.name)),
-                None => (running.unwrap_or(id), None),
-            }
+            let single = tasks.iter().filter(|task| task.count <= 1);
+            let is_open = |task: &&GraphTask| matches!(&*task.state, "waiting" | "running");
+            let open = single.clone().find(is_open).map(|task| task.id.clone());
+            let first = || single.clone().next().map(|task| task.id.clone());
+            let id = open.or(running).or_else(first).unwrap_or(id);
+            (id, tasks)
         }
-    }
+    };
+    let name = named(tasks, &id);
+    (id, name)
+}
+
+/// The first tasks that were submitted together, as far as they are recorded.
+fn tasks(client: &Client, first: &str, tasks: u64) -> Vec<GraphTask> {
+    let msg_id = first.to_owned();
+    let graph: Result<GraphReply, _> =
+        client.query(types::GRAPH_REQUEST, &GraphRequest { msg_id, tasks });
+    graph.map_or_else(|_| Vec::new(), |graph| graph.tasks)
+}
+
+/// The name of one of these; members of a large array have that of the array.
+fn named(tasks: Vec<GraphTask>, id: &str) -> Option<String> {
+    let mut tasks = tasks.into_iter();
+    tasks
+        .find(|task| task.id == id || task.id == split_id(id).0)
+        .map(|task| task.name)
 }

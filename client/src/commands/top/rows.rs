@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use ipbroker_client::protocol::message::{EngineSample, FailureSample, HostLoad, SubmissionSample};
 
-use super::screen::{pace, percent, short};
+use super::screen::{few, pace, percent, short};
 use super::state::State;
 
 /// The tables.
@@ -100,7 +100,7 @@ fn submission(state: &State, row: &SubmissionSample) -> Vec<Cell> {
     let part = row.done() as f64 / row.total.max(1) as f64;
     let full = (10.0 * part.min(1.0)) as usize;
     let bar = format!("[{}{}]", "#".repeat(full), ".".repeat(10 - full));
-    let ended = format!("{}/{}", row.done(), row.total);
+    let ended = format!("{}/{}", few(row.done()), few(row.total));
     vec![
         (bar, part),
         (ended, row.done() as f64),
@@ -127,7 +127,7 @@ fn engine(now: f64, row: &EngineSample, load: Option<HostLoad>) -> Vec<Cell> {
         cell(load.map(|load| 100.0 * load.cpu)),
         cell(load.map(|load| percent(load.memory))),
         (some(row.outstanding), row.outstanding as f64),
-        (row.completed.to_string(), row.completed as f64),
+        (few(row.completed), row.completed as f64),
         (
             since.map_or_else(String::new, short),
             since.unwrap_or_default(),
@@ -145,7 +145,7 @@ fn engine(now: f64, row: &EngineSample, load: Option<HostLoad>) -> Vec<Cell> {
 
 fn failure(now: f64, row: &FailureSample) -> Vec<Cell> {
     vec![
-        (row.count.to_string(), row.count as f64),
+        (few(row.count), row.count as f64),
         (format!("{} ago", short(now - row.last)), row.last),
         (row.text.clone(), 0.0),
     ]
@@ -155,6 +155,6 @@ fn failure(now: f64, row: &FailureSample) -> Vec<Cell> {
 fn some(count: u64) -> String {
     match count {
         0 => String::new(),
-        count => count.to_string(),
+        count => few(count),
     }
 }

@@ -20,7 +20,7 @@ use crate::output::{clock, plural};
 const HELP: &str = "q quit  ? keys  Tab next  Enter task  a abort  r run  / find  s sort  f follow";
 const PAGE_HELP: &str = "q quit  ? keys  Esc back  a abort  r run again";
 const KEYS: &str = "\
-q, Ctrl-C     quit
+q, Ctrl-C     quit; Ctrl-Z: back to the shell for a while
 Tab           the next table
 arrows, j, k  choose a row; also Page Up, Page Down, Home, End
 Enter         the page of the task that the row is about; Esc: back
@@ -247,6 +247,15 @@ pub(super) fn percent((used, all): (u64, u64)) -> f64 {
     100.0 * used as f64 / all.max(1) as f64
 }
 
+/// A count in at most five letters.
+pub(super) fn few(count: u64) -> String {
+    match count {
+        0..100_000 => count.to_string(),
+        100_000..10_000_000 => format!("{}k", count / 1000),
+        _ => format!("{}M", count / 1_000_000),
+    }
+}
+
 /// Seconds in at most five letters.
 pub(super) fn short(seconds: f64) -> String {
     match seconds.max(0.0) {
@@ -372,6 +381,29 @@ mod tests {
         }
         assert!(!all.contains("10%"));
         assert!(text(&State::default(), 80, 24).contains("waiting for the controller"));
+    }
+
+    #[test]
+    fn counts_are_not_cut() {
+        for (count, text) in [
+            (99_999, "99999"),
+            (1_000_000, "1000k"),
+            (9_999_999, "9999k"),
+            (12_345_678, "12M"),
+        ] {
+            assert_eq!(few(count), text);
+        }
+        let mut state = full();
+        let mut sample = state.sample.take().unwrap();
+        sample.submissions.push(SubmissionSample {
+            total: 1_000_000,
+            completed: 999_999,
+            failed: 1,
+            ..SubmissionSample::default()
+        });
+        state.heard(Ok(sample));
+        let all = text(&state, 80, 24);
+        assert!(all.contains("1000k/1000k"), "{all}");
     }
 
     #[test]

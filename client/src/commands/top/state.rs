@@ -17,6 +17,8 @@ const RATE: f64 = 5.0;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Act {
     Quit,
+    /// Give the terminal to the shell for a while.
+    Stop,
     /// All of this session.
     AbortSession(String),
     /// This task.
@@ -82,8 +84,22 @@ impl State {
             self.ended.pop_front();
         }
         self.lost = None;
+        self.keep_name(&sample);
         self.sample = Some(sample);
         self.choose_newest();
+    }
+
+    /// Without a history, the command of the page's task is known only while the task runs.
+    fn keep_name(&self, sample: &Sample) {
+        let Some(mut told) = self.page.as_ref().and_then(|page| page.lock().ok()) else {
+            return;
+        };
+        let mut engines = sample.engines.iter();
+        if let Some(engine) = engines.find(|engine| engine.task.as_ref() == Some(&told.id))
+            && told.name.is_none()
+        {
+            told.name.clone_from(&engine.what);
+        }
     }
 
     /// Tasks that end in a second: of a submission, or of all.
@@ -148,6 +164,7 @@ impl State {
     pub(super) fn key(&mut self, key: KeyEvent) -> Option<Act> {
         let key = match (key.code, key.modifiers.contains(KeyModifiers::CONTROL)) {
             (KeyCode::Char('c' | 'd'), true) => return Some(Act::Quit),
+            (KeyCode::Char('z'), true) => return Some(Act::Stop),
             (_, true) => return None,
             (code, false) => code,
         };
