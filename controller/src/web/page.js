@@ -117,6 +117,10 @@ function tellSample(now) {
   number("engine-count", now.engines.length);
   $("rate").textContent = perSecond(rate(ended()));
   fill($("troubles"), now.troubles.map(text => element("li", {}, text)));
+  tellRows(now);
+}
+
+function tellRows(now) {
   table("submissions", now.submissions.toReversed(), row => row.id, submission);
   table("failures", now.failures.toReversed(), row => row.text, failure);
   table("engines", now.engines, row => String(row.id), engine);
@@ -143,11 +147,22 @@ function fill(node, children) {
   node.replaceChildren(...children);
 }
 
+// How many rows of each table are shown: what is below them stays in reach.
+const listed = new Map([["submissions", 20], ["failures", 20], ["engines", 100], ["hosts", 100]]);
+const MORE = 100;
+
+function chosen(rows) {
+  const words = $("only").value.trim().toLowerCase();
+  const texts = row => [row.id, ...Object.values(row).filter(value => typeof value === "string")].join("\n").toLowerCase();
+  return words ? rows.filter(row => texts(row).includes(words)) : rows;
+}
+
 // Rows stay the same elements while they say the same: what is selected, focused or pressed is not lost.
 function table(id, rows, key, cells) {
   const body = $(id).tBodies[0];
   const old = new Map([...body.rows].map(row => [row.dataset.key, row]));
-  const list = rows.slice(0, 500).map(row => {
+  const found = chosen(rows);
+  const list = found.slice(0, listed.get(id)).map(row => {
     const [texts, make] = cells(row);
     const said = JSON.stringify(texts);
     let line = old.get(key(row));
@@ -160,9 +175,25 @@ function table(id, rows, key, cells) {
     }
     return line;
   });
-  if (list.length !== body.rows.length || list.some((line, at) => body.rows[at] !== line)) fill(body, list);
-  $(id).classList.toggle("filled", list.length > 0);
+  // Those that stay are not moved for others: a row that is moved loses the focus.
+  const focused = document.activeElement, kept = new Set(list);
+  for (const line of [...body.rows]) if (!kept.has(line)) line.remove();
+  list.forEach((line, at) => { if (body.rows[at] !== line) body.insertBefore(line, body.rows[at] ?? null); });
+  if (body.contains(focused)) focused.focus({ preventScroll: true });
+  $(id).classList.toggle("filled", rows.length > 0);
+  const [rest, more] = rests.get(id), cut = list.length < found.length;
+  rest.textContent = cut ? `The first ${count(list.length)} of ${count(found.length)} rows.`
+    : found.length < rows.length ? `${count(found.length)} of ${count(rows.length)} rows have these words.` : "";
+  more.hidden = !cut;
+  rest.parentNode.hidden = !rest.textContent;
 }
+
+const rests = new Map([...listed.keys()].map(id => {
+  const show = () => { listed.set(id, listed.get(id) + MORE); if (sample) tellRows(sample); };
+  const rest = element("span"), more = element("button", { type: "button", onclick: show }, `show ${MORE} more`);
+  $(id).parentNode.after(element("p", { class: "tools rest", id: id + "-rest" }, rest, more));
+  return [id, [rest, more]];
+}));
 
 const n = text => element("td", { class: "n" }, String(text));
 
@@ -342,7 +373,7 @@ async function show(mine, found) {
     const why = await ask("explain_request", { msg_id: id });
     if (why.state === "unknown" && sample) return search(mine, found);
     // Its command is in the history, if there is one.
-    what ??= await ask("graph_request", { msg_id: id, tasks: 1 }).then(graph => graph.tasks.find(task => task.id === id)?.name ?? "", () => "");
+    what ??= await ask("graph_request", { msg_id: id, tasks: 1 }).then(graph => graph.tasks.find(task => task.id === id || task.id === id.replace(/:\d+$/, ""))?.name ?? "", () => "");
     const lines = [`${id}: ${why.state}`, ...what ? [what] : [], why.text, ...why.engines.map(([name, reason]) => `  engine ${name}: ${reason}`)];
     const add = (key, value) => {
       if (value !== null && value !== "" && !(Array.isArray(value) && !value.length)) {
@@ -643,7 +674,8 @@ let rowsOfStream = [];
 function stream() {
   const seen = visible();
   tint(seen);
-  const every = [...new Set([...sample.engines.map(e => e.id), ...seen.map(s => s.engine)])].sort((a, b) => a - b);
+  const now = chosen(sample.engines), gone = now.length === sample.engines.length ? seen.map(s => s.engine) : [];
+  const every = [...new Set([...now.map(e => e.id), ...gone])].sort((a, b) => a - b);
   const engines = every.slice(0, 64);
   const high = engines.length > 24 ? 8 : 16;
   $("stream").style.height = Math.max(3, engines.length) * high + 22 + "px";
@@ -767,6 +799,7 @@ function listen() {
   $("farther").addEventListener("click", () => zoom(2));
   $("follow").addEventListener("click", () => { view.end = view.end === null ? sample?.time ?? null : null; redraw(); });
   $("find").addEventListener("submit", event => { event.preventDefault(); if ($("id").value.trim()) find($("id").value.trim()); });
+  $("only").addEventListener("input", () => { if (sample) tellRows(sample); });
   $("task-abort").addEventListener("click", () => change("abort_request", { msg_ids: [followed.id], kill: true }, `Abort ${followed.id}? If it runs, it is killed.`));
   $("task-again").addEventListener("click", () => change("resubmit_request", { msg_ids: [followed.id] }, `Submit ${followed.id} again?`));
   addEventListener("resize", redraw);
