@@ -25,6 +25,9 @@ mod request {
     pub(super) const DB: &str = "db_request";
 }
 
+/// Records that are asked for at once: the hub has other things to do, too.
+const RECORDS: usize = 2000;
+
 /// Why a task is where it is.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 #[serde(default)]
@@ -241,7 +244,31 @@ impl Client {
     /// # Errors
     /// When the hub refuses or does not answer.
     pub fn records(&self, query: &Map<String, Value>, keys: &[&str]) -> Result<Vec<Record>> {
-        self.query_one(request::DB, &json!({"query": query, "keys": keys}))
+        let parts: Result<Vec<_>> = self.records_in_parts(query, keys).collect();
+        parts.map(|parts| parts.concat())
+    }
+
+    /// The same, a part at a time: of very many, not all are in memory at once.
+    pub fn records_in_parts(
+        &self,
+        query: &Map<String, Value>,
+        keys: &[&str],
+    ) -> impl Iterator<Item = Result<Vec<Record>>> {
+        #[derive(Deserialize)]
+        struct Reply {
+            records: Vec<Record>,
+            next: Option<u64>,
+        }
+        let mut next = Some(0);
+        std::iter::from_fn(move || {
+            let after = next.take()?;
+            let request = json!({"query": query, "keys": keys, "after": after, "limit": RECORDS});
+            let reply: Result<Reply> = self.query(request::DB, &request);
+            Some(reply.map(|reply| {
+                next = reply.next;
+                reply.records
+            }))
+        })
     }
 
     /// The arguments of an array, as its request has them: a table of offsets and the values.

@@ -179,15 +179,16 @@ type Wanted = HashMap<String, Option<Vec<u64>>>;
 
 /// The tasks that were asked for, in the order in which they were submitted.
 fn runs(client: &Client, args: &PastArgs) -> Result<Vec<Run>, Failure> {
-    let (records, wanted) = find(client, args)?;
-    if records.is_empty() {
+    let (mut runs, mut arrays) = (Vec::new(), Vec::new());
+    let wanted = find(client, args, &mut |record| match record.members() {
+        Some(_) => arrays.push(record),
+        None => runs.push(task(&record)),
+    })?;
+    if runs.is_empty() && arrays.is_empty() {
         return Err(Failure::new(
             "the controller has no record of any such task: nothing to report",
         ));
     }
-    let is_array = |record: &Record| record.members().is_some();
-    let (arrays, tasks): (Vec<Record>, Vec<Record>) = records.into_iter().partition(is_array);
-    let mut runs: Vec<Run> = tasks.iter().map(task).collect();
     for record in &arrays {
         let id = id_of(record);
         let members = array(client, id, record)?;
@@ -205,8 +206,12 @@ fn runs(client: &Client, args: &PastArgs) -> Result<Vec<Run>, Failure> {
     Ok(runs)
 }
 
-/// The records of the tasks that were asked for; a member has that of its array.
-fn find(client: &Client, args: &PastArgs) -> Result<(Vec<Record>, Wanted), Failure> {
+/// Finds the records of the tasks that were asked for; a member has that of its array.
+fn find(
+    client: &Client,
+    args: &PastArgs,
+    found: &mut dyn FnMut(Record),
+) -> Result<Wanted, Failure> {
     let keys = [
         "msg_id",
         "header",
@@ -229,7 +234,10 @@ fn find(client: &Client, args: &PastArgs) -> Result<(Vec<Record>, Wanted), Failu
             None => json!({"$ne": null}),
         };
         let query = Map::from_iter([("submitted".to_owned(), submitted)]);
-        return Ok((client.records(&query, &keys)?, wanted));
+        for part in client.records_in_parts(&query, &keys) {
+            part?.into_iter().for_each(&mut *found);
+        }
+        return Ok(wanted);
     }
     for id in &args.ids {
         match split_id(id) {
@@ -244,19 +252,21 @@ fn find(client: &Client, args: &PastArgs) -> Result<(Vec<Record>, Wanted), Failu
             }
         }
     }
-    let mut records = Vec::new();
+    let mut known = HashSet::new();
     let ids: Vec<&String> = wanted.keys().collect();
     for chunk in ids.chunks(CHUNK) {
         let query = Map::from_iter([("msg_id".to_owned(), json!({"$in": chunk}))]);
-        records.extend(client.records(&query, &keys)?);
+        for record in client.records(&query, &keys)? {
+            known.insert(id_of(&record).to_owned());
+            found(record);
+        }
     }
-    let known: HashSet<&str> = records.iter().map(id_of).collect();
     if let Some(missing) = args.ids.iter().find(|id| !known.contains(split_id(id).0)) {
         return Err(Failure::new(format!(
             "the controller has no record of {missing} (a task that nobody knows, or --nodb)"
         )));
     }
-    Ok((records, wanted))
+    Ok(wanted)
 }
 
 fn id_of(record: &Record) -> &str {

@@ -13,6 +13,9 @@ use crate::cli::ClusterArgs;
 /// Tasks whose waiting is drawn one by one; of more only how many waited is.
 const WAITING: usize = 5000;
 
+/// The counters have at most about so many values: those of a million tasks would be larger than all else.
+const COUNTS: usize = 20_000;
+
 /// Write past tasks as a trace for Perfetto (ui.perfetto.dev) or chrome://tracing
 #[derive(Debug, Args)]
 #[command(after_help = "\
@@ -117,9 +120,18 @@ fn trace(runs: &[Run], out: &mut dyn Write) -> std::io::Result<()> {
     }
     let steps = steps(runs);
     let (mut waiting, mut running) = (0, 0);
+    let span = steps.last().map_or(0.0, |last| last.0 - begin);
+    let apart = if steps.len() > COUNTS {
+        span / COUNTS as f64
+    } else {
+        0.0
+    };
+    let mut counted = f64::NEG_INFINITY;
     for (index, (time, more_waiting, more_running)) in steps.iter().enumerate() {
         (waiting, running) = (waiting + more_waiting, running + more_running);
-        if steps.get(index + 1).is_none_or(|next| next.0 > *time) {
+        let next = steps.get(index + 1).map_or(f64::INFINITY, |next| next.0);
+        if next > *time && next - counted > apart {
+            counted = *time;
             for (name, value) in [("waiting", waiting), ("running", running)] {
                 events.put(&json!({
                     "ph": "C", "pid": 1, "ts": at(*time), "name": name, "args": {"tasks": value},

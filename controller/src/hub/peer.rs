@@ -15,7 +15,7 @@ use crate::{
     error::NamedError,
     relay::mux,
     scheduler::command::{Command, EngineTasks, TaskQueues, TaskState},
-    store::{FIELDS, Lookup, Outcome, Purge, Record, StoredRequest},
+    store::{FIELDS, Lookup, Outcome, Part, Purge, Record, StoredRequest},
 };
 
 /// The fields of a record, without the two of buffers.
@@ -355,7 +355,11 @@ impl Hub {
         if !keys.iter().any(|key| key == "msg_id") {
             keys.push("msg_id".into());
         }
-        let answer = self.found(asker, move |hub, to, records: Vec<Record>| {
+        let part = content["limit"].as_u64().map(|limit| Part {
+            after: content["after"].as_u64().unwrap_or(0),
+            limit: usize::try_from(limit).unwrap_or(usize::MAX),
+        });
+        let answer = self.found(asker, move |hub, to, (records, next): (Vec<Record>, _)| {
             let mut buffers = Vec::new();
             let (mut lens, mut result_lens, mut rows) = (Vec::new(), Vec::new(), Vec::new());
             for record in records {
@@ -369,15 +373,18 @@ impl Hub {
                 }
                 rows.push(Value::Object(record.fields));
             }
-            let reply = json!({
+            let mut reply = json!({
                 "status": "ok",
                 "records": rows,
                 "buffer_lens": with_buffers.then_some(lens),
                 "result_buffer_lens": with_results.then_some(result_lens),
             });
+            if let Some(next) = next {
+                reply["next"] = json!(next);
+            }
             hub.reply_with(&to, &reply, buffers);
         });
-        self.links.store.find(query, Some(keys), answer);
+        self.links.store.find(query, Some(keys), part, answer);
     }
 
     fn purge(&mut self, asker: &Asker, content: &Value) {

@@ -58,6 +58,15 @@ pub struct Record {
     pub result_buffers: Vec<Vec<u8>>,
 }
 
+/// A part of what a query finds, in the order in which it came to the controller.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Part {
+    /// Where the part before ended; 0: the first part.
+    pub after: u64,
+    /// At most so many records.
+    pub limit: usize,
+}
+
 /// A stored request, for resubmission.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct StoredRequest {
@@ -187,15 +196,17 @@ impl StoreHandle {
         });
     }
 
-    /// The records that match a Mongo-style query, with these fields (all, if `None`).
+    /// The records that match a Mongo-style query, with these fields (all, if `None`); of a part of them, also where the next
+    /// part begins.
     pub fn find(
         &self,
         query: Map<String, Value>,
         keys: Option<Vec<String>>,
-        answer: Answer<Vec<Record>>,
+        part: Option<Part>,
+        answer: Answer<(Vec<Record>, Option<u64>)>,
     ) {
         self.ask(answer, move |reader, conn| {
-            reader.find(conn, &query, keys.as_deref())
+            reader.find(conn, &query, keys.as_deref(), part)
         });
     }
 

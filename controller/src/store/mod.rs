@@ -62,7 +62,7 @@ use std::path::{Path, PathBuf};
 pub use event::{Exception, Finish, Outcome, Queue, Stream, Submission, TaskRef};
 pub(crate) use filter::FIELDS;
 pub use handle::{
-    Answer, Lookup, Purge, Record, Recorder, StoreHandle, StoredReply, StoredRequest,
+    Answer, Lookup, Part, Purge, Record, Recorder, StoreHandle, StoredReply, StoredRequest,
 };
 pub use journal::{Journal, Position};
 pub use opening::{Opened, Store, open};

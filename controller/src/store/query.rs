@@ -8,7 +8,7 @@ use serde_json::{Map, Value};
 
 use super::event::Outcome;
 use super::filter::{FIELDS, Filter, Op};
-use super::handle::{Lookup, Purge, Query, Record, StoredReply, StoredRequest};
+use super::handle::{Lookup, Part, Purge, Query, Record, StoredReply, StoredRequest};
 use super::row::{FULL, LIGHT, Piece, Task, find_key, is_light};
 use super::spill::Spill;
 use crate::error::NamedError;
@@ -54,7 +54,8 @@ impl Reader {
         conn: &Connection,
         query: &Map<String, Value>,
         keys: Option<&[String]>,
-    ) -> Answered<Vec<Record>> {
+        part: Option<Part>,
+    ) -> Answered<(Vec<Record>, Option<u64>)> {
         let filter = Filter::parse(query)?;
         // As with the peer, no keys are all keys.
         let keys = keys.filter(|k| !k.is_empty());
@@ -81,15 +82,27 @@ impl Reader {
                     found.push(task.record(keys, &self.spill, self.packing)?)?;
                 }
             }
-            return Ok(found.records);
+            return Ok((found.records, None));
         }
         let mut tested = Vec::new();
         filter.fields(&mut tested);
         let light_test = tested.iter().all(|f| is_light(f));
         let light_record = keys.is_some_and(|keys| keys.iter().all(|k| is_light(k)));
-        let (conditions, values) = narrow(&filter);
+        let (mut conditions, mut values) = narrow(&filter);
         let columns = if light_test { LIGHT } else { FULL };
-        let sql = format!("SELECT {columns} FROM task{conditions} ORDER BY submitted, key");
+        let order = match part {
+            None => "submitted, key",
+            Some(part) => {
+                values.push(Sql::Integer(part.after.cast_signed()));
+                conditions.push(format!("key > ?{}", values.len()));
+                "key"
+            }
+        };
+        let conditions = match conditions.join(" AND ") {
+            all if all.is_empty() => all,
+            all => format!(" WHERE {all}"),
+        };
+        let sql = format!("SELECT {columns} FROM task{conditions} ORDER BY {order}");
         let mut select = conn.prepare_cached(&sql)?;
         let mut rows = select.query(params_from_iter(values))?;
         let mut found = Found::default();
@@ -103,6 +116,7 @@ impl Reader {
             if !filter.matches(&|name| task.field(name, self.packing)) {
                 continue;
             }
+            let key = task.key;
             if light_test && !light_record {
                 match Task::by_key(conn, task.key)? {
                     Some(full) => task = full,
@@ -113,8 +127,11 @@ impl Reader {
                 task.count_members(conn)?;
             }
             found.push(task.record(keys, &self.spill, self.packing)?)?;
+            if part.is_some_and(|part| found.records.len() >= part.limit) {
+                return Ok((found.records, Some(key)));
+            }
         }
-        Ok(found.records)
+        Ok((found.records, None))
     }
 
     pub(crate) fn requests(
@@ -227,7 +244,7 @@ fn named_ids(filter: &Filter) -> Option<Vec<String>> {
 }
 
 /// Conditions that every match fulfils, so that the database need not read the others.
-fn narrow(filter: &Filter) -> (String, Vec<Sql>) {
+fn narrow(filter: &Filter) -> (Vec<String>, Vec<Sql>) {
     let (mut conditions, mut values) = (Vec::new(), Vec::new());
     fn visit(filter: &Filter, conditions: &mut Vec<String>, values: &mut Vec<Sql>) {
         match filter {
@@ -258,11 +275,6 @@ fn narrow(filter: &Filter) -> (String, Vec<Sql>) {
         }
     }
     visit(filter, &mut conditions, &mut values);
-    let conditions = if conditions.is_empty() {
-        String::new()
-    } else {
-        format!(" WHERE {}", conditions.join(" AND "))
-    };
     (conditions, values)
 }
 

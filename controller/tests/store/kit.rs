@@ -135,7 +135,7 @@ pub(crate) fn find(
         panic!("a query is a map")
     };
     let keys = keys.map(|k| k.iter().map(ToString::to_string).collect());
-    ask(|answer| handle.find(query, keys, answer))
+    ask(|answer| handle.find(query, keys, None, answer)).map(|(records, _)| records)
 }
 
 pub(crate) fn records(handle: &StoreHandle, ids: &[&str]) -> Vec<Record> {
