@@ -3,6 +3,7 @@
 import asyncio
 import concurrent.futures
 import functools
+import itertools
 import os
 import pathlib
 import subprocess
@@ -250,14 +251,20 @@ class Tally:
     __call__ = up
 
 
-def test_no_call_finds_what_another_has_changed_in_an_object(client, executor):
-    grown = functools.partial(lambda items, item: (items.append(item), len(items))[1], [])
+def test_no_call_finds_what_another_has_changed(client, executor):
+    def count(items, item):
+        items.append(item)
+        return len(items)
+
+    grown = functools.partial(count, [])
     for function, argument in ((Tally().up, 1), (Tally(), 1), (functools.partial(Tally().up), 1), (grown, 1), ([].__iadd__, [1])):
         result = [1] if argument == [1] else 1
         assert [executor.submit(function, argument).result(30) for _ in range(6)] == [result] * 6
         assert [future.result(30) for future in [executor.submit(function, argument) for _ in range(200)]] == [result] * 200
         for chunksize in (None, 10):
             assert list(executor.map(function, [argument] * 500, chunksize=chunksize)) == [result] * 500
+    assert list(executor.map(count, itertools.repeat([]), range(2000))) == [1] * 2000
+    assert list(executor.map(count, itertools.repeat([]), range(20), chunksize=10)) == [*range(1, 11)] * 2
     # A function stays, of single calls and of those that travel together, and so does what it has cached.
     cached = functools.cache(lambda key: (key, os.getpid(), time.time()))
     assert len(set(executor.map(cached, ["key"] * 500))) <= 4

@@ -14,7 +14,7 @@ from typing import Any, Callable, Dict, Iterable, Iterator, List, Optional, Tupl
 
 from .errors import PicklingError
 
-__all__ = ["Pickled", "dump_arguments", "dump_values", "load", "loads", "pickled"]
+__all__ = ["Calls", "Pickled", "dump_arguments", "dump_values", "load", "loads", "pickled"]
 
 PROTOCOL = 5
 assert HIGHEST_PROTOCOL >= PROTOCOL
@@ -134,6 +134,16 @@ class _Many:
 
     def __reduce__(self) -> Any:
         return _Maker(), (self.code,)
+
+
+class Calls:
+    """Arguments of calls that were pickled one by one, :func:`dump_values`: where it is unpickled, a list of their tuples."""
+
+    def __init__(self, pickles: List[bytes]) -> None:
+        self.pickles = pickles
+
+    def __reduce__(self) -> Any:
+        return eval, ("[loads(data)[0] for data in pickles]", {"loads": pickle.loads, "pickles": self.pickles})
 
 
 class _Register:

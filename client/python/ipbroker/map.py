@@ -15,7 +15,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, Callable, Deque, Dict, Iterable, Iterator, List, Optional, Sequence, Tuple
 
 from . import _nested
-from ._pickle import Pickled, dump_values, load, loads, pickled
+from ._pickle import Calls, Pickled, dump_values, load, loads, pickled
 from .errors import PicklingError, exception
 from .futures import unpickled
 
@@ -40,6 +40,9 @@ TOGETHER = 0.02
 """Seconds of short calls that are one member of an array: one way to the engine's Python and back."""
 TOGETHER_MOST = 4096
 """… and how many calls that are at most."""
+
+_PLAIN = {bool, bytes, complex, float, int, str, type(None)}
+"""What no call can change."""
 
 # One part of an array: first member, one past the last, pickles (or one for all), failures by member.
 Part = Tuple[int, int, Any, Any]
@@ -270,20 +273,27 @@ class Flow:
         return calls
 
     def dump_many(self, calls: List[Any]) -> Tuple[bytes, Optional[str], List[Any]]:
-        """Calls as a pickle, and the Python that it needs; up to the first that cannot be pickled."""
-        try:
-            return (*dump_values((calls,)), calls)
-        except PicklingError:
-            good: List[Any] = []
-            for args in calls:
-                try:
-                    dump_values(args)
-                except PicklingError as error:
-                    self.ended = True
-                    self.broken = error
-                    break
-                good.append(args)
-            return (*dump_values((good,)), good) if good else (b"", None, good)
+        """Calls as a pickle, and the Python that it needs; up to the first that cannot be pickled. What several of them are given is
+        each one's own, unless a ``chunksize`` makes them one, as with other executors."""
+        if self.chunksize is not None or _PLAIN.issuperset(map(type, itertools.chain.from_iterable(calls))):
+            try:
+                return (*dump_values((calls,)), calls)
+            except PicklingError:
+                pass
+        pickles: List[bytes] = []
+        python: Optional[str] = None
+        for args in calls:
+            try:
+                data, needs = dump_values(args)
+            except PicklingError as error:
+                self.ended = True
+                self.broken = error
+                break
+            pickles.append(data)
+            python = python or needs
+        if not pickles:
+            return b"", None, []
+        return dump_values((Calls(pickles),))[0], python, calls[: len(pickles)]
 
     def consumed(self, array: Array, part: Part) -> None:
         with self.changed:
