@@ -240,7 +240,7 @@ def _pickler() -> Any:
                 named = {name: getattr(value, name) for name in ("__module__", "__name__", "__qualname__", "__doc__")}
                 named.update((name, one) for name, one in vars(value).items() if name not in vars(_GENERIC) or name == "__wrapped__")
                 # Empty at first: its functions may refer to it.
-                return functools.singledispatch, (functools.partial(type),), (named, list(value.registry.items())), None, None, _Register()
+                return functools.singledispatch, (functools.partial(type),), (named, list(vars(value)["registry"].items())), None, None, _Register()
             reduced = super().reducer_override(value)
             if isinstance(value, type) and reduced is not NotImplemented and value not in _theirs:
                 _ours.add(value)
