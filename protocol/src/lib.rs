@@ -35,10 +35,30 @@ pub mod wake;
 
 pub use zmq;
 
+use std::io::{self, Read};
+
+use sha2::{Digest, Sha256};
+
 /// Bytes in lower-case hexadecimal digits.
 #[must_use]
 pub fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// The SHA-256 of what is read, in hexadecimal digits.
+///
+/// # Errors
+/// When it cannot be read.
+pub fn sha256(mut read: impl Read) -> io::Result<String> {
+    let (mut hasher, mut block) = (Sha256::new(), vec![0; 256 << 10]);
+    loop {
+        match read.read(&mut block) {
+            Ok(0) => return Ok(hex(&hasher.finalize())),
+            Ok(count) => hasher.update(&block[..count]),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
 }
 
 // Only for the library it links: libzmq's CURVE needs libsodium.

@@ -46,24 +46,13 @@ pub fn grows_and_shrinks(system: &str, env: &[(&str, String)], jobs: impl Fn() -
         .map(|_| format!("{}\n", serde_json::json!({"cmd": gather})))
         .collect();
     let ids = cluster.client_with(&["submit"], &input, LIMIT).ok().stdout;
-    let count = || {
-        let status = cluster
-            .client(&["status", "--json"])
-            .ok()
-            .json_lines()
-            .remove(0);
-        status["engines"].as_u64().expect("a number")
-    };
+    let count = || cluster.status()["engines"].as_u64().expect("a number");
     eventually("four engines", 2 * LIMIT, || {
         let there = count();
         assert!(there <= 4, "{there} engines");
         (there == 4).then_some(())
     });
-    let status = cluster
-        .client(&["status", "--json"])
-        .ok()
-        .json_lines()
-        .remove(0);
+    let status = cluster.status();
     assert_eq!(status["batch"]["max"], 4, "{status}");
     let engines = |job: &serde_json::Value| job["engines"].as_u64();
     let told = status["batch"]["jobs"].as_array().expect("jobs");

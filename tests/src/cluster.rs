@@ -226,6 +226,13 @@ impl Cluster {
         })
     }
 
+    /// What `ipclient status` says.
+    #[track_caller]
+    pub fn status(&self) -> Value {
+        let status = self.client(&["status", "--json"]).ok();
+        status.json_lines().remove(0)
+    }
+
     /// Runs `ipclient` with `args` to its end.
     #[track_caller]
     pub fn client(&self, args: &[&str]) -> Finished {

@@ -237,11 +237,6 @@ fn end(mut cluster: Cluster, grid: &GridEngine) {
     });
 }
 
-fn status(cluster: &Cluster) -> serde_json::Value {
-    let status = cluster.client(&["status", "--json"]).ok();
-    status.json_lines().remove(0)
-}
-
 #[test]
 fn engines_of_a_batch_job() {
     let Some(grid) = GridEngine::start() else {
@@ -340,7 +335,7 @@ fn a_refused_job_is_told_and_nothing_submitted_for_a_while() {
         .ok()
         .stdout;
     let trouble = eventually("what came of it", LIMIT, || {
-        let status = status(&cluster);
+        let status = cluster.status();
         status["batch"]["trouble"].as_str().map(str::to_owned)
     });
     let words = [
@@ -375,7 +370,7 @@ fn a_job_that_ends_before_its_engine_came_is_told_with_its_last_words() {
         log.contains("no such library").then_some(())
     });
     let trouble = eventually("what came of it", LIMIT, || {
-        let status = status(&cluster);
+        let status = cluster.status();
         status["batch"]["trouble"].as_str().map(str::to_owned)
     });
     assert!(
@@ -409,7 +404,7 @@ fn a_job_in_error_is_told_with_its_reason_and_deleted() {
         .ok()
         .stdout;
     let trouble = eventually("what came of it", 2 * LIMIT, || {
-        let status = status(&cluster);
+        let status = cluster.status();
         status["batch"]["trouble"].as_str().map(str::to_owned)
     });
     let words = [
@@ -458,7 +453,7 @@ fn nothing_is_submitted_beside_jobs_of_which_nothing_is_known() {
     fs::write(&deaf, "").expect("a file");
     cluster.start_controller();
     let trouble = eventually("what it waits for", LIMIT, || {
-        let status = status(&cluster);
+        let status = cluster.status();
         status["batch"]["trouble"].as_str().map(str::to_owned)
     });
     assert!(
@@ -472,7 +467,7 @@ fn nothing_is_submitted_beside_jobs_of_which_nothing_is_known() {
             .then_some(())
     });
     assert_eq!(
-        status(&cluster)["batch"]["trouble"],
+        cluster.status()["batch"]["trouble"],
         serde_json::Value::Null
     );
     cluster.wait_engines(1);
@@ -498,7 +493,7 @@ fn a_job_that_qsub_takes_with_an_error_is_kept() {
         .ok()
         .stdout;
     eventually("a job that waits", LIMIT, || {
-        let told = status(&cluster)["batch"]["jobs"].to_string();
+        let told = cluster.status()["batch"]["jobs"].to_string();
         told.contains("state qw").then_some(())
     });
     let log = cluster.controller().stderr();

@@ -275,10 +275,7 @@ fn engines_are_asked_for_as_far_as_they_could_run_what_waits() {
         .start();
     let jobs = "{\"cmd\": \"true\", \"time\": \"2h\"}\n{\"cmd\": \"true\", \"gpus\": 3}\n";
     let waits = cluster.client_with(&["submit"], jobs, LIMIT).ok().stdout;
-    let status = || {
-        let status = cluster.client(&["status", "--json"]).ok();
-        status.json_lines().remove(0)
-    };
+    let status = || cluster.status();
     let jobs = |status: &serde_json::Value| status["batch"]["jobs"].as_array().map(Vec::len);
     // An engine shows what there is: neither these nor any time of theirs is enough.
     eventually("an engine", 2 * LIMIT, || {

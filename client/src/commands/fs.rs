@@ -31,6 +31,14 @@ pub(crate) struct FsArgs {
     json: bool,
 }
 
+#[derive(Debug, Args)]
+struct At {
+    /// Names of hosts or numbers of engines, with commas between, or `all`
+    hosts: String,
+    /// Which path
+    path: String,
+}
+
 #[derive(Debug, Subcommand)]
 enum Action {
     /// List a directory
@@ -44,27 +52,15 @@ enum Action {
     },
     /// Tell kind, size, permissions and time of a path
     #[command(after_help = "Example:\n  ipclient fs stat a /etc/hostname --json")]
-    Stat {
-        /// Names of hosts or numbers of engines, with commas between, or `all`
-        hosts: String,
-        /// Which path
-        path: String,
-    },
+    Stat(At),
     /// Succeed if a path is there (on every host)
     #[command(after_help = "Example:\n  ipclient fs exists all /data && ipclient run jobs")]
-    Exists {
-        /// Names of hosts or numbers of engines, with commas between, or `all`
-        hosts: String,
-        /// Which path
-        path: String,
-    },
+    Exists(At),
     /// Make a directory
     #[command(after_help = "Example:\n  ipclient fs mkdir --parents all /tmp/work/in")]
     Mkdir {
-        /// Names of hosts or numbers of engines, with commas between, or `all`
-        hosts: String,
-        /// Which directory
-        path: String,
+        #[command(flatten)]
+        at: At,
         /// Also those above it; no error if it is there
         #[arg(long)]
         parents: bool,
@@ -104,12 +100,7 @@ enum Action {
     },
     /// Remove an empty directory
     #[command(after_help = "Example:\n  ipclient fs rmdir a /tmp/work")]
-    Rmdir {
-        /// Names of hosts or numbers of engines, with commas between, or `all`
-        hosts: String,
-        /// Which directory
-        path: String,
-    },
+    Rmdir(At),
     /// Send a local file (`-`: standard input)
     #[command(after_help = "Example:\n  ipclient fs put all model.bin /tmp/model.bin")]
     Put {
@@ -134,19 +125,12 @@ enum Action {
     },
     /// Print a file
     #[command(after_help = "Example:\n  ipclient fs cat a /etc/hostname")]
-    Cat {
-        /// Names of hosts or numbers of engines, with commas between, or `all`
-        hosts: String,
-        /// Which file
-        path: String,
-    },
+    Cat(At),
     /// Write standard input to a file
     #[command(after_help = "Example:\n  echo hello | ipclient fs write all /tmp/hello")]
     Write {
-        /// Names of hosts or numbers of engines, with commas between, or `all`
-        hosts: String,
-        /// Which file
-        path: String,
+        #[command(flatten)]
+        at: At,
         /// At its end
         #[arg(short, long)]
         append: bool,
@@ -175,10 +159,8 @@ enum Action {
     /// Make a named pipe
     #[command(after_help = "Example:\n  ipclient fs mkfifo a /tmp/pipe")]
     Mkfifo {
-        /// Names of hosts or numbers of engines, with commas between, or `all`
-        hosts: String,
-        /// Which path
-        path: String,
+        #[command(flatten)]
+        at: At,
         /// Permission bits, octal
         #[arg(short, long, value_parser = octal)]
         mode: Option<u32>,
@@ -214,28 +196,23 @@ pub(crate) fn main(args: FsArgs, cluster: &ClusterArgs) -> Outcome {
             return Err(Failure::usage("no host is named"));
         }
         let hosts = cluster.connect()?.hosts(&names)?;
-        Ok(Fs {
-            hosts,
-            json: args.json,
-        })
+        let json = args.json;
+        Ok(Fs { hosts, json })
     };
     match args.action {
         Action::Ls { hosts, path } => open(&hosts)?.each(&plain(FsOp::Ls, &path), entries),
-        Action::Stat { hosts, path } => open(&hosts)?.each(&plain(FsOp::Stat, &path), |reply| {
-            reply.stat.iter().map(|stat| long(stat) + "\n").collect()
-        }),
-        Action::Exists { hosts, path } => {
+        Action::Stat(At { hosts, path }) => open(&hosts)?
+            .each(&plain(FsOp::Stat, &path), |reply| {
+                reply.stat.iter().map(|stat| long(stat) + "\n").collect()
+            }),
+        Action::Exists(At { hosts, path }) => {
             open(&hosts)?.each(&plain(FsOp::Exists, &path), |reply| {
                 let there = reply.exists == Some(true);
                 if there { "yes\n" } else { "no\n" }.to_owned()
             })
         }
-        Action::Mkdir {
-            hosts,
-            path,
-            parents,
-            mode,
-        } => {
+        Action::Mkdir { at, parents, mode } => {
+            let At { hosts, path } = at;
             let request = FsRequest {
                 recursive: parents,
                 mode,
@@ -251,15 +228,13 @@ pub(crate) fn main(args: FsArgs, cluster: &ClusterArgs) -> Outcome {
             recursive,
             force,
         } => open(&hosts)?.remove(&paths, recursive, force),
-        Action::Rmdir { hosts, path } => open(&hosts)?.each(&plain(FsOp::Rmdir, &path), nothing),
+        Action::Rmdir(At { hosts, path }) => {
+            open(&hosts)?.each(&plain(FsOp::Rmdir, &path), nothing)
+        }
         Action::Put { hosts, local, path } => open(&hosts)?.put(&local, &path),
         Action::Get { hosts, path, local } => open(&hosts)?.get(&path, &local),
-        Action::Cat { hosts, path } => open(&hosts)?.cat(&path),
-        Action::Write {
-            hosts,
-            path,
-            append,
-        } => open(&hosts)?.spread(&path, append),
+        Action::Cat(At { hosts, path }) => open(&hosts)?.cat(&path),
+        Action::Write { at, append } => open(&at.hosts)?.spread(&at.path, append),
         Action::Chmod { hosts, mode, path } => {
             let request = FsRequest {
                 mode: Some(mode),
@@ -274,7 +249,8 @@ pub(crate) fn main(args: FsArgs, cluster: &ClusterArgs) -> Outcome {
             };
             open(&hosts)?.each(&request, nothing)
         }
-        Action::Mkfifo { hosts, path, mode } => {
+        Action::Mkfifo { at, mode } => {
+            let At { hosts, path } = at;
             let request = FsRequest {
                 mode,
                 ..plain(FsOp::Mkfifo, &path)

@@ -2,18 +2,17 @@
 
 use std::collections::{HashMap, HashSet};
 use std::fs::{self, File};
-use std::io::{self, Read};
+use std::io;
 use std::ops::Range;
 use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use ipbroker_client::job::{Job, JobResult, JobStatus};
-use ipbroker_client::protocol::hex;
 use ipbroker_client::protocol::message::{ErrorContent, Staged};
+use ipbroker_client::protocol::sha256;
 use ipbroker_client::protocol::zmq::Message;
 use ipbroker_client::{Client, Error, Host, Reply};
-use sha2::{Digest, Sha256};
 
 use super::Runner;
 use crate::failure::Failure;
@@ -233,16 +232,7 @@ impl Files {
         {
             return Ok((sha256.clone(), mode));
         }
-        let mut file = File::open(path)?;
-        let (mut hasher, mut block) = (Sha256::new(), vec![0; 1 << 16]);
-        loop {
-            let n = file.read(&mut block)?;
-            if n == 0 {
-                break;
-            }
-            hasher.update(&block[..n]);
-        }
-        let sha256 = hex(&hasher.finalize());
+        let sha256 = sha256(File::open(path)?)?;
         self.hashes.insert(path.to_owned(), (look, sha256.clone()));
         Ok((sha256, mode))
     }

@@ -318,19 +318,9 @@ impl Hub {
             .count();
         let direct: usize = direct.iter().map(|(_, ids)| ids.len()).sum();
         let store = self.links.store.status();
-        let recorded = if store.backend == "none" {
-            json!({"backend": "none"})
-        } else {
-            json!({
-                "backend": store.backend,
-                "lag": store.lag,
-                "lag_bound": store.lag_bound,
-                "unsynced": store.unsynced,
-                "bytes": store.bytes,
-                "submissions": store.submissions,
-                "finishes": store.finishes,
-                "pruned": store.pruned,
-            })
+        let recorded = match store.backend {
+            "none" => json!({"backend": "none"}),
+            _ => json!(store),
         };
         let reply = json!({
             "status": "ok",

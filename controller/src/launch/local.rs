@@ -99,14 +99,6 @@ pub(crate) struct Local {
     registered: u32,
 }
 
-impl std::fmt::Debug for Local {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Local")
-            .field("slots", &self.slots)
-            .finish_non_exhaustive()
-    }
-}
-
 /// How many engines each process has: as many processes as cores, and no process too large.
 fn shares(engines: u32, cores: u32) -> Vec<u32> {
     let processes = engines.min(cores.max(1)).max(engines.div_ceil(PER_PROCESS));

@@ -4,8 +4,10 @@ use std::fs::File;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use serde::Serialize;
+
 /// How the store is doing.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 pub struct Status {
     /// `sqlite`, `memory` or `none`.
     pub backend: &'static str,
@@ -24,6 +26,7 @@ pub struct Status {
     /// Tasks pruned since the start.
     pub pruned: u64,
     /// The faults that last, in words.
+    #[serde(skip)]
     pub faults: Vec<String>,
 }
 

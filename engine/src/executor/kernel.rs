@@ -46,26 +46,18 @@ impl<'a> Request<'a> {
 
     /// Whether an error of it aborts the code that is queued behind it, as in every Jupyter kernel.
     fn ends_queue(&self) -> bool {
-        #[derive(Deserialize)]
+        #[derive(Default, Deserialize)]
         #[serde(default)]
         struct Content {
             silent: bool,
-            stop_on_error: bool,
-        }
-        impl Default for Content {
-            fn default() -> Self {
-                Self {
-                    silent: false,
-                    stop_on_error: true,
-                }
-            }
+            stop_on_error: Option<bool>,
         }
         let content: Content = self
             .seat
             .session()
             .unpack(self.task.envelope.content())
             .unwrap_or_default();
-        self.task.kind == Kind::Execute && !content.silent && content.stop_on_error
+        self.task.kind == Kind::Execute && !content.silent && content.stop_on_error != Some(false)
     }
 
     fn publish_end(&self) {

@@ -2,12 +2,12 @@
 
 use std::{
     fs::{self, File, OpenOptions},
-    io::{self, Read, Seek, SeekFrom, Write},
+    io::{self, Seek, SeekFrom, Write},
     path::{Path, PathBuf},
     time::SystemTime,
 };
 
-use sha2::{Digest, Sha256};
+use ipbroker_protocol::sha256 as hash;
 
 use super::FileError;
 
@@ -109,8 +109,7 @@ impl Cache {
     }
 
     fn store_whole(&self, path: PathBuf, sha256: &str, bytes: &[u8]) -> Result<(), FileError> {
-        let mut rest = bytes;
-        let found = hash(&mut rest).map_err(FileError::io("read", &path))?;
+        let found = hash(bytes).map_err(FileError::io("read", &path))?;
         if !found.eq_ignore_ascii_case(sha256) {
             return Err(FileError::Hash {
                 path,
@@ -168,19 +167,4 @@ impl Cache {
             }
         }
     }
-}
-
-/// The SHA-256 of what is read, in hex.
-pub(super) fn hash(read: &mut impl Read) -> io::Result<String> {
-    let mut hasher = Sha256::new();
-    let mut chunk = vec![0; 256 * 1024];
-    loop {
-        match read.read(&mut chunk) {
-            Ok(0) => break,
-            Ok(count) => hasher.update(&chunk[..count]),
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(error),
-        }
-    }
-    Ok(ipbroker_protocol::hex(&hasher.finalize()))
 }

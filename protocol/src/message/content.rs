@@ -6,68 +6,52 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 use serde_bytes::ByteBuf;
 
-use super::{Require, is_zero};
+use super::{Require, is_default};
 use crate::value::Map;
 
 /// Content of `command_request`: one shell job. In an array, each member's map replaces keys of this template.
+#[serde_with::apply(_ => #[serde(skip_serializing_if = "is_default")])]
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Command {
     /// The command, run by `/bin/bash -o pipefail -c`.
+    #[serde_with(skip_apply)]
     pub cmd: String,
     /// Working directory.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub cd: Option<String>,
     /// Variables set on top of the engine's environment.
-    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub env: BTreeMap<String, String>,
     /// Text for standard input (none: `/dev/null`).
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub stdin: Option<String>,
     /// The same of bytes that are no text, in base64.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub stdin_base64: Option<String>,
     /// File for standard input, on the engine's host.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub stdin_file: Option<String>,
     /// File for standard output.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub out: Option<String>,
     /// File for standard error.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub err: Option<String>,
     /// The job's umask, octal digits.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub umask: Option<String>,
     /// Bytes of standard output and of standard error to return; 0: dropped.
-    #[serde(skip_serializing_if = "is_zero")]
     pub capture: u64,
     /// Also publish the output on IOPub as it comes.
-    #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub stream: bool,
     /// Limits for the whole process group.
-    #[serde(skip_serializing_if = "Limit::is_empty")]
     pub limit: Limit,
     /// What the host must have.
-    #[serde(skip_serializing_if = "Require::is_empty")]
     pub require: Require,
     /// An exit code that means "this engine lacks what I need": the job goes to another one.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub unmet_exit: Option<i32>,
     /// Files that it writes: it is not run if all are there and none is older than one of `needs`.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
     pub creates: Vec<String>,
     /// Files that must be there.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
     pub needs: Vec<String>,
     /// Run in a scratch directory of its own, removed after.
-    #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub scratch: bool,
     /// Files that are put into place before the start; their bytes are in the message's buffers or the engine's cache.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
     pub put: Vec<Staged>,
     /// Files that are returned after the end, as buffers of the reply in this order.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
     pub get: Vec<String>,
     /// Keys of later versions.
     #[serde(flatten)]
@@ -110,54 +94,48 @@ impl Limit {
 }
 
 /// Content of `command_reply`, and each member's value in an array reply.
+#[serde_with::apply(_ => #[serde(skip_serializing_if = "is_default")])]
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 #[serde(default)]
 pub struct CommandResult {
     /// `ok`: it ran, whatever its code; `error`: it could not be run; `aborted`.
+    #[serde_with(skip_apply)]
     pub status: String,
     /// The shell's exit code; 128 + n after signal n.
+    #[serde_with(skip_apply)]
     pub code: Option<i32>,
     /// When it began: ISO 8601 UTC, in the controller's clock.
+    #[serde_with(skip_apply)]
     pub started: Option<String>,
     /// When it ended.
+    #[serde_with(skip_apply)]
     pub completed: Option<String>,
     /// Run time in s, by a monotonic clock.
+    #[serde_with(skip_apply)]
     pub elapsed: Option<f64>,
     /// The engine's host.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub host: Option<String>,
     /// The engine's id.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub engine_id: Option<u32>,
     /// Captured standard output (bytes that are no UTF-8 are replaced).
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub stdout: Option<String>,
     /// Captured standard error.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub stderr: Option<String>,
     /// The output as it was, where it is no UTF-8.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub stdout_bytes: Option<ByteBuf>,
     /// The same of standard error.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub stderr_bytes: Option<ByteBuf>,
     /// Bytes of output beyond what was captured.
-    #[serde(skip_serializing_if = "is_zero")]
     pub truncated: u64,
     /// It was not run: what it creates is up to date.
-    #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub up_to_date: bool,
     /// Which limit ended it: `time` or `memory`.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub limit: Option<String>,
     /// Error name, when status is not `ok`.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub ename: Option<String>,
     /// What went wrong, in words.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub evalue: Option<String>,
     /// The peer's key; always empty here.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
     pub traceback: Vec<String>,
 }
 
@@ -315,20 +293,17 @@ pub struct ResumeReply {
 }
 
 /// Content of `abort_request`.
+#[serde_with::apply(_ => #[serde(skip_serializing_if = "is_default")])]
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(default)]
 pub struct AbortRequest {
     /// Tasks or members to abort.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub msg_ids: Option<Vec<String>>,
     /// Every task there is.
-    #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub all: bool,
     /// Every task of one client.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub session: Option<String>,
     /// Running ones too.
-    #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub kill: bool,
 }
 

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{Command, CommandResult};
+use super::{Command, CommandResult, is_default};
 
 /// One file operation. Relative paths are below the engine's working directory, `~/` is its user's home.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -44,39 +44,33 @@ pub enum FsOp {
 }
 
 /// Content of `fs_request`.
+#[serde_with::apply(_ => #[serde(skip_serializing_if = "is_default")])]
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 #[serde(default)]
 pub struct FsRequest {
     /// What to do.
+    #[serde_with(skip_apply)]
     pub op: FsOp,
     /// With what.
-    #[serde(skip_serializing_if = "String::is_empty")]
     pub path: String,
     /// Where a link points.
-    #[serde(skip_serializing_if = "String::is_empty")]
     pub to: String,
     /// Permission bits.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub mode: Option<u32>,
     /// Where to begin.
+    #[serde_with(skip_apply)]
     pub offset: u64,
     /// How much to read.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub length: Option<u64>,
     /// With all that is in it, or above it.
-    #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub recursive: bool,
     /// Write at the end.
-    #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub append: bool,
     /// This is the last part of a file for the cache.
-    #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub eof: bool,
     /// Hashes, hex.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
     pub sha256: Vec<String>,
     /// What to run.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub command: Option<Command>,
 }
 
@@ -104,38 +98,32 @@ pub struct FsStat {
 }
 
 /// Content of `fs_reply`.
+#[serde_with::apply(_ => #[serde(skip_serializing_if = "is_default")])]
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 #[serde(default)]
 pub struct FsReply {
     /// `ok` or `error`.
+    #[serde_with(skip_apply)]
     pub status: String,
     /// Error name: `OSError`, …
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub ename: Option<String>,
     /// What went wrong, with host and path.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub evalue: Option<String>,
     /// The host that answers.
+    #[serde_with(skip_apply)]
     pub host: String,
     /// A directory.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub path: Option<String>,
     /// Whether it is there.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub exists: Option<bool>,
     /// What it is.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub stat: Option<FsStat>,
     /// What is in it, by name.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
     pub entries: Vec<FsStat>,
     /// Buffer 0 reaches the end of the file.
-    #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub eof: bool,
     /// Hashes that the cache holds.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
     pub have: Vec<String>,
     /// How the command ended.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub result: Option<CommandResult>,
 }

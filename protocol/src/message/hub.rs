@@ -4,64 +4,51 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use super::is_default;
 use crate::{
     resources::{Grant, Pools},
     value::Map,
 };
 
 /// Content of `registration_request`. Python engines send `uuid` and perhaps `id`; the rest is ours.
+#[serde_with::apply(_ => #[serde(skip_serializing_if = "is_default")])]
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Registration {
     /// The engine's uuid, its identity on every socket; or that of the process whose `engines` are registered.
+    #[serde_with(skip_apply)]
     pub uuid: String,
     /// The engines that share the connections of this process: what else is said is true of all.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
     pub engines: Vec<ProcessEngine>,
     /// The id it would like to have.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub id: Option<u32>,
     /// What it can do; see [`capability`]. Absent: `apply`, `execute`.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub capabilities: Option<Vec<String>>,
     /// Names of its functions.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
     pub functions: Vec<String>,
     /// All names of its host: full, short, SSH alias, addresses.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
     pub host: Vec<String>,
     /// Its process.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub pid: Option<u32>,
     /// Cores of its host.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub cores: Option<u32>,
     /// Which machine it is on: engines that say the same share what it has.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub machine: Option<String>,
     /// How long it stays, in seconds; absent: as long as it is wanted.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub stays: Option<f64>,
     /// What that machine has.
-    #[serde(skip_serializing_if = "Pools::is_empty")]
     pub resources: Pools,
     /// Cores, by number, that its process may use.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
     pub cpuset: Vec<u32>,
     /// Tags: racks, `gpu`, …
-    #[serde(skip_serializing_if = "Vec::is_empty")]
     pub tags: Vec<String>,
     /// Version of the program.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub version: Option<String>,
     /// The [`PROTOCOL`](crate::PROTOCOL) it speaks; absent: 1.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub protocol: Option<u32>,
     /// How limits of jobs are kept: `cgroup` or `sampling`.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub limits: Option<String>,
     /// It was registered before, with this controller or an earlier one: it may hold tasks.
-    #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub returns: bool,
     /// Keys of later versions.
     #[serde(flatten)]
@@ -122,33 +109,29 @@ pub mod capability {
 }
 
 /// Content of `registration_reply`.
+#[serde_with::apply(_ => #[serde(skip_serializing_if = "is_default")])]
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 #[serde(default)]
 pub struct RegistrationReply {
     /// `ok`, or `error` with `evalue`.
+    #[serde_with(skip_apply)]
     pub status: String,
     /// The engine's id.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub id: Option<u32>,
     /// The ids of the engines of a process, by uuid.
-    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub engines: BTreeMap<String, u32>,
     /// Period of the heartbeat in ms.
+    #[serde_with(skip_apply)]
     pub hb_period: u64,
     /// The engine's half of the connection file.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub connection_info: Option<Map>,
     /// Replies are kept until `reply_ack`.
-    #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub durable: bool,
     /// The task path is the pure one: announce what is received.
-    #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub pure: bool,
     /// Which run of the controller answers.
-    #[serde(skip_serializing_if = "String::is_empty")]
     pub incarnation: String,
     /// What went wrong.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub evalue: Option<String>,
 }
 

@@ -4,7 +4,7 @@ use std::borrow::Cow;
 
 use serde::{Deserialize, Deserializer, Serialize};
 
-use super::is_zero;
+use super::is_default;
 use crate::{
     dependency::Dependency,
     fields::fields,
@@ -68,76 +68,58 @@ pub struct TaskMetadata {
 }
 
 /// Metadata that our client puts on a task request.
+#[serde_with::apply(_ => #[serde(skip_serializing_if = "is_default")])]
 #[derive(Debug, Clone, PartialEq, Default, Serialize)]
 pub struct TaskRequest {
     /// Engines (uuids) that may run it.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
     pub targets: Vec<String>,
     /// When it may run.
+    #[serde_with(skip_apply)]
     #[serde(skip_serializing_if = "Dependency::is_empty")]
     pub after: Dependency,
     /// Where it may run.
+    #[serde_with(skip_apply)]
     #[serde(skip_serializing_if = "Dependency::is_empty")]
     pub follow: Dependency,
     /// Seconds it may wait.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub timeout: Option<f64>,
     /// Seconds it may run: it goes to an engine that stays so long.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub time: Option<f64>,
     /// How often it is tried again.
-    #[serde(skip_serializing_if = "is_zero")]
     pub retries: u32,
     /// Seconds before the first retry; twice as long before each further one.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub retry_delay: Option<f64>,
     /// How often it is run again after its engine was lost, apart from `retries`.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub max_crashes: Option<u32>,
     /// Hosts that may run it.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
     pub hosts: Vec<String>,
     /// Where it would rather run.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
     pub prefer: Vec<String>,
     /// Seconds it waits for a preferred place.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub prefer_wait: Option<f64>,
     /// Tags its engine must have.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
     pub tags: Vec<String>,
     /// Higher runs first.
-    #[serde(skip_serializing_if = "is_zero")]
     pub priority: i32,
     /// What it needs of its host, by name.
-    #[serde(skip_serializing_if = "Request::is_empty")]
     pub resources: Request,
     /// Alternatives of that, in order of preference; what one of them does not name is as in `resources`.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
     pub any: Vec<Request>,
     /// So many whole hosts.
-    #[serde(skip_serializing_if = "is_zero")]
     pub nodes: u32,
     /// What the engine checks before the start.
-    #[serde(skip_serializing_if = "Require::is_empty")]
     pub require: Require,
     /// It outlives its client.
-    #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub detach: bool,
     /// Acknowledge it.
-    #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub ack: bool,
     /// Number of members, for an array.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub array: Option<u64>,
     /// The array's members are told of one by one: when each ran, what it printed.
-    #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub each: bool,
     /// The job line as its user wrote it: kept with the record, so that results can be printed on it later.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub job: Option<String>,
     /// The directory where paths of the job's user begin, kept with it.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub job_dir: Option<String>,
 }
 

@@ -16,6 +16,6 @@ pub use hub::*;
 pub use metadata::*;
 
 /// For keys that are left out when they say nothing.
-fn is_zero<T: Default + PartialEq>(value: &T) -> bool {
+fn is_default<T: Default + PartialEq>(value: &T) -> bool {
     *value == T::default()
 }

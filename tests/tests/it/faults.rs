@@ -444,8 +444,8 @@ fn a_client_that_vanishes_with_its_controller_takes_its_jobs_with_it() {
     eventually("the engine to be free for what is detached", LIMIT, || {
         cluster.path("detached").exists().then_some(())
     });
-    let status = cluster.client(&["status", "--json"]).ok().json_lines();
-    assert_eq!(status[0]["tasks"]["ready"], 0, "{}", status[0]);
+    let status = cluster.status();
+    assert_eq!(status["tasks"]["ready"], 0, "{}", status);
     assert!(!cluster.path("second").exists(), "nobody waits for it");
 }
 
@@ -544,8 +544,8 @@ fn a_full_disk_is_told_and_loses_nothing() {
         second.stderr().contains("No space left").then_some(())
     });
     let troubles = eventually("the controller to say it", LIMIT, || {
-        let status = cluster.client(&["status", "--json"]).ok().json_lines();
-        let troubles = status[0]["troubles"].to_string();
+        let status = cluster.status();
+        let troubles = status["troubles"].to_string();
         (troubles != "[]").then_some(troubles)
     });
     assert!(troubles.contains("No space left"), "{troubles}");
@@ -571,8 +571,7 @@ fn a_full_disk_is_told_and_loses_nothing() {
         assert_eq!(cluster.read(&format!("job.{}", line["number"])), "x\n");
     }
     eventually("the trouble to be over", LIMIT, || {
-        let status = cluster.client(&["status", "--json"]).ok().json_lines();
-        (status[0]["troubles"] == json!([])).then_some(())
+        (cluster.status()["troubles"] == json!([])).then_some(())
     });
 }
 
@@ -603,8 +602,7 @@ fn trouble_that_lasts_is_told_once() {
     eventually("the client to hear of it", LIMIT, || {
         (told() > 0).then_some(())
     });
-    let troubles =
-        || cluster.client(&["status", "--json"]).ok().json_lines()[0]["troubles"].clone();
+    let troubles = || cluster.status()["troubles"].clone();
     let first = troubles();
     // It is tried again ten times a second.
     for _ in 0..10 {
@@ -633,8 +631,7 @@ fn a_retry_that_waits_outlives_the_controller() {
     runs(&cluster, 1);
     cluster.engines[0].kill();
     eventually("the job to wait again", LIMIT, || {
-        let status = cluster.client(&["status", "--json"]).ok().json_lines();
-        (status[0]["tasks"]["ready"] == 1).then_some(())
+        (cluster.status()["tasks"]["ready"] == 1).then_some(())
     });
     cluster.controller().kill();
     cluster.start_controller_with(&["--restore"]);
@@ -661,8 +658,8 @@ fn an_engine_may_die_while_there_is_no_controller() {
     });
     let behind: Vec<String> = (0..5).map(|_| client.command("true", detach())).collect();
     eventually("all of them to be taken in", LIMIT, || {
-        let status = cluster.client(&["status", "--json"]).ok().json_lines();
-        let tasks = &status[0]["tasks"];
+        let status = cluster.status();
+        let tasks = &status["tasks"];
         (tasks["ready"].as_u64().unwrap() + tasks["running"].as_u64().unwrap() == 6).then_some(())
     });
     cluster.controller().kill();

@@ -138,12 +138,12 @@ fn a_clean_end_is_told_to_those_who_wait() {
 #[test]
 fn clients_that_have_closed_are_not_counted() {
     let cluster = Cluster::builder().arg("--lease=10m").start();
-    let status = || cluster.client(&["status", "--json"]).ok().json_lines();
+    let status = || cluster.status();
     for _ in 0..3 {
         status();
     }
     eventually("no other client", LIMIT, || {
-        (status()[0]["clients"] == 1).then_some(())
+        (status()["clients"] == 1).then_some(())
     });
 }
 
@@ -153,8 +153,7 @@ fn clients_wait_for_a_controller_that_keeps_its_key() {
     let mut cluster = Cluster::builder().arg("--reuse").start();
     let jobs = cluster.start_client(&["map", "echo {}", ":::", "x"]);
     eventually("the job to wait", LIMIT, || {
-        let status = cluster.client(&["status", "--json"]).ok().json_lines();
-        (status[0]["tasks"]["ready"] == 1).then_some(())
+        (cluster.status()["tasks"]["ready"] == 1).then_some(())
     });
     cluster.stop_controller();
     eventually("the client to notice", LIMIT, || {

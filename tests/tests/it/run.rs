@@ -498,8 +498,7 @@ fn inputs_that_went_with_their_host_are_sent_again_or_named() {
     let submitted = cluster.client(&["submit", "jobs.jsonl"]).ok().stdout;
     let run = cluster.start_client(&["run", "--capture", "jobs.jsonl"]);
     eventually("both to wait", LIMIT, || {
-        let status = cluster.client(&["status", "--json"]).ok().json_lines();
-        (status[0]["tasks"]["ready"] == 2).then_some(())
+        (cluster.status()["tasks"]["ready"] == 2).then_some(())
     });
     cluster.engines[0].kill();
     other_host(&mut cluster, "second");
@@ -600,8 +599,8 @@ fn what_jobs_wait_for_that_no_engine_has_is_told_once() {
     );
     send(&vec![json!({"cmd": waits}); 4]);
     eventually("the engines to be busy", LIMIT, || {
-        let status = cluster.client(&["status", "--json"]).ok().json_lines();
-        (status[0]["tasks"]["running"] == 2 && status[0]["tasks"]["ready"] == 6).then_some(())
+        let status = cluster.status();
+        (status["tasks"]["running"] == 2 && status["tasks"]["ready"] == 6).then_some(())
     });
     send(&[json!({"cmd": "true", "tags": ["fpga"]})]);
     told(

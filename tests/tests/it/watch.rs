@@ -176,8 +176,7 @@ fn metrics_and_events_say_what_status_says() {
             sample["tasks"]["completed"] == json!(36) && sample["tasks"]["failed"] == json!(4)
         })
         .expect("a sample after the run");
-    let status = cluster.client(&["status", "--json"]).ok();
-    let status: Value = serde_json::from_str(&status.stdout).unwrap();
+    let status = cluster.status();
     for key in [
         "ready",
         "blocked",
@@ -1139,8 +1138,7 @@ fn top_in_a_terminal() {
     press("ay");
     said(&["being stopped"]);
     cluster.client(&["wait", "--timeout", "20", &running]);
-    let status = cluster.client(&["status", "--json"]).ok();
-    let status: Value = serde_json::from_str(&status.stdout).unwrap();
+    let status = cluster.status();
     assert_eq!(status["tasks"]["aborted"], json!(1), "{status}");
     press("q");
     let ended = terminal.finish(LIMIT).ok();

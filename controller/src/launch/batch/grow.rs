@@ -100,6 +100,15 @@ impl Keeper {
         }
     }
 
+    fn progress(&self, host: String, step: String) {
+        (self.sink)(LaunchEvent::Progress { host, step });
+    }
+
+    fn failed(&self, host: impl Into<String>, reason: String) {
+        let host = host.into();
+        (self.sink)(LaunchEvent::Failed { host, reason });
+    }
+
     fn name(&self, job: &str) -> String {
         format!("{} job {job}", self.plan.system.name)
     }
@@ -118,10 +127,8 @@ impl Keeper {
                 None => self.unsure.push(job),
                 Some(JobState::Gone) => {}
                 Some(_) => {
-                    (self.sink)(LaunchEvent::Progress {
-                        host: self.name(&job.number),
-                        step: format!("{} engine(s) of the earlier controller", job.engines),
-                    });
+                    let step = format!("{} engine(s) of the earlier controller", job.engines);
+                    self.progress(self.name(&job.number), step);
                     self.watch(job);
                 }
             }
@@ -132,10 +139,10 @@ impl Keeper {
             self.fail(format!(
                 "{query} does not say what became of {name} of the earlier controller"
             ));
-            (self.sink)(LaunchEvent::Failed {
-                host: self.plan.system.name.to_owned(),
-                reason: self.trouble.clone().unwrap_or_default(),
-            });
+            self.failed(
+                self.plan.system.name,
+                self.trouble.clone().unwrap_or_default(),
+            );
         } else {
             self.failures = 0;
             match self.plan.growth {
@@ -171,10 +178,8 @@ impl Keeper {
         }
         let script = write_script(&plan)?;
         let number = submit(&plan, &script)?;
-        (self.sink)(LaunchEvent::Progress {
-            host: self.name(&number),
-            step: format!("submitted {engines} engine(s) ({})", script.display()),
-        });
+        let step = format!("submitted {engines} engine(s) ({})", script.display());
+        self.progress(self.name(&number), step);
         self.watch(Job {
             number,
             engines,
@@ -328,10 +333,7 @@ impl Keeper {
     }
 
     fn refused(&mut self, error: &BatchError) {
-        (self.sink)(LaunchEvent::Failed {
-            host: self.plan.system.name.to_owned(),
-            reason: error.to_string(),
-        });
+        self.failed(self.plan.system.name, error.to_string());
         self.fail(error.to_string());
     }
 
@@ -401,10 +403,7 @@ impl Keeper {
                 }
                 Some(state) if watched.state != state => {
                     if let JobState::Waiting(why) = &state {
-                        (self.sink)(LaunchEvent::Progress {
-                            host,
-                            step: format!("waiting: {why}"),
-                        });
+                        self.progress(host, format!("waiting: {why}"));
                     } else {
                         (self.sink)(LaunchEvent::Started {
                             host: host.clone(),
@@ -436,15 +435,9 @@ impl Keeper {
         let why = why(system, number).map_or(String::new(), |why| format!(": {why}"));
         let reason = format!("{host} cannot run ({state}){why}");
         if let Err(error) = cancel(system, &[number], false) {
-            (self.sink)(LaunchEvent::Failed {
-                host: host.clone(),
-                reason: error,
-            });
+            self.failed(&*host, error);
         }
-        (self.sink)(LaunchEvent::Failed {
-            host,
-            reason: reason.clone(),
-        });
+        self.failed(host, reason.clone());
         if !self.is_too_long(watched.job.time, &reason) {
             self.fail(reason);
         }
@@ -514,10 +507,7 @@ impl Keeper {
         let jobs = self.jobs.iter().map(|watched| &watched.job);
         let numbers: Vec<&str> = jobs.chain(&self.unsure).map(|job| &*job.number).collect();
         if let Err(reason) = cancel(self.plan.system, &numbers, true) {
-            (self.sink)(LaunchEvent::Failed {
-                host: self.plan.system.name.to_owned(),
-                reason,
-            });
+            self.failed(self.plan.system.name, reason);
         }
     }
 }

@@ -150,6 +150,11 @@ impl Host {
         });
     }
 
+    fn failed(&self, reason: String) {
+        let host = self.name();
+        self.shared.tell(LaunchEvent::Failed { host, reason });
+    }
+
     pub(super) fn run(mut self) {
         let mut pump = match self.survivor.take() {
             Some(survivor) => match self.adopt(survivor) {
@@ -226,10 +231,7 @@ impl Host {
                     .report
                     .send(Report::Started(self.index, Err(reason.clone())));
                 if !matches!(e, HostError::Stopped) {
-                    self.shared.tell(LaunchEvent::Failed {
-                        host: self.name(),
-                        reason,
-                    });
+                    self.failed(reason);
                 }
                 None
             }

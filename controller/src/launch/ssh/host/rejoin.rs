@@ -108,10 +108,7 @@ impl Host {
                 Ok(None) => return None,
                 Err(HostError::Ssh(e)) if e.is_transient() => tracing::debug!("{e}"),
                 Err(e) => {
-                    self.shared.tell(LaunchEvent::Failed {
-                        host: self.name(),
-                        reason: e.to_string(),
-                    });
+                    self.failed(e.to_string());
                     return None;
                 }
             }
