@@ -2,7 +2,7 @@
 //!
 //! `ipctl` is this crate's program. The library is for a controller with a scheduling scheme of your own: make one with
 //! [`scheduler::core::own_scheme`], or implement [`scheduler::core::Scheme`], and give it to [`app::with_scheme`]
-//! (`examples/scheme.rs`). The other modules are the parts of `ipctl`, and change with it.
+//! (`examples/scheme.rs`). [`store`] and [`error`] are parts of `ipctl` that its tests and benchmarks look into.
 
 // Without the page nobody asks for what only it is told.
 #![cfg_attr(not(feature = "web"), allow(dead_code, unused_imports))]

@@ -277,11 +277,9 @@ impl Controller {
             }),
             given: Box::new(move || {
                 let (give, take) = crossbeam_channel::bounded(1);
-                counts.send(Command::Given {
-                    answer: Box::new(move |given| {
-                        let _ = give.send(given);
-                    }),
-                });
+                counts.send(Command::Given(Box::new(move |given| {
+                    let _ = give.send(given);
+                })));
                 take.recv_timeout(Duration::from_secs(5)).ok()
             }),
             tell: Box::new(move |batch| {

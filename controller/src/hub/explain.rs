@@ -99,7 +99,7 @@ impl Hub {
             None => hub.fail(&to, "EngineError", format!("engine {name} does not answer")),
         });
         let control = &self.links.control;
-        control.ask(engine, types::OUTPUT_REQUEST, &request, answer);
+        control.ask(engine, types::OUTPUT_REQUEST, &request, Some(answer));
     }
 
     /// Which tasks of a submission wait for which: the store knows, also of those that have ended.

@@ -44,7 +44,7 @@ impl Hub {
             types::STATS_REQUEST => {
                 let to = asker.clone();
                 let answer = self.then(move |hub, stats: Stats| hub.reply_ok(&to, &stats));
-                self.links.tasks.send(Command::Stats { answer });
+                self.links.tasks.send(Command::Stats(answer));
             }
             types::WEB_REQUEST => match self.settings.web.clone() {
                 Some(web) => self.reply_ok(asker, &web),
@@ -135,7 +135,7 @@ impl Hub {
                 hub.leases.renew(&session, Instant::now());
             }
         });
-        self.links.tasks.send(Command::Attached { answer });
+        self.links.tasks.send(Command::Attached(answer));
     }
 
     /// A client's lease ran out: its tasks that are not detached go with it.
@@ -301,7 +301,7 @@ impl Hub {
                 .mux
                 .send(mux::Request::Running { ids: None, answer });
         });
-        self.links.tasks.send(Command::Totals { answer });
+        self.links.tasks.send(Command::Totals(answer));
     }
 
     fn status_reply(
@@ -400,6 +400,6 @@ impl Hub {
         // Not before it is written: until it is answered, the reaper says it again.
         let to = asker.clone();
         let answer = self.then(move |hub, ()| hub.reply_ok(&to, &json!({})));
-        self.links.tasks.send(Command::Settled { answer });
+        self.links.tasks.send(Command::Settled(answer));
     }
 }

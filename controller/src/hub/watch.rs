@@ -182,7 +182,7 @@ impl Hub {
             let verbose = false;
             hub.links.mux.send(mux::Request::Status { verbose, answer });
         });
-        self.links.tasks.send(Command::Watch { answer });
+        self.links.tasks.send(Command::Watch(answer));
     }
 
     fn sampled(&mut self, tasks: Watched, direct: &Rows, relay_bytes: usize) {

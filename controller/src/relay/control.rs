@@ -39,11 +39,8 @@ type ReplyTo = Answer<Option<serde_json::Value>>;
 pub(crate) enum Request {
     /// Send a message of the controller's own to an engine.
     Send {
-        /// The engine's uuid.
         engine: String,
-        /// The type of the message.
         msg_type: &'static str,
-        /// Its content.
         content: serde_json::Value,
         /// What the content of the reply goes to, and `None` if there is none; otherwise the reply is dropped.
         answer: Option<ReplyTo>,
@@ -62,28 +59,12 @@ pub(crate) struct ControlPost(Post<Request>);
 impl ControlPost {
     /// Sends a message to an engine, e.g. `give_back_request`, `reply_ack`, `abort_request`. One that is not connected
     /// does not get it.
-    ///
-    /// # Panics
-    /// Never for string-keyed contents.
     pub(crate) fn send(&self, engine: &str, msg_type: &'static str, content: &impl Serialize) {
-        self.post(engine, msg_type, content, None);
+        self.ask(engine, msg_type, content, None);
     }
 
-    /// Asks an engine.
-    ///
-    /// # Panics
-    /// As [`send`](Self::send).
+    /// The same; its reply goes to `answer`.
     pub(crate) fn ask(
-        &self,
-        engine: &str,
-        msg_type: &'static str,
-        content: &impl Serialize,
-        answer: ReplyTo,
-    ) {
-        self.post(engine, msg_type, content, Some(answer));
-    }
-
-    fn post(
         &self,
         engine: &str,
         msg_type: &'static str,

@@ -57,21 +57,16 @@ pub(crate) enum Request {
     Left(String, String),
     /// How many tasks are on which engine.
     Status {
-        /// Whether ids are wanted too.
         verbose: bool,
-        /// A row for each engine.
         answer: Answer<Vec<EngineTasks>>,
     },
     /// Where these tasks are.
     States {
-        /// Their ids.
         ids: Vec<String>,
-        /// Running, or unknown here.
         answer: Answer<Vec<TaskState>>,
     },
     /// Which engines have these tasks (all pending ones, if `None`).
     Running {
-        /// Their ids.
         ids: Option<Vec<String>>,
         /// `(engine uuid, ids)`.
         answer: Answer<Vec<(String, Vec<String>)>>,

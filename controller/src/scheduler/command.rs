@@ -227,109 +227,69 @@ pub(crate) enum Command {
     /// engine registers anew under its uuid.
     EngineJoined(Arc<EngineProfile>),
     /// An engine is gone.
-    EngineLeft {
-        /// Which.
-        uuid: String,
-        /// How.
-        departure: Departure,
-    },
+    EngineLeft { uuid: String, departure: Departure },
     /// An engine is told to stop what it runs, and to leave.
-    EngineDismissed {
-        /// Which.
-        uuid: String,
-    },
+    EngineDismissed { uuid: String },
     /// Answer when what was said so far is in the journal.
-    Settled {
-        /// It is.
-        answer: Answer<()>,
-    },
+    Settled(Answer<()>),
     /// A client's lease ran out: its tasks that are not detached are to be aborted.
     ClientGone {
-        /// Its session.
         session: String,
         /// What became of them; the hub tells the engines to stop the running ones.
         answer: Answer<Aborted>,
     },
     /// Sessions whose unfinished tasks go when they go: of an earlier controller, they have to say that they live.
-    Attached {
-        /// Those.
-        answer: Answer<Vec<String>>,
-    },
+    Attached(Answer<Vec<String>>),
     /// How many tasks are where.
     QueueStatus {
-        /// Whether ids are wanted too.
         verbose: bool,
-        /// The counts.
         answer: Answer<TaskQueues>,
     },
     /// Where these tasks are, in the order asked.
     TaskStates {
-        /// Their ids.
         ids: Vec<String>,
-        /// A state each.
         answer: Answer<Vec<TaskState>>,
     },
     /// Tasks by state.
-    Totals {
-        /// The counts.
-        answer: Answer<core::Totals>,
-    },
+    Totals(Answer<core::Totals>),
     /// How many tasks have been given to engines; those given again count again.
-    Given {
-        /// The number.
-        answer: Answer<u64>,
-    },
+    Given(Answer<u64>),
     /// How many engines what is ready could use, and for how long ([`core::Core::demand`]).
     Demand {
         /// More need not be counted.
         limit: u64,
         /// If they stay as long as tasks ask: how long that may be.
         longest: Option<core::Nanos>,
-        /// The engines.
         answer: Answer<Vec<core::Demand>>,
     },
     /// Ends tasks that wait, forbids retries of those that run, and tells which those are. The
     /// hub then tells the engines.
     Abort {
-        /// Which.
         selection: Selection,
         /// Whether the running ones are going to be stopped: their outcome is then `aborted`
         /// whatever their engine says.
         kill: bool,
-        /// What became of them.
         answer: Answer<Aborted>,
     },
     /// Why a task is where it is.
     Explain {
-        /// Its id.
         id: String,
-        /// The reason.
         answer: Answer<Explanation>,
     },
     /// What tasks of a client wait for that no engine has.
     Unschedulable {
-        /// The client's session.
         session: String,
-        /// The reasons.
         answer: Answer<Vec<Unschedulable>>,
     },
     /// Which engine has a task, or a member of an array.
     EngineOf {
-        /// Its id.
         id: String,
-        /// The engine's uuid.
         answer: Answer<Option<String>>,
     },
     /// What those who watch are told.
-    Watch {
-        /// A sample.
-        answer: Answer<Box<Watched>>,
-    },
+    Watch(Answer<Box<Watched>>),
     /// The statistics tables.
-    Stats {
-        /// The tables.
-        answer: Answer<Stats>,
-    },
+    Stats(Answer<Stats>),
     /// A submission by the controller itself (resubmit): signed frames from the signature on.
     /// Nobody awaits the reply; it goes to the store only.
     Inject {

@@ -206,6 +206,7 @@ impl FunctionCall {
 }
 
 /// Content of an error reply, as the peer's.
+#[serde_with::skip_serializing_none]
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(default)]
 pub struct ErrorContent {
@@ -218,13 +219,10 @@ pub struct ErrorContent {
     /// Lines of a traceback; Python clients want the key.
     pub traceback: Vec<String>,
     /// Where it went wrong, as the peer has it.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub engine_info: Option<Map>,
     /// The exception of a Python call, pickled, where it could be.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub exception: Option<ByteBuf>,
     /// Results that a list of Python calls had given before its interpreter died: pickled lists, one behind the other.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub results: Option<ByteBuf>,
 }
 
@@ -336,17 +334,15 @@ pub struct AbortReply {
 }
 
 /// Content of `give_back_request`.
+#[serde_with::skip_serializing_none]
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(default)]
 pub struct GiveBackRequest {
     /// At most this many members, from the end of the queue.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub count: Option<u64>,
     /// These tasks, or ranges of arrays.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub tasks: Option<Vec<super::Held>>,
     /// These tasks or members.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub msg_ids: Option<Vec<String>>,
 }
 

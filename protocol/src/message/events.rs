@@ -65,6 +65,7 @@ pub struct TaskCounts {
 }
 
 /// An engine.
+#[serde_with::skip_serializing_none]
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 #[serde(default)]
 pub struct EngineSample {
@@ -79,16 +80,12 @@ pub struct EngineSample {
     /// Tasks that it has completed.
     pub completed: u64,
     /// Id of the task that it has had longest; of very many engines only some tell.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub task: Option<String>,
     /// That task in a line: its command, or the name of its function.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub what: Option<String>,
     /// Of what kind that is: its program, or its function.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub task_kind: Option<String>,
     /// Since when it has worked on it.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub since: Option<f64>,
     /// It leaves when that has ended.
     #[serde(skip_serializing_if = "std::ops::Not::not")]

@@ -41,12 +41,12 @@ impl Pure {
             Command::TaskStates { ids, answer } => {
                 answer(ids.iter().map(|id| self.state(id)).collect());
             }
-            Command::Totals { answer } => answer(Totals {
+            Command::Totals(answer) => answer(Totals {
                 running: self.books.len() as u64,
                 ..Totals::default()
             }),
             // Nothing is known of what waits.
-            Command::Given { answer } => answer(0),
+            Command::Given(answer) => answer(0),
             Command::Demand { answer, .. } => answer(Vec::new()),
             Command::Abort {
                 selection, answer, ..
@@ -64,7 +64,7 @@ impl Pure {
                 answer(engines.first().map(|uuid| (*uuid).to_owned()));
             }
             // Nobody here sees how a task ends.
-            Command::Watch { answer } => {
+            Command::Watch(answer) => {
                 let counts = self.books.counts();
                 let engines = self.known.iter().map(|(uuid, known)| EngineWork {
                     uuid: uuid.clone(),
@@ -82,7 +82,7 @@ impl Pure {
                     ..Watched::default()
                 }));
             }
-            Command::Stats { answer } => answer(ipbroker_protocol::message::Stats::default()),
+            Command::Stats(answer) => answer(ipbroker_protocol::message::Stats::default()),
             Command::Inject { mut frames, answer } => {
                 frames.insert(0, Message::new());
                 let id = frames
@@ -97,8 +97,8 @@ impl Pure {
                     None => answer(Err("not a message".into())),
                 }
             }
-            Command::Settled { answer } => answer(()),
-            Command::Attached { answer } => answer(Vec::new()),
+            Command::Settled(answer) => answer(()),
+            Command::Attached(answer) => answer(Vec::new()),
             Command::ClientGone { answer, .. } => answer(Aborted::default()),
             Command::Shutdown => {}
         }

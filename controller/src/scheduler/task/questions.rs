@@ -53,7 +53,7 @@ impl Scheduler {
                     self.core.engine_dismissed(self.now(), engine);
                 }
             }
-            Command::Settled { answer } => self.settled.push(answer),
+            Command::Settled(answer) => self.settled.push(answer),
             Command::ClientGone { session, answer } => {
                 self.kept.forget_client(session.as_bytes());
                 let selector = Selector::Client {
@@ -62,7 +62,7 @@ impl Scheduler {
                 };
                 answer(self.abort(&selector, true));
             }
-            Command::Attached { answer } => {
+            Command::Attached(answer) => {
                 let sessions = self.core.attached().into_iter();
                 answer(
                     sessions
@@ -83,8 +83,8 @@ impl Scheduler {
                 longest,
                 answer,
             } => answer(self.core.demand(limit, longest)),
-            Command::Given { answer } => answer(self.given),
-            Command::Totals { answer } => answer(self.core.totals(None)),
+            Command::Given(answer) => answer(self.given),
+            Command::Totals(answer) => answer(self.core.totals(None)),
             Command::Abort {
                 selection,
                 kill,
@@ -122,8 +122,8 @@ impl Scheduler {
                 let engine = key.and_then(|key| self.engines.get(key));
                 answer(engine.map(|engine| engine.uuid.to_string()));
             }
-            Command::Stats { answer } => answer(self.stats()),
-            Command::Watch { answer } => answer(Box::new(self.watched())),
+            Command::Stats(answer) => answer(self.stats()),
+            Command::Watch(answer) => answer(Box::new(self.watched())),
             Command::Inject { frames, answer } => answer(self.inject(frames)),
             Command::Shutdown => {}
         }
