@@ -265,6 +265,10 @@ def test_no_call_finds_what_another_has_changed(client, executor):
             assert list(executor.map(function, [argument] * 500, chunksize=chunksize)) == [result] * 500
     assert list(executor.map(count, itertools.repeat([]), range(2000))) == [1] * 2000
     assert list(executor.map(count, itertools.repeat([]), range(20), chunksize=10)) == [*range(1, 11)] * 2
+    shared = functools.cache(lambda key: [key])
+    results = list(executor.map(shared, [1] * 500))
+    results[-1].append(2)
+    assert results == [[1]] * 499 + [[1, 2]]
     # A function stays, of single calls and of those that travel together, and so does what it has cached.
     cached = functools.cache(lambda key: (key, os.getpid(), time.time()))
     assert len(set(executor.map(cached, ["key"] * 500))) <= 4
