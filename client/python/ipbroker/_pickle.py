@@ -167,7 +167,7 @@ class _Register:
         return eval, ("lambda made, state: ([setattr(made, *named) for named in state[0].items()], [made.register(*one) for one in state[1]])",)
 
 
-_GENERIC: Any = functools.singledispatch(type)
+_GENERIC: Any = functools.singledispatch(len)
 _GONE = object()
 _known: "weakref.WeakKeyDictionary[Any, Pickled]" = weakref.WeakKeyDictionary()
 _CACHE: Any = functools._lru_cache_wrapper

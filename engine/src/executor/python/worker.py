@@ -326,7 +326,7 @@ class Register:
         return eval, ("lambda made, state: ([setattr(made, *named) for named in state[0].items()], [made.register(*one) for one in state[1]])",)
 
 
-GENERIC = functools.singledispatch(type)
+GENERIC = functools.singledispatch(len)
 
 
 def by_value(value, error=None):
