@@ -9,7 +9,7 @@ use std::{
 
 use ipbroker_protocol::profile::Profile;
 use tracing::Level;
-use tracing_subscriber::{fmt::time::UtcTime, util::SubscriberInitExt};
+use tracing_subscriber::util::SubscriberInitExt;
 
 use super::AppError;
 use crate::cli::LogArgs;
@@ -24,8 +24,7 @@ pub(super) fn init(args: &LogArgs, profile: &Profile) -> Result<(), AppError> {
         // Who logs to a connection or terminal that is gone must live on: the default is to panic.
         .log_internal_errors(false)
         .with_max_level(level)
-        .with_target(false)
-        .with_timer(UtcTime::rfc_3339());
+        .with_target(false);
     // A second initialisation (tests in one process) is no error.
     if !args.log_to_file {
         let ansi = io::stderr().is_terminal();
