@@ -28,9 +28,9 @@ use crate::{
     io::{Left, ServeError, Server},
     job::{Limits, Warden},
     kernel::{self, Kernels},
+    logical_engine::LogicalEngine,
     process::{Outbox, Process},
-    reaper::{self, Reaper, Slate},
-    seat::Seat,
+    reaper::{self, Reaper, Shared},
     settings::Settings,
 };
 
@@ -474,15 +474,15 @@ impl Builder {
 
         // Before any thread and any other process: who ends the jobs, whatever becomes of us.
         let limits = Limits::detect();
-        let slate =
-            Slate::new(count).map_err(|error| system("memory for the slate")(error.into()))?;
+        let shared = Shared::new(count)
+            .map_err(|error| system("memory to share with the reaper")(error.into()))?;
         let id = uuid::Uuid::new_v4().to_string();
         let uuid = |index| match peer {
             true => uuid::Uuid::new_v4().to_string(),
             false => route::uuid(&id, index),
         };
         let uuids: Vec<String> = (0..count).map(uuid).collect();
-        let mut reaper = Reaper::start(&slate, &id, uuids.clone(), self.kill_grace)
+        let mut reaper = Reaper::start(&shared, &id, uuids.clone(), self.kill_grace)
             .map_err(system("the reaper"))?;
         reaper.tell(&controller.for_reaper());
 
@@ -505,7 +505,7 @@ impl Builder {
             scratch: std::env::temp_dir(),
             warden: Warden::new(self.kill_grace),
             limits,
-            slate,
+            shared,
             max_message: controller.connection.common.max_message,
             jobs: reaper::numbered().then(AtomicU32::default),
             pin: self.pin,
@@ -514,13 +514,13 @@ impl Builder {
             outbox: Outbox::new(waker),
             offset: AtomicI64::default(),
         });
-        let mut seats = Vec::with_capacity(count);
+        let mut engines = Vec::with_capacity(count);
         for (index, uuid) in uuids.into_iter().enumerate() {
             let session = controller.session(&uuid)?;
-            seats.push(Arc::new(Seat::new(index, uuid, session)));
+            engines.push(Arc::new(LogicalEngine::new(index, uuid, session)));
         }
         if self.signals && process.kernels.is_some() {
-            kernel::pass_signals(seats.clone()).map_err(system("signal handlers"))?;
+            kernel::pass_signals(engines.clone()).map_err(system("signal handlers"))?;
         }
         tracing::info!(
             "{count} engine(s) on {}, controller {} ({})",
@@ -531,7 +531,7 @@ impl Builder {
         let server = Server::new(
             self.settings,
             process.clone(),
-            seats,
+            engines,
             controller,
             wake,
             read,

@@ -23,6 +23,7 @@
 mod builder;
 pub mod cancel;
 mod connect;
+mod death_notice;
 mod executor;
 mod files;
 pub mod function;
@@ -30,10 +31,9 @@ mod host;
 mod io;
 mod job;
 mod kernel;
-mod obituary;
+mod logical_engine;
 mod process;
 mod reaper;
-mod seat;
 mod settings;
 mod task;
 mod written;
@@ -47,5 +47,5 @@ pub use ipbroker_protocol as protocol;
 ///
 /// What `main` does before this call is done twice.
 pub fn init() {
-    reaper::init(obituary::send);
+    reaper::init(death_notice::send);
 }

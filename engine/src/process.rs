@@ -16,7 +16,7 @@ use crate::{
     function::Registry,
     job::{Limits, Warden},
     kernel::Kernels,
-    reaper::{self, Line, Reaper, Slate},
+    reaper::{self, Line, Reaper, Shared},
 };
 
 /// Shared by all threads of an engine process.
@@ -39,7 +39,7 @@ pub(crate) struct Process {
     /// How memory limits are kept.
     pub(crate) limits: Limits,
     /// What outlives the process.
-    pub(crate) slate: Slate,
+    pub(crate) shared: Shared,
     /// The largest message that the controller takes; 0: it did not say.
     pub(crate) max_message: u64,
     /// The value of [`crate::reaper::MARK`] for jobs.
@@ -124,7 +124,7 @@ pub(crate) enum Channel {
 #[derive(Debug)]
 pub(crate) struct Outgoing {
     /// Which logical engine sends it.
-    pub(crate) seat: usize,
+    pub(crate) index: usize,
     /// By which socket.
     pub(crate) channel: Channel,
     /// The message.

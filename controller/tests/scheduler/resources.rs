@@ -402,7 +402,7 @@ fn who_loses_a_host_is_stopped_and_tried_again() {
 #[test]
 fn whole_hosts_are_held_again_after_a_restart() {
     let mut core = core();
-    core.restore_seat("a0", "a", None, &["a".to_owned(), "b".to_owned()]);
+    core.restore_last_known("a0", "a", None, &["a".to_owned(), "b".to_owned()]);
     let spec = GroupSpec {
         msg_id: "old",
         client: b"me",
@@ -460,8 +460,8 @@ fn holdings_come_back_after_a_restart() {
             },
         ]
     };
-    core.restore_seat("e0", "h", Some(grant("b")), &[]);
-    core.restore_seat("e1", "h", None, &[]);
+    core.restore_last_known("e0", "h", Some(grant("b")), &[]);
+    core.restore_last_known("e1", "h", None, &[]);
     let needs = core.needs(&["run"]);
     let requests = [amounts(&[("gpus", 1000)])];
     let spec = GroupSpec {

@@ -22,9 +22,9 @@ use super::{Executor, Verdict, array::Arguments, fresh, granted, require, stoppe
 use crate::{
     files::{self, FileError},
     job::{self, Input, Job, Stop},
+    logical_engine::LogicalEngine,
     process::Process,
     reaper::{Line, MARK, TASK, end_strays},
-    seat::Seat,
     task::Task,
 };
 
@@ -75,7 +75,7 @@ impl From<job::JobError> for Refusal {
 /// Shell jobs of one request.
 pub(super) struct Commands<'a> {
     process: &'a Process,
-    seat: &'a Seat,
+    engine: &'a LogicalEngine,
     task: &'a Task,
     template: serde_json::Map<String, serde_json::Value>,
     single: Command,
@@ -87,7 +87,7 @@ pub(super) struct Commands<'a> {
 impl<'a> Commands<'a> {
     pub(super) fn new(
         process: &'a Process,
-        seat: &'a Seat,
+        engine: &'a LogicalEngine,
         task: &'a Task,
         session: &Session,
         packer: Packer,
@@ -119,7 +119,7 @@ impl<'a> Commands<'a> {
         }
         Ok(Self {
             process,
-            seat,
+            engine,
             task,
             template,
             single,
@@ -158,7 +158,7 @@ impl<'a> Commands<'a> {
     fn empty(&self) -> CommandResult {
         CommandResult {
             host: Some(self.host().to_owned()),
-            engine_id: Some(self.seat.id()),
+            engine_id: Some(self.engine.id()),
             ..CommandResult::default()
         }
     }
@@ -192,20 +192,20 @@ impl<'a> Commands<'a> {
         let cage = memory.and_then(|memory| self.process.limits.cage(memory));
         job.prelude = cage.as_ref().map(job::Cage::prelude);
         job.number = self.process.number_job();
-        let begun = self.seat.begin_member(index);
+        let begun = self.engine.begin_member(index);
         let (generation, _) = begun.map_err(|stop| {
-            let (verdict, error) = stopped(&stop, self.seat, self.host());
+            let (verdict, error) = stopped(&stop, self.engine, self.host());
             Refusal::new(verdict, &error.ename, error.evalue)
         })?;
         let before = fresh::Before::new(creates);
         let writing = |files: &fresh::Before| {
             if !before.is_empty() {
-                let (seat, files) = (self.seat.index, files.clone());
-                self.process.tell_reaper(&Line::Writing { seat, files });
+                let (engine, files) = (self.engine.index, files.clone());
+                self.process.tell_reaper(&Line::Writing { engine, files });
             }
         };
         writing(&before);
-        let mut watch = Watch::new(self.process, self.seat, self.task, command.stream).of(self
+        let mut watch = Watch::new(self.process, self.engine, self.task, command.stream).of(self
             .task
             .wants
             .range
@@ -215,14 +215,14 @@ impl<'a> Commands<'a> {
             .flatten();
         let ran = job::run(
             &job,
-            &self.seat.running,
+            &self.engine.running,
             generation,
             &self.process.warden,
             &mut watch,
         );
         drop(pinned);
-        let late = self.seat.running.finish();
-        self.process.slate.group(self.seat.index, 0);
+        let late = self.engine.running.finish();
+        self.process.shared.group(self.engine.index, 0);
         let none = fresh::Before::default();
         let mut ended = ran.inspect_err(|_| writing(&none))?;
         if let Some(used) = cage.as_ref().and_then(job::Cage::exceeded) {
@@ -256,7 +256,7 @@ impl<'a> Commands<'a> {
                 Stop::MemoryLimit { .. } => Some("memory".into()),
                 _ => None,
             };
-            let (verdict, error) = stopped(&stop, self.seat, self.host());
+            let (verdict, error) = stopped(&stop, self.engine, self.host());
             result.status = error.status;
             result.ename = Some(error.ename);
             result.evalue = Some(error.evalue);
@@ -339,7 +339,7 @@ impl<'a> Commands<'a> {
             (TASK.into(), Some(id.into())),
             (
                 "IPBROKER_ENGINE_ID".into(),
-                Some(self.seat.id().to_string().into()),
+                Some(self.engine.id().to_string().into()),
             ),
         ];
         let told = told.variables.iter();

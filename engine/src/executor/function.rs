@@ -3,7 +3,7 @@
 use ipbroker_protocol::{message::ErrorContent, session::Packer};
 
 use super::{Executor, Verdict, array::Arguments, require};
-use crate::{function::Context, process::Process, seat::Seat, task::Task};
+use crate::{function::Context, logical_engine::LogicalEngine, process::Process, task::Task};
 
 /// Packed nil: the argument of a call that has none.
 const NIL: &[u8] = &[0xc0];
@@ -14,7 +14,7 @@ const STRIDE: u64 = 1024;
 /// Calls of one function.
 pub(super) struct Functions<'a> {
     process: &'a Process,
-    seat: &'a Seat,
+    engine: &'a LogicalEngine,
     task: &'a Task,
     name: String,
     arguments: Arguments<'a>,
@@ -25,7 +25,7 @@ pub(super) struct Functions<'a> {
 impl<'a> Functions<'a> {
     pub(super) fn new(
         process: &'a Process,
-        seat: &'a Seat,
+        engine: &'a LogicalEngine,
         task: &'a Task,
         packer: Packer,
         name: String,
@@ -40,7 +40,7 @@ impl<'a> Functions<'a> {
         });
         Ok(Self {
             process,
-            seat,
+            engine,
             task,
             name,
             arguments,
@@ -57,15 +57,15 @@ impl Executor for Functions<'_> {
             return Verdict::Unmet;
         }
         let host = self.process.files.host.as_str();
-        let (_, token) = match self.seat.begin_member(index) {
+        let (_, token) = match self.engine.begin_member(index) {
             Ok(begun) => begun,
-            Err(stop) => return self.refuse_stopped(&stop, self.seat, host, out),
+            Err(stop) => return self.refuse_stopped(&stop, self.engine, host, out),
         };
         let context = Context {
             token: &token,
-            values: &self.seat.values,
-            engine_id: self.seat.id(),
-            uuid: &self.seat.uuid,
+            values: &self.engine.values,
+            engine_id: self.engine.id(),
+            uuid: &self.engine.uuid,
             host,
             msg_id: &self.task.msg_id,
             index: self.task.wants.range.map(|_| index),
@@ -87,10 +87,10 @@ impl Executor for Functions<'_> {
             .functions
             .call(&self.name, &context, argument, out);
         drop(packed_index);
-        match (self.seat.running.finish(), result) {
+        match (self.engine.running.finish(), result) {
             (Some(stop), _) => {
                 out.truncate(length);
-                self.refuse_stopped(&stop, self.seat, host, out)
+                self.refuse_stopped(&stop, self.engine, host, out)
             }
             (None, Ok(())) => Verdict::Ok,
             (None, Err(error)) => {

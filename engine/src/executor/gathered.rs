@@ -22,8 +22,8 @@ use super::{
     worker::{Clock, Member, Reply, Status},
 };
 use crate::{
+    logical_engine::LogicalEngine,
     process::{Outgoing, Process},
-    seat::Seat,
     task::Task,
 };
 
@@ -115,18 +115,23 @@ impl Gathered {
     }
 
     /// Sends what there is.
-    pub(super) fn send(&mut self, process: &Process, seat: &Seat, send: &mut dyn FnMut(Outgoing)) {
+    pub(super) fn send(
+        &mut self,
+        process: &Process,
+        engine: &LogicalEngine,
+        send: &mut dyn FnMut(Outgoing),
+    ) {
         let (lo, hi) = (self.outcomes.lo, self.outcomes.lo + self.outcomes.count);
         let outcomes = std::mem::replace(&mut self.outcomes, Outcomes::new(hi));
         let reply = Reply {
             process,
-            seat,
+            engine,
             session: &self.session,
             task: &self.task,
         };
         send(reply.range(outcomes, std::mem::take(&mut self.told), self.clock));
         // Not before: who asks in between what the engine holds is to hear of them.
-        seat.answered(&self.task.msg_id, lo, hi);
+        engine.answered(&self.task.msg_id, lo, hi);
         self.printed = 0;
         self.clock = Clock::now(process);
     }
@@ -158,16 +163,19 @@ impl Flusher {
     ///
     /// # Errors
     /// The system's.
-    pub(crate) fn start(process: Arc<Process>, seats: Vec<Arc<Seat>>) -> io::Result<Flushing> {
+    pub(crate) fn start(
+        process: Arc<Process>,
+        engines: Vec<Arc<LogicalEngine>>,
+    ) -> io::Result<Flushing> {
         let shared = process.clone();
         let handle = thread::Builder::new()
             .name("flusher".into())
-            .spawn(move || shared.flusher.run(&shared, &seats))?;
+            .spawn(move || shared.flusher.run(&shared, &engines))?;
         let _ = process.flusher.thread.set(handle.thread().clone());
         Ok(Flushing(process, Some(handle)))
     }
 
-    fn run(&self, process: &Process, seats: &[Arc<Seat>]) {
+    fn run(&self, process: &Process, engines: &[Arc<LogicalEngine>]) {
         while !self.stopped.load(Ordering::SeqCst) {
             if !self.armed.load(Ordering::SeqCst) {
                 thread::park();
@@ -175,11 +183,11 @@ impl Flusher {
             }
             thread::park_timeout(FLUSH_EACH);
             self.armed.store(false, Ordering::SeqCst);
-            for seat in seats {
-                for gathered in seat.gathered.lock().iter() {
+            for engine in engines {
+                for gathered in engine.gathered.lock().iter() {
                     let mut gathered = gathered.lock();
                     if gathered.is_due() {
-                        gathered.send(process, seat, &mut |message| process.outbox.push(message));
+                        gathered.send(process, engine, &mut |message| process.outbox.push(message));
                     } else if !gathered.is_empty() {
                         self.armed.store(true, Ordering::SeqCst);
                     }

@@ -10,8 +10,8 @@ use super::{Executor, Verdict};
 use crate::{
     job::Stop,
     kernel::{Answer, Slot},
+    logical_engine::LogicalEngine,
     process::Process,
-    seat::Seat,
     task::{Kind, Task},
 };
 
@@ -22,7 +22,7 @@ const AGAIN: (u32, Duration) = (20, Duration::from_millis(100));
 /// One request.
 pub(super) struct Request<'a> {
     process: &'a Process,
-    seat: &'a Seat,
+    engine: &'a LogicalEngine,
     task: &'a Task,
     packer: Packer,
     buffers: Vec<Message>,
@@ -31,13 +31,13 @@ pub(super) struct Request<'a> {
 impl<'a> Request<'a> {
     pub(super) fn new(
         process: &'a Process,
-        seat: &'a Seat,
+        engine: &'a LogicalEngine,
         task: &'a Task,
         packer: Packer,
     ) -> Self {
         Self {
             process,
-            seat,
+            engine,
             task,
             packer,
             buffers: Vec::new(),
@@ -53,7 +53,7 @@ impl<'a> Request<'a> {
             stop_on_error: Option<bool>,
         }
         let content: Content = self
-            .seat
+            .engine
             .session()
             .unpack(self.task.envelope.content())
             .unwrap_or_default();
@@ -61,38 +61,38 @@ impl<'a> Request<'a> {
     }
 
     fn publish_end(&self) {
-        (self.process.outbox).push(self.seat.idle(&self.task.envelope));
+        (self.process.outbox).push(self.engine.idle(&self.task.envelope));
     }
 
     fn info(&self) -> serde_json::Value {
-        json!({"engine_uuid": self.seat.uuid, "engine_id": self.seat.id(), "method": self.task.kind.name()})
+        json!({"engine_uuid": self.engine.uuid, "engine_id": self.engine.id(), "method": self.task.kind.name()})
     }
 }
 
 impl Executor for Request<'_> {
     fn run(&mut self, index: u64, out: &mut Vec<u8>) -> Verdict {
-        let (process, seat) = (self.process, self.seat);
+        let (process, engine) = (self.process, self.engine);
         let host = process.files.host.as_str();
-        let generation = match seat.begin_member(index) {
+        let generation = match engine.begin_member(index) {
             Ok((generation, _)) => generation,
-            Err(stop) => return self.refuse_stopped(&stop, seat, host, out),
+            Err(stop) => return self.refuse_stopped(&stop, engine, host, out),
         };
-        let mut slot = seat.kernel.lock();
+        let mut slot = engine.kernel.lock();
         let kernel = match &mut *slot {
             Slot::Lives(kernel) => kernel,
             other => {
-                seat.running.finish();
+                engine.running.finish();
                 let why = match other {
                     Slot::Broken(why) => why.clone(),
-                    _ => format!("{host}: engine {} has no kernel", seat.id()),
+                    _ => format!("{host}: engine {} has no kernel", engine.id()),
                 };
                 self.refuse(&ErrorContent::new("UnmetDependency", why), out);
                 return Verdict::Unmet;
             }
         };
         if self.task.kind == Kind::Apply && !kernel.is_parallel() {
-            seat.running.finish();
-            let id = seat.id();
+            engine.running.finish();
+            let id = engine.id();
             let why = format!(
                 "{host}: the kernel of engine {id} has no apply: `ipengine --kernel ipyparallel` has"
             );
@@ -100,15 +100,15 @@ impl Executor for Request<'_> {
             return Verdict::Failed;
         }
         let (pid, interrupt) = kernel.interrupt();
-        if !seat.running.set_interpreter(pid, interrupt) {
-            let stop = seat.running.stop_reason().unwrap_or(Stop::Aborted);
-            process.warden.stop(&seat.running, generation, stop);
+        if !engine.running.set_interpreter(pid, interrupt) {
+            let stop = engine.running.stop_reason().unwrap_or(Stop::Aborted);
+            process.warden.stop(&engine.running, generation, stop);
         }
-        let session = seat.session();
+        let session = engine.session();
         let mut answer = kernel.ask(&self.task.envelope, &self.task.msg_id, &session);
         for _ in 0..AGAIN.0 {
             let aborted = matches!(&answer, Answer::Reply(reply) if reply.status == "aborted");
-            if !aborted || seat.running.stop_reason().is_some() {
+            if !aborted || engine.running.stop_reason().is_some() {
                 break;
             }
             std::thread::sleep(AGAIN.1);
@@ -116,14 +116,14 @@ impl Executor for Request<'_> {
         }
         let parallel = kernel.is_parallel();
         drop(slot);
-        if let Some(stop) = seat.running.finish() {
-            return self.refuse_stopped(&stop, seat, host, out);
+        if let Some(stop) = engine.running.finish() {
+            return self.refuse_stopped(&stop, engine, host, out);
         }
         match answer {
             Answer::Gone(cause) => {
                 let text = format!(
                     "{host}: the kernel of engine {} was ended by {cause} while it ran this",
-                    seat.id()
+                    engine.id()
                 );
                 self.refuse(&ErrorContent::new("EngineError", text), out);
                 Verdict::Failed
@@ -141,7 +141,7 @@ impl Executor for Request<'_> {
                     ("error", "UnmetDependency") => Verdict::Unmet,
                     ("error", _) => {
                         if self.ends_queue() {
-                            seat.abort_code();
+                            engine.abort_code();
                         }
                         Verdict::Failed
                     }

@@ -24,8 +24,8 @@ pub(crate) use worker::{execute, refuse_aborted, start_worker};
 
 use crate::{
     job::Stop,
+    logical_engine::LogicalEngine,
     process::Process,
-    seat::Seat,
     task::{Kind, Task},
 };
 
@@ -72,8 +72,14 @@ pub(crate) trait Executor {
     fn refuse(&self, error: &ErrorContent, out: &mut Vec<u8>);
 
     /// The same of one that was stopped, or did not begin, for this reason.
-    fn refuse_stopped(&self, stop: &Stop, seat: &Seat, host: &str, out: &mut Vec<u8>) -> Verdict {
-        let (verdict, error) = stopped(stop, seat, host);
+    fn refuse_stopped(
+        &self,
+        stop: &Stop,
+        engine: &LogicalEngine,
+        host: &str,
+        out: &mut Vec<u8>,
+    ) -> Verdict {
+        let (verdict, error) = stopped(stop, engine, host);
         self.refuse(&error, out);
         verdict
     }
@@ -101,7 +107,7 @@ pub(crate) trait Executor {
 /// MessagePack.
 pub(crate) fn executor<'a>(
     process: &'a Process,
-    seat: &'a Seat,
+    engine: &'a LogicalEngine,
     task: &'a Task,
     packer: Packer,
 ) -> Result<Box<dyn Executor + 'a>, Box<ErrorContent>> {
@@ -110,7 +116,7 @@ pub(crate) fn executor<'a>(
     } else {
         packer
     };
-    let session = seat.session();
+    let session = engine.session();
     match task.kind {
         Kind::Function => {
             let call: FunctionCall = session.unpack(task.envelope.content()).map_err(|error| {
@@ -118,24 +124,24 @@ pub(crate) fn executor<'a>(
                 Box::new(ErrorContent::new("ValueError", text))
             })?;
             Ok(if call.code.is_some() {
-                Box::new(python::Calls::new(process, seat, task, packer, call)?)
+                Box::new(python::Calls::new(process, engine, task, packer, call)?)
             } else {
                 Box::new(function::Functions::new(
-                    process, seat, task, packer, call.name,
+                    process, engine, task, packer, call.name,
                 )?)
             })
         }
         Kind::Command => Ok(Box::new(command::Commands::new(
-            process, seat, task, &session, packer,
+            process, engine, task, &session, packer,
         )?)),
-        Kind::Apply | Kind::Execute => {
-            Ok(Box::new(kernel::Request::new(process, seat, task, packer)))
-        }
+        Kind::Apply | Kind::Execute => Ok(Box::new(kernel::Request::new(
+            process, engine, task, packer,
+        ))),
     }
 }
 
 /// The error of a task that was stopped, or never run, for this reason.
-pub(crate) fn stopped(stop: &Stop, seat: &Seat, host: &str) -> (Verdict, ErrorContent) {
+pub(crate) fn stopped(stop: &Stop, engine: &LogicalEngine, host: &str) -> (Verdict, ErrorContent) {
     match stop {
         Stop::Aborted => (
             Verdict::Aborted,
@@ -161,7 +167,7 @@ pub(crate) fn stopped(stop: &Stop, seat: &Seat, host: &str) -> (Verdict, ErrorCo
                 "EngineError",
                 format!(
                     "engine {} on {host} left while it ran this task: {why}",
-                    seat.id()
+                    engine.id()
                 ),
             ),
         ),

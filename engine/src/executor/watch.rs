@@ -6,8 +6,8 @@ use serde_json::json;
 
 use crate::{
     job::{Observer, Stream},
+    logical_engine::LogicalEngine,
     process::Process,
-    seat::Seat,
     task::Task,
 };
 
@@ -28,7 +28,7 @@ struct Published<'a> {
 /// Notes the group and what is written, publishes the output.
 pub(super) struct Watch<'a> {
     process: &'a Process,
-    seat: &'a Seat,
+    engine: &'a LogicalEngine,
     task: &'a Task,
     publish: bool,
     /// The member of an array that writes.
@@ -39,10 +39,15 @@ pub(super) struct Watch<'a> {
 
 impl<'a> Watch<'a> {
     /// Of a task; its output is published if asked for.
-    pub(super) fn new(process: &'a Process, seat: &'a Seat, task: &'a Task, publish: bool) -> Self {
+    pub(super) fn new(
+        process: &'a Process,
+        engine: &'a LogicalEngine,
+        task: &'a Task,
+        publish: bool,
+    ) -> Self {
         Self {
             process,
-            seat,
+            engine,
             task,
             publish,
             member: None,
@@ -59,10 +64,10 @@ impl<'a> Watch<'a> {
 impl Observer for Watch<'_> {
     fn spawned(&mut self, group: Pid) {
         self.process
-            .slate
-            .group(self.seat.index, group.as_raw_nonzero().get());
-        if let Some(id) = self.seat.at_work() {
-            self.seat.written.lock().begin(&id);
+            .shared
+            .group(self.engine.index, group.as_raw_nonzero().get());
+        if let Some(id) = self.engine.at_work() {
+            self.engine.written.lock().begin(&id);
         }
     }
 
@@ -79,20 +84,20 @@ impl Observer for Watch<'_> {
         if text.is_empty() {
             return;
         }
-        let id = self.seat.at_work();
-        let at = id.map(|id| self.seat.written.lock().push(&id, stream, &text));
+        let id = self.engine.at_work();
+        let at = id.map(|id| self.engine.written.lock().push(&id, stream, &text));
         if !self.publish {
             return;
         }
         let metadata = Published {
-            engine: &self.seat.uuid,
+            engine: &self.engine.uuid,
             member: self.member,
             at,
             attempt: self.task.wants.attempt,
         };
         let content = json!({"name": stream.name(), "text": text});
         let (topic, request) = (stream.name(), &self.task.envelope);
-        let message = (self.seat).published(topic, "stream", request, &metadata, &content);
+        let message = (self.engine).published(topic, "stream", request, &metadata, &content);
         self.process.outbox.push(message);
     }
 }

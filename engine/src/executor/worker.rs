@@ -27,8 +27,8 @@ use super::{
 };
 use crate::{
     job::Stop,
+    logical_engine::{Claim, LogicalEngine},
     process::{Channel, Outgoing, Process},
-    seat::{Claim, Seat},
     task::{Kind, Task, Via},
 };
 
@@ -37,30 +37,33 @@ use crate::{
 const STACK: usize = 64 << 20;
 
 /// Starts the thread of a logical engine; it ends when the engine leaves.
-pub(crate) fn start_worker(process: Arc<Process>, seat: Arc<Seat>) -> std::io::Result<()> {
+pub(crate) fn start_worker(
+    process: Arc<Process>,
+    engine: Arc<LogicalEngine>,
+) -> std::io::Result<()> {
     std::thread::Builder::new()
-        .name(format!("engine-{}", seat.index))
+        .name(format!("engine-{}", engine.index))
         .stack_size(STACK)
         .spawn(move || {
             let kernel = || {
                 if let Some(kernels) = &process.kernels {
-                    kernels.ensure(&process, &seat);
+                    kernels.ensure(&process, &engine);
                 }
             };
             kernel();
-            while let Some(task) = seat.next() {
+            while let Some(task) = engine.next() {
                 let calls = task.kind == Kind::Function && process.kernels_run_calls();
                 if task.kind.is_for_kernel() || calls {
                     kernel();
                 }
-                execute(&process, &seat, task, &mut |message| {
+                execute(&process, &engine, task, &mut |message| {
                     process.outbox.push(message)
                 });
-                seat.done();
+                engine.done();
             }
             // Its interpreter and its kernel end with it.
-            seat.end_interpreters();
-            process.slate.group(seat.index, 0);
+            engine.end_interpreters();
+            process.shared.group(engine.index, 0);
             // Whoever waits for us to end looks again.
             process.outbox.wake();
         })?;
@@ -68,23 +71,28 @@ pub(crate) fn start_worker(process: Arc<Process>, seat: Arc<Seat>) -> std::io::R
 }
 
 /// Runs the task at work and hands over its replies.
-pub(crate) fn execute(process: &Process, seat: &Seat, task: Task, send: &mut dyn FnMut(Outgoing)) {
+pub(crate) fn execute(
+    process: &Process,
+    engine: &LogicalEngine,
+    task: Task,
+    send: &mut dyn FnMut(Outgoing),
+) {
     if task.wants.range.is_some() {
-        return array(process, seat, Arc::new(task), send);
+        return array(process, engine, Arc::new(task), send);
     }
-    let session = seat.session();
+    let session = engine.session();
     let clock = Clock::now(process);
     let reply = Reply {
         process,
-        seat,
+        engine,
         session: &session,
         task: &task,
     };
-    let mut own = executor(process, seat, &task, session.packer);
+    let mut own = executor(process, engine, &task, session.packer);
     let mut out = Vec::new();
-    let (verdict, content, buffers) = match (seat.claim(1), &mut own) {
+    let (verdict, content, buffers) = match (engine.claim(1), &mut own) {
         (Claim::Run(..), Ok(executor)) => {
-            process.slate.started(seat.index, [task.msg_id.as_str()]);
+            process.shared.started(engine.index, [task.msg_id.as_str()]);
             let verdict = executor.run(0, &mut out);
             if executor.content() || verdict != Verdict::Ok {
                 (verdict, out, executor.buffers())
@@ -101,7 +109,7 @@ pub(crate) fn execute(process: &Process, seat: &Seat, task: Task, send: &mut dyn
         }
         (Claim::Run(..), Err(error)) => (Verdict::Failed, session.pack(&**error), Vec::new()),
         (Claim::Aborted(..), own) => {
-            let content = aborted(process, seat, own.as_deref().ok());
+            let content = aborted(process, engine, own.as_deref().ok());
             (Verdict::Aborted, content, Vec::new())
         }
         // Given back in the meantime.
@@ -112,46 +120,55 @@ pub(crate) fn execute(process: &Process, seat: &Seat, task: Task, send: &mut dyn
 }
 
 /// The outcome of a task, or a member of one, that was aborted before it began.
-fn aborted(process: &Process, seat: &Seat, executor: Option<&(dyn Executor + '_)>) -> Vec<u8> {
-    let error = stopped(&Stop::Aborted, seat, &process.files.host).1;
+fn aborted(
+    process: &Process,
+    engine: &LogicalEngine,
+    executor: Option<&(dyn Executor + '_)>,
+) -> Vec<u8> {
+    let error = stopped(&Stop::Aborted, engine, &process.files.host).1;
     let mut out = Vec::new();
     match executor {
         Some(executor) => executor.refuse(&error, &mut out),
-        None => out = seat.session().pack(&error),
+        None => out = engine.session().pack(&error),
     }
     out
 }
 
 /// The reply to a task that was aborted while it waited.
-pub(crate) fn refuse_aborted(process: &Process, seat: &Seat, task: &Task) -> Outgoing {
-    let session = seat.session();
-    let own = executor(process, seat, task, session.packer);
+pub(crate) fn refuse_aborted(process: &Process, engine: &LogicalEngine, task: &Task) -> Outgoing {
+    let session = engine.session();
+    let own = executor(process, engine, task, session.packer);
     let clock = Clock::now(process);
     let outcome = Outcome::single(Verdict::Aborted, clock, Duration::ZERO);
     let reply = Reply {
         process,
-        seat,
+        engine,
         session: &session,
         task,
     };
-    let content = aborted(process, seat, own.as_deref().ok());
+    let content = aborted(process, engine, own.as_deref().ok());
     reply.message(&outcome, &content, Vec::new())
 }
 
 /// Runs the members of an array.
-fn array(process: &Process, seat: &Seat, task: Arc<Task>, send: &mut dyn FnMut(Outgoing)) {
-    let session = seat.session();
-    let own = executor(process, seat, &task, session.packer);
+fn array(
+    process: &Process,
+    engine: &LogicalEngine,
+    task: Arc<Task>,
+    send: &mut dyn FnMut(Outgoing),
+) {
+    let session = engine.session();
+    let own = executor(process, engine, &task, session.packer);
     let gathered = Gathered::new(process, task.clone(), session);
     let gathered = Arc::new(Mutex::new(gathered));
-    seat.gathered.lock().push(gathered.clone());
-    members(process, seat, &task, own, &gathered, send);
-    seat.gathered.lock().pop();
+    engine.gathered.lock().push(gathered.clone());
+    members(process, engine, &task, own, &gathered, send);
+    engine.gathered.lock().pop();
 }
 
 fn members(
     process: &Process,
-    seat: &Seat,
+    engine: &LogicalEngine,
     task: &Task,
     mut own: Result<Box<dyn Executor + '_>, Box<ErrorContent>>,
     gathered: &Mutex<Gathered>,
@@ -160,18 +177,18 @@ fn members(
     let mut out = Vec::new();
     let mut stride = 1;
     loop {
-        let claim = seat.claim(stride);
+        let claim = engine.claim(stride);
         let mut ready = gathered.lock();
         if ready.is_due() || claim == Claim::Done && !ready.is_empty() {
-            ready.send(process, seat, send);
+            ready.send(process, engine, send);
         }
         drop(ready);
         match (claim, &mut own) {
             (Claim::Done, _) => return,
             (Claim::Run(lo, hi), Ok(executor)) => {
                 process
-                    .slate
-                    .started(seat.index, [slate_id(&task.msg_id, lo, hi).as_str()]);
+                    .shared
+                    .started(engine.index, [started_id(&task.msg_id, lo, hi).as_str()]);
                 let from = Instant::now();
                 let mut began = from;
                 // Functions do not, and may take a few nanoseconds.
@@ -205,7 +222,7 @@ fn members(
                 stride = u64::MAX;
             }
             (Claim::Aborted(lo, hi), own) => {
-                let error = aborted(process, seat, own.as_deref().ok());
+                let error = aborted(process, engine, own.as_deref().ok());
                 let mut gathered = gathered.lock();
                 (lo..hi).for_each(|_| gathered.add(&error, Verdict::Aborted));
             }
@@ -223,8 +240,8 @@ pub(super) struct Member(
     pub(super) Option<String>,
 );
 
-/// How the slate names members: `MSGID:INDEX`, or `MSGID:LO-HI` for several.
-fn slate_id(msg_id: &str, lo: u64, hi: u64) -> String {
+/// How the reaper is told members: `MSGID:INDEX`, or `MSGID:LO-HI` for several.
+fn started_id(msg_id: &str, lo: u64, hi: u64) -> String {
     if hi == lo + 1 {
         member_id(msg_id, lo)
     } else {
@@ -315,7 +332,7 @@ pub(super) struct Status {
 /// Puts replies to one task together.
 pub(super) struct Reply<'a> {
     pub(super) process: &'a Process,
-    pub(super) seat: &'a Seat,
+    pub(super) engine: &'a LogicalEngine,
     pub(super) session: &'a Session,
     pub(super) task: &'a Task,
 }
@@ -374,15 +391,15 @@ impl Reply<'_> {
     fn message(&self, outcome: &Outcome<'_>, content: &[u8], buffers: Vec<Message>) -> Outgoing {
         let Self {
             process,
-            seat,
+            engine,
             session,
             task,
         } = self;
         let completed = time::shifted(outcome.clock.started, outcome.elapsed.as_secs_f64());
         let metadata = Metadata {
             status: outcome.verdict.status(),
-            engine: &seat.uuid,
-            engine_id: seat.id(),
+            engine: &engine.uuid,
+            engine_id: engine.id(),
             host: &process.files.host,
             started: time::utc(outcome.clock.started),
             completed: time::utc(completed),
@@ -410,7 +427,7 @@ impl Reply<'_> {
             return self.too_large(outcome, bytes, lo..hi);
         }
         Outgoing {
-            seat: seat.index,
+            index: engine.index,
             channel: Channel::Shell,
             frames: message.into_frames(),
             answers: (task.via == Via::Task).then(|| (task.msg_id.clone(), lo, hi)),

@@ -17,36 +17,36 @@ use crate::{executor::refuse_aborted, process::Channel};
 impl Server {
     /// Takes a control message.
     pub(super) fn control(&mut self, wire: usize, mut frames: Vec<Message>) {
-        let Some(seat) = self.addressee(wire, &mut frames) else {
+        let Some(index) = self.addressee(wire, &mut frames) else {
             return self
                 .junk
                 .refuse("control channel", &"it is for no engine here");
         };
-        if self.links[seat].gone {
+        if self.links[index].gone {
             return;
         }
-        let Some((session, (envelope, msg_type, _))) = self.open("control channel", seat, frames)
+        let Some((session, (envelope, msg_type, _))) = self.open("control channel", index, frames)
         else {
             return;
         };
         match msg_type.as_str() {
-            types::ABORT_REQUEST => self.abort(seat, &session, &envelope),
-            types::GIVE_BACK_REQUEST => self.give_back(seat, &session, &envelope),
-            types::REPLY_ACK => self.acknowledge(seat, &session, &envelope),
-            types::SIGNAL_REQUEST => self.deliver(seat, &session, &envelope),
-            types::OUTPUT_REQUEST => self.tell_output(seat, &session, &envelope),
+            types::ABORT_REQUEST => self.abort(index, &session, &envelope),
+            types::GIVE_BACK_REQUEST => self.give_back(index, &session, &envelope),
+            types::REPLY_ACK => self.acknowledge(index, &session, &envelope),
+            types::SIGNAL_REQUEST => self.deliver(index, &session, &envelope),
+            types::OUTPUT_REQUEST => self.tell_output(index, &session, &envelope),
             "clear_request" => {
-                self.seats[seat].values.clear();
-                if self.seats[seat].line().is_some() {
+                self.engines[index].values.clear();
+                if self.engines[index].line().is_some() {
                     return self.leave_to_kernel(
                         Channel::Control,
-                        seat,
+                        index,
                         &session,
                         envelope,
                         &msg_type,
                     );
                 }
-                self.answer(seat, &envelope, "clear_reply", &json!({"status": "ok"}));
+                self.answer(index, &envelope, "clear_reply", &json!({"status": "ok"}));
             }
             types::SHUTDOWN_REQUEST => {
                 let AnyMap(content) = session.unpack(envelope.content()).unwrap_or_default();
@@ -55,29 +55,29 @@ impl Server {
                     .cloned()
                     .unwrap_or(Value::Bool(false));
                 let reply = json!({"status": "ok", "restart": restart});
-                self.answer(seat, &envelope, types::SHUTDOWN_REPLY, &reply);
-                if let (Some(line), Value::Bool(true)) = (self.seats[seat].line(), &restart) {
+                self.answer(index, &envelope, types::SHUTDOWN_REPLY, &reply);
+                if let (Some(line), Value::Bool(true)) = (self.engines[index].line(), &restart) {
                     return line.kill();
                 }
-                let engine = &self.seats[seat];
+                let engine = &self.engines[index];
                 let metadata = json!({"engine": engine.uuid});
                 let goodbye = types::SHUTDOWN_REPLY;
                 self.send(engine.published("shutdown", goodbye, &envelope, &metadata, &reply));
                 // A DEALER would go on to send it tasks.
                 let drain =
-                    !self.links[seat].pure && content.get("drain") == Some(&Value::Bool(true));
+                    !self.links[index].pure && content.get("drain") == Some(&Value::Bool(true));
                 let why = "it was told to shut down";
                 if !drain {
-                    tracing::info!(engine = self.seats[seat].id(), "leaving: {why}");
+                    tracing::info!(engine = self.engines[index].id(), "leaving: {why}");
                 }
-                self.leave_one(seat, why, drain);
+                self.leave_one(index, why, drain);
             }
-            other => self.leave_to_kernel(Channel::Control, seat, &session, envelope, other),
+            other => self.leave_to_kernel(Channel::Control, index, &session, envelope, other),
         }
     }
 
     /// Aborts tasks. The scheduler sends this by the shell socket and needs no answer; clients do.
-    pub(super) fn abort(&mut self, seat: usize, session: &Session, envelope: &Envelope) {
+    pub(super) fn abort(&mut self, index: usize, session: &Session, envelope: &Envelope) {
         // The peer allows a single id for a list of them.
         let AnyMap(mut content) = session.unpack(envelope.content()).unwrap_or_default();
         if let Some(id @ Value::String(_)) = content.get("msg_ids").cloned() {
@@ -95,45 +95,45 @@ impl Server {
             .msg_ids
             .as_deref()
             .filter(|ids| !ids.is_empty() && !request.all);
-        let engine = self.seats[seat].clone();
+        let engine = self.engines[index].clone();
         let waited = engine.abort(&self.process.warden, ids, request.kill);
         // On the pure path a task is announced before it is answered.
-        self.announce(seat);
+        self.announce(index);
         let replies = waited
             .iter()
             .map(|task| refuse_aborted(&self.process, &engine, task))
             .collect::<Vec<_>>();
         self.send_all(replies);
         let done = json!({"status": "ok"});
-        self.answer(seat, envelope, types::ABORT_REPLY, &done);
+        self.answer(index, envelope, types::ABORT_REPLY, &done);
     }
 
     /// Tells what the task at work has written.
-    fn tell_output(&mut self, seat: usize, session: &Session, envelope: &Envelope) {
+    fn tell_output(&mut self, index: usize, session: &Session, envelope: &Envelope) {
         let OutputRequest { msg_id, seen } = match session.unpack(envelope.content()) {
             Ok(request) => request,
             Err(error) => return self.junk.refuse("output_request", &error),
         };
-        let engine = &self.seats[seat];
+        let engine = &self.engines[index];
         let running = engine.works_on(&msg_id);
         let written = engine.written.lock();
         let reply = written.since(&msg_id, seen, running);
         drop(written);
-        self.answer(seat, envelope, types::OUTPUT_REPLY, &reply);
+        self.answer(index, envelope, types::OUTPUT_REPLY, &reply);
     }
 
     /// Sends a signal to the running task's process group.
-    fn deliver(&mut self, seat: usize, session: &Session, envelope: &Envelope) {
+    fn deliver(&mut self, index: usize, session: &Session, envelope: &Envelope) {
         let AnyMap(content) = session.unpack(envelope.content()).unwrap_or_default();
         let wanted = content.get("sig").cloned().unwrap_or_default();
-        let line = self.seats[seat].line();
+        let line = self.engines[index].line();
         let reply = match (signal(&wanted), line) {
             // Only whether somebody is there.
             _ if wanted == 0 => json!({"status": "ok", "delivered": false}),
             // A kernel knows what to do with one while it runs nothing.
             (Some(signal), Some(line)) => json!({"status": "ok", "delivered": line.signal(signal)}),
             (Some(signal), None) => {
-                let delivered = self.seats[seat].signal(signal);
+                let delivered = self.engines[index].signal(signal);
                 json!({"status": "ok", "delivered": delivered})
             }
             (None, _) => json!({
@@ -141,19 +141,19 @@ impl Server {
                 "evalue": format!("{wanted} is no signal: take a number, or a name such as \"SIGINT\""),
             }),
         };
-        self.answer(seat, envelope, types::SIGNAL_REPLY, &reply);
+        self.answer(index, envelope, types::SIGNAL_REPLY, &reply);
     }
 
     fn answer(
         &mut self,
-        seat: usize,
+        index: usize,
         request: &Envelope,
         msg_type: &str,
         content: &impl Serialize,
     ) {
         // The controller itself wants no answer.
         if request.identities().len() >= 2 {
-            let engine = &self.seats[seat];
+            let engine = &self.engines[index];
             let metadata = json!({"engine": engine.uuid});
             let channel = Channel::Control;
             let buffers = Vec::new();

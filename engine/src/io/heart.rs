@@ -183,7 +183,11 @@ impl Server {
             controller.source,
             controller.address()
         );
-        let uuids: Vec<&str> = self.seats.iter().map(|seat| seat.uuid.as_str()).collect();
+        let uuids: Vec<&str> = self
+            .engines
+            .iter()
+            .map(|engine| engine.uuid.as_str())
+            .collect();
         let net = Net::connect(
             &controller.connection,
             controller.curve.as_ref(),
@@ -192,9 +196,9 @@ impl Server {
         )?;
         self.net.drop_unsent();
         self.net = net;
-        for seat in &self.seats {
-            match controller.session(&seat.uuid) {
-                Ok(session) => seat.set_session(session),
+        for engine in &self.engines {
+            match controller.session(&engine.uuid) {
+                Ok(session) => engine.set_session(session),
                 Err(error) => tracing::error!(%error, "the connection file is of no use"),
             }
         }

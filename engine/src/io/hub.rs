@@ -22,9 +22,9 @@ const ANSWER: Duration = Duration::from_secs(2);
 impl Server {
     /// Asks for the registration of those engines that lack it.
     pub(super) fn register(&mut self, now: Instant) {
-        let due: Vec<usize> = (0..self.seats.len())
-            .filter(|seat| {
-                let link = &self.links[*seat];
+        let due: Vec<usize> = (0..self.engines.len())
+            .filter(|index| {
+                let link = &self.links[*index];
                 if link.registered || link.gone || link.leaving.is_some_and(|leave| !leave.drains())
                 {
                     return false;
@@ -37,12 +37,12 @@ impl Server {
             })
             .collect();
         let together = if self.net.shared { due.len() } else { 1 };
-        for seats in due.chunks(together.max(1)) {
-            self.request_registration(seats, now);
+        for indexes in due.chunks(together.max(1)) {
+            self.request_registration(indexes, now);
         }
     }
 
-    fn request_registration(&mut self, seats: &[usize], now: Instant) {
+    fn request_registration(&mut self, indexes: &[usize], now: Instant) {
         let mut capabilities = vec![
             capability::COMMAND,
             capability::FUNCTION,
@@ -58,16 +58,16 @@ impl Server {
         if self.process.kernels.is_some() {
             capabilities.extend([capability::APPLY, capability::EXECUTE]);
         }
-        let mut engines = Vec::with_capacity(seats.len());
-        for &seat in seats {
-            self.announce(seat);
-            let link = &mut self.links[seat];
+        let mut engines = Vec::with_capacity(indexes.len());
+        for &index in indexes {
+            self.announce(index);
+            let link = &mut self.links[index];
             link.asked = Some(now);
             engines.push(ProcessEngine {
-                uuid: self.seats[seat].uuid.clone(),
+                uuid: self.engines[index].uuid.clone(),
                 id: link
                     .id
-                    .or_else(|| self.settings.first_id.map(|id| id + seat as u32)),
+                    .or_else(|| self.settings.first_id.map(|id| id + index as u32)),
                 returns: link.id.is_some(),
             });
         }
@@ -104,12 +104,12 @@ impl Server {
         let message = self
             .session()
             .request(types::REGISTRATION_REQUEST, &registration);
-        self.tell_hub(seats[0], message);
+        self.tell_hub(indexes[0], message);
     }
 
     /// Sends a message to the hub.
-    pub(super) fn tell_hub(&mut self, seat: usize, message: Envelope) {
-        self.send(self.seats[seat].outgoing(Channel::Hub, message));
+    pub(super) fn tell_hub(&mut self, index: usize, message: Envelope) {
+        self.send(self.engines[index].outgoing(Channel::Hub, message));
     }
 
     /// Takes a message of the hub.
@@ -165,9 +165,9 @@ impl Server {
             tracing::error!("{why}");
             self.failed
                 .get_or_insert(super::ServeError::Ended(why.clone()));
-            for seat in 0..self.seats.len() {
-                if !self.links[seat].registered {
-                    self.leave_one(seat, &why, false);
+            for index in 0..self.engines.len() {
+                if !self.links[index].registered {
+                    self.leave_one(index, &why, false);
                 }
             }
             return;
@@ -179,7 +179,7 @@ impl Server {
         }
         for (uuid, id) in &reply.engines {
             match route::index(uuid.as_bytes(), &self.process.id) {
-                Some(seat) if seat < self.seats.len() => self.registered(seat, *id, reply),
+                Some(index) if index < self.engines.len() => self.registered(index, *id, reply),
                 _ => self
                     .junk
                     .refuse("registration_reply", &"of an engine that is not here"),
@@ -187,13 +187,13 @@ impl Server {
         }
     }
 
-    fn registered(&mut self, seat: usize, id: u32, reply: &RegistrationReply) {
-        if let Err(error) = self.net.connect_leaf(seat, id) {
+    fn registered(&mut self, index: usize, id: u32, reply: &RegistrationReply) {
+        if let Err(error) = self.net.connect_leaf(index, id) {
             tracing::warn!(%error, "no connection to the broadcast leaf");
         }
-        let engine = &self.seats[seat];
+        let engine = &self.engines[index];
         engine.id.store(id, std::sync::atomic::Ordering::Relaxed);
-        let link = &mut self.links[seat];
+        let link = &mut self.links[index];
         let again = link.id.replace(id);
         let other = again.is_some() && link.incarnation != reply.incarnation;
         link.registered = true;
@@ -203,9 +203,9 @@ impl Server {
         if again.is_none() && self.process.kernels.is_some() && engine.hire() {
             // In ipyparallel's words, which its tools look for. The kernel starts at once.
             tracing::info!("Completed registration with id {id}");
-            self.start_worker(seat);
+            self.start_worker(index);
         }
-        let (engine, link) = (&self.seats[seat], &mut self.links[seat]);
+        let (engine, link) = (&self.engines[index], &mut self.links[index]);
         match again {
             None => tracing::info!(engine = id, uuid = engine.uuid, "registered"),
             Some(_) => tracing::info!(engine = id, uuid = engine.uuid, "registered again"),
@@ -236,11 +236,11 @@ impl Server {
                     .any(|(held, ..)| held == id || held == msg_id)
             });
             link.received = received;
-            self.announce(seat);
+            self.announce(index);
         }
-        self.drain_again(seat);
+        self.drain_again(index);
         // A controller that was started again does not know it.
-        let engine = &self.seats[seat];
+        let engine = &self.engines[index];
         if engine.waits()
             && let Some(notice) = engine.waits_notice()
         {
@@ -250,15 +250,15 @@ impl Server {
 
     /// Tells what was received on the pure path, where the scheduler keeps no books: by the way of the replies, which
     /// come after it.
-    pub(super) fn announce(&mut self, seat: usize) {
-        let link = &mut self.links[seat];
+    pub(super) fn announce(&mut self, index: usize) {
+        let link = &mut self.links[index];
         if link.received.is_empty() || !link.pure {
             return;
         }
         let notice = ReceivedNotice {
-            uuid: self.seats[seat].uuid.clone(),
+            uuid: self.engines[index].uuid.clone(),
             tasks: std::mem::take(&mut link.received),
         };
-        self.tell_scheduler(seat, types::RECEIVED_NOTICE, &notice);
+        self.tell_scheduler(index, types::RECEIVED_NOTICE, &notice);
     }
 }

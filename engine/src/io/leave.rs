@@ -19,7 +19,7 @@ use serde::Serialize;
 use serde_json::json;
 
 use super::{Leave, Link, Server};
-use crate::seat::Seat;
+use crate::logical_engine::LogicalEngine;
 
 /// How long a running task may take to end once it was told to.
 const PATIENCE: Duration = Duration::from_millis(1500);
@@ -52,10 +52,11 @@ impl Server {
 
     /// The engines leave when none of them has had anything to do for too long.
     pub(super) fn leave_if_idle(&mut self, now: Instant) {
-        let idle = |(link, seat): (&Link, &Arc<Seat>)| link.registered && seat.is_idle();
-        let taken = self.seats.iter().map(|seat| seat.taken()).sum();
+        let idle =
+            |(link, engine): (&Link, &Arc<LogicalEngine>)| link.registered && engine.is_idle();
+        let taken = self.engines.iter().map(|engine| engine.taken()).sum();
         let (since, before) = self.busy;
-        if taken != before || !self.links.iter().zip(&self.seats).all(idle) {
+        if taken != before || !self.links.iter().zip(&self.engines).all(idle) {
             self.busy = (now, taken);
             return;
         }
@@ -73,30 +74,30 @@ impl Server {
             tracing::info!("leaving: {why}");
             self.leaves = Some(why.to_owned());
         }
-        for seat in 0..self.seats.len() {
-            self.leave_one(seat, why, false);
+        for index in 0..self.engines.len() {
+            self.leave_one(index, why, false);
         }
         self.finish_leaving(Instant::now());
     }
 
     /// One engine leaves; with `drain`, when what it runs has ended.
-    pub(super) fn leave_one(&mut self, seat: usize, why: &str, drain: bool) {
-        let link = &mut self.links[seat];
+    pub(super) fn leave_one(&mut self, index: usize, why: &str, drain: bool) {
+        let link = &mut self.links[index];
         if link.gone {
             return;
         }
         if let Some(leave) = &mut link.leaving {
             if leave.task.is_none() && !drain {
                 leave.task = Some(Instant::now() + PATIENCE);
-                self.stop(seat, why);
+                self.stop(index, why);
             }
             return;
         }
         // What is given back must have been announced before.
-        self.announce(seat);
+        self.announce(index);
         let now = Instant::now();
         self.leaving += 1;
-        let link = &mut self.links[seat];
+        let link = &mut self.links[index];
         let word = match link.registered {
             true => WORD.0,
             false => WORD.1,
@@ -109,42 +110,42 @@ impl Server {
         });
         if self.pulse.up {
             // First of all, so that nothing comes back that is given back.
-            self.tell_leaving(seat, types::LEAVE_REQUEST, !drain);
+            self.tell_leaving(index, types::LEAVE_REQUEST, !drain);
         }
         if !drain {
-            return self.stop(seat, why);
+            return self.stop(index, why);
         }
         tracing::info!(
-            engine = self.seats[seat].id(),
+            engine = self.engines[index].id(),
             "leaving when it has ended what it runs: {why}"
         );
-        for returned in self.seats[seat].drain() {
-            self.return_unstarted(seat, returned, why);
+        for returned in self.engines[index].drain() {
+            self.return_unstarted(index, returned, why);
         }
     }
 
-    fn stop(&mut self, seat: usize, why: &str) {
-        let engine = self.seats[seat].clone();
+    fn stop(&mut self, index: usize, why: &str) {
+        let engine = self.engines[index].clone();
         for returned in engine.close(&self.process.warden, why) {
-            self.return_unstarted(seat, returned, why);
+            self.return_unstarted(index, returned, why);
         }
     }
 
     /// A controller to which an engine comes back, or another one, does not know that it is to end.
-    pub(super) fn drain_again(&mut self, seat: usize) {
-        let leave = self.links[seat].leaving.as_mut();
+    pub(super) fn drain_again(&mut self, index: usize) {
+        let leave = self.links[index].leaving.as_mut();
         if let Some(leave) = leave.filter(|leave| leave.drains()) {
             leave.word = Some(Instant::now() + WORD.0);
-            self.tell_leaving(seat, types::LEAVE_REQUEST, false);
+            self.tell_leaving(index, types::LEAVE_REQUEST, false);
         }
     }
 
     /// The scheduler has sent the last task to these engines, and heard the last word of those.
-    pub(super) fn may_leave(&mut self, seat: usize, session: &Session, content: &[u8]) {
+    pub(super) fn may_leave(&mut self, index: usize, session: &Session, content: &[u8]) {
         match session.unpack::<LeaveReply>(content) {
             Ok(reply) => {
-                let uuid = &self.seats[seat].uuid;
-                if let Some(leave) = &mut self.links[seat].leaving {
+                let uuid = &self.engines[index].uuid;
+                if let Some(leave) = &mut self.links[index].leaving {
                     if reply.uuids.contains(uuid) {
                         leave.word = None;
                     }
@@ -155,22 +156,31 @@ impl Server {
         }
     }
 
-    fn tell_leaving(&mut self, seat: usize, msg_type: &str, stops: bool) {
-        let uuid = self.seats[seat].uuid.clone();
-        self.tell_scheduler(seat, msg_type, &Leaving { uuid, stops });
+    fn tell_leaving(&mut self, index: usize, msg_type: &str, stops: bool) {
+        let uuid = self.engines[index].uuid.clone();
+        self.tell_scheduler(index, msg_type, &Leaving { uuid, stops });
     }
 
     /// Sends the scheduler a message beside the replies, behind them.
-    pub(super) fn tell_scheduler(&mut self, seat: usize, msg_type: &str, content: &impl Serialize) {
-        let message = self.seats[seat].to_scheduler(msg_type, None, &Empty {}, content, Vec::new());
+    pub(super) fn tell_scheduler(
+        &mut self,
+        index: usize,
+        msg_type: &str,
+        content: &impl Serialize,
+    ) {
+        let message =
+            self.engines[index].to_scheduler(msg_type, None, &Empty {}, content, Vec::new());
         self.send(message);
     }
 
     /// Unregisters those whose task has ended, or would not.
     pub(super) fn finish_leaving(&mut self, now: Instant) {
         let mut unheard = 0;
-        for seat in 0..self.seats.len() {
-            let Some(leave) = self.links[seat].leaving.filter(|_| !self.links[seat].gone) else {
+        for index in 0..self.engines.len() {
+            let Some(leave) = self.links[index]
+                .leaving
+                .filter(|_| !self.links[index].gone)
+            else {
                 continue;
             };
             if let Some(until) = leave.said {
@@ -182,34 +192,34 @@ impl Server {
                 }
             } else {
                 let late = leave.task.is_some_and(|until| now >= until);
-                let ends = self.seats[seat].is_idle() || late;
+                let ends = self.engines[index].is_idle() || late;
                 let has_word = !self.pulse.up || leave.word.is_none_or(|until| now >= until);
                 // What it has ended while the controller was away is for the one that comes back.
-                let away = leave.drains() && !self.links[seat].registered;
+                let away = leave.drains() && !self.links[index].registered;
                 if !ends || !has_word || away {
                     continue;
                 }
                 // The last reply may still be in the outbox.
                 self.flush();
                 if self.pulse.up {
-                    self.tell_leaving(seat, types::LEFT_NOTICE, false);
-                    self.links[seat].leaving = Some(Leave {
+                    self.tell_leaving(index, types::LEFT_NOTICE, false);
+                    self.links[index].leaving = Some(Leave {
                         said: Some(now + HEARD),
                         ..leave
                     });
                     continue;
                 }
             }
-            self.net.leave_scheduler(seat);
-            let message = self.seats[seat].session().request(
+            self.net.leave_scheduler(index);
+            let message = self.engines[index].session().request(
                 types::UNREGISTRATION_REQUEST,
-                &json!({"id": self.links[seat].id, "uuid": self.seats[seat].uuid}),
+                &json!({"id": self.links[index].id, "uuid": self.engines[index].uuid}),
             );
-            if self.links[seat].id.is_some() {
-                self.tell_hub(seat, message);
-                tracing::info!(engine = self.seats[seat].id(), "left");
+            if self.links[index].id.is_some() {
+                self.tell_hub(index, message);
+                tracing::info!(engine = self.engines[index].id(), "left");
             }
-            self.links[seat].gone = true;
+            self.links[index].gone = true;
             self.leaving -= 1;
             self.present -= 1;
         }

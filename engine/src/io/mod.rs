@@ -1,7 +1,7 @@
 //! The thread that serves the sockets of all logical engines of a process: it never blocks and never works.
 
 mod control;
-mod desk;
+mod file_server;
 mod heart;
 mod hub;
 mod kept;
@@ -34,11 +34,11 @@ use crate::{
     connect::Controller,
     executor::Flusher,
     host,
+    logical_engine::LogicalEngine,
     process::{Channel, Outgoing, Process},
-    seat::Seat,
     settings::Settings,
 };
-use desk::Desk;
+use file_server::FileServer;
 use heart::Pulse;
 use kept::Kept;
 use net::{Net, Token};
@@ -127,7 +127,7 @@ pub(crate) struct Server {
     resources: Pools,
     cpuset: Vec<u32>,
     process: Arc<Process>,
-    seats: Vec<Arc<Seat>>,
+    engines: Vec<Arc<LogicalEngine>>,
     links: Vec<Link>,
     controller: Controller,
     net: Net,
@@ -138,7 +138,7 @@ pub(crate) struct Server {
     at_once: bool,
     pulse: Pulse,
     meter: host::Meter,
-    desk: Desk,
+    file_server: FileServer,
     junk: Junk,
     /// What could not be sent, and since when.
     unsent: VecDeque<(Instant, Outgoing)>,
@@ -163,12 +163,12 @@ impl Server {
     pub(crate) fn new(
         settings: Settings,
         process: Arc<Process>,
-        seats: Vec<Arc<Seat>>,
+        engines: Vec<Arc<LogicalEngine>>,
         controller: Controller,
         wake: Wake,
         signals: UnixStream,
     ) -> Result<Self, ServeError> {
-        let uuids: Vec<&str> = seats.iter().map(|seat| seat.uuid.as_str()).collect();
+        let uuids: Vec<&str> = engines.iter().map(|engine| engine.uuid.as_str()).collect();
         let net = Net::connect(
             &controller.connection,
             controller.curve.as_ref(),
@@ -176,12 +176,12 @@ impl Server {
             &uuids,
         )?;
         let mut server = Self {
-            links: seats.iter().map(|_| Link::default()).collect(),
-            listed: vec![false; Token::count(seats.len())],
+            links: engines.iter().map(|_| Link::default()).collect(),
+            listed: vec![false; Token::count(engines.len())],
             unsent: VecDeque::new(),
             leaving: 0,
-            present: seats.len(),
-            desk: Desk::new(process.clone()),
+            present: engines.len(),
+            file_server: FileServer::new(process.clone()),
             pulse: Pulse::new(Instant::now()),
             meter: host::Meter::default(),
             machine: host::machine(),
@@ -189,7 +189,7 @@ impl Server {
             cpuset: host::cpuset(),
             settings,
             process,
-            seats,
+            engines,
             controller,
             net,
             poll: Poll::new()?,
@@ -238,7 +238,7 @@ impl Server {
 
     /// Serves until all engines have left.
     pub(crate) fn run(mut self) -> Result<Left, ServeError> {
-        let _flushing = Flusher::start(self.process.clone(), self.seats.clone())?;
+        let _flushing = Flusher::start(self.process.clone(), self.engines.clone())?;
         let mut events = Events::with_capacity(1024);
         let mut next_tick = Instant::now();
         loop {
@@ -300,10 +300,10 @@ impl Server {
                 let take = |server: &mut Self, frames| server.hear_hub(wire, frames);
                 self.drain(token, |net| &net.wires[wire].hub, take)?;
             }
-            Token::Tasks(seat) => {
-                let take = |server: &mut Self, frames| server.shell_of(seat, frames);
-                self.drain(token, |net| &net.tasks[seat], take)?;
-                self.announce(seat);
+            Token::Tasks(index) => {
+                let take = |server: &mut Self, frames| server.shell_of(index, frames);
+                self.drain(token, |net| &net.tasks[index], take)?;
+                self.announce(index);
             }
         }
         Ok(())
@@ -333,17 +333,17 @@ impl Server {
         if !self.net.shared {
             return Some(wire);
         }
-        let seat = route::index(frames.get(1)?, &self.process.id)?;
-        if seat >= self.seats.len() {
+        let index = route::index(frames.get(1)?, &self.process.id)?;
+        if index >= self.engines.len() {
             return None;
         }
         frames.remove(1);
-        Some(seat)
+        Some(index)
     }
 
     /// How what concerns the whole process is packed and signed.
     fn session(&self) -> Arc<Session> {
-        self.seats[0].session()
+        self.engines[0].session()
     }
 
     /// Sends what the workers have left.
@@ -369,9 +369,9 @@ impl Server {
         let has_more = |message: &Outgoing| {
             message.to_scheduler()
                 && self
-                    .seats
-                    .get(message.seat)
-                    .is_some_and(|seat| seat.has_more())
+                    .engines
+                    .get(message.index)
+                    .is_some_and(|engine| engine.has_more())
         };
         if self.outgoing.is_empty() {
             self.wake.clear();
@@ -392,7 +392,7 @@ impl Server {
         for mut message in messages {
             let bundles = self.net.shared;
             let registered = |link: &Link| bundles && link.registered && !link.pure;
-            if message.to_scheduler() && self.links.get(message.seat).is_some_and(registered) {
+            if message.to_scheduler() && self.links.get(message.index).is_some_and(registered) {
                 self.keep(&message);
                 self.address(&mut message);
                 together.push(message.frames.into());
@@ -403,7 +403,7 @@ impl Server {
         }
         bundle::send(&self.session(), (1, None), together, |frames| {
             self.pass(Outgoing {
-                seat: 0,
+                index: 0,
                 channel: Channel::Shell,
                 frames,
                 answers: answers.clone(),
@@ -423,7 +423,7 @@ impl Server {
         if let (true, Some(task), Some(link)) = (
             message.to_scheduler(),
             &message.answers,
-            self.links.get_mut(message.seat),
+            self.links.get_mut(message.index),
         ) && link.durable
         {
             link.kept.keep(task, &message.frames);
@@ -437,7 +437,7 @@ impl Server {
             Channel::Control => true,
             Channel::Hub | Channel::IoPub => false,
         };
-        if let (true, Some(engine)) = (shared && self.net.shared, self.seats.get(message.seat)) {
+        if let (true, Some(engine)) = (shared && self.net.shared, self.engines.get(message.index)) {
             message
                 .frames
                 .insert(1, Message::from(engine.uuid.as_str()));
@@ -456,11 +456,11 @@ impl Server {
         if message.channel == Channel::Shell {
             self.session().seal(&mut message.frames);
         }
-        let index = self.net.wire(message.seat.min(self.seats.len() - 1));
+        let index = self.net.wire(message.index.min(self.engines.len() - 1));
         let wire = &self.net.wires[index];
         let (socket, token) = match message.channel {
-            Channel::Shell => match self.net.tasks.get(message.seat) {
-                Some(own) if message.to_scheduler() => (own, Some(Token::Tasks(message.seat))),
+            Channel::Shell => match self.net.tasks.get(message.index) {
+                Some(own) if message.to_scheduler() => (own, Some(Token::Tasks(message.index))),
                 _ => (&wire.shell, Some(Token::Shell(index))),
             },
             Channel::Control => (&wire.control, Some(Token::Control(index))),
@@ -515,7 +515,7 @@ impl Server {
             }
             let peer = message.frames.first().map(|peer| peer.to_vec());
             let own = !self.net.shared || !self.net.tasks.is_empty();
-            let way = (message.channel, peer, own.then_some(message.seat));
+            let way = (message.channel, peer, own.then_some(message.index));
             let sent = match closed.contains(&way) {
                 true => Err(message),
                 false => self.try_send(message),
@@ -528,14 +528,14 @@ impl Server {
     }
 
     fn tick(&mut self, now: Instant) -> Result<(), ServeError> {
-        for seat in 0..self.seats.len() {
-            if let Some((why, for_good)) = self.seats[seat].given_up().cloned() {
+        for index in 0..self.engines.len() {
+            if let Some((why, for_good)) = self.engines[index].given_up().cloned() {
                 let failed = match for_good {
                     true => ServeError::Hopeless,
                     false => ServeError::Ended,
                 };
                 self.failed.get_or_insert_with(|| failed(why.clone()));
-                self.leave_one(seat, &why, false);
+                self.leave_one(index, &why, false);
             }
         }
         self.leave_if_idle(now);

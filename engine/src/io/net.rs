@@ -142,13 +142,13 @@ impl Net {
     }
 
     /// Which wire leads to an engine.
-    pub(super) fn wire(&self, seat: usize) -> usize {
-        if self.shared { 0 } else { seat }
+    pub(super) fn wire(&self, index: usize) -> usize {
+        if self.shared { 0 } else { index }
     }
 
     /// Connects an engine to the broadcast leaf that its id asks for.
-    pub(super) fn connect_leaf(&mut self, seat: usize, id: u32) -> zmq::Result<()> {
-        let wire = self.wire(seat);
+    pub(super) fn connect_leaf(&mut self, index: usize, id: u32) -> zmq::Result<()> {
+        let wire = self.wire(index);
         let leaves = &self.connection.broadcast;
         let Some(leaf) = (id as usize).checked_rem(leaves.len()) else {
             return Ok(());
@@ -163,9 +163,9 @@ impl Net {
 
     /// Ends an engine's own connection to the task scheduler once all that was sent is on its way: a DEALER goes on sending
     /// to whoever is connected.
-    pub(super) fn leave_scheduler(&self, seat: usize) {
+    pub(super) fn leave_scheduler(&self, index: usize) {
         let url = self.connection.common.url(self.connection.task);
-        if let Some(socket) = self.tasks.get(seat)
+        if let Some(socket) = self.tasks.get(index)
             && let Err(error) = socket.disconnect(&url)
         {
             tracing::debug!(%error, "the connection to the scheduler stays");
@@ -200,8 +200,8 @@ impl Net {
             all.push((Token::Control(index), wire.control.get_fd()?));
             all.push((Token::Hub(index), wire.hub.get_fd()?));
         }
-        for (seat, socket) in self.tasks.iter().enumerate() {
-            all.push((Token::Tasks(seat), socket.get_fd()?));
+        for (index, socket) in self.tasks.iter().enumerate() {
+            all.push((Token::Tasks(index), socket.get_fd()?));
         }
         Ok(all)
     }
@@ -253,7 +253,7 @@ impl Token {
             Self::Shell(wire) => 4 + 4 * wire,
             Self::Control(wire) => 5 + 4 * wire,
             Self::Hub(wire) => 6 + 4 * wire,
-            Self::Tasks(seat) => 7 + 4 * seat,
+            Self::Tasks(index) => 7 + 4 * index,
         }
     }
 

@@ -17,8 +17,8 @@ use super::Server;
 use crate::{
     executor::{execute, start_worker},
     kernel::Word,
+    logical_engine::Returned,
     process::{Channel, Outgoing},
-    seat::Returned,
     task::{Kind, Task, Via},
 };
 
@@ -28,8 +28,8 @@ const QUICK: u64 = 256;
 impl Server {
     /// Takes what comes from a task, direct or broadcast relay: a message for an engine, or a bundle of them.
     pub(super) fn shell(&mut self, wire: usize, mut frames: Vec<Message>) {
-        if let Some(seat) = self.addressee(wire, &mut frames) {
-            return self.shell_of(seat, frames);
+        if let Some(index) = self.addressee(wire, &mut frames) {
+            return self.shell_of(index, frames);
         }
         let bundle = match read(&self.session(), frames, true) {
             Ok((bundle, msg_type, _)) if msg_type == types::BUNDLE => bundle,
@@ -46,14 +46,14 @@ impl Server {
         };
         let mut replies = Vec::new();
         for mut frames in messages {
-            let Some(seat) = self.addressee(wire, &mut frames) else {
+            let Some(index) = self.addressee(wire, &mut frames) else {
                 self.junk
                     .refuse("bundle", &"a message in it is for no engine here");
                 continue;
             };
-            let session = self.seats[seat].session();
+            let session = self.engines[index].session();
             match read(&session, frames, false) {
-                Ok(message) => self.request(seat, session, message, &mut replies),
+                Ok(message) => self.request(index, session, message, &mut replies),
                 Err(error) => self.junk.refuse("bundle", &error),
             }
         }
@@ -61,10 +61,10 @@ impl Server {
     }
 
     /// Takes a message for an engine.
-    pub(super) fn shell_of(&mut self, seat: usize, frames: Vec<Message>) {
-        if let Some((session, message)) = self.open("shell channel", seat, frames) {
+    pub(super) fn shell_of(&mut self, index: usize, frames: Vec<Message>) {
+        if let Some((session, message)) = self.open("shell channel", index, frames) {
             let mut replies = Vec::new();
-            self.request(seat, session, message, &mut replies);
+            self.request(index, session, message, &mut replies);
             self.send_all(replies);
         }
     }
@@ -72,12 +72,12 @@ impl Server {
     /// Takes one message; what is over at once is answered in `replies`.
     fn request(
         &mut self,
-        seat: usize,
+        index: usize,
         session: Arc<Session>,
         (envelope, msg_type, msg_id): Read,
         replies: &mut Vec<Outgoing>,
     ) {
-        if self.links[seat].gone {
+        if self.links[index].gone {
             return;
         }
         let kind = match msg_type.as_str() {
@@ -85,19 +85,19 @@ impl Server {
             types::COMMAND_REQUEST => Kind::Command,
             types::APPLY_REQUEST if self.process.kernels.is_some() => Kind::Apply,
             types::EXECUTE_REQUEST if self.process.kernels.is_some() => Kind::Execute,
-            types::FS_REQUEST => return self.desk.serve(&self.seats[seat], envelope),
-            types::ABORT_REQUEST => return self.abort(seat, &session, &envelope),
-            types::GIVE_BACK_REQUEST => return self.give_back(seat, &session, &envelope),
-            types::HOLDS_REQUEST => return self.tell_holds(seat, &envelope),
-            types::LEAVE_REPLY => return self.may_leave(seat, &session, envelope.content()),
-            types::REPLY_ACK => return self.acknowledge(seat, &session, &envelope),
-            _ => return self.leave_to_kernel(Channel::Shell, seat, &session, envelope, &msg_type),
+            types::FS_REQUEST => return self.file_server.serve(&self.engines[index], envelope),
+            types::ABORT_REQUEST => return self.abort(index, &session, &envelope),
+            types::GIVE_BACK_REQUEST => return self.give_back(index, &session, &envelope),
+            types::HOLDS_REQUEST => return self.tell_holds(index, &envelope),
+            types::LEAVE_REPLY => return self.may_leave(index, &session, envelope.content()),
+            types::REPLY_ACK => return self.acknowledge(index, &session, &envelope),
+            _ => return self.leave_to_kernel(Channel::Shell, index, &session, envelope, &msg_type),
         };
         let task = match Task::read(&session, envelope, kind, msg_id) {
             Ok(task) => task,
             Err(error) => return self.junk.refuse("metadata of a task", &error),
         };
-        let link = &mut self.links[seat];
+        let link = &mut self.links[index];
         // Whether this is the pure path is not known before the hub has answered.
         if (link.pure || link.id.is_none()) && task.via == Via::Task && link.leaving.is_none() {
             let client = task
@@ -113,13 +113,13 @@ impl Server {
         }
         if link.leaving.is_some() {
             return self.return_unstarted(
-                seat,
+                index,
                 Returned::Task(Box::new(task)),
                 "the engine leaves",
             );
         }
         let pure = link.pure;
-        let engine = &self.seats[seat];
+        let engine = &self.engines[index];
         // On the pure path a task is announced before it begins, so not one by one as they are read.
         if kind == Kind::Function
             && !pure
@@ -135,16 +135,16 @@ impl Server {
             return;
         }
         if engine.push(task) {
-            self.start_worker(seat);
+            self.start_worker(index);
         }
     }
 
     /// Starts the thread of an engine.
-    pub(super) fn start_worker(&mut self, seat: usize) {
-        if let Err(error) = start_worker(self.process.clone(), self.seats[seat].clone()) {
+    pub(super) fn start_worker(&mut self, index: usize) {
+        if let Err(error) = start_worker(self.process.clone(), self.engines[index].clone()) {
             let why = format!("no thread for an engine's tasks: {error}");
             tracing::error!("{why}");
-            self.leave_one(seat, &why, false);
+            self.leave_one(index, &why, false);
         }
     }
 
@@ -159,10 +159,10 @@ impl Server {
     pub(super) fn open(
         &mut self,
         kind: &'static str,
-        seat: usize,
+        index: usize,
         frames: Vec<Message>,
     ) -> Option<(Arc<Session>, Read)> {
-        let session = self.seats[seat].session();
+        let session = self.engines[index].session();
         match read(&session, frames, true) {
             Ok(message) => Some((session, message)),
             Err(error) => {
@@ -172,20 +172,20 @@ impl Server {
         }
     }
 
-    pub(super) fn acknowledge(&mut self, seat: usize, session: &Session, envelope: &Envelope) {
+    pub(super) fn acknowledge(&mut self, index: usize, session: &Session, envelope: &Envelope) {
         match session.unpack::<Acked>(envelope.content()) {
-            Ok(acked) => self.links[seat].kept.acknowledged(&acked),
+            Ok(acked) => self.links[index].kept.acknowledged(&acked),
             Err(error) => self.junk.refuse("reply_ack", &error),
         }
     }
 
     /// Tells the scheduler what the engine holds; what is not named is taken to have never arrived. All that was sent before
     /// the question is here by now, and what ends just now is still running or finished already.
-    fn tell_holds(&mut self, seat: usize, request: &Envelope) {
-        let engine = self.seats[seat].clone();
+    fn tell_holds(&mut self, index: usize, request: &Envelope) {
+        let engine = self.engines[index].clone();
         let (running, queued) = engine.holding();
         self.flush();
-        let kept = &self.links[seat].kept;
+        let kept = &self.links[index].kept;
         let holds = Holds {
             running,
             finished: kept.held(),
@@ -205,7 +205,7 @@ impl Server {
         let answer = engine.to_scheduler(types::HOLDS_REPLY, parent, &metadata, &holds, Vec::new());
         for frames in copies {
             self.send(Outgoing {
-                seat,
+                index,
                 channel: Channel::Shell,
                 frames,
                 // Kept already.
@@ -215,12 +215,12 @@ impl Server {
         self.send(answer);
     }
 
-    pub(super) fn give_back(&mut self, seat: usize, session: &Session, envelope: &Envelope) {
+    pub(super) fn give_back(&mut self, index: usize, session: &Session, envelope: &Envelope) {
         let request: GiveBackRequest = match session.unpack(envelope.content()) {
             Ok(request) => request,
             Err(error) => return self.junk.refuse("give_back_request", &error),
         };
-        let engine = self.seats[seat].clone();
+        let engine = self.engines[index].clone();
         let mut returned = Vec::new();
         if let Some(tasks) = &request.tasks {
             returned.extend(engine.give_back_these(tasks));
@@ -239,13 +239,13 @@ impl Server {
             returned.extend(engine.give_back(count));
         }
         for one in returned {
-            self.return_unstarted(seat, one, "it was asked back");
+            self.return_unstarted(index, one, "it was asked back");
         }
     }
 
     /// Hands an unstarted task back to the scheduler; a direct one is answered with an error.
-    pub(super) fn return_unstarted(&mut self, seat: usize, returned: Returned, why: &str) {
-        let engine = &self.seats[seat];
+    pub(super) fn return_unstarted(&mut self, index: usize, returned: Returned, why: &str) {
+        let engine = &self.engines[index];
         let (parent, range, frames) = match returned {
             Returned::Range(msg_id, lo, hi, frames) => {
                 let parent = engine.session().pack(&json!({"msg_id": msg_id}));
@@ -254,7 +254,7 @@ impl Server {
             Returned::Task(task) if task.via == Via::Task => {
                 let (header, range) = (task.envelope.header().to_vec(), task.wants.range);
                 // The scheduler has an array's own frames; who keeps none needs them all.
-                let frames = match range.is_none() || self.links[seat].pure {
+                let frames = match range.is_none() || self.links[index].pure {
                     true => task.envelope.into_frames().into_iter().skip(1).collect(),
                     false => Vec::new(),
                 };
@@ -281,7 +281,7 @@ impl Server {
     pub(super) fn leave_to_kernel(
         &mut self,
         channel: Channel,
-        seat: usize,
+        index: usize,
         session: &Session,
         message: Envelope,
         msg_type: &str,
@@ -290,12 +290,12 @@ impl Server {
             Channel::Control => Word::Control(message),
             _ => Word::Shell(message),
         };
-        let refused = match self.seats[seat].line() {
+        let refused = match self.engines[index].line() {
             Some(line) => line.say(word),
             None => Err(word),
         };
         if let Err(Word::Control(message) | Word::Shell(message)) = refused {
-            self.refuse(channel, seat, session, &message, msg_type);
+            self.refuse(channel, index, session, &message, msg_type);
         }
     }
 
@@ -303,7 +303,7 @@ impl Server {
     pub(super) fn refuse(
         &mut self,
         channel: Channel,
-        seat: usize,
+        index: usize,
         session: &Session,
         request: &Envelope,
         msg_type: &str,
@@ -313,7 +313,7 @@ impl Server {
                 .junk
                 .refuse("message type", &format_args!("{msg_type:?} is no request"));
         };
-        let engine = self.seats[seat].clone();
+        let engine = self.engines[index].clone();
         let id = engine.id();
         let words = format!(
             "engine {id} ({}) has no {msg_type}: it runs commands and functions, and has no Jupyter kernel (ipengine --kernel)",

@@ -39,9 +39,9 @@ use crate::{
     executor::{Interpreter, Status, ended},
     files::private_dir,
     job::{Ask, Interrupt, stat},
+    logical_engine::LogicalEngine,
     process::Process,
     reaper::{self, MARK},
-    seat::Seat,
 };
 use spec::Spec;
 
@@ -90,7 +90,7 @@ type Ended = Mutex<String>;
 ///
 /// # Errors
 /// The system's.
-pub(crate) fn pass_signals(seats: Vec<Arc<Seat>>) -> io::Result<()> {
+pub(crate) fn pass_signals(engines: Vec<Arc<LogicalEngine>>) -> io::Result<()> {
     use signal_hook::{consts, iterator::Signals};
     let mut signals = vec![consts::SIGUSR1, consts::SIGUSR2];
     if !io::IsTerminal::is_terminal(&io::stdin()) {
@@ -99,7 +99,7 @@ pub(crate) fn pass_signals(seats: Vec<Arc<Seat>>) -> io::Result<()> {
     let mut signals = Signals::new(signals)?;
     let pass = move || {
         for signal in signals.forever().filter_map(Signal::from_named_raw) {
-            for line in seats.iter().filter_map(|seat| seat.line()) {
+            for line in engines.iter().filter_map(|engine| engine.line()) {
                 line.signal(signal);
             }
         }
@@ -260,9 +260,9 @@ impl Kernels {
 
     /// Sees to it that an engine has a running kernel, if one can be had. An engine whose first kernel cannot be started, or
     /// whose kernel died once too often, is to leave.
-    pub(crate) fn ensure(&self, process: &Arc<Process>, seat: &Arc<Seat>) {
-        let mut slot = seat.kernel.lock();
-        if seat.closing() || seat.given_up().is_some() {
+    pub(crate) fn ensure(&self, process: &Arc<Process>, engine: &Arc<LogicalEngine>) {
+        let mut slot = engine.kernel.lock();
+        if engine.closing() || engine.given_up().is_some() {
             return;
         }
         let (mut count, mut stillborn) = (1, 0);
@@ -273,7 +273,7 @@ impl Kernels {
                 return;
             }
             let cause = kernel.end();
-            *seat.line.lock() = None;
+            *engine.line.lock() = None;
             let at_start = !kernel.asked && kernel.born.elapsed() < STEADY;
             stillborn = if at_start { kernel.stillborn + 1 } else { 0 };
             let hopeless = stillborn == STILLBORN.0;
@@ -285,11 +285,11 @@ impl Kernels {
             };
             if kernel.count > self.restarts || hopeless {
                 *slot = Slot::Broken(format!("{}: {what} by {cause}", process.files.host));
-                let why = format!("engine {}: {what} by {cause}", seat.id());
-                return seat.give_up(why, hopeless);
+                let why = format!("engine {}: {what} by {cause}", engine.id());
+                return engine.give_up(why, hopeless);
             }
             tracing::warn!(
-                engine = seat.id(),
+                engine = engine.id(),
                 "its kernel was ended by {cause}: starting another"
             );
             count = kernel.count + 1;
@@ -297,10 +297,10 @@ impl Kernels {
         // The old one's directory and thread go first.
         *slot = Slot::Empty;
         let until = Instant::now() + pause(stillborn);
-        while !seat.closing() && Instant::now() < until {
+        while !engine.closing() && Instant::now() < until {
             std::thread::sleep(LOOK);
         }
-        *slot = match self.start(process, seat, (count, stillborn)) {
+        *slot = match self.start(process, engine, (count, stillborn)) {
             Ok(kernel) => Slot::Lives(Box::new(kernel)),
             Err(Failed { why, for_good }) => {
                 let why = format!(
@@ -309,9 +309,9 @@ impl Kernels {
                 );
                 if count == 1 || stillborn > 0 {
                     // It is said when the engine has left.
-                    seat.give_up(why.clone(), for_good);
-                } else if !seat.closing() {
-                    tracing::error!(engine = seat.id(), "{why}");
+                    engine.give_up(why.clone(), for_good);
+                } else if !engine.closing() {
+                    tracing::error!(engine = engine.id(), "{why}");
                 }
                 Slot::Broken(why)
             }
@@ -322,7 +322,7 @@ impl Kernels {
     fn start(
         &self,
         process: &Arc<Process>,
-        seat: &Arc<Seat>,
+        engine: &Arc<LogicalEngine>,
         (count, stillborn): (u32, u32),
     ) -> Result<Kernel, Failed> {
         let Spec {
@@ -333,7 +333,7 @@ impl Kernels {
         let system = |error: io::Error| error.to_string();
         // Of ipyparallel's kernels the cluster's packer is understood, others know JSON.
         let packer = if parallel {
-            seat.session().packer
+            engine.session().packer
         } else {
             Packer::Json
         };
@@ -375,8 +375,8 @@ impl Kernels {
         let program = command.get_program().display().to_string();
         let mut child = command
             .env(MARK, &process.mark)
-            .env("IPBROKER_ENGINE_ID", seat.id().to_string())
-            .env("IPBROKER_ENGINE_UUID", &seat.uuid)
+            .env("IPBROKER_ENGINE_ID", engine.id().to_string())
+            .env("IPBROKER_ENGINE_UUID", &engine.uuid)
             .current_dir(&process.files.work_dir)
             .process_group(0)
             // What is said to people at a terminal; errors and logs go to ours.
@@ -395,7 +395,7 @@ impl Kernels {
                 let life = || Ok::<_, io::Error>((pid, pidfd.try_clone()?));
                 let calls =
                     calls.map(|calls| Interpreter::of_kernel(status.clone(), life()?, calls));
-                let side = side.start(process.clone(), seat.clone(), life()?)?;
+                let side = side.start(process.clone(), engine.clone(), life()?)?;
                 Ok((pidfd, calls.transpose()?, side))
             });
         let (pidfd, calls, (line, thread)) = match started {
@@ -425,8 +425,8 @@ impl Kernels {
             side: Some(thread),
             dir,
         };
-        kernel.get_ready(seat, &program)?;
-        *seat.line.lock() = Some(line);
+        kernel.get_ready(engine, &program)?;
+        *engine.line.lock() = Some(line);
         Ok(kernel)
     }
 
@@ -491,7 +491,7 @@ fn place() -> std::path::PathBuf {
 
 impl Kernel {
     /// Waits for the answer to a first question.
-    fn get_ready(&mut self, seat: &Seat, program: &str) -> Result<(), Failed> {
+    fn get_ready(&mut self, engine: &LogicalEngine, program: &str) -> Result<(), Failed> {
         let begun = Instant::now();
         let question = self.session.request("kernel_info_request", &json!({}));
         socket::send(&self.shell, question.into_frames()).map_err(|error| error.to_string())?;
@@ -504,7 +504,7 @@ impl Kernel {
             if ended {
                 return Err(self.never_was(program));
             }
-            if seat.closing() {
+            if engine.closing() {
                 return Err("the engine leaves".to_owned().into());
             }
             if begun.elapsed() > START {

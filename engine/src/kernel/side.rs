@@ -21,8 +21,8 @@ use serde_json::json;
 
 use super::{Ended, Line, Word, wire};
 use crate::{
+    logical_engine::LogicalEngine,
     process::{Channel, Outgoing, Process},
-    seat::Seat,
 };
 
 /// Messages that one channel may bring before the others have their turn.
@@ -46,22 +46,22 @@ impl Side {
     pub(super) fn start(
         self,
         process: Arc<Process>,
-        seat: Arc<Seat>,
+        engine: Arc<LogicalEngine>,
         (pid, pidfd): (Pid, OwnedFd),
     ) -> io::Result<(Line, JoinHandle<()>)> {
         let (waker, wake) = wake::pair()?;
         let (words, heard) = unbounded();
-        let name = format!("kernel-{}", seat.index);
+        let name = format!("kernel-{}", engine.index);
         let thread = std::thread::Builder::new()
             .name(name)
-            .spawn(move || self.run(&process, &seat, &wake, &heard, &pidfd))?;
+            .spawn(move || self.run(&process, &engine, &wake, &heard, &pidfd))?;
         Ok((Line { words, waker, pid }, thread))
     }
 
     fn run(
         &self,
         process: &Arc<Process>,
-        seat: &Arc<Seat>,
+        engine: &Arc<LogicalEngine>,
         wake: &Wake,
         words: &Receiver<Word>,
         pidfd: &OwnedFd,
@@ -89,14 +89,14 @@ impl Side {
             let _ = zmq::poll(&mut items, -1);
             if items[4].is_readable() {
                 lives = false;
-                replace(process, seat);
+                replace(process, engine);
             }
             wake.clear();
             let mut gone = false;
             while let Ok(word) = words.try_recv() {
                 gone |= matches!(word, Word::Gone);
-                asked.extend(Asked::of(&word, seat));
-                self.say(word, seat);
+                asked.extend(Asked::of(&word, engine));
+                self.say(word, engine);
             }
             for (socket, channel) in [
                 (&self.iopub, Channel::IoPub),
@@ -108,7 +108,7 @@ impl Side {
                         break;
                     }
                     if let Some(answered) =
-                        self.pass_on(process, seat, channel, std::mem::take(&mut frames))
+                        self.pass_on(process, engine, channel, std::mem::take(&mut frames))
                     {
                         asked.retain(|asked: &Asked| asked.msg_id != answered);
                     }
@@ -116,19 +116,19 @@ impl Side {
             }
             if gone {
                 for asked in asked {
-                    process.outbox.push(asked.refuse(seat));
+                    process.outbox.push(asked.refuse(engine));
                 }
                 return;
             }
         }
     }
 
-    fn say(&self, word: Word, seat: &Seat) {
+    fn say(&self, word: Word, engine: &LogicalEngine) {
         let request =
             |msg_type: &str, content| (&self.control, Ok(self.session.request(msg_type, &content)));
         let with_way = |message: &Envelope| {
             let way = copies(message.identities());
-            wire::to_kernel(message, &seat.session(), &self.session, way)
+            wire::to_kernel(message, &engine.session(), &self.session, way)
         };
         let (socket, message) = match word {
             Word::Control(message) => (&self.control, with_way(&message)),
@@ -144,7 +144,7 @@ impl Side {
             });
         if let Err(error) = sent {
             tracing::warn!(
-                engine = seat.id(),
+                engine = engine.id(),
                 "a message for its kernel was dropped: {error}"
             );
         }
@@ -155,7 +155,7 @@ impl Side {
     fn pass_on(
         &self,
         process: &Process,
-        seat: &Seat,
+        engine: &LogicalEngine,
         channel: Channel,
         frames: Vec<Message>,
     ) -> Option<String> {
@@ -177,13 +177,19 @@ impl Side {
         let way = match message.identities() {
             [topic] if channel == Channel::IoPub && own(topic) => copies(message.identities()),
             _ if channel == Channel::IoPub => {
-                let topic = wire::topic(&message, &self.session, seat.id());
+                let topic = wire::topic(&message, &self.session, engine.id());
                 vec![Message::from(topic.as_str())]
             }
             way => copies(way),
         };
-        match wire::to_cluster(&message, &self.session, &seat.session(), way, &seat.uuid) {
-            Ok(message) => process.outbox.push(seat.outgoing(channel, message)),
+        match wire::to_cluster(
+            &message,
+            &self.session,
+            &engine.session(),
+            way,
+            &engine.uuid,
+        ) {
+            Ok(message) => process.outbox.push(engine.outgoing(channel, message)),
             Err(error) => tracing::debug!("a message of a kernel was dropped: {error}"),
         }
         (channel != Channel::IoPub).then(|| wire::parent(&message, &self.session))
@@ -201,13 +207,13 @@ struct Asked {
 
 impl Asked {
     /// What is to be answered of a word; a comm message is not.
-    fn of(word: &Word, seat: &Seat) -> Option<Self> {
+    fn of(word: &Word, engine: &LogicalEngine) -> Option<Self> {
         let (channel, message) = match word {
             Word::Control(message) => (Channel::Control, message),
             Word::Shell(message) => (Channel::Shell, message),
             Word::Interrupt | Word::Shutdown | Word::Gone => return None,
         };
-        let header = HeaderRef::read(seat.session().packer, message.header()).ok()?;
+        let header = HeaderRef::read(engine.session().packer, message.header()).ok()?;
         Some(Self {
             channel,
             way: copies(message.identities()),
@@ -218,30 +224,30 @@ impl Asked {
     }
 
     /// The answer when the kernel has ended.
-    fn refuse(self, seat: &Seat) -> Outgoing {
-        let session = seat.session();
+    fn refuse(self, engine: &LogicalEngine) -> Outgoing {
+        let session = engine.session();
         let words = format!(
             "the kernel of engine {} ended before it answered",
-            seat.id()
+            engine.id()
         );
         let reply = session.message(
             self.way,
             &session.header(&format!("{}_reply", self.stem)),
             Some(&self.header),
-            &json!({"status": "error", "engine": seat.uuid}),
+            &json!({"status": "error", "engine": engine.uuid}),
             &ErrorContent::new("EngineError", words),
             Vec::new(),
         );
-        seat.outgoing(self.channel, reply)
+        engine.outgoing(self.channel, reply)
     }
 }
 
 /// Sees to another kernel, although nobody asks for it yet: not on the thread of this one, which ends first.
-fn replace(process: &Arc<Process>, seat: &Arc<Seat>) {
-    let (process, seat) = (process.clone(), seat.clone());
+fn replace(process: &Arc<Process>, engine: &Arc<LogicalEngine>) {
+    let (process, engine) = (process.clone(), engine.clone());
     let ensure = move || {
         if let Some(kernels) = &process.kernels {
-            kernels.ensure(&process, &seat);
+            kernels.ensure(&process, &engine);
         }
     };
     // Without a thread the next request does it.

@@ -5,7 +5,7 @@
 //! what had been started. Two kinds: the engine's own program started again, which knows the wire; and, in a program
 //! that never called [`init`](crate::init), a few lines of shell, which only kill.
 
-mod slate;
+mod shared;
 mod sweep;
 
 use std::{
@@ -22,7 +22,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::executor::fresh::Before;
 
-pub(crate) use slate::{Slate, read};
+pub(crate) use shared::{Shared, read};
 pub(crate) use sweep::{JOBS, MARK, TASK, end_strays, mark, number, numbered, set_number, sweep};
 
 /// Set for the program that is started again as a reaper.
@@ -53,7 +53,7 @@ pub(crate) enum Line {
     /// What the job of an engine creates, of which it may have written half; nothing when it has ended.
     Writing {
         /// Which engine of the process.
-        seat: usize,
+        engine: usize,
         /// Its files, as they were.
         files: Before,
     },
@@ -62,7 +62,7 @@ pub(crate) enum Line {
 }
 
 /// Makes this process the reaper if it was started as one; call it first in `main`.
-pub(crate) fn init(report: impl FnOnce(Obituary)) {
+pub(crate) fn init(report: impl FnOnce(DeathNotice)) {
     INITIALISED.store(true, Ordering::Release);
     if std::env::var_os(ROLE).is_some() {
         serve(report);
@@ -72,7 +72,7 @@ pub(crate) fn init(report: impl FnOnce(Obituary)) {
 
 /// What the reaper has to tell the hub.
 #[derive(Debug)]
-pub(crate) struct Obituary {
+pub(crate) struct DeathNotice {
     /// How the controller is reached.
     pub connection: serde_json::Value,
     /// Each logical engine's uuid and the ids it had started.
@@ -92,7 +92,7 @@ impl Reaper {
     /// # Errors
     /// When no process can be started.
     pub(crate) fn start(
-        slate: &Slate,
+        shared: &Shared,
         id: &str,
         engines: Vec<String>,
         grace: Duration,
@@ -108,13 +108,13 @@ impl Reaper {
             command.env("GRACE", format!("{:.3}", grace.as_secs_f64()));
             command
         };
-        // Standard output carries the slate in and, as a pipe could not, nothing out: readiness is told on the slate.
+        // Standard output carries the shared memory in and, as a pipe could not, nothing out: readiness is told there.
         command
             .env_remove(MARK)
             .env_remove(TASK)
             .process_group(0)
             .stdin(Stdio::piped());
-        command.stdout(Stdio::from(slate.fd().try_clone_to_owned()?));
+        command.stdout(Stdio::from(shared.fd().try_clone_to_owned()?));
         let mut process = command.spawn()?;
         let pipe = process.stdin.take();
         let mut reaper = Self { process, pipe };
@@ -145,7 +145,7 @@ impl Reaper {
 }
 
 /// The reaper's own life.
-fn serve(report: impl FnOnce(Obituary)) {
+fn serve(report: impl FnOnce(DeathNotice)) {
     // Whoever ends the job in which the engine was started leaves its jobs to us.
     set_number(None);
     for signal in [
@@ -187,8 +187,8 @@ fn serve(report: impl FnOnce(Obituary)) {
                     directories.retain(|directory| directory.exists());
                     directories.push(directory);
                 }
-                Ok(Line::Writing { seat, files }) => {
-                    writing.insert(seat, files);
+                Ok(Line::Writing { engine, files }) => {
+                    writing.insert(engine, files);
                 }
                 Ok(Line::Clean) => clean = true,
                 Err(_) => {}
@@ -212,7 +212,7 @@ fn serve(report: impl FnOnce(Obituary)) {
             .into_iter()
             .map(|uuid| (uuid, started.next().unwrap_or_default()))
             .collect();
-        report(Obituary {
+        report(DeathNotice {
             connection,
             engines,
         });

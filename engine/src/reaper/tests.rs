@@ -68,8 +68,8 @@ fn sweep_ends_group_and_strays() {
 fn the_shell_reaper_kills_when_its_pipe_ends() {
     let dir = tempfile::tempdir().unwrap();
     let id = uuid::Uuid::new_v4().to_string();
-    let slate = Slate::new(1).unwrap();
-    let reaper = Reaper::start(&slate, &id, vec!["u".into()], Duration::from_millis(100)).unwrap();
+    let shared = Shared::new(1).unwrap();
+    let reaper = Reaper::start(&shared, &id, vec!["u".into()], Duration::from_millis(100)).unwrap();
     let mut job = stubborn(&id, dir.path());
     let waiter = std::thread::spawn(move || job.wait());
     assert!(marked_count(&id) >= 2);

@@ -26,7 +26,7 @@ impl Core {
         self.now = now;
         let uuid = self.hasher.id(spec.uuid.as_bytes());
         self.departed.remove(&uuid);
-        self.seats.clear();
+        self.last_known.clear();
         let slot = match self.by_uuid.get(&uuid) {
             Some(&slot) => slot,
             None => self.new_engine(uuid, spec.uuid),
@@ -649,8 +649,8 @@ impl Core {
         let at = now + self.config.restore_limit;
         self.engines[slot as usize].absent_at = at;
         self.timers.insert((at, Timer::Absent(slot)));
-        if let Some(seat) = self.seats.get(&uuid) {
-            let host = seat.host.clone();
+        if let Some(known) = self.last_known.get(&uuid) {
+            let host = known.host.clone();
             self.await_on_host(slot, &host);
         }
         slot

@@ -22,7 +22,7 @@ use super::host::{Host, PLAIN, Stock, Units};
 use super::id::NONE;
 use super::pools::Constraints;
 use super::types::{Grant, Granted, HostSpec, Name, Names, Request};
-use super::{Core, Seat};
+use super::{Core, LastKnown};
 
 /// How often all cpus of a host may go to tasks that overtake one that waits for more than is free.
 pub(super) const ROUNDS: u64 = 2;
@@ -288,9 +288,9 @@ impl Core {
     }
 
     /// The task that an engine held before a restart has this of its host, which is known by now.
-    pub(super) fn take_restored(&mut self, slot: u32, class: u32, seat: Seat) {
+    pub(super) fn take_restored(&mut self, slot: u32, class: u32, known: LastKnown) {
         if self.pools.classes[class as usize].nodes > 0 {
-            return self.hold_again(slot, seat.nodes);
+            return self.hold_again(slot, known.nodes);
         }
         let Some(request) = self.constraints(class).request.clone() else {
             return;
@@ -305,7 +305,7 @@ impl Core {
         }
         let engine = &mut self.engines[slot as usize];
         let host = &mut self.hosts.slab[engine.host as usize];
-        let grant = seat.grant.unwrap_or_else(|| {
+        let grant = known.grant.unwrap_or_else(|| {
             let plain = |(name, amount): &(Name, Amount)| Granted {
                 name: name.clone(),
                 amount: *amount,

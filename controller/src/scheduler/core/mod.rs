@@ -27,7 +27,7 @@
 //!    the load of its engine: when that has answered for it, has given it back, or is gone.
 //! 10. Every task that asks for nothing counts as one cpu, once for its engine; N engines of a host have never fewer
 //!     than N cpus between them, so that such tasks alone never wait for cpus.
-//! 11. A task that waits for more than is free is not overtaken for ever: once later ones were given [`hosts::ROUNDS`] times
+//! 11. A task that waits for more than is free is not overtaken for ever: once later ones were given `hosts::ROUNDS` times
 //!     the cpus of a host where it could run, an engine there is kept for its class, and no more is started beside than
 //!     leaves room for it, until it runs, or none of its class waits. So it waits no longer than for what was
 //!     running then.
@@ -156,7 +156,7 @@ pub struct Core {
     by_uuid: HashMap<TaskId, u32, FixedState>,
     departed: HashSet<TaskId, FixedState>,
     /// Where engines were before a restart, and what their task had there.
-    seats: HashMap<TaskId, Seat, FixedState>,
+    last_known: HashMap<TaskId, LastKnown, FixedState>,
 
     hosts: Hosts,
     whole: Whole,
@@ -204,7 +204,7 @@ pub struct Core {
 
 /// Where an engine was before a restart, and what its task had.
 #[derive(Clone, Default)]
-struct Seat {
+struct LastKnown {
     host: Box<str>,
     grant: Option<Grant>,
     /// Keys of the hosts that it held.
@@ -232,7 +232,7 @@ impl Core {
             live: Vec::new(),
             by_uuid: HashMap::default(),
             departed: HashSet::default(),
-            seats: HashMap::default(),
+            last_known: HashMap::default(),
             hosts: Hosts::default(),
             whole: Whole::default(),
             pools: Pools::default(),

@@ -15,7 +15,7 @@ use super::ranges::RangeSet;
 use super::types::{
     FailKind, Grant, GroupKey, GroupSpec, Nanos, RETRY_DELAY_MOST, Refusal, Request, TaskState,
 };
-use super::{Core, Seat};
+use super::{Core, LastKnown};
 
 impl Core {
     /// A new group. Its actions (a failure too) follow by [`Core::poll`].
@@ -85,14 +85,20 @@ impl Core {
 
     /// Before a controller restart the engine of that uuid was on this host, and the last task with resources that it was
     /// given had these, or these whole hosts. To be called before [`Core::restore`].
-    pub fn restore_seat(&mut self, uuid: &str, host: &str, grant: Option<Grant>, nodes: &[String]) {
+    pub fn restore_last_known(
+        &mut self,
+        uuid: &str,
+        host: &str,
+        grant: Option<Grant>,
+        nodes: &[String],
+    ) {
         let uuid = self.hasher.id(uuid.as_bytes());
-        let seat = Seat {
+        let known = LastKnown {
             host: host.into(),
             grant,
             nodes: nodes.iter().map(|key| key.as_str().into()).collect(),
         };
-        self.seats.insert(uuid, seat);
+        self.last_known.insert(uuid, known);
     }
 
     /// Members are with an engine already.
@@ -101,8 +107,11 @@ impl Core {
         let est = to_units(None);
         let class = self.groups[group].class;
         if self.pools.classes[class as usize].asks {
-            let seat = self.seats.get(&self.engines[slot as usize].uuid).cloned();
-            self.take_restored(slot, class, seat.unwrap_or_default());
+            let known = self
+                .last_known
+                .get(&self.engines[slot as usize].uuid)
+                .cloned();
+            self.take_restored(slot, class, known.unwrap_or_default());
         }
         let entry = &mut self.groups[group];
         let (client, count, bytes) = (entry.client, entry.count, entry.bytes);

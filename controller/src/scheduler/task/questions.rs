@@ -21,7 +21,7 @@ use super::{
     frames::at,
     groups::Group,
     intake::nanos,
-    resources::{self, Seat},
+    resources::{self, LastKnown},
 };
 use crate::mailbox::Answer;
 use crate::scheduler::{
@@ -158,9 +158,9 @@ impl Scheduler {
             .join(key, profile, self.durable, self.begun.elapsed());
         let machine = profile.machine.as_deref().unwrap_or_default();
         if !machine.is_empty() && !profile.returns {
-            self.keep_seat(
+            self.keep_last_known(
                 profile.id,
-                Seat::new(&profile.uuid, machine, Grant::new(), Vec::new()),
+                LastKnown::new(&profile.uuid, machine, Grant::new(), Vec::new()),
             );
         }
         self.heed_early(&profile.uuid, key);

@@ -22,7 +22,7 @@ use crate::{
 impl Scheduler {
     pub(super) fn restore(&mut self, recovered: Recovered) {
         let count = recovered.tasks.len();
-        self.restore_seats(&recovered.meta);
+        self.restore_last_known(&recovered.meta);
         for task in recovered.tasks {
             let msg_id = task.msg_id.clone();
             if let Err(why) = self.restore_task(task) {

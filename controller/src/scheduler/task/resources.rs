@@ -22,7 +22,7 @@ const ALTERNATIVES_MOST: usize = 16;
 
 /// What is remembered of an engine across a restart: where it is, and what the last task that asked was granted.
 #[derive(Debug, Serialize, Deserialize)]
-pub(super) struct Seat {
+pub(super) struct LastKnown {
     uuid: String,
     host: String,
     #[serde(default)]
@@ -32,7 +32,7 @@ pub(super) struct Seat {
     nodes: Vec<String>,
 }
 
-impl Seat {
+impl LastKnown {
     pub(super) fn new(uuid: &str, host: &str, grant: Grant, nodes: Vec<String>) -> Self {
         Self {
             uuid: uuid.to_owned(),
@@ -43,8 +43,8 @@ impl Seat {
     }
 }
 
-/// Before the engine's number, the name under which that is kept: numbers are used again, so that it does not grow.
-const SEAT: &str = "seat.";
+/// Before the number of an engine, the name under which that is kept in the journal: numbers are used again, so that it does not grow.
+const LAST_KNOWN: &str = "seat.";
 
 /// What a submission asks for, as the core has it: alternatives, none if it asks for nothing.
 pub(super) fn requests(wire: &TaskMetadata) -> Result<Vec<core::Request>, String> {
@@ -172,26 +172,28 @@ fn from_wire(grant: &Grant) -> core::Grant {
 
 impl Scheduler {
     /// Tells the core where engines were, and what their tasks had.
-    pub(super) fn restore_seats(&mut self, meta: &BTreeMap<String, String>) {
-        for (name, text) in meta.iter().filter(|(name, _)| name.starts_with(SEAT)) {
-            match serde_json::from_str::<Seat>(text) {
-                Ok(seat) => {
-                    let grant = (!seat.grant.is_empty()).then(|| from_wire(&seat.grant));
+    pub(super) fn restore_last_known(&mut self, meta: &BTreeMap<String, String>) {
+        for (name, text) in meta.iter().filter(|(name, _)| name.starts_with(LAST_KNOWN)) {
+            match serde_json::from_str::<LastKnown>(text) {
+                Ok(known) => {
+                    let grant = (!known.grant.is_empty()).then(|| from_wire(&known.grant));
                     self.core
-                        .restore_seat(&seat.uuid, &seat.host, grant, &seat.nodes);
+                        .restore_last_known(&known.uuid, &known.host, grant, &known.nodes);
                 }
-                Err(error) => tracing::warn!(name, %error, "a stored seat cannot be read"),
+                Err(error) => {
+                    tracing::warn!(name, %error, "what is stored of an engine cannot be read")
+                }
             }
         }
     }
 
     /// Keeps where an engine is, and what its task has.
-    pub(super) fn keep_seat(&mut self, id: u32, seat: Seat) {
+    pub(super) fn keep_last_known(&mut self, id: u32, known: LastKnown) {
         if !self.journal.keeps() {
             return;
         }
-        if let Ok(text) = serde_json::to_string(&seat) {
-            self.journal.set_meta(&format!("{SEAT}{id}"), &text);
+        if let Ok(text) = serde_json::to_string(&known) {
+            self.journal.set_meta(&format!("{LAST_KNOWN}{id}"), &text);
         }
     }
 
@@ -202,8 +204,8 @@ impl Scheduler {
         };
         let machines = nodes.iter().filter_map(|&key| self.engines.get(key));
         let machines = machines.map(|engine| engine.machine.to_string()).collect();
-        let seat = Seat::new(&entry.uuid, &entry.machine, had.granted.clone(), machines);
-        self.keep_seat(entry.id, seat);
+        let known = LastKnown::new(&entry.uuid, &entry.machine, had.granted.clone(), machines);
+        self.keep_last_known(entry.id, known);
     }
 
     /// What the hosts have, by engine.
@@ -332,14 +334,14 @@ mod tests {
                 names: ["GPU-a".into()].into_iter().collect(),
             },
         ];
-        let seat = Seat {
+        let known = LastKnown {
             uuid: "u".into(),
             host: "h".into(),
             grant: to_wire(&grant),
             nodes: vec!["h".into(), "i".into()],
         };
-        let text = serde_json::to_string(&seat).unwrap();
-        let seat: Seat = serde_json::from_str(&text).unwrap();
-        assert_eq!(from_wire(&seat.grant), grant);
+        let text = serde_json::to_string(&known).unwrap();
+        let known: LastKnown = serde_json::from_str(&text).unwrap();
+        assert_eq!(from_wire(&known.grant), grant);
     }
 }

@@ -19,9 +19,9 @@ pub(crate) use interpreter::{Interpreter, Python, Status, ended};
 use super::{Executor, Verdict, array::Arguments, execute, granted, require, watch::Watch};
 use crate::{
     job::{Captured, Interrupt, Observer, Stop},
+    logical_engine::LogicalEngine,
     process::{Outgoing, Process},
     reaper::MARK,
-    seat::Seat,
     task::Task,
 };
 
@@ -41,7 +41,7 @@ struct Content {
 /// Calls of one Python function.
 pub(super) struct Calls<'a> {
     process: &'a Process,
-    seat: &'a Seat,
+    engine: &'a LogicalEngine,
     task: &'a Task,
     call: FunctionCall,
     arguments: Arguments<'a>,
@@ -55,7 +55,7 @@ pub(super) struct Calls<'a> {
 impl<'a> Calls<'a> {
     pub(super) fn new(
         process: &'a Process,
-        seat: &'a Seat,
+        engine: &'a LogicalEngine,
         task: &'a Task,
         packer: Packer,
         call: FunctionCall,
@@ -82,7 +82,7 @@ impl<'a> Calls<'a> {
         });
         Ok(Self {
             process,
-            seat,
+            engine,
             task,
             call,
             arguments,
@@ -93,7 +93,7 @@ impl<'a> Calls<'a> {
         })
     }
 
-    /// The seat's interpreter, started if there is none.
+    /// The engine's interpreter, started if there is none.
     fn interpreter<'s>(
         &self,
         slot: &'s mut Option<Interpreter>,
@@ -103,14 +103,14 @@ impl<'a> Calls<'a> {
             .is_some_and(|interpreter| !interpreter.lives())
         {
             *slot = None;
-            self.process.slate.group(self.seat.index, 0);
+            self.process.shared.group(self.engine.index, 0);
         }
         if slot.is_none() {
             let Some(python) = &self.process.python else {
                 return Err(self.unmet.clone().unwrap_or_default().into());
             };
             if self.process.kernels_run_calls() {
-                let mut kernel = self.seat.kernel.lock();
+                let mut kernel = self.engine.kernel.lock();
                 let host = &self.process.files.host;
                 return match kernel.interpreter() {
                     Ok(interpreter) => Ok(slot.insert(interpreter)),
@@ -121,7 +121,7 @@ impl<'a> Calls<'a> {
                     }
                 };
             }
-            let id = self.seat.id().to_string();
+            let id = self.engine.id().to_string();
             let mut environment = vec![
                 (MARK, self.process.mark.as_ref()),
                 ("IPBROKER_ENGINE_ID", id.as_ref()),
@@ -146,7 +146,7 @@ impl<'a> Calls<'a> {
     }
 
     fn slot(&self) -> MutexGuard<'a, Option<Interpreter>> {
-        self.seat.python.lock()
+        self.engine.python.lock()
     }
 
     /// Hears of a call until it is over; while it waits, other tasks are worked on.
@@ -158,11 +158,11 @@ impl<'a> Calls<'a> {
         let answer = loop {
             if waits {
                 let kernels = !self.process.kernels_run_calls();
-                while let Some(task) = self.seat.next_meanwhile(kernels) {
-                    execute(self.process, self.seat, task, &mut |message| {
+                while let Some(task) = self.engine.next_meanwhile(kernels) {
+                    execute(self.process, self.engine, task, &mut |message| {
                         self.process.outbox.push(message)
                     });
-                    self.seat.done();
+                    self.engine.done();
                 }
             }
             let mut slot = self.slot();
@@ -171,7 +171,7 @@ impl<'a> Calls<'a> {
                 break Answer::Gone;
             };
             let bell = if waits {
-                self.seat.meanwhile().ok()
+                self.engine.meanwhile().ok()
             } else {
                 None
             };
@@ -181,21 +181,21 @@ impl<'a> Calls<'a> {
                 Event::Kept(mut part) => begun.append(&mut part),
                 Event::Waits => {
                     // Before it is told: a task may come at once.
-                    let _ = self.seat.meanwhile();
+                    let _ = self.engine.meanwhile();
                     waits = true;
-                    self.tell(self.seat.wait(self.priority()));
+                    self.tell(self.engine.wait(self.priority()));
                 }
                 Event::Resumes => {
                     if interpreter.resume(number).is_err() {
                         break Answer::Gone;
                     }
                     waits = false;
-                    self.tell(self.seat.go_on());
+                    self.tell(self.engine.go_on());
                 }
             }
         };
         if waits {
-            self.tell(self.seat.go_on());
+            self.tell(self.engine.go_on());
         }
         (answer, begun)
     }
@@ -285,16 +285,16 @@ impl Executor for Calls<'_> {
             self.refuse(unmet, out);
             return Verdict::Unmet;
         }
-        let (process, seat) = (self.process, self.seat);
+        let (process, engine) = (self.process, self.engine);
         let host = process.files.host.as_str();
-        let generation = match seat.begin_member(index) {
+        let generation = match engine.begin_member(index) {
             Ok((generation, _)) => generation,
-            Err(stop) => return self.refuse_stopped(&stop, seat, host, out),
+            Err(stop) => return self.refuse_stopped(&stop, engine, host, out),
         };
         let told = match granted::tell(process, &self.task.wants) {
             Ok(told) => told,
             Err(error) => {
-                seat.running.finish();
+                engine.running.finish();
                 self.refuse(&ErrorContent::new(error.ename(), error.to_string()), out);
                 return Verdict::Failed;
             }
@@ -303,7 +303,7 @@ impl Executor for Calls<'_> {
         let interpreter = match self.interpreter(&mut slot) {
             Ok(interpreter) => interpreter,
             Err(error) => {
-                seat.running.finish();
+                engine.running.finish();
                 self.refuse(&error, out);
                 return Verdict::Unmet;
             }
@@ -315,21 +315,21 @@ impl Executor for Calls<'_> {
             number: interpreter.number,
         };
         let member = self.task.wants.range.map(|_| index);
-        let mut watch = Watch::new(process, seat, self.task, true).of(member);
+        let mut watch = Watch::new(process, engine, self.task, true).of(member);
         watch.spawned(interpreter.pid);
-        if !seat.running.set_interpreter(interpreter.pid, interrupt) {
-            let stop = seat.running.stop_reason().unwrap_or(Stop::Aborted);
-            process.warden.stop(&seat.running, generation, stop);
+        if !engine.running.set_interpreter(interpreter.pid, interrupt) {
+            let stop = engine.running.stop_reason().unwrap_or(Stop::Aborted);
+            process.warden.stop(&engine.running, generation, stop);
         }
         if let Some(seconds) = self.call.limit.time {
             process
                 .warden
-                .limit_time(&seat.running, generation, seconds);
+                .limit_time(&engine.running, generation, seconds);
         }
         if let Some(bytes) = self.call.limit.memory {
             process
                 .warden
-                .limit_memory(&seat.running, generation, bytes);
+                .limit_memory(&engine.running, generation, bytes);
         }
         let array = self.task.wants.range.is_some();
         let request = Request {
@@ -359,24 +359,24 @@ impl Executor for Calls<'_> {
         let gone = match slot.as_mut().filter(|interpreter| interpreter.pid == pid) {
             _ if !matches!(answer, Answer::Gone) => None,
             Some(interpreter) => {
-                let status = seat.running.reap(|| interpreter.end());
+                let status = engine.running.reap(|| interpreter.end());
                 *slot = None;
                 Some(ended(status))
             }
             None => Some("what another call did while it waited".to_owned()),
         };
-        let stop = seat.running.finish();
+        let stop = engine.running.finish();
         if slot.is_none() {
-            process.slate.group(seat.index, 0);
+            process.shared.group(engine.index, 0);
         }
         drop(slot);
         if let Some(stop) = stop {
-            return self.refuse_stopped(&stop, seat, host, out);
+            return self.refuse_stopped(&stop, engine, host, out);
         }
         if let Some(cause) = gone {
             let text = format!(
                 "{host}: the Python interpreter of engine {} was ended by {} while it ran {}",
-                seat.id(),
+                engine.id(),
                 cause,
                 self.call.name
             );

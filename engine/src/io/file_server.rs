@@ -17,8 +17,8 @@ use serde_json::json;
 use crate::{
     executor::executor,
     files::FileError,
+    logical_engine::LogicalEngine,
     process::{Channel, Process},
-    seat::Seat,
     task::{Kind, Task},
 };
 
@@ -27,7 +27,7 @@ const COMMANDS: usize = 64;
 
 /// Where file operations are served.
 #[derive(Debug)]
-pub(super) struct Desk {
+pub(super) struct FileServer {
     process: Arc<Process>,
     queue: OnceLock<Sender<Request>>,
     commands: Arc<AtomicUsize>,
@@ -37,10 +37,10 @@ pub(super) struct Desk {
 struct Request {
     envelope: Envelope,
     request: FsRequest,
-    seat: Arc<Seat>,
+    engine: Arc<LogicalEngine>,
 }
 
-impl Desk {
+impl FileServer {
     pub(super) fn new(process: Arc<Process>) -> Self {
         Self {
             process,
@@ -50,23 +50,23 @@ impl Desk {
     }
 
     /// Serves a request; the reply goes through the outbox.
-    pub(super) fn serve(&self, seat: &Arc<Seat>, envelope: Envelope) {
-        let seat = seat.clone();
-        let request = match seat.session().unpack::<FsRequest>(envelope.content()) {
+    pub(super) fn serve(&self, engine: &Arc<LogicalEngine>, envelope: Envelope) {
+        let engine = engine.clone();
+        let request = match engine.session().unpack::<FsRequest>(envelope.content()) {
             Ok(request) => request,
             Err(error) => {
                 let reply = self
                     .process
                     .files
                     .refuse(&FileError::Request(format!("fs_request: {error}")));
-                return answer(&self.process, &seat, &envelope, &reply, None);
+                return answer(&self.process, &engine, &envelope, &reply, None);
             }
         };
         if request.op == FsOp::Run {
             return self.command(Request {
                 envelope,
                 request,
-                seat,
+                engine,
             });
         }
         let queue = self.queue.get_or_init(|| {
@@ -76,12 +76,12 @@ impl Desk {
                 for Request {
                     envelope,
                     request,
-                    seat,
+                    engine,
                 } in receiver
                 {
                     let bytes = envelope.buffers().first().map(|buffer| &buffer[..]);
                     let (reply, buffer) = process.files.serve(&request, bytes);
-                    answer(&process, &seat, &envelope, &reply, buffer);
+                    answer(&process, &engine, &envelope, &reply, buffer);
                 }
             };
             if let Err(error) = std::thread::Builder::new()
@@ -95,7 +95,7 @@ impl Desk {
         let _ = queue.send(Request {
             envelope,
             request,
-            seat,
+            engine,
         });
     }
 
@@ -106,21 +106,23 @@ impl Desk {
                 "{COMMANDS} commands run beside the tasks already; submit this one as a task"
             );
             let reply = self.process.files.refuse(&FileError::Request(why));
-            let Request { seat, envelope, .. } = request;
-            return answer(&self.process, &seat, &envelope, &reply, None);
+            let Request {
+                engine, envelope, ..
+            } = request;
+            return answer(&self.process, &engine, &envelope, &reply, None);
         }
         let (process, commands) = (self.process.clone(), self.commands.clone());
         let run = move || {
             let Request {
                 envelope,
                 request,
-                seat,
+                engine,
             } = request;
-            let session = seat.session();
+            let session = engine.session();
             let reply = match run(
                 &process,
                 &session,
-                seat.id(),
+                engine.id(),
                 &request.command.unwrap_or_default(),
             ) {
                 Ok(result) => FsReply {
@@ -131,7 +133,7 @@ impl Desk {
                 },
                 Err(error) => process.files.refuse(&FileError::Request(error)),
             };
-            answer(&process, &seat, &envelope, &reply, None);
+            answer(&process, &engine, &envelope, &reply, None);
             commands.fetch_sub(1, Ordering::AcqRel);
         };
         if let Err(error) = std::thread::Builder::new()
@@ -144,7 +146,7 @@ impl Desk {
     }
 }
 
-/// Runs a command as a task would be run, on a seat of its own.
+/// Runs a command as a task would be run, on an engine of its own.
 fn run(
     process: &Process,
     session: &Arc<Session>,
@@ -156,10 +158,10 @@ fn run(
     let request = session.message(Vec::new(), &header, None, &json!({}), command, Vec::new());
     let task =
         Task::read(session, request, Kind::Command, msg_id).map_err(|error| error.to_string())?;
-    let seat = Seat::new(usize::MAX, session.id.clone(), session.clone());
-    seat.id.store(id, Ordering::Relaxed);
+    let engine = LogicalEngine::new(usize::MAX, session.id.clone(), session.clone());
+    engine.id.store(id, Ordering::Relaxed);
     let mut executor =
-        executor(process, &seat, &task, session.packer).map_err(|error| error.evalue)?;
+        executor(process, &engine, &task, session.packer).map_err(|error| error.evalue)?;
     let mut out = Vec::new();
     executor.run(0, &mut out);
     session.unpack(&out).map_err(|error| error.to_string())
@@ -167,14 +169,14 @@ fn run(
 
 fn answer(
     process: &Process,
-    seat: &Seat,
+    engine: &LogicalEngine,
     request: &Envelope,
     reply: &FsReply,
     buffer: Option<Vec<u8>>,
 ) {
-    let metadata = json!({"status": reply.status, "engine": seat.uuid});
+    let metadata = json!({"status": reply.status, "engine": engine.uuid});
     let buffers = buffer.map(Message::from).into_iter().collect();
     let (channel, msg_type) = (Channel::Shell, types::FS_REPLY);
-    let answer = seat.answer(channel, request, msg_type, &metadata, reply, buffers);
+    let answer = engine.answer(channel, request, msg_type, &metadata, reply, buffers);
     process.outbox.push(answer);
 }

@@ -25,7 +25,7 @@ const EPOCH: u64 = 8;
 
 /// The writing side, in the engine process.
 #[derive(Debug)]
-pub(crate) struct Slate {
+pub(crate) struct Shared {
     memory: OwnedFd,
     engines: u64,
     /// What the table says.
@@ -40,14 +40,14 @@ struct Cursor {
     line: Vec<u8>,
 }
 
-impl Slate {
-    /// A slate for so many logical engines.
+impl Shared {
+    /// Memory for so many logical engines.
     ///
     /// # Errors
     /// When the process has no descriptors or memory left.
     pub(crate) fn new(engines: usize) -> Result<Self, Errno> {
-        let memory = memfd_create("ipbroker-slate", MemfdFlags::CLOEXEC)?;
-        let slate = Self {
+        let memory = memfd_create("ipbroker-shared", MemfdFlags::CLOEXEC)?;
+        let shared = Self {
             memory,
             engines: engines as u64,
             groups: (0..engines).map(|_| AtomicI32::new(0)).collect(),
@@ -57,9 +57,9 @@ impl Slate {
                 line: Vec::new(),
             }),
         };
-        rustix::fs::ftruncate(&slate.memory, slate.engines * 8 + 2 * HALF)?;
-        pwrite(&slate.memory, &1u64.to_le_bytes(), slate.base(1))?;
-        Ok(slate)
+        rustix::fs::ftruncate(&shared.memory, shared.engines * 8 + 2 * HALF)?;
+        pwrite(&shared.memory, &1u64.to_le_bytes(), shared.base(1))?;
+        Ok(shared)
     }
 
     /// The memory itself, to be handed to the reaper.
@@ -120,7 +120,7 @@ impl Slate {
     }
 }
 
-/// What a slate said when its writer died.
+/// What it said when its writer died.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct Testament {
     /// Process groups that ran.
@@ -129,7 +129,7 @@ pub(crate) struct Testament {
     pub started: Vec<Vec<String>>,
 }
 
-/// Reads a slate for so many logical engines.
+/// Reads that of so many logical engines.
 ///
 /// # Errors
 /// When the memory cannot be read.
@@ -176,13 +176,13 @@ mod tests {
 
     #[test]
     fn the_last_ids_and_the_groups_survive() {
-        let slate = Slate::new(3).unwrap();
-        slate.group(0, 77);
-        slate.group(2, 99);
-        slate.group(0, 0);
-        slate.started(1, ["a", "b"]);
-        slate.started(2, ["c"]);
-        let testament = read(slate.fd(), 3).unwrap();
+        let shared = Shared::new(3).unwrap();
+        shared.group(0, 77);
+        shared.group(2, 99);
+        shared.group(0, 0);
+        shared.started(1, ["a", "b"]);
+        shared.started(2, ["c"]);
+        let testament = read(shared.fd(), 3).unwrap();
         assert_eq!(testament.groups, [99]);
         assert_eq!(
             testament.started,
@@ -192,12 +192,12 @@ mod tests {
 
     #[test]
     fn old_ids_give_way_and_recent_ones_stay() {
-        let slate = Slate::new(1).unwrap();
+        let shared = Shared::new(1).unwrap();
         let count = 400_000;
         for id in 0..count {
-            slate.started(0, [format!("session-of-a-client_{id}").as_str()]);
+            shared.started(0, [format!("session-of-a-client_{id}").as_str()]);
         }
-        let started = read(slate.fd(), 1).unwrap().started.remove(0);
+        let started = read(shared.fd(), 1).unwrap().started.remove(0);
         assert!(started.len() > 100_000, "{}", started.len());
         for (back, id) in started.iter().rev().enumerate() {
             assert_eq!(*id, format!("session-of-a-client_{}", count - 1 - back));

@@ -37,7 +37,7 @@ const REMEMBERED: usize = 10_000;
 
 /// One logical engine, shared between the thread that serves the sockets and the one that works.
 #[derive(Debug)]
-pub(crate) struct Seat {
+pub(crate) struct LogicalEngine {
     /// Its place in the process.
     pub(crate) index: usize,
     /// Its uuid: its identity on all sockets.
@@ -159,7 +159,7 @@ pub(crate) enum Claim {
     Done,
 }
 
-impl Seat {
+impl LogicalEngine {
     /// An engine without tasks.
     pub(crate) fn new(index: usize, uuid: String, session: Arc<Session>) -> Self {
         Self {
@@ -187,7 +187,7 @@ impl Seat {
     /// A message of this engine; nobody but its receiver waits for it.
     pub(crate) fn outgoing(&self, channel: Channel, message: Envelope) -> Outgoing {
         Outgoing {
-            seat: self.index,
+            index: self.index,
             channel,
             frames: message.into_frames(),
             answers: None,

@@ -13,7 +13,7 @@ use ipbroker_protocol::{
     zmq::{self, Context},
 };
 
-use crate::reaper::Obituary;
+use crate::reaper::DeathNotice;
 
 /// How long it is said again, for the hub to hear it: it may be gone too, and come back.
 const REPEATED: Duration = Duration::from_secs(20);
@@ -25,15 +25,15 @@ const ANSWER: i32 = 2000;
 const TOLD: usize = 50_000;
 
 /// Sends `engine_died` until it is answered. Nobody is left to hear of an error.
-pub(crate) fn send(obituary: Obituary) {
-    let Ok(connection) = serde_json::from_value::<EngineConnection>(obituary.connection) else {
+pub(crate) fn send(notice: DeathNotice) {
+    let Ok(connection) = serde_json::from_value::<EngineConnection>(notice.connection) else {
         return;
     };
     let common = &connection.common;
     let (Ok(session), Ok(curve)) = (common.session(), common.curve()) else {
         return;
     };
-    let uuids: BTreeMap<String, Vec<String>> = obituary
+    let uuids: BTreeMap<String, Vec<String>> = notice
         .engines
         .into_iter()
         .map(|(uuid, ids)| (uuid, last(ids)))
