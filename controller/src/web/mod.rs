@@ -8,6 +8,7 @@ mod metrics;
 
 use std::{
     cell::Cell,
+    collections::VecDeque,
     convert::Infallible,
     future::poll_fn,
     io,
@@ -43,7 +44,7 @@ use crate::{
     mailbox::Post,
 };
 
-/// Connections at once; one more is closed at once.
+/// Connections at once; for one more the oldest that has not shown the token goes, if there is one.
 const CONNECTIONS: usize = 128;
 
 /// A request's head must have come by then, and so must the next one on the same connection.
@@ -126,6 +127,7 @@ impl Web {
             web: self,
         });
         let connections = Rc::new(());
+        let mut strangers: VecDeque<(Rc<Cell<bool>>, oneshot::Sender<()>)> = VecDeque::new();
         let mut ended = pin!(async move { while samples.changed().await.is_ok() {} });
         loop {
             let accepted = poll_fn(|context| {
@@ -144,11 +146,15 @@ impl Web {
                     continue;
                 }
             };
+            strangers.retain(|(trusted, stay)| !trusted.get() && !stay.is_closed());
             // The accept loop has one itself.
-            if Rc::strong_count(&connections) <= CONNECTIONS {
+            if Rc::strong_count(&connections) <= CONNECTIONS || strangers.pop_front().is_some() {
                 let (site, held) = (site.clone(), connections.clone());
+                let trusted = Rc::new(Cell::new(false));
+                let (stay, gone) = oneshot::channel();
+                strangers.push_back((trusted.clone(), stay));
                 tokio::task::spawn_local(async move {
-                    connection(site, stream).await;
+                    connection(site, stream, trusted, gone).await;
                     drop(held);
                 });
             }
@@ -156,16 +162,21 @@ impl Web {
     }
 }
 
-/// Serves one connection to its end.
-async fn connection(site: Rc<Site>, stream: tokio::net::TcpStream) {
+/// Serves one connection to its end; before a request on it has had the token, `gone` is one.
+async fn connection(
+    site: Rc<Site>,
+    stream: tokio::net::TcpStream,
+    trusted: Rc<Cell<bool>>,
+    mut gone: oneshot::Receiver<()>,
+) {
     let _ = stream.set_nodelay(true);
     let alive = Rc::new(Cell::new(Instant::now()));
-    let seen = alive.clone();
+    let (seen, shown) = (alive.clone(), trusted.clone());
     let service = service_fn(move |request| {
-        let (site, seen) = (site.clone(), seen.clone());
+        let (site, seen, shown) = (site.clone(), seen.clone(), shown.clone());
         async move {
             seen.set(Instant::now());
-            Ok::<_, Infallible>(site.answer(request, &seen).await)
+            Ok::<_, Infallible>(site.answer(request, &seen, &shown).await)
         }
     });
     let mut connection = pin!(
@@ -178,6 +189,9 @@ async fn connection(site: Rc<Site>, stream: tokio::net::TcpStream) {
     let mut look = tokio::time::interval(Duration::from_secs(1));
     poll_fn(|context| {
         if connection.as_mut().poll(context).is_ready() {
+            return Poll::Ready(());
+        }
+        if !trusted.get() && Pin::new(&mut gone).poll(context).is_ready() {
             return Poll::Ready(());
         }
         while look.poll_tick(context).is_ready() {
@@ -203,10 +217,14 @@ impl Site {
         self: Rc<Self>,
         request: Request<Incoming>,
         alive: &Rc<Cell<Instant>>,
+        trusted: &Cell<bool>,
     ) -> Answer {
         let mut response = match self.refusal(request.method(), request.uri(), request.headers()) {
             Some((status, why)) => text(status, why),
-            None => self.route(request, alive).await,
+            None => {
+                trusted.set(true);
+                self.route(request, alive).await
+            }
         };
         let headers = response.headers_mut();
         for (name, value) in [

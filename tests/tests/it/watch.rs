@@ -631,6 +631,22 @@ fn those_who_never_read_delay_nothing() {
 }
 
 #[test]
+fn who_shows_no_token_takes_no_place() {
+    let (_cluster, page) = watched(&["--nodb", "--web"]);
+    let mut strangers = Vec::new();
+    for _ in 0..200 {
+        let mut stream = page.connect().unwrap();
+        let _ = stream.write_all(b"GET / HTTP/1.1\r\nHost: 127.");
+        strangers.push(stream);
+        if strangers.len() % 40 == 0 {
+            assert_eq!(page.get("/metrics", &[]).status, 401);
+            let answer = page.get(&format!("/metrics?token={}", page.token), &[]);
+            assert_eq!(answer.status, 200, "beside {} others", strangers.len());
+        }
+    }
+}
+
+#[test]
 fn the_pages_port_and_token() {
     let (mut cluster, page) = watched(&["--nodb", "--reuse", "--web"]);
     let port = format!("--web={}", page.port);
