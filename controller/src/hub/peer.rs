@@ -7,7 +7,7 @@ use ipbroker_protocol::{
     value::Map,
     zmq::Message,
 };
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::{ask::Asker, registry::Engine, renew::renewed, run::Hub};
@@ -22,6 +22,17 @@ use crate::{
 fn fields() -> Vec<String> {
     let fields = FIELDS.iter().filter(|field| !field.ends_with("buffers"));
     fields.map(|field| (*field).to_owned()).collect()
+}
+
+/// What a query of the history finds. There may be very many records: they are packed as they are, not turned into a [`Value`] first.
+#[derive(Serialize)]
+struct DbReply {
+    status: &'static str,
+    records: Vec<Map>,
+    buffer_lens: Option<Vec<usize>>,
+    result_buffer_lens: Option<Vec<usize>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    next: Option<u64>,
 }
 
 impl Hub {
@@ -371,17 +382,15 @@ impl Hub {
                     result_lens.push(record.result_buffers.len());
                     buffers.extend(record.result_buffers.into_iter().map(Message::from));
                 }
-                rows.push(Value::Object(record.fields));
+                rows.push(record.fields);
             }
-            let mut reply = json!({
-                "status": "ok",
-                "records": rows,
-                "buffer_lens": with_buffers.then_some(lens),
-                "result_buffer_lens": with_results.then_some(result_lens),
-            });
-            if let Some(next) = next {
-                reply["next"] = json!(next);
-            }
+            let reply = DbReply {
+                status: "ok",
+                records: rows,
+                buffer_lens: with_buffers.then_some(lens),
+                result_buffer_lens: with_results.then_some(result_lens),
+                next,
+            };
             hub.reply_with(&to, &reply, buffers);
         });
         self.links.store.find(query, Some(keys), part, answer);
