@@ -244,8 +244,11 @@ impl Client {
     /// # Errors
     /// When the hub refuses or does not answer.
     pub fn records(&self, query: &Map<String, Value>, keys: &[&str]) -> Result<Vec<Record>> {
-        let parts: Result<Vec<_>> = self.records_in_parts(query, keys).collect();
-        parts.map(|parts| parts.concat())
+        let mut all = Vec::new();
+        for part in self.records_in_parts(query, keys) {
+            all.extend(part?);
+        }
+        Ok(all)
     }
 
     /// The same, a part at a time: of very many, not all are in memory at once.

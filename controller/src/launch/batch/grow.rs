@@ -301,13 +301,10 @@ impl Keeper {
             watched.needless = Some(Instant::now());
             let number = &*self.jobs[at].job.number;
             let host = self.name(number);
-            (self.sink)(match cancel(self.plan.system, &[number], false) {
-                Ok(()) => LaunchEvent::Progress {
-                    host,
-                    step: "cancelled: no task waits for it any more".into(),
-                },
-                Err(reason) => LaunchEvent::Failed { host, reason },
-            });
+            match cancel(self.plan.system, &[number], false) {
+                Ok(()) => self.progress(host, "cancelled: no task waits for it any more".into()),
+                Err(reason) => self.failed(host, reason),
+            }
         }
     }
 
