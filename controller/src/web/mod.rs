@@ -8,7 +8,6 @@ mod metrics;
 
 use std::{
     cell::Cell,
-    collections::VecDeque,
     convert::Infallible,
     future::poll_fn,
     io,
@@ -44,7 +43,7 @@ use crate::{
     mailbox::Post,
 };
 
-/// Connections at once; for one more the oldest that has not shown the token goes, if there is one.
+/// Connections at once; for one more another goes (`Place`).
 const CONNECTIONS: usize = 128;
 
 /// A request's head must have come by then, and so must the next one on the same connection.
@@ -126,8 +125,7 @@ impl Web {
             page: include_str!("page.html").replace("{token}", &self.token),
             web: self,
         });
-        let connections = Rc::new(());
-        let mut strangers: VecDeque<(Rc<Cell<bool>>, oneshot::Sender<()>)> = VecDeque::new();
+        let mut places: Vec<(Rc<Place>, oneshot::Sender<()>)> = Vec::new();
         let mut ended = pin!(async move { while samples.changed().await.is_ok() {} });
         loop {
             let accepted = poll_fn(|context| {
@@ -146,37 +144,44 @@ impl Web {
                     continue;
                 }
             };
-            strangers.retain(|(trusted, stay)| !trusted.get() && !stay.is_closed());
-            // The accept loop has one itself.
-            if Rc::strong_count(&connections) <= CONNECTIONS || strangers.pop_front().is_some() {
-                let (site, held) = (site.clone(), connections.clone());
-                let trusted = Rc::new(Cell::new(false));
-                let (stay, gone) = oneshot::channel();
-                strangers.push_back((trusted.clone(), stay));
-                tokio::task::spawn_local(async move {
-                    connection(site, stream, trusted, gone).await;
-                    drop(held);
-                });
+            places.retain(|(_, stay)| !stay.is_closed());
+            if places.len() >= CONNECTIONS {
+                places.sort_by_key(|(place, _)| (place.trusted.get(), place.alive.get()));
+                places.remove(0);
             }
+            let place = Rc::new(Place {
+                trusted: Cell::new(false),
+                alive: Cell::new(Instant::now()),
+            });
+            let (stay, gone) = oneshot::channel();
+            places.push((place.clone(), stay));
+            tokio::task::spawn_local(connection(site.clone(), stream, place, gone));
         }
     }
 }
 
-/// Serves one connection to its end; before a request on it has had the token, `gone` is one.
+/// A connection among others: when there are too many, one that has not shown the token goes first, and of those alike the
+/// one that has been silent longest, so that whoever stays and reads nothing keeps nobody out.
+struct Place {
+    /// A request on it has had the token.
+    trusted: Cell<bool>,
+    /// When it asked for something, or had room for more of what it had asked for.
+    alive: Cell<Instant>,
+}
+
+/// Serves one connection to its end, or until its place is needed: then `gone` is ready.
 async fn connection(
     site: Rc<Site>,
     stream: tokio::net::TcpStream,
-    trusted: Rc<Cell<bool>>,
+    place: Rc<Place>,
     mut gone: oneshot::Receiver<()>,
 ) {
     let _ = stream.set_nodelay(true);
-    let alive = Rc::new(Cell::new(Instant::now()));
-    let (seen, shown) = (alive.clone(), trusted.clone());
-    let service = service_fn(move |request| {
-        let (site, seen, shown) = (site.clone(), seen.clone(), shown.clone());
+    let service = service_fn(|request| {
+        let (site, place) = (site.clone(), place.clone());
         async move {
-            seen.set(Instant::now());
-            Ok::<_, Infallible>(site.answer(request, &seen, &shown).await)
+            place.alive.set(Instant::now());
+            Ok::<_, Infallible>(site.answer(request, &place).await)
         }
     });
     let mut connection = pin!(
@@ -191,11 +196,11 @@ async fn connection(
         if connection.as_mut().poll(context).is_ready() {
             return Poll::Ready(());
         }
-        if !trusted.get() && Pin::new(&mut gone).poll(context).is_ready() {
+        if Pin::new(&mut gone).poll(context).is_ready() {
             return Poll::Ready(());
         }
         while look.poll_tick(context).is_ready() {
-            if alive.get().elapsed() > STALLED + ANSWER {
+            if place.alive.get().elapsed() > STALLED + ANSWER {
                 return Poll::Ready(());
             }
         }
@@ -213,17 +218,12 @@ struct Site {
 type Answer = Response<Sent>;
 
 impl Site {
-    async fn answer(
-        self: Rc<Self>,
-        request: Request<Incoming>,
-        alive: &Rc<Cell<Instant>>,
-        trusted: &Cell<bool>,
-    ) -> Answer {
+    async fn answer(self: Rc<Self>, request: Request<Incoming>, place: &Rc<Place>) -> Answer {
         let mut response = match self.refusal(request.method(), request.uri(), request.headers()) {
             Some((status, why)) => text(status, why),
             None => {
-                trusted.set(true);
-                self.route(request, alive).await
+                place.trusted.set(true);
+                self.route(request, place).await
             }
         };
         let headers = response.headers_mut();
@@ -258,11 +258,11 @@ impl Site {
             return Some((StatusCode::FORBIDDEN, "ask for 127.0.0.1 or localhost\n"));
         };
         if let Some(origin) = headers.get(header::ORIGIN)
-            && origin
+            && !origin
                 .to_str()
                 .ok()
                 .and_then(|origin| origin.strip_prefix("http://"))
-                != Some(host)
+                .is_some_and(|origin| origin.eq_ignore_ascii_case(host))
         {
             return Some((StatusCode::FORBIDDEN, "asked for by another page\n"));
         }
@@ -288,11 +288,7 @@ impl Site {
         }
     }
 
-    async fn route(
-        self: Rc<Self>,
-        request: Request<Incoming>,
-        alive: &Rc<Cell<Instant>>,
-    ) -> Answer {
+    async fn route(self: Rc<Self>, request: Request<Incoming>, place: &Rc<Place>) -> Answer {
         let path = request.uri().path().to_owned();
         if let Some(name) = path.strip_prefix("/ask/") {
             return self.ask(name, request).await;
@@ -320,8 +316,7 @@ impl Site {
             "/events" => {
                 let (send, receive) = mpsc::channel(1);
                 tokio::task::spawn_local(self.stream(send));
-                alive.set(Instant::now());
-                let mut response = Response::new(Sent::Stream(receive, alive.clone()));
+                let mut response = Response::new(Sent::Stream(receive, place.clone()));
                 let value = HeaderValue::from_static("text/event-stream");
                 response.headers_mut().insert(header::CONTENT_TYPE, value);
                 response
@@ -388,8 +383,10 @@ impl Site {
             return text(StatusCode::FORBIDDEN, why);
         }
         // A form of another page cannot say so.
-        let json = HeaderValue::from_static("application/json");
-        if request.headers().get(header::CONTENT_TYPE) != Some(&json) {
+        let kind = request.headers().get(header::CONTENT_TYPE);
+        let kind = kind.and_then(|kind| kind.to_str().ok()).unwrap_or_default();
+        let kind = kind.split(';').next().unwrap_or_default().trim();
+        if !kind.eq_ignore_ascii_case("application/json") {
             return text(
                 StatusCode::UNSUPPORTED_MEDIA_TYPE,
                 "application/json only\n",
@@ -426,7 +423,7 @@ fn is_local(host: &str) -> bool {
         Some((name, port)) if port.bytes().all(|byte| byte.is_ascii_digit()) => name,
         _ => host,
     };
-    matches!(name, "127.0.0.1" | "localhost" | "[::1]")
+    matches!(name, "127.0.0.1" | "[::1]") || name.eq_ignore_ascii_case("localhost")
 }
 
 fn event(name: &str, data: &impl serde::Serialize) -> Bytes {
@@ -451,7 +448,7 @@ fn text(status: StatusCode, why: &'static str) -> Answer {
 enum Sent {
     Whole(Option<Bytes>),
     /// Asked for the next piece only when there is room for it: the time of that is noted.
-    Stream(mpsc::Receiver<Bytes>, Rc<Cell<Instant>>),
+    Stream(mpsc::Receiver<Bytes>, Rc<Place>),
 }
 
 impl Body for Sent {
@@ -464,8 +461,8 @@ impl Body for Sent {
     ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
         match self.get_mut() {
             Self::Whole(bytes) => Poll::Ready(bytes.take().map(|bytes| Ok(Frame::data(bytes)))),
-            Self::Stream(receive, alive) => {
-                alive.set(Instant::now());
+            Self::Stream(receive, place) => {
+                place.alive.set(Instant::now());
                 receive
                     .poll_recv(context)
                     .map(|bytes| bytes.map(|bytes| Ok(Frame::data(bytes))))
@@ -498,6 +495,8 @@ mod tests {
             "127.0.0.1",
             "127.0.0.1:80",
             "localhost:9",
+            "LOCALHOST:9",
+            "Localhost",
             "[::1]:1",
             "[::1]",
         ] {
@@ -507,6 +506,10 @@ mod tests {
             "",
             "evil.example",
             "127.0.0.1.evil.example:80",
+            "LOCALHOST.evil.example",
+            "notlocalhost:80",
+            "evil.example/LOCALHOST:80",
+            "evil.example@localhost",
             "localhost:x",
             "a:80",
             "127.0.0.1:1:2",
