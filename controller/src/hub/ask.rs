@@ -1,5 +1,7 @@
 //! Asking others without waiting, and answering clients later.
 
+use std::sync::Arc;
+
 use ipbroker_protocol::{envelope::Envelope, message::HeaderRef, session::Session, zmq::Message};
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::{Value, json};
@@ -99,6 +101,25 @@ impl Hub {
         self.then(move |hub, found| match found {
             Ok(found) => rest(hub, to, found),
             Err(error) => hub.reply_error(&to, &error),
+        })
+    }
+
+    /// The same, where the answer to a program may be large: it is packed on the thread that has found it, and the hub only
+    /// sends it.
+    pub(super) fn found_large<T: Send + 'static, C: Serialize>(
+        &self,
+        asker: &Asker,
+        reply: impl FnOnce(T) -> (C, Vec<Message>) + Send + 'static,
+    ) -> store::Answer<T> {
+        let (to, session) = (asker.clone(), Arc::clone(&self.session));
+        let send = self.found(asker, |hub, _, frames| hub.query.send_or_drop(frames));
+        Box::new(move |found: Result<T, _>| {
+            send(found.map(|found| {
+                let (content, buffers) = reply(found);
+                let reply = reply_type(&to.msg_type);
+                to.message(&session, &reply, &content, buffers)
+                    .into_frames()
+            }));
         })
     }
 

@@ -366,11 +366,24 @@ impl Hub {
         if !keys.iter().any(|key| key == "msg_id") {
             keys.push("msg_id".into());
         }
-        let part = content["limit"].as_u64().map(|limit| Part {
-            after: content["after"].as_u64().unwrap_or(0),
-            limit: usize::try_from(limit).unwrap_or(usize::MAX),
-        });
-        let answer = self.found(asker, move |hub, to, (records, next): (Vec<Record>, _)| {
+        let part = match (&content["limit"], &content["after"]) {
+            (Value::Null, _) => None,
+            (limit, after) => {
+                let limit = limit.as_u64().filter(|limit| *limit > 0);
+                let after = if after.is_null() {
+                    Some(0)
+                } else {
+                    after.as_u64()
+                };
+                let Some((limit, after)) = limit.zip(after) else {
+                    let what = "`limit` is a number, at least 1, and `after` the `next` of a reply";
+                    return self.fail(asker, "ValueError", what);
+                };
+                let limit = usize::try_from(limit).unwrap_or(usize::MAX);
+                Some(Part { after, limit })
+            }
+        };
+        let answer = self.found_large(asker, move |(records, next): (Vec<Record>, _)| {
             let mut buffers = Vec::new();
             let (mut lens, mut result_lens, mut rows) = (Vec::new(), Vec::new(), Vec::new());
             for record in records {
@@ -391,7 +404,7 @@ impl Hub {
                 result_buffer_lens: with_results.then_some(result_lens),
                 next,
             };
-            hub.reply_with(&to, &reply, buffers);
+            (reply, buffers)
         });
         self.links.store.find(query, Some(keys), part, answer);
     }

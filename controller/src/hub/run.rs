@@ -65,7 +65,7 @@ pub(crate) struct Hub {
     pub(super) settings: Settings,
     pub(super) links: Links,
     pub(super) post: Post<Event>,
-    pub(super) session: Session,
+    pub(super) session: Arc<Session>,
     pub(super) junk_total: JunkTotal,
     pub(super) query: Lane,
     notify: Socket,
@@ -147,7 +147,7 @@ impl Hub {
             settings,
             links,
             post,
-            session,
+            session: Arc::new(session),
             tell,
         })
     }

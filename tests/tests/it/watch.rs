@@ -94,19 +94,33 @@ fn only_who_has_the_token_is_answered() {
     for line in [
         "Host: evil.example",
         "Host: 127.0.0.1.evil.example",
+        "Host: LOCALHOST.evil.example",
         "Origin: http://evil.example",
         "Origin: null",
     ] {
         assert_eq!(page.get(&own, &[line]).status, 403, "{line}");
     }
-    let tunnel = ["Host: localhost:9999", "Origin: http://localhost:9999"];
-    assert_eq!(page.get(&own, &tunnel).status, 200);
+    for host in ["localhost", "LOCALHOST"] {
+        let tunnel = [
+            &format!("Host: {host}:9999")[..],
+            "Origin: http://localhost:9999",
+        ];
+        assert_eq!(page.get(&own, &tunnel).status, 200, "{host}");
+    }
     // A form of another page cannot set this type, nor read.
-    let form = format!(
-        "POST /ask/abort_request?token={token} HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\
-         Content-Type: text/plain\r\nContent-Length: 2\r\n\r\n{{}}"
-    );
-    assert_eq!(page.send(&form).unwrap().status, 415);
+    for (kind, status) in [
+        ("text/plain", 415),
+        ("text/plain; application/json", 415),
+        ("application/json-seq", 415),
+        ("application/json; charset=utf-8", 200),
+        ("Application/JSON", 200),
+    ] {
+        let form = format!(
+            "POST /ask/status_request?token={token} HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\
+             Content-Type: {kind}\r\nContent-Length: 2\r\n\r\n{{}}"
+        );
+        assert_eq!(page.send(&form).unwrap().status, status, "{kind}");
+    }
     assert_eq!(page.post("/ask/shutdown_request", "{}").status, 404);
     assert_eq!(page.post("/metrics", "{}").status, 405);
     assert_eq!(page.post("/ask/status_request", "[").status, 400);
@@ -647,6 +661,27 @@ fn who_shows_no_token_takes_no_place() {
 }
 
 #[test]
+fn who_shows_the_token_and_never_reads_keeps_nobody_out() {
+    let (_cluster, page) = watched(&["--nodb", "--web"]);
+    let mut others = Vec::new();
+    for path in ["/events", "/"] {
+        for _ in 0..200 {
+            let mut stream = page.connect().unwrap();
+            let token = &page.token;
+            let request = format!("GET {path}?token={token} HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n");
+            // One whose place was needed need not be told.
+            let _ = stream.write_all(request.as_bytes());
+            others.push(stream);
+            if others.len() % 40 == 0 {
+                let answer = page.own("/metrics");
+                assert_eq!(answer.status, 200, "beside {} others", others.len());
+            }
+        }
+    }
+    assert_eq!(page.events().next().unwrap().0, "past");
+}
+
+#[test]
 fn the_pages_port_and_token() {
     let (mut cluster, page) = watched(&["--nodb", "--reuse", "--web"]);
     let port = format!("--web={}", page.port);
@@ -901,10 +936,10 @@ fn a_long_past_is_read_in_parts() {
         .collect();
     let ids = cluster.client_with(&["submit", "-"], &jobs, LIMIT).ok();
     let ids: Vec<&str> = ids.stdout.lines().collect();
-    let part = |after: &Value| {
+    let part = |after: &Value, limit: Value| {
         let client = RawClient::new(&cluster, "registration");
         let query = json!({"submitted": {"$ne": null}});
-        let request = json!({"query": query, "keys": ["msg_id"], "after": after, "limit": 2000});
+        let request = json!({"query": query, "keys": ["msg_id"], "after": after, "limit": limit});
         client.ask("db_request", request).content
     };
     eventually("the history to have them", LIMIT, || {
@@ -914,9 +949,13 @@ fn a_long_past_is_read_in_parts() {
             .contains("4500 tasks in trace.json")
             .then_some(())
     });
+    for (after, limit) in [(0, json!(0)), (0, json!("5")), (-1, json!(5))] {
+        let refused = part(&json!(after), limit);
+        assert_eq!(refused["ename"], json!("ValueError"), "{refused}");
+    }
     let (mut found, mut sizes, mut after) = (Vec::new(), Vec::new(), json!(0));
     while !after.is_null() {
-        let mut part = part(&after);
+        let mut part = part(&after, json!(2000));
         let records = part["records"].as_array().expect("records");
         sizes.push(records.len());
         found.extend(
