@@ -61,17 +61,19 @@ fn trace(runs: &[Run], out: &mut dyn Write) -> std::io::Result<()> {
             if host.is_empty() { "engines" } else { host },
         )?;
     }
-    let place = |run: &Run| (hosts[run.host.as_str()], run.engine.unwrap_or(0));
+    // Of a thread 0 Perfetto makes another one of its process.
+    let tid = |engine: u32| u64::from(engine) + 1;
+    let engine = |run: &Run| (hosts[run.host.as_str()], run.engine.unwrap_or(0));
     let ran = runs.iter().filter(|run| run.ran.is_some());
-    let engines: BTreeSet<(usize, u32)> = ran.map(place).collect();
-    for (pid, engine) in &engines {
-        events.name(
-            "thread_name",
-            *pid,
-            Some(*engine),
-            &format!("engine {engine}"),
-        )?;
+    let engines: BTreeSet<(usize, u32)> = ran.map(engine).collect();
+    for (pid, engine) in engines {
+        let name = format!("engine {engine}");
+        events.name("thread_name", pid, Some(tid(engine)), &name)?;
     }
+    let place = |run: &Run| {
+        let (pid, engine) = engine(run);
+        (pid, tid(engine))
+    };
     let by_id: HashMap<&str, &Run> = runs.iter().map(|run| (run.id.as_str(), run)).collect();
     let mut flow = 0u64;
     let few = runs.len() <= WAITING;
@@ -94,7 +96,7 @@ fn trace(runs: &[Run], out: &mut dyn Write) -> std::io::Result<()> {
         if few {
             for (phase, time) in [("b", run.submitted), ("e", begun.max(run.submitted))] {
                 events.put(&json!({
-                    "ph": phase, "pid": 1, "tid": 0, "ts": at(time), "id": run.id, "name": run.name, "cat": "waiting",
+                    "ph": phase, "pid": 1, "tid": 1, "ts": at(time), "id2": {"local": run.id}, "name": run.name, "cat": "waiting",
                 }))?;
             }
         }
@@ -160,7 +162,7 @@ impl Events<'_> {
         &mut self,
         what: &str,
         pid: usize,
-        tid: Option<u32>,
+        tid: Option<u64>,
         name: &str,
     ) -> std::io::Result<()> {
         let mut event = json!({"ph": "M", "pid": pid, "name": what, "args": {"name": name}});
@@ -217,7 +219,7 @@ mod tests {
             name: "make".into(),
             submitted: 100.0,
             ran: Some((101.0, 103.5)),
-            engine: Some(2),
+            engine: Some(0),
             host: "h".into(),
             end: End::Ok,
             ..Run::default()
@@ -243,6 +245,7 @@ mod tests {
             (&slices[0]["ts"], &slices[0]["dur"]),
             (&json!(1e6), &json!(2.5e6))
         );
+        assert_eq!(slices[0]["tid"], json!(1));
         assert_eq!((of("s").len(), of("f").len()), (1, 1));
         assert_eq!(of("s")[0]["id"], of("f")[0]["id"]);
         let last = of("C").into_iter().next_back().unwrap();
