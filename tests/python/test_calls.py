@@ -674,6 +674,8 @@ def test_questions(client):
     assert client.wait_for_engines(2, 10) == 2
     with pytest.raises(TimeoutError, match="2 of 3"):
         client.wait_for_engines(3, 0.3)
+    with pytest.raises(ValueError, match="^n is at least 0$"):
+        client.wait_for_engines(-1)
     engines = client.engines
     assert len(engines) == 2 and all("python" in engine["tags"] for engine in engines)
     assert "<table" in engines._repr_html_() and "<table" in client._repr_html_()

@@ -301,6 +301,8 @@ def test_a_forked_child_does_not_wait_for_what_its_parent_gets(cluster, wait):
 def test_where_there_is_no_cluster(tmp_path):
     with pytest.raises(ipbroker.ConnectionError, match="no connection file .*ipbroker.Cluster"):
         ipbroker.Client(profile_dir=tmp_path)
+    with pytest.raises(ValueError, match="^profile or profile_dir, not both$"):
+        ipbroker.Client("default", profile_dir=tmp_path)
     with pytest.raises(ipbroker.IpbrokerError, match="IPBROKER_CONNECTION"):
         ipbroker.current_client()
 

@@ -269,6 +269,8 @@ class Client:
         timeout: float = 10.0,
         grace: float = 300.0,
     ) -> None:
+        if profile is not None and profile_dir is not None:
+            raise ValueError("profile or profile_dir, not both")
         self._where: Dict[str, Any] = {
             "profile": profile,
             "profile_dir": None if profile_dir is None else os.fspath(profile_dir),
@@ -341,6 +343,8 @@ class Client:
 
     def wait_for_engines(self, n: int = 1, timeout: Optional[float] = None) -> int:
         """Waits until ``n`` engines are there, and tells how many there are. :class:`TimeoutError` after ``timeout`` s."""
+        if n < 0:
+            raise ValueError("n is at least 0")
         native, begin = self._link.native, time.monotonic()
         while True:
             left = TICK if timeout is None else min(TICK, begin + timeout - time.monotonic())
