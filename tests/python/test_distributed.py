@@ -12,7 +12,7 @@ def test_a_list_of_commands_over_ssh(lab, tmp_path):
     (command,) = re.findall(r"в списке будет '(\w+)'", documents.text("002"))
     commands = [command, "hostname", "hostname", "exit 3"]
     lines = [json.dumps({"cmd": f"({line}) > output", "get": {"output": f"output{n}.dat"}}) for n, line in enumerate(commands)]
-    run = [*lab.here, program("ipclient"), "run", "--local=4", "--local-option=--hosts=a:2,b:2"]
+    run = [*lab.here, program("ipclient"), "run", "--hosts", "a:2,b:2"]
     done = subprocess.run(run, cwd=tmp_path, input="\n".join(lines), capture_output=True, text=True, timeout=110)
     assert done.returncode == 1, done.stderr
     results = [json.loads(line) for line in done.stdout.splitlines()]
