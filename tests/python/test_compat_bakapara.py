@@ -6,6 +6,7 @@ import os
 import pprint
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -89,6 +90,14 @@ def test_the_command_line(mezcal, tmp_path):
     assert [tuple(sorted(job["result"])) for job in results] == [keys] * 5
 
 
+def test_a_profile_of_another_directory(mezcal, monkeypatch, tmp_path):
+    place = os.environ["IPYTHONDIR"]
+    monkeypatch.setenv("IPYTHONDIR", str(tmp_path))
+    bp = Bakapara(profile="mezcal", ipython_dir=place)
+    assert len(bp) == 48
+    bp.client.close()
+
+
 def test_ctrl_c_stops_the_jobs(mezcal, tmp_path):
     started = tmp_path / "started"
     line = f'{{"cmd": "echo $$ > {started}.new; mv {started}.new {started}; sleep 600"}}\n'
@@ -139,7 +148,7 @@ def test_keys_of_jobs(bp, tmp_path):
         {"cmd": "echo 1 | tee /dev/stderr; pwd", "cd": str(tmp_path), "out": "o", "err": "e"},
         {"cmd": "false | hoge | true"},
         {"cmd": "true", "cd": str(tmp_path / "nowhere")},
-        {"cmd": "pwd", "out": str(tmp_path / "pwd")},
+        {"cmd": "pwd", "out": str(tmp_path / "pwd"), "host": ["nowhere", socket.getfqdn()]},
     ]
     assert bp.run(jobs)
     bp.wait(None)

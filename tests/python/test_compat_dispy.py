@@ -154,6 +154,27 @@ def test_depends(tmp_path, monkeypatch):
     assert result[:2] == (4, "a b") and result[2]
 
 
+def test_what_a_job_depends_on_is_found_by_its_name(tmp_path):
+    def twice(x):
+        return 2 * x
+
+    def negative(x):
+        return -x
+
+    def compute(name, x, *files):
+        known = [each for each in ("twice", "negative") if each in globals()]
+        return globals()[name](x), known, [open(file).read() for file in files]
+
+    (tmp_path / "words").write_text("a b")
+    with dispy.JobCluster(compute, nodes=["localhost"], depends=[twice]) as cluster:
+        jobs = [
+            cluster.submit("twice", 3),
+            cluster.submit("negative", 3, "words", dispy_job_depends=[negative, str(tmp_path / "words")]),
+            cluster.submit("twice", 4),
+        ]
+        assert [job() for job in jobs] == [(6, ["twice"], []), (-3, ["twice", "negative"], ["a b"]), (8, ["twice"], [])]
+
+
 def test_what_is_wrong_is_said():
     for words, make in [
         ("has no 'setup' here: let the function", lambda: dispy.JobCluster(calls.add, setup=print)),

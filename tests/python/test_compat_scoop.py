@@ -188,6 +188,21 @@ def test_modules_beside_the_program_are_found_by_workers(tmp_path):
     assert done.stdout == "[0, 2, 4] programs/main.py\n", done.stderr
 
 
+def test_what_the_program_does_at_its_top_is_done_on_workers(tmp_path):
+    (tmp_path / "state.py").write_text("factor = 1\ndef scaled(x):\n    return factor * x\n")
+    program = """
+        import sys
+        import state
+        from ipbroker.compat.scoop import futures
+        state.factor = int(sys.argv[1])
+        if __name__ == "__main__":
+            print(list(futures.map(state.scaled, range(3))))
+        """
+    assert launch(tmp_path, program, "7")[0] == "[0, 7, 14]\n"
+    # One that does not say what is its own is not run there.
+    assert launch(tmp_path, program.replace('if __name__ == "__main__":', "if True:"), "7")[0] == "[0, 1, 2]\n"
+
+
 def test_a_task_that_is_stopped_stops_its_tasks(tmp_path):
     out, _ = launch(
         tmp_path,

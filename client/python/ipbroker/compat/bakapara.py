@@ -32,7 +32,7 @@ Job = Dict[str, Any]
 
 
 class Bakapara:
-    """A cluster's client for lists of jobs. The arguments are those of IPython's ``Client``."""
+    """A cluster's client for lists of jobs. The arguments are those of IPython's ``Client``; how ssh reaches ``sshserver`` is in its configuration."""
 
     def __init__(
         self,
@@ -40,10 +40,13 @@ class Bakapara:
         profile: Optional[str] = None,
         profile_dir: "Optional[str | os.PathLike[str]]" = None,
         *,
+        ipython_dir: "Optional[str | os.PathLike[str]]" = None,
         cluster_id: Optional[str] = None,
         sshserver: Optional[str] = None,
         timeout: float = 10.0,
     ) -> None:
+        if ipython_dir is not None and profile_dir is None:
+            profile, profile_dir = None, os.path.join(ipython_dir, f"profile_{profile or 'default'}")
         self.client = Client(profile, profile_dir=profile_dir, cluster_id=cluster_id, file=url_file, ssh=sshserver, timeout=timeout)
         # Jobs begin here, wherever this process goes later.
         self._cwd = os.getcwd()

@@ -179,7 +179,8 @@ class JobCluster:
         if not (isinstance(computation, str) or callable(computation)):
             raise TypeError(f"a computation is a function, or the path of a program, not {computation!r}")
         self.name = os.path.basename(computation) if isinstance(computation, str) else getattr(computation, "__name__", repr(computation))
-        self._call = _caller(computation, list(depends))
+        self._needs = computation, list(depends)
+        self._call = _caller(*self._needs)
         self._wanted = [_allocation(node) for node in (nodes if isinstance(nodes, list) else [nodes or "*"])] or [NodeAllocate("*")]
         self._retries = RESTARTS if reentrant else 0
         # By what an engine calls its host.
@@ -228,7 +229,7 @@ class JobCluster:
         return {"retries": self._retries}
 
     def submit(self, *args: Any, **kwargs: Any) -> DispyJob:
-        """A job that calls the function with these arguments, or runs the program with them."""
+        """A job that calls the function with these arguments, or runs the program with them. ``dispy_job_depends``: more of ``depends``, for it alone."""
         return self._submit(None, self._executor, args, kwargs)
 
     def submit_job_id(self, job_id: Any, *args: Any, **kwargs: Any) -> DispyJob:
@@ -241,11 +242,13 @@ class JobCluster:
         return self._submit(None, self.client.executor(**{**self._options(), "host": [host]}), args, kwargs)
 
     def _submit(self, id: Any, executor: Any, args: Tuple[Any, ...], kwargs: Dict[str, Any]) -> DispyJob:
+        own = kwargs.pop("dispy_job_depends", None)
+        call = _caller(self._needs[0], [*self._needs[1], *own]) if own else self._call
         job = DispyJob(self, id)
         with self._changed:
             self._pending[job] = None
         try:
-            job._future = executor.submit(self._call, *args, **kwargs)
+            job._future = executor.submit(call, *args, **kwargs)
         except BaseException:
             self._done(job)
             raise
@@ -451,7 +454,8 @@ def _files(computation: Any, depends: Iterable[Any]) -> Files:
 
 
 def _pickled(function: Callable[..., Any], depends: Iterable[Any]) -> bytes:
-    """A function by value, and so what it uses of the modules where it and ``depends`` are: the nodes need not have these."""
+    """A function by value, with the functions and classes that it may look for by their names, and so what these use of the modules
+    where they are: the nodes need not have these."""
     import cloudpickle
 
     installed = tuple(os.path.realpath(path) + os.sep for path in sysconfig.get_paths().values())
@@ -464,8 +468,9 @@ def _pickled(function: Callable[..., Any], depends: Iterable[Any]) -> bytes:
             cloudpickle.register_pickle_by_value(module)
             known.add(module.__name__)
             added.append(module)
+    named = {thing.__name__: thing for thing in depends if inspect.isfunction(thing) or inspect.isclass(thing)}
     try:
-        return _pickle._by_value(function, lambda: f"the function {function.__name__!r}")
+        return _pickle._by_value((function, named), lambda: f"the function {function.__name__!r}")
     finally:
         for module in added:
             cloudpickle.unregister_pickle_by_value(module)
@@ -511,8 +516,8 @@ def _caller(computation: Any, depends: Iterable[Any]) -> Callable[..., Any]:
             result = exception = None
             try:
                 if not hasattr(call, "compute"):
-                    call.compute = pickle.loads(code)  # type: ignore[attr-defined, arg-type]
-                    getattr(call.compute, "__globals__", {})["dispy_node_name"] = socket.gethostname()  # type: ignore[attr-defined]
+                    call.compute, named = pickle.loads(code)  # type: ignore[attr-defined, arg-type]
+                    getattr(call.compute, "__globals__", {}).update(named, dispy_node_name=socket.gethostname())  # type: ignore[attr-defined]
                 result = call.compute(*args, **kwargs)  # type: ignore[attr-defined]
             except Exception as error:
                 frames = error.__traceback__ and error.__traceback__.tb_next

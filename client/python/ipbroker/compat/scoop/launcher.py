@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import ast
 import logging
 import os
 import runpy
 import socket
 import sys
 import traceback
+from types import ModuleType
 from typing import List, Optional, Sequence, Tuple
 
 from ... import __version__ as ours
@@ -84,12 +86,14 @@ class Pool:
     def __init__(self, hosts: Sequence[Tuple[str, int]], tunnel: bool, python: Optional[str], name: Optional[str]) -> None:
         here = sum(count for name, count in hosts if name in LOCAL)
         there = [f"{name}:{count}" for name, count in hosts if name not in LOCAL]
+        # Nobody can ask for the history of a cluster that ends with the program.
+        options = ["--nodb"]
         if there:
-            options = [*([] if tunnel else ["--ip=*"]), *([f"--location={name}"] if name else [])]
+            options += [*([] if tunnel else ["--ip=*"]), *([f"--location={name}"] if name else [])]
             self.cluster = Cluster(sum(count for _, count in hosts) - here, hosts=there, tunnel=tunnel, python=python, options=options)
             self.engines = LocalEngines(self.cluster, "scoop-local")
         else:
-            self.cluster = Cluster(here, python=python)
+            self.cluster = Cluster(here, python=python, options=options)
         self.client = self.cluster.client()
         if there and here:
             self.engines.start(self.client, here)
@@ -119,6 +123,30 @@ def look(view: View, hosts: Sequence[str]) -> None:
 
 
 _FIND = "__import__('importlib.util').util.find_spec('ipbroker') is not None"
+
+
+def acts(source: bytes) -> bool:
+    """Whether a program does more at its top than to define what it needs, as in setting something in other modules, and has told what
+    is not for workers (``if __name__ == "__main__"``)."""
+    try:
+        body = ast.parse(source).body
+    except (SyntaxError, ValueError):
+        return False  # running it says so
+    guards = [part for part in body if isinstance(part, ast.If) and any(getattr(name, "id", "") == "__name__" for name in ast.walk(part.test))]
+    rest = [part for part in body if part not in guards and not isinstance(part, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef))]
+    return bool(guards) and any(
+        isinstance(part, ast.Expr) and isinstance(part.value, ast.Call) or isinstance(part, (ast.Attribute, ast.Subscript)) and isinstance(part.ctx, ast.Store)
+        for each in rest
+        for part in ast.walk(each)
+    )
+
+
+def begin(source: bytes, program: str, arguments: List[str]) -> None:
+    """On a worker, what the program does at its top. What fails there matters to those tasks only that need it."""
+    sys.argv = [program, *arguments]
+    module = sys.modules["SCOOP_WORKER"] = ModuleType("SCOOP_WORKER")
+    module.__file__ = program
+    exec(compile(source, program, "exec"), vars(module))
 
 
 def run(program: str, arguments: List[str]) -> int:
@@ -185,6 +213,12 @@ def main() -> None:
         scoop.IS_RUNNING = scoop.IS_ORIGIN = True
         scoop.SIZE = size
         futures._view = view
+        with open(arguments.executable, "rb") as file:
+            source = file.read()
+        if acts(source):
+            for engine in view.client.engines:
+                # Its tasks come later.
+                view(targets=[engine["uuid"]]).submit(begin, source, arguments.executable, arguments.args)
         status = run(arguments.executable, arguments.args)
         say("Root process is done.")
     finally:
