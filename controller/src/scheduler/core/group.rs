@@ -43,7 +43,9 @@ pub(super) const HOST_LOST: u8 = 64;
 pub(super) const LACKS_INPUT: u8 = 128;
 
 /// A group, or a member split from an array.
+// Two cache lines, not three.
 #[derive(Debug)]
+#[repr(align(128))]
 pub(super) struct Group {
     pub id: TaskId,
     /// Order of becoming runnable; 0: never was.

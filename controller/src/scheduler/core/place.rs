@@ -155,14 +155,16 @@ impl Core {
         if self.groups[index].array().is_some() {
             return self.dispatch_chunk(now, index, slot);
         }
+        // What is granted is counted by atomic operations; behind writes to the next group in the lane, which is rarely in the
+        // cache, each of them would wait for those.
+        let class = self.groups[index].class;
+        let (grant, alternative) = self.grant(slot, class);
+        let nodes = self.take_hosts(slot, class);
         self.unlink(index);
         if self.groups[index].extra.is_some() {
             self.stop_waiting(index);
         }
-        let class = self.groups[index].class;
         let needs = self.constraints(class).needs;
-        let (grant, alternative) = self.grant(slot, class);
-        let nodes = self.take_hosts(slot, class);
         let client = self.groups[index].client;
         let estimate = match self.groups[index].parent() {
             Some(parent) => self.groups[parent].array().and_then(|a| a.estimate.get()),
