@@ -35,8 +35,17 @@ pub fn of_command(command: &str) -> String {
 /// Of a function its name.
 #[must_use]
 pub fn of_name(name: &str) -> String {
-    let plain = |c: char| if c.is_control() { ' ' } else { c };
     name.chars().take(LONGEST).map(plain).collect()
+}
+
+/// A character as it is shown in terminals: what would steer them, or turn the direction of what follows, is left out.
+#[must_use]
+pub fn plain(c: char) -> char {
+    match c {
+        '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}' => ' ',
+        c if c.is_control() => ' ',
+        c => c,
+    }
 }
 
 /// A path's last component, out of its quotes.

@@ -5,6 +5,7 @@ use std::ops::Range;
 
 use ipbroker_protocol::array::{member_id, split_id};
 use ipbroker_protocol::dependency::Dependency;
+use ipbroker_protocol::kind;
 use ipbroker_protocol::message::{GraphReply, GraphRequest, GraphTask};
 use rusqlite::{Connection, OptionalExtension, params};
 use serde::Deserialize;
@@ -320,10 +321,9 @@ fn member_error(conn: &Connection, key: u64, member: u64) -> rusqlite::Result<Op
 /// The first line that says something, cut if it is long; what would steer a terminal is left out.
 pub(super) fn line(text: &str) -> String {
     let line = text.lines().map(str::trim).find(|line| !line.is_empty());
-    let plain = |c: char| if c.is_control() { ' ' } else { c };
     line.unwrap_or_default()
         .chars()
         .take(NAME)
-        .map(plain)
+        .map(kind::plain)
         .collect()
 }

@@ -168,6 +168,23 @@ fn failures_that_differ_in_ids_alone_are_one_row() {
     assert_eq!(report.matches(said).count(), 1);
 }
 
+/// A command of 100 KB, that writes as much as is captured: its row has its first line, and its failure the last that it wrote.
+#[test]
+fn what_says_much_is_told_in_a_line() {
+    let cluster = Cluster::builder().args(["--nodb", "-n", "1"]).start();
+    cluster.wait_engines(1);
+    let script = "seq 20000; echo no \u{202e}input >&2; exit 1; ".to_owned() + &"x".repeat(100_000);
+    let job = json!({"cmd": script, "capture": true});
+    let run = cluster.client_with(&["run", "-"], &format!("{job}\n"), LIMIT);
+    assert_eq!(run.code(), 1);
+    let sample = cluster.client(&["events", "--json", "--samples", "1"]).ok();
+    let sample: Value = serde_json::from_str(&sample.stdout).unwrap();
+    assert_eq!(sample["failures"][0]["text"], json!("no  input"));
+    let what = sample["submissions"][0]["what"].as_str().unwrap();
+    assert!(what.starts_with("seq 20000; echo no  input"), "{what}");
+    assert_eq!(what.chars().count(), 201);
+}
+
 #[test]
 fn metrics_and_events_say_what_status_says() {
     let (cluster, page) = watched(&["--nodb", "--web", "-n", "2"]);

@@ -53,8 +53,8 @@ const TOLD_LOAD: u64 = 2000;
 
 /// A line is cut after so many characters.
 const LINE: usize = 200;
-/// Contents beyond this are not read, nor those beyond the second for a kind alone.
-const CONTENT: usize = 64 << 10;
+/// Requests beyond this are not read, nor those beyond the second for a kind alone.
+const CONTENT: usize = 256 << 10;
 const CONTENT_OF_KIND: usize = 16 << 10;
 
 /// What has been counted.
@@ -420,10 +420,7 @@ pub(super) fn value<'a>(frames: &[&'a [u8]], is_array: bool, at: u32) -> &'a [u8
 }
 
 /// A map that may be packed in either way: members' own maps need not be packed as messages are.
-fn unpack(packer: Packer, bytes: &[u8]) -> Option<AnyMap> {
-    if bytes.len() > CONTENT {
-        return None;
-    }
+fn unpack<'a, T: Deserialize<'a>>(packer: Packer, bytes: &'a [u8]) -> Option<T> {
     let packer = match bytes.first() {
         Some(b'{') => Packer::Json,
         Some(0x80..=0x8f | 0xde | 0xdf) => Packer::Msgpack,
@@ -432,14 +429,31 @@ fn unpack(packer: Packer, bytes: &[u8]) -> Option<AnyMap> {
     packer.unpack(bytes).ok()
 }
 
-/// What names a task, read where it lies.
+/// A text, read where it lies.
+#[derive(Deserialize)]
+struct Text<'a>(#[serde(borrow)] Cow<'a, str>);
+
+/// What names a task.
 #[derive(Default, Deserialize)]
 #[serde(default)]
 struct Named<'a> {
     #[serde(borrow)]
-    cmd: Option<Cow<'a, str>>,
+    cmd: Option<Text<'a>>,
     #[serde(borrow)]
-    name: Option<Cow<'a, str>>,
+    name: Option<Text<'a>>,
+}
+
+/// What a failed task said: there may be megabytes of it.
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct Said<'a> {
+    #[serde(borrow)]
+    ename: Option<Text<'a>>,
+    #[serde(borrow)]
+    evalue: Option<Text<'a>>,
+    #[serde(borrow)]
+    stderr: Option<Text<'a>>,
+    code: Option<i64>,
 }
 
 /// Of what kind a member is: its program, its function, or what was asked for.
@@ -454,8 +468,8 @@ pub(super) fn kind_of(group: &Group, index: u32) -> String {
             Some(b'{') => serde_json::from_slice(bytes).ok()?,
             _ => rmp_serde::from_slice(bytes).ok()?,
         };
-        let name = name.map(|name| kinds::of_name(&name));
-        cmd.map(|cmd| kinds::of_command(&cmd)).or(name)
+        let name = name.map(|Text(name)| kinds::of_name(&name));
+        cmd.map(|Text(cmd)| kinds::of_command(&cmd)).or(name)
     };
     let texts = own.into_iter().chain(frames.get(at::CONTENT).copied());
     let mut kinds = texts.filter_map(named).filter(|kind| !kind.is_empty());
@@ -485,7 +499,8 @@ pub(super) fn describe(
 ) -> String {
     let own = argument(frames, index);
     let text = |bytes: Option<&&[u8]>| {
-        let AnyMap(map) = unpack(packer, bytes?)?;
+        let bytes = bytes.filter(|bytes| bytes.len() <= CONTENT)?;
+        let AnyMap(map) = unpack(packer, bytes)?;
         ["cmd", "name", "code"]
             .iter()
             .find_map(|key| map.get(*key).and_then(Value::as_str).map(line))
@@ -510,9 +525,7 @@ pub(crate) fn last_line(text: &str) -> String {
 }
 
 fn cut(line: Option<&str>) -> String {
-    // It is shown in terminals: what would steer them is left out.
-    let plain = |c: char| if c.is_control() { ' ' } else { c };
-    let mut chars = line.unwrap_or_default().chars().map(plain);
+    let mut chars = line.unwrap_or_default().chars().map(kinds::plain);
     let mut line: String = chars.by_ref().take(LINE).collect();
     if chars.next().is_some() {
         line.push('…');
@@ -522,20 +535,21 @@ fn cut(line: Option<&str>) -> String {
 
 /// The last line of what a failed task said: of its standard error where that was captured, else its error, else its code.
 pub(super) fn last_words(packer: Packer, value: &[u8]) -> String {
-    let Some(AnyMap(map)) = unpack(packer, value) else {
+    let Some(said) = unpack::<Said<'_>>(packer, value) else {
         return "failed".to_owned();
     };
-    let text = |key: &str| map.get(key).and_then(Value::as_str).unwrap_or_default();
-    let error = match (text("ename"), last_line(text("evalue"))) {
+    let [ename, evalue, stderr] = [&said.ename, &said.evalue, &said.stderr]
+        .map(|text| text.as_ref().map_or("", |Text(text)| text));
+    let error = match (ename, last_line(evalue)) {
         ("", evalue) => evalue,
         (ename, evalue) if evalue.is_empty() => ename.to_owned(),
         (ename, evalue) => format!("{ename}: {evalue}"),
     };
-    let said = [error, last_line(text("stderr"))];
-    if let Some(said) = said.into_iter().find(|said| !said.is_empty()) {
-        return said;
+    let words = [error, last_line(stderr)];
+    if let Some(words) = words.into_iter().find(|words| !words.is_empty()) {
+        return words;
     }
-    match map.get("code").and_then(Value::as_i64) {
+    match said.code {
         Some(code) if code > 128 => format!("exit code {code} (signal {})", code - 128),
         Some(code) => format!("exit code {code}"),
         None => "failed".to_owned(),
@@ -622,6 +636,10 @@ mod tests {
         assert_eq!(say(json!({"ename": "E", "evalue": "x\ny"})), "E: y");
         assert_eq!(last_words(Packer::Json, b"{\"ename\": \"E\"}"), "E");
         assert_eq!(last_words(Packer::Msgpack, b"junk"), "failed");
+        let (much, last) = ("x\n".repeat(1 << 20), "no \u{202e}input\x1b[2J\n");
+        let said =
+            json!({"stdout": much, "stderr": format!("{much}{last}"), "ename": null, "code": 1});
+        assert_eq!(say(said), "no  input [2J");
         let long = "é".repeat(LINE + 1);
         assert_eq!(last_line(&long).chars().count(), LINE + 1);
     }
