@@ -10,7 +10,7 @@ use std::{
 };
 
 use clap::Parser;
-use ipbroker_tests::fuzz::{TARGETS, Target};
+use ipbroker_tests::fuzz::{TARGETS, Target, mutate};
 use rand::{RngExt, SeedableRng, rngs::SmallRng};
 
 #[derive(Parser)]
@@ -125,52 +125,4 @@ fn one_lane(target: &Target, count: u64, seed: u64, stop: &AtomicBool) -> Option
         }
     }
     None
-}
-
-/// Bytes that mean much: MessagePack's markers, JSON's signs, ends of ranges.
-const MARKERS: &[u8] = b"\x00\x7f\x80\x81\x8f\x90\x9f\xa0\xbf\xc0\xc1\xc2\xc4\xc6\xc7\xc9\xca\xcb\xcf\xd0\xd3\xd4\xd8\xd9\xdb\xdc\xdd\xde\xdf\xe0\xff{}[]\",:\\09-eE.\n";
-
-fn mutate(random: &mut SmallRng, input: &mut Vec<u8>, seeds: &[Vec<u8>]) {
-    let at = random.random_range(0..=input.len());
-    let end = random.random_range(at..=input.len().min(at + 40));
-    match random.random_range(0..9) {
-        0 if at < input.len() => input[at] ^= 1 << random.random_range(0..8),
-        1 if at < input.len() => input[at] = MARKERS[random.random_range(0..MARKERS.len())],
-        2 => input.insert(at, MARKERS[random.random_range(0..MARKERS.len())]),
-        3 => {
-            input.drain(at..end);
-        }
-        4 => {
-            let piece = input[at..end].to_vec();
-            let most = if random.random_range(0..1000) == 0 {
-                2000
-            } else {
-                4
-            };
-            let times = random.random_range(1..=most);
-            for _ in 0..times {
-                input.splice(at..at, piece.iter().copied());
-            }
-        }
-        5 => {
-            let other = &seeds[random.random_range(0..seeds.len())];
-            let from = random.random_range(0..=other.len());
-            let to = random.random_range(from..=other.len().min(from + 60));
-            input.splice(at..end, other[from..to].iter().copied());
-        }
-        6 => input.truncate(at),
-        7 => {
-            let noise: Vec<u8> = (0..random.random_range(0..16))
-                .map(|_| random.random())
-                .collect();
-            input.splice(at..end, noise);
-        }
-        _ => {
-            let big: [u8; 8] = [u64::MAX, 1 << 63, 1 << 32, 0x7fff_ffff, 0]
-                [random.random_range(0..5)]
-            .to_be_bytes();
-            let width = [1, 2, 4, 8][random.random_range(0..4)];
-            input.splice(at..end.min(at + width), big[8 - width..].iter().copied());
-        }
-    }
 }

@@ -3,13 +3,18 @@
 use std::{
     ffi::OsString,
     fs,
-    io::Write,
+    io::{Read, Write},
+    net::Shutdown,
     os::unix::fs::PermissionsExt,
     process::{Command, Stdio},
     time::{Duration, Instant, SystemTime},
 };
 
-use ipbroker_tests::{Cluster, LIMIT, Program, RawClient, eventually, http::Page, program};
+use ipbroker_tests::{
+    Cluster, LIMIT, Program, RawClient, batch::free_port, eventually, fuzz::mutate, http::Page,
+    program,
+};
+use rand::{RngExt, SeedableRng, rngs::SmallRng};
 use rustix::process::{Pid, Signal};
 use serde_json::{Value, json};
 
@@ -45,6 +50,62 @@ fn promtool(metrics: &str) -> Option<String> {
     tool.stdin.take()?.write_all(metrics.as_bytes()).ok()?;
     let said = tool.wait_with_output().ok()?;
     Some(String::from_utf8_lossy(&[said.stdout, said.stderr].concat()).into_owned())
+}
+
+/// Prometheus itself, where it is installed, scrapes with what docs/tasks/metrics.md says.
+#[test]
+fn prometheus_scrapes() {
+    if Command::new("prometheus")
+        .arg("--version")
+        .output()
+        .is_err()
+    {
+        eprintln!("skipped: no prometheus here");
+        return;
+    }
+    let (cluster, page) = watched(&["--nodb", "--web", "-n", "1"]);
+    cluster.wait_engines(1);
+    cluster
+        .client(&["map", "true {}", ":::", "1", "2", "3"])
+        .ok();
+    let token = cluster.profile().join("security/ipcontroller-web.token");
+    // JSON is YAML, too.
+    let config = json!({
+        "global": {"scrape_interval": "1s", "scrape_timeout": "1s"},
+        "scrape_configs": [{
+            "job_name": "ipbroker",
+            "authorization": {"credentials_file": token},
+            "static_configs": [{"targets": [format!("127.0.0.1:{}", page.port)]}],
+        }],
+    });
+    cluster.write("prometheus.yml", &config.to_string());
+    let port = free_port();
+    let mut prometheus = Command::new("prometheus");
+    prometheus.arg(format!(
+        "--config.file={}",
+        cluster.path("prometheus.yml").display()
+    ));
+    prometheus.arg(format!(
+        "--storage.tsdb.path={}",
+        cluster.path("tsdb").display()
+    ));
+    prometheus.arg(format!("--web.listen-address=127.0.0.1:{port}"));
+    let prometheus = Program::spawn(prometheus, cluster.dir());
+    let scraped = Page {
+        port,
+        token: String::new(),
+    };
+    let query = format!(
+        "GET /api/v1/query?query=ipbroker_tasks_finished_total HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nConnection: close\r\n\r\n"
+    );
+    eventually("what it has scraped", LIMIT, || {
+        let answer = scraped.send(&query).ok()?;
+        let answer: Value = serde_json::from_str(&answer.body).ok()?;
+        let rows = answer["data"]["result"].as_array()?;
+        let ok = rows.iter().find(|row| row["metric"]["outcome"] == "ok")?;
+        (ok["value"][1] == "3" && ok["metric"]["job"] == "ipbroker").then_some(())
+    });
+    drop(prometheus);
 }
 
 #[test]
@@ -696,6 +757,66 @@ fn who_shows_the_token_and_never_reads_keeps_nobody_out() {
         }
     }
     assert_eq!(page.events().next().unwrap().0, "past");
+}
+
+#[test]
+fn broken_requests_harm_nothing() {
+    let (mut cluster, page) = watched(&["--web"]);
+    let head = format!(
+        "Host: 127.0.0.1\r\nAuthorization: Bearer {}\r\n",
+        page.token
+    );
+    let get = |path: &str| format!("GET {path} HTTP/1.1\r\n{head}Accept: text/plain;q=0.5\r\n\r\n");
+    let post = |name: &str, content: Value| {
+        let (content, kind) = (
+            content.to_string(),
+            "Content-Type: application/json; charset=utf-8",
+        );
+        let length = content.len();
+        format!(
+            "POST /ask/{name} HTTP/1.1\r\n{head}{kind}\r\nContent-Length: {length}\r\n\r\n{content}"
+        )
+    };
+    let seeds = [
+        get("/"),
+        get("/events"),
+        get(&format!("/metrics?token={}", page.token)),
+        post("explain_request", json!({"msg_id": "a_1:3"})),
+        post("graph_request", json!({"msg_id": "a_1", "tasks": 5})),
+        post("search_request", json!({"text": "a", "before": ""})),
+        post("output_request", json!({"msg_id": "a_1", "seen": [0, 0]})),
+        post(
+            "result_request",
+            json!({"msg_ids": ["a_1"], "buffers": false}),
+        ),
+        post("resubmit_request", json!({"msg_ids": ["a_1"]})),
+        post("abort_request", json!({"msg_ids": ["a_1"], "kill": true})),
+        post("scale_request", json!({"remove": [0], "now": true})),
+    ];
+    let seeds = seeds.map(String::into_bytes);
+    let mut random = SmallRng::seed_from_u64(17);
+    for at in 0..3000 {
+        let mut request = seeds[at % seeds.len()].clone();
+        for _ in 0..random.random_range(0..4) {
+            mutate(&mut random, &mut request, &seeds);
+        }
+        let mut stream = page.connect().unwrap();
+        // What is refused early need not be read to its end.
+        let _ = stream.write_all(&request);
+        let _ = stream.shutdown(Shutdown::Write);
+        if let Err(error) = stream.read(&mut [0; 100]) {
+            let kind = error.kind();
+            assert_eq!(
+                kind,
+                std::io::ErrorKind::ConnectionReset,
+                "{}",
+                request.escape_ascii()
+            );
+        }
+    }
+    assert_eq!(page.own("/metrics").status, 200);
+    let said = cluster.controller().stderr();
+    assert!(!said.contains("panicked"), "{said}");
 }
 
 #[test]
