@@ -1,11 +1,12 @@
 """ipbroker.compat beside the packages whose programs it runs: the same programs, in turn, two workers each.
 
-    python -m venv /tmp/peers && /tmp/peers/bin/pip install setuptools scoop 'ppft[dill]'
+    python -m venv /tmp/peers && /tmp/peers/bin/pip install setuptools scoop dispy 'ppft[dill]'
     python compat_bench.py /tmp/peers/bin/python [MB]
 
 The Python that runs this has ipbroker. MB: the size of the texts whose words are counted (default 20).
 """
 
+import contextlib
 import os
 import random
 import re
@@ -79,6 +80,48 @@ if __name__ == "__main__":
     print("BENCH", count / (time.time() - begin))
 """
 
+DISPY_NOOP = """
+import sys, time
+{line}
+def noop(x):
+    return x
+if __name__ == "__main__":
+    count = int(sys.argv[1])
+    cluster = dispy.JobCluster(noop, nodes=["localhost"], host="localhost")
+    for job in [cluster.submit(x) for x in range(20)]:
+        job()
+    begin = time.time()
+    jobs = [cluster.submit(x) for x in range(count)]
+    for job in jobs:
+        job()
+    spent = time.time() - begin
+    # dispy's nodes lose some.
+    print("BENCH", sum(job.status == dispy.DispyJob.Finished for job in jobs) / spent)
+    cluster.close()
+"""
+
+DISPY_WORDS = """
+import sys, time, collections
+{line}
+def words(name):
+    import collections
+    found = collections.Counter()
+    with open(name) as file:
+        for line in file:
+            found.update(line.lower().split())
+    return found
+if __name__ == "__main__":
+    cluster = dispy.JobCluster(words, nodes=["localhost"], host="localhost")
+    for job in [cluster.submit(name) for name in sys.argv[1:5]]:
+        job()
+    begin = time.time()
+    found = collections.Counter()
+    for job in [cluster.submit(name) for name in sys.argv[1:]]:
+        found.update(job())
+    print("BENCH", time.time() - begin, sum(found.values()))
+    cluster.close()
+"""
+
 NATIVE_WORDS = """
 import sys, time
 import ipbroker
@@ -92,6 +135,8 @@ if __name__ == "__main__":
 """
 
 OURS, PEERS = "ipbroker", "published"
+LIMIT = 300
+"""Seconds that a program may take: some of them never end."""
 
 
 def run(place, name, text, command):
@@ -102,13 +147,35 @@ def run(place, name, text, command):
         with open(os.path.join(where, file), "w") as out:
             out.write(content)
     begin = time.time()
-    done = subprocess.run(command, cwd=where, capture_output=True, text=True)
+    try:
+        done = subprocess.run(command, cwd=where, capture_output=True, text=True, timeout=LIMIT)
+    except subprocess.TimeoutExpired:
+        print(f"{name}: it has not ended after {LIMIT} s", file=sys.stderr)
+        return None, LIMIT
     spent = time.time() - begin
     found = re.search(r"^BENCH (.*)$", done.stdout, re.M)
     if done.returncode:
         print(f"{name}: {done.stderr.strip().splitlines()[-1:]}", file=sys.stderr)
         return None, spent
     return [float(number) for number in found[1].split()] if found else [], spent
+
+
+@contextlib.contextmanager
+def node(who, python, place):
+    """What dispy's jobs run on: its node of two processors, here; ours need none."""
+    if who == OURS:
+        yield
+        return
+    command = [python, os.path.join(os.path.dirname(python), "dispynode.py"), "-c", "2", "-i", "localhost", "--daemon", "--clean", "--dest_path_prefix", os.path.join(place, "node")]
+    with open(os.path.join(place, "node.log"), "w+") as log:
+        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=place)
+        try:
+            while process.poll() is None and "serving" not in open(log.name).read():
+                time.sleep(0.1)
+            yield
+        finally:
+            process.kill()
+            process.wait()
 
 
 def corpus(place, megabytes):
@@ -157,6 +224,21 @@ def main():
         show("SCOOP: the document's program, -n 16, in all", "s", {who: None if found is None else seconds for who, (found, seconds) in spent.items()}, more=False)
         both = {who: run(place, f"words-{who}", {"p.py": SCOOP_WORDS.format(line=lines[who])}, [*launchers[who], "-n", "2", "p.py", *names])[0] for who in pythons}
         show(f"SCOOP: word count, {megabytes} MB", "s", {who: found and found[0] for who, found in both.items()}, more=False)
+
+        def dispy(who, name, text, *arguments):
+            # A node that has lost a job takes no others: each program has one of its own.
+            with node(who, pythons[who], place):
+                return run(place, f"dispy{name}-{who}", {"p.py": text}, [pythons[who], "p.py", *arguments])
+
+        imports = {OURS: "ipbroker.compat.dispy as dispy", PEERS: "dispy"}
+        both = {who: dispy(who, "noop", DISPY_NOOP.format(line=f"import {imports[who]}"), "500")[0] for who in pythons}
+        show("dispy: 500 no-op jobs", "jobs/s", {who: found and found[0] for who, found in both.items()})
+        # The same pauses; and dispy finds no address where there is no network.
+        document = {who: "import random\nrandom.seed(5)\n" + programs.dispy(imports[who]).replace("nodes=['localhost']", "nodes=['localhost'], host='localhost'") for who in pythons}
+        spent = {who: dispy(who, "document", document[who]) for who in pythons}
+        show("dispy: the document's program, in all", "s", {who: None if found is None else seconds for who, (found, seconds) in spent.items()}, more=False)
+        both = {who: dispy(who, "words", DISPY_WORDS.format(line=f"import {imports[who]}"), *names)[0] for who in pythons}
+        show(f"dispy: word count, {megabytes} MB", "s", {who: found and found[0] for who, found in both.items()}, more=False)
 
         both = {who: run(place, f"ppnoop-{who}", {"p.py": PP_NOOP.format(line=pps[who])}, [pythons[who], "p.py", "5000"])[0] for who in pythons}
         show("pp: 5,000 no-op jobs", "jobs/s", {who: found and found[0] for who, found in both.items()})

@@ -1,9 +1,15 @@
-"""The programs of the documents about SCOOP and Parallel Python, for the tests and for compat_bench.py."""
+"""The programs of the documents about SCOOP, dispy and Parallel Python, for the tests and for compat_bench.py."""
+
+import re
 
 import documents
 
 SCOOP = documents.text("001")
 PP = documents.text("003")
+DISPY = documents.text("002")
+
+INDENTATION = [0, 1, 1, 1, 1, 0, 1, 1, 1, 1, 2, 2, 2, 1, 1, 2, 2, 1]
+"""Of the lines of the program for dispy, which the document has lost."""
 
 # The counting itself is not in the document, which refers to it: the word count of "multiprocessing で MapReduce を実装する".
 COUNTING = '''
@@ -31,6 +37,14 @@ def count_words(item):
 def scoop_test(line="from ipbroker.compat import scoop\n"):
     """The program of the article about SCOOP: its import is replaced."""
     return documents.replaced(documents.cut(SCOOP, "import random", "scoop.futures.map という"), "import scoop\n", line)
+
+
+def dispy(name="ipbroker.compat.dispy as dispy"):
+    """The program of the article about dispy: its import is replaced, and Python 2's print."""
+    cut = "def compute" + documents.between(DISPY, "def compute", "Перед тем")
+    lines = documents.replaced(cut, "import dispy,", f"import {name},").splitlines()
+    assert len(lines) == len(INDENTATION)
+    return "".join("    " * depth + re.sub(r"^print (.*)$", r"print(\1)", line) + "\n" for line, depth in zip(lines, INDENTATION))
 
 
 def mapreduce(line="from ipbroker.compat import pp\n"):

@@ -14,19 +14,14 @@ import calls
 import documents
 import ipbroker
 import ipbroker.compat.dispy as dispy
+import programs
 from ipbroker.cluster import program
 
 DOCUMENT = documents.text("002")
-INDENTATION = [0, 1, 1, 1, 1, 0, 1, 1, 1, 1, 2, 2, 2, 1, 1, 2, 2, 1]
-"""Of the program's lines, which the document has lost."""
 
 
 def test_the_document(tmp_path):
-    cut = "def compute" + documents.between(DOCUMENT, "def compute", "Перед тем")
-    lines = cut.replace("import dispy,", "import ipbroker.compat.dispy as dispy,").splitlines()
-    assert len(lines) == len(INDENTATION)
-    lines = ["    " * depth + re.sub(r"^print (.*)$", r"print(\1)", line) for line, depth in zip(lines, INDENTATION)]
-    (tmp_path / "program.py").write_text("\n".join(lines))
+    (tmp_path / "program.py").write_text(programs.dispy())
     done = subprocess.run([sys.executable, "program.py"], cwd=tmp_path, capture_output=True, text=True, timeout=110)
     assert done.returncode == 0 and done.stderr == "", done.stderr
     shown = documents.between(DOCUMENT, "что-то типа:\n", "\n|")
