@@ -2,6 +2,7 @@
 
 use super::Core;
 use super::auto::{Estimate, UNKNOWN};
+use super::group::Stage;
 use super::types::{MILLISECOND, Nanos, SECOND, Totals};
 
 /// What the core keeps of a client.
@@ -28,6 +29,16 @@ pub(super) enum Bucket {
     Blocked,
     Ready,
     Running,
+}
+
+impl Bucket {
+    /// For what waits in this stage.
+    pub(super) fn of_waiting(stage: Stage) -> Self {
+        match stage {
+            Stage::Blocked => Self::Blocked,
+            _ => Self::Ready,
+        }
+    }
 }
 
 /// How members end.

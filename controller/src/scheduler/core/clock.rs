@@ -1,5 +1,7 @@
 //! Timers: timeouts, preferences, aborts and engines that do not answer.
 
+use std::collections::BTreeSet;
+
 use super::Core;
 use super::group::Stage;
 use super::id::NONE;
@@ -20,6 +22,14 @@ pub(super) enum Timer {
     Absent(u32),
     /// An engine stays too short for some tasks from now on. One that has left meanwhile is in no pool.
     Ends(u32),
+}
+
+/// Takes a timer back that runs out at that moment; 0: it does not run.
+pub(super) fn disarm(timers: &mut BTreeSet<(Nanos, Timer)>, at: &mut Nanos, timer: Timer) {
+    match std::mem::take(at) {
+        0 => {}
+        at => drop(timers.remove(&(at, timer))),
+    }
 }
 
 impl Core {
@@ -57,33 +67,33 @@ impl Core {
                     }
                     let why = if asked.0 == class { &asked.1 } else { "" };
                     let text = format!("it waited longer than its timeout of {seconds} s{why}");
-                    self.fail_waiting(now, index, FailKind::TaskTimeout, &text);
+                    self.fail_waiting(index, FailKind::TaskTimeout, &text);
                 }
                 Timer::Prefer(index) => {
                     self.groups[index].extra_mut().prefer_at = 0;
                     self.drop_preference(index);
-                    self.decide(now, index);
+                    self.decide(index);
                 }
                 Timer::Retry(index) => {
                     self.groups[index].extra_mut().retry_at = 0;
                     self.arm_timeout(at, index);
-                    self.decide(now, index);
+                    self.decide(index);
                 }
                 Timer::Abort(index) => {
                     self.groups[index].extra_mut().abort_at = 0;
-                    self.abort_overdue(now, index);
+                    self.abort_overdue(index);
                 }
                 Timer::Absent(slot) => {
                     self.engines[slot as usize].absent_at = 0;
                     let reason = "it did not come back after the controller restarted";
-                    self.remove_engine(now, slot, None, reason);
+                    self.remove_engine(slot, None, reason);
                 }
                 Timer::Ends(_) => {}
             }
-            self.settle(now);
+            self.settle();
         }
         if self.recall_at.is_some_and(|at| at <= now) {
-            self.recall(now);
+            self.recall();
         }
     }
 
@@ -97,12 +107,12 @@ impl Core {
     }
 
     /// A group that has failed waits for its next retry, if it is to.
-    pub(super) fn delay_retry(&mut self, now: Nanos, index: u32) {
+    pub(super) fn delay_retry(&mut self, index: u32) {
         let Some(extra) = &mut self.groups[index].extra else {
             return;
         };
         if extra.retry_delay > 0 {
-            extra.retry_at = now.saturating_add(extra.retry_delay);
+            extra.retry_at = self.now.saturating_add(extra.retry_delay);
             extra.retry_delay = (2 * extra.retry_delay).min(RETRY_DELAY_MOST);
             self.timers.insert((extra.retry_at, Timer::Retry(index)));
         }
@@ -131,15 +141,12 @@ impl Core {
         let Some(extra) = &mut self.groups[index].extra else {
             return;
         };
-        if extra.timeout_at > 0 {
-            self.timers
-                .remove(&(extra.timeout_at, Timer::Timeout(index)));
-            extra.timeout_at = 0;
-        }
-        if extra.retry_at > 0 {
-            self.timers.remove(&(extra.retry_at, Timer::Retry(index)));
-            extra.retry_at = 0;
-        }
+        disarm(
+            &mut self.timers,
+            &mut extra.timeout_at,
+            Timer::Timeout(index),
+        );
+        disarm(&mut self.timers, &mut extra.retry_at, Timer::Retry(index));
         self.drop_preference(index);
     }
 
@@ -148,10 +155,7 @@ impl Core {
         let Some(extra) = &mut self.groups[index].extra else {
             return;
         };
-        if extra.prefer_at > 0 {
-            self.timers.remove(&(extra.prefer_at, Timer::Prefer(index)));
-            extra.prefer_at = 0;
-        }
+        disarm(&mut self.timers, &mut extra.prefer_at, Timer::Prefer(index));
         let preferred = std::mem::replace(&mut extra.preferred, NONE);
         if preferred != NONE {
             self.release_class(preferred);
@@ -159,7 +163,7 @@ impl Core {
     }
 
     /// The class in which a group that may run waits: that of its preferred engines, for a while.
-    pub(super) fn preferred_class(&mut self, now: Nanos, index: u32, base: u32) -> u32 {
+    pub(super) fn preferred_class(&mut self, index: u32, base: u32) -> u32 {
         let Some(extra) = &self.groups[index].extra else {
             return base;
         };
@@ -172,7 +176,7 @@ impl Core {
         }
         let there = !self.pool_engines(preferred).is_empty();
         if there && (wait > 0 || self.choose(preferred, None).is_some()) {
-            let at = now.saturating_add(wait).max(1);
+            let at = self.now.saturating_add(wait).max(1);
             self.groups[index].extra_mut().prefer_at = at;
             self.timers.insert((at, Timer::Prefer(index)));
             return preferred;
@@ -182,17 +186,13 @@ impl Core {
     }
 
     pub(super) fn stop_abort_timer(&mut self, index: u32) {
-        let Some(extra) = &mut self.groups[index].extra else {
-            return;
-        };
-        if extra.abort_at > 0 {
-            self.timers.remove(&(extra.abort_at, Timer::Abort(index)));
-            extra.abort_at = 0;
+        if let Some(extra) = &mut self.groups[index].extra {
+            disarm(&mut self.timers, &mut extra.abort_at, Timer::Abort(index));
         }
     }
 
-    pub(super) fn arm_abort(&mut self, now: Nanos, index: u32) {
-        let at = now.saturating_add(self.config.abort_limit).max(1);
+    pub(super) fn arm_abort(&mut self, index: u32) {
+        let at = self.now.saturating_add(self.config.abort_limit).max(1);
         self.stop_abort_timer(index);
         self.groups[index].extra_mut().abort_at = at;
         self.timers.insert((at, Timer::Abort(index)));

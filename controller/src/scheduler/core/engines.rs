@@ -4,12 +4,16 @@ use std::collections::{HashMap, HashSet};
 use std::ops::Range;
 
 use super::Core;
+use super::abort::UNRUN;
 use super::clients::Bucket;
-use super::clock::Timer;
+use super::clock::{Timer, disarm};
 use super::engine::Engine;
 use super::group::{ABORTED, KILLED, Stage};
 use super::id::{NONE, TaskId, split_member};
 use super::types::{Action, EngineKey, EngineSpec, FailKind, GroupKey, Held, Nanos};
+
+/// What is said of what was to be stopped on an engine that is gone.
+const GONE: &str = "aborted; its engine is gone";
 
 /// Something an engine holds: a group, its members, and since when.
 #[derive(Clone, Copy, Debug)]
@@ -50,10 +54,7 @@ impl Core {
                 self.given_ahead - ahead
             };
         }
-        if engine.absent_at > 0 {
-            self.timers.remove(&(engine.absent_at, Timer::Absent(slot)));
-            engine.absent_at = 0;
-        }
+        disarm(&mut self.timers, &mut engine.absent_at, Timer::Absent(slot));
         engine.live = true;
         engine.leaving = false;
         engine.stopping = false;
@@ -80,13 +81,13 @@ impl Core {
         let in_vain = self.attach(slot);
         for class in in_vain {
             if self.pools.classes.get(class as usize).is_some() && self.is_dead(class) {
-                self.decide_class(now, class);
+                self.decide_class(class);
             }
         }
         self.refresh(slot);
         self.went_idle |= self.engines[slot as usize].load == 0;
         self.hungry.push_back(slot);
-        self.settle(now);
+        self.settle();
         key
     }
 
@@ -105,6 +106,7 @@ impl Core {
         holds: &[Held<'_>],
         may: &dyn Fn(GroupKey) -> bool,
     ) {
+        self.now = now;
         if !self.is_registered(engine) {
             return;
         }
@@ -127,18 +129,18 @@ impl Core {
             if holding.since > asked {
                 continue;
             }
-            self.release_holding(now, slot, holding, &keep, |core, index, range| {
+            self.release_holding(slot, holding, &keep, |core, index, range| {
                 let group = core.groups[index].parent().unwrap_or(index);
                 if may(core.groups.key(group)) {
-                    core.take_back(now, index, range);
+                    core.take_back(index, range);
                 } else {
-                    core.lose(now, index, range, engine, &text);
+                    core.lose(index, range, engine, &text);
                 }
             });
         }
         self.refresh(slot);
         self.hungry.push_back(slot);
-        self.settle(now);
+        self.settle();
     }
 
     /// When what the engine has had for the longest was given to it.
@@ -158,6 +160,7 @@ impl Core {
     /// begun elsewhere, the last call there has a priority at least as high: a chain of calls that wait for each other climbs, and
     /// never closes to a circle.
     pub fn engine_waits(&mut self, now: Nanos, engine: EngineKey, waits: u32, floor: i32) {
+        self.now = now;
         if !self.is_registered(engine) {
             return;
         }
@@ -192,17 +195,18 @@ impl Core {
         }
         self.refresh(slot);
         self.hungry.push_back(slot);
-        self.settle(now);
+        self.settle();
     }
 
     /// An engine is about to leave: it is given nothing more. What it holds it answers or gives back; then `engine_left`.
     pub fn engine_leaving(&mut self, now: Nanos, engine: EngineKey) {
+        self.now = now;
         if self.is_registered(engine) {
             self.engines[engine.slot as usize].leaving = true;
             self.recount_hosts();
             self.unreserve_engine(engine.slot);
             self.refresh(engine.slot);
-            self.settle(now);
+            self.settle();
         }
     }
 
@@ -232,23 +236,18 @@ impl Core {
         started: Option<&[String]>,
         reason: &str,
     ) {
+        self.now = now;
         let known = self
             .engines
             .get(engine.slot())
             .is_some_and(|e| e.used && e.generation == engine.generation);
         if known {
-            self.remove_engine(now, engine.slot, started, reason);
-            self.settle(now);
+            self.remove_engine(engine.slot, started, reason);
+            self.settle();
         }
     }
 
-    pub(super) fn remove_engine(
-        &mut self,
-        now: Nanos,
-        slot: u32,
-        started: Option<&[String]>,
-        reason: &str,
-    ) {
+    pub(super) fn remove_engine(&mut self, slot: u32, started: Option<&[String]>, reason: &str) {
         let began: Option<HashSet<(TaskId, u32)>> = started.map(|ids| {
             let whole = ids.iter().map(|id| (self.hasher.id(id.as_bytes()), NONE));
             let members = ids.iter().filter_map(|id| split_member(id));
@@ -259,9 +258,7 @@ impl Core {
         let engine = &mut self.engines[slot as usize];
         let what = engine.describe();
         engine.live = false;
-        if engine.absent_at > 0 {
-            self.timers.remove(&(engine.absent_at, Timer::Absent(slot)));
-        }
+        disarm(&mut self.timers, &mut engine.absent_at, Timer::Absent(slot));
         let (uuid, key) = (engine.uuid, engine.key());
         self.unreserve_engine(slot);
         let classes = self.detach(slot);
@@ -281,13 +278,11 @@ impl Core {
         };
         for holding in self.holdings(slot) {
             let had_begun = |id: TaskId, member: u32| !not_started(id, member);
-            self.release_holding(now, slot, holding, &had_begun, |core, index, range| {
-                core.take_back(now, index, range);
-            });
+            self.release_holding(slot, holding, &had_begun, Core::take_back);
         }
         for holding in self.holdings(slot) {
-            self.release_holding(now, slot, holding, &|_, _| false, |core, index, range| {
-                core.lose(now, index, range, key, &text);
+            self.release_holding(slot, holding, &|_, _| false, |core, index, range| {
+                core.lose(index, range, key, &text);
             });
         }
         self.leave_host(slot);
@@ -299,11 +294,11 @@ impl Core {
             ..Engine::new(slot)
         };
         self.free_slots.push(slot);
-        self.decide_bereft(now, classes);
+        self.decide_bereft(classes);
     }
 
     /// Decides anew on what waits in those of these classes that have no engine any more.
-    pub(super) fn decide_bereft(&mut self, now: Nanos, classes: Vec<u32>) {
+    pub(super) fn decide_bereft(&mut self, classes: Vec<u32>) {
         for class in classes {
             let gone = {
                 let Some(entry) = self.pools.classes.get(class as usize) else {
@@ -315,13 +310,13 @@ impl Core {
                 pool.engines.is_empty() && only || self.is_refused(class)
             };
             if gone {
-                self.decide_class(now, class);
+                self.decide_class(class);
             }
         }
     }
 
     /// Decides anew on everything that waits in a class that has lost its engines.
-    fn decide_class(&mut self, now: Nanos, class: u32) {
+    fn decide_class(&mut self, class: u32) {
         let keys: Vec<GroupKey> = self
             .members_of_class(class)
             .iter()
@@ -330,7 +325,7 @@ impl Core {
         for key in keys {
             if self.groups.get(key).is_some() {
                 self.drop_preference(key.index);
-                self.decide(now, key.index);
+                self.decide(key.index);
             }
         }
     }
@@ -343,6 +338,7 @@ impl Core {
         group: GroupKey,
         range: Range<u32>,
     ) {
+        self.now = now;
         if !self.is_registered(engine) || self.groups.get(group).is_none() {
             return;
         }
@@ -350,31 +346,18 @@ impl Core {
         let before = self.engines[slot as usize].load;
         if self.groups[index].array().is_none() {
             if range.contains(&0) && self.groups[index].engine == slot {
-                self.free_single(now, index, |core, index, range| {
-                    core.take_back(now, index, range)
-                });
+                self.free_single(index, Core::take_back);
             }
         } else {
-            let children: Vec<u32> = self.groups[index]
-                .array()
-                .expect("checked")
-                .children
-                .range(range.clone())
-                .map(|(_, &c)| c)
-                .collect();
-            for child in children {
+            for (_, child) in self.groups[index].members().children_in(&range) {
                 if self.groups[child].engine == slot {
-                    self.free_single(now, child, |core, index, range| {
-                        core.take_back(now, index, range)
-                    });
+                    self.free_single(child, Core::take_back);
                 }
             }
             for (start, lo, hi, flight) in self.flights(index, range.start, range.end) {
                 if flight.engine == slot {
                     self.land_chunk(index, start, lo, hi);
-                    self.free_members(index, lo, hi, |core, index, range| {
-                        core.take_back(now, index, range)
-                    });
+                    self.free_members(index, lo, hi, Core::take_back);
                 }
             }
             self.drop_if_idle(index);
@@ -385,7 +368,7 @@ impl Core {
             .saturating_sub(before.saturating_sub(engine.load));
         self.refresh(slot);
         self.hungry.push_back(slot);
-        self.settle(now);
+        self.settle();
     }
 
     /// What the engine holds, oldest first.
@@ -402,8 +385,7 @@ impl Core {
             at = self.groups[at].next;
         }
         for &(group, lo) in &engine.chunks {
-            let array = self.groups[group].array();
-            let flight = &array.expect("only arrays come in chunks").flights[&lo];
+            let flight = &self.groups[group].members().flights[&lo];
             found.push(Holding {
                 since: flight.since,
                 group,
@@ -417,7 +399,6 @@ impl Core {
     /// Takes a holding off its engine, but for the members to `keep`; those that have no outcome yet go to `then`.
     fn release_holding(
         &mut self,
-        now: Nanos,
         slot: u32,
         holding: Holding,
         keep: &dyn Fn(TaskId, u32) -> bool,
@@ -427,7 +408,7 @@ impl Core {
         let Some((lo, hi)) = holding.chunk else {
             let group = &self.groups[index];
             if group.engine == slot && !keep(group.id, group.index()) {
-                self.free_single(now, index, then);
+                self.free_single(index, then);
             }
             return;
         };
@@ -452,12 +433,7 @@ impl Core {
         self.drop_if_idle(index);
     }
 
-    fn free_single(
-        &mut self,
-        _now: Nanos,
-        index: u32,
-        mut then: impl FnMut(&mut Core, u32, Range<u32>),
-    ) {
+    fn free_single(&mut self, index: u32, mut then: impl FnMut(&mut Core, u32, Range<u32>)) {
         let over = self.groups[index].stage == Stage::Over;
         self.land(index);
         if over {
@@ -474,68 +450,43 @@ impl Core {
         hi: u32,
         mut then: impl FnMut(&mut Core, u32, Range<u32>),
     ) {
-        for (lo, hi) in self.groups[index]
-            .array()
-            .expect("checked")
-            .done
-            .gaps(lo, hi)
-        {
+        for (lo, hi) in self.groups[index].members().done.gaps(lo, hi) {
             then(self, index, lo..hi);
         }
     }
 
     /// Members that an engine had not started wait again; no retry is used up.
-    fn take_back(&mut self, now: Nanos, index: u32, range: Range<u32>) {
+    fn take_back(&mut self, index: u32, range: Range<u32>) {
         if self.groups[index].array().is_none() {
             if self.groups[index].is(ABORTED) {
-                return self.fail_running(
-                    now,
-                    index,
-                    FailKind::TaskAborted,
-                    "aborted before it ran",
-                    None,
-                );
+                return self.fail_running(index, FailKind::TaskAborted, UNRUN, None);
             }
-            return self.again(now, index, None);
+            return self.again(index, None);
         }
-        let array = self.groups[index].array().expect("checked");
+        let array = self.groups[index].members();
         let aborted = array.aborted.overlap(range.start, range.end);
         let others = array.aborted.gaps(range.start, range.end);
         for (lo, hi) in aborted {
-            self.fail_members(
-                now,
-                index,
-                lo..hi,
-                FailKind::TaskAborted,
-                "aborted before it ran",
-                None,
-            );
+            self.fail_members(index, lo..hi, FailKind::TaskAborted, UNRUN, None);
         }
         let client = self.groups[index].client;
         for (lo, hi) in others {
             let group = &mut self.groups[index];
             group.attempt += 1;
-            let retries = group.retries;
-            let key = self.groups.key(index);
+            group.members_mut().waiting.insert(lo, hi);
+            let (retries, stage, class) = (group.retries, group.stage, group.class);
             self.actions.push_back(Action::Requeue {
-                group: key,
+                group: self.groups.key(index),
                 range: lo..hi,
                 retries,
             });
-            let group = &mut self.groups[index];
-            group.array_mut().expect("checked").waiting.insert(lo, hi);
-            let (stage, class) = (group.stage, group.class);
-            let bucket = if stage == Stage::Blocked {
-                Bucket::Blocked
-            } else {
-                Bucket::Ready
-            };
+            let bucket = Bucket::of_waiting(stage);
             self.count(client, Some(Bucket::Running), bucket, hi - lo);
             match stage {
                 Stage::Queued => self.fresh.push_back(class),
                 Stage::Resting => {
-                    self.arm_timeout(now, index);
-                    self.decide(now, index);
+                    self.arm_timeout(self.now, index);
+                    self.decide(index);
                 }
                 Stage::Blocked | Stage::Free | Stage::Flying | Stage::Over => {}
             }
@@ -543,25 +494,12 @@ impl Core {
     }
 
     /// Members that were running went with their engine: a failure each.
-    pub(super) fn lose(
-        &mut self,
-        now: Nanos,
-        index: u32,
-        range: Range<u32>,
-        engine: EngineKey,
-        text: &str,
-    ) {
+    pub(super) fn lose(&mut self, index: u32, range: Range<u32>, engine: EngineKey, text: &str) {
         let dismissed = self.engines[engine.slot()].dismissed;
         if self.groups[index].array().is_none() {
             let group = &mut self.groups[index];
             if group.is(KILLED) {
-                return self.fail_running(
-                    now,
-                    index,
-                    FailKind::TaskAborted,
-                    "aborted; its engine is gone",
-                    Some(engine),
-                );
+                return self.fail_running(index, FailKind::TaskAborted, GONE, Some(engine));
             }
             if group.is(ABORTED) || !group.is_retryable() {
                 // Who asked for retries is told that they are at an end.
@@ -569,7 +507,7 @@ impl Core {
                     0 => text.to_owned(),
                     _ => format!("{text}; no retry is left"),
                 };
-                return self.fail_running(now, index, FailKind::EngineError, &text, Some(engine));
+                return self.fail_running(index, FailKind::EngineError, &text, Some(engine));
             }
             match group.crashes() {
                 _ if dismissed => {}
@@ -577,9 +515,9 @@ impl Core {
                 None => group.retries -= 1,
             }
             self.narrow(index, None);
-            return self.again(now, index, None);
+            return self.again(index, None);
         }
-        let array = self.groups[index].array().expect("checked");
+        let array = self.groups[index].members();
         let killed = array.killed.overlap(range.start, range.end);
         let mut rest = Vec::new();
         for (lo, hi) in array.killed.gaps(range.start, range.end) {
@@ -587,40 +525,26 @@ impl Core {
             rest.extend(array.aborted.gaps(lo, hi).into_iter().map(|r| (r, false)));
         }
         for (lo, hi) in killed {
-            self.fail_members(
-                now,
-                index,
-                lo..hi,
-                FailKind::TaskAborted,
-                "aborted; its engine is gone",
-                Some(engine),
-            );
+            self.fail_members(index, lo..hi, FailKind::TaskAborted, GONE, Some(engine));
         }
         let (retries, crashes) = (self.groups[index].retries, self.groups[index].crashes());
         for ((lo, hi), aborted) in rest {
             if aborted || !self.groups[index].is_retryable() {
-                self.fail_members(
-                    now,
-                    index,
-                    lo..hi,
-                    FailKind::EngineError,
-                    text,
-                    Some(engine),
-                );
+                self.fail_members(index, lo..hi, FailKind::EngineError, text, Some(engine));
                 continue;
             }
             for member in lo..hi {
                 let child = match crashes {
-                    _ if dismissed => self.split_member(now, index, member, retries),
-                    None => self.split_member(now, index, member, retries - 1),
+                    _ if dismissed => self.split_member(index, member, retries),
+                    None => self.split_member(index, member, retries - 1),
                     Some(crashes) => {
-                        let child = self.split_member(now, index, member, retries);
+                        let child = self.split_member(index, member, retries);
                         self.groups[child].extra_mut().crashes = crashes - 1;
                         child
                     }
                 };
                 self.narrow(child, None);
-                self.again(now, child, None);
+                self.again(child, None);
             }
         }
     }
@@ -640,13 +564,13 @@ impl Core {
     }
 
     /// The engine of that uuid, awaited if it is not there.
-    pub(super) fn absent_engine(&mut self, now: Nanos, name: &str) -> u32 {
+    pub(super) fn absent_engine(&mut self, name: &str) -> u32 {
         let uuid = self.hasher.id(name.as_bytes());
         if let Some(&slot) = self.by_uuid.get(&uuid) {
             return slot;
         }
         let slot = self.new_engine(uuid, name);
-        let at = now + self.config.restore_limit;
+        let at = self.now + self.config.restore_limit;
         self.engines[slot as usize].absent_at = at;
         self.timers.insert((at, Timer::Absent(slot)));
         if let Some(known) = self.last_known.get(&uuid) {

@@ -135,11 +135,7 @@ impl Core {
                 }
                 Standing::Running(id, member, live) => {
                     if let Some(array) = live {
-                        self.groups[array]
-                            .array_mut()
-                            .expect("has members")
-                            .watched
-                            .insert(member);
+                        self.groups[array].members_mut().watched.insert(member);
                     }
                     self.add_watcher((id, member), watcher);
                 }
@@ -153,13 +149,7 @@ impl Core {
                 }
             }
         }
-        let extra = self.groups[group].extra_mut();
-        let place = if follow {
-            &mut extra.follow
-        } else {
-            &mut extra.after
-        };
-        *place = Some(Box::new(dep));
+        *self.groups[group].extra_mut().dep_mut(follow) = Some(Box::new(dep));
         Ok(())
     }
 
@@ -260,47 +250,31 @@ impl Core {
     }
 
     /// Tells an outcome to those that depend on it.
-    pub(super) fn tell(&mut self, now: Nanos, ended: &Ended) {
+    pub(super) fn tell(&mut self, ended: &Ended) {
         let Some(watchers) = self.watchers.remove(&(ended.id, ended.member)) else {
             return;
         };
         let mut stay = Vec::new();
         for watcher in watchers.list {
-            let Some(group) = self.groups.get(watcher.group) else {
-                continue;
-            };
-            let Some(extra) = &group.extra else { continue };
-            let index = watcher.group.index;
-            let dep = if watcher.follow {
-                &extra.follow
-            } else {
-                &extra.after
-            };
-            let Some(dep) = dep else { continue };
-            if ended.doomed && dep.failure {
-                stay.push(watcher);
+            let Watcher { group, follow } = watcher;
+            if self.groups.get(group).is_none() {
                 continue;
             }
-            let extra = self.groups[index].extra_mut();
-            let place = if watcher.follow {
-                &mut extra.follow
-            } else {
-                &mut extra.after
+            let extra = self.groups[group.index].extra_mut();
+            let Some(mut dep) = extra.dep_mut(follow).take() else {
+                continue;
             };
-            let mut dep = place.take().expect("just seen");
-            self.note(&mut dep, watcher.follow, ended.ok, ended.places.as_slice());
+            let stays = ended.doomed && dep.failure;
+            if !stays {
+                self.note(&mut dep, follow, ended.ok, ended.places.as_slice());
+            }
             let settled = dep.all && dep.bad == 0 && dep.pending > 0 && dep.places.is_empty();
-            let extra = self.groups[index].extra_mut();
-            let place = if watcher.follow {
-                &mut extra.follow
-            } else {
-                &mut extra.after
-            };
-            *place = Some(dep);
-            if settled {
-                continue;
+            *self.groups[group.index].extra_mut().dep_mut(follow) = Some(dep);
+            if stays {
+                stay.push(watcher);
+            } else if !settled {
+                self.decide_with_members(group.index);
             }
-            self.decide_with_members(now, index);
         }
         if !stay.is_empty() {
             self.watchers.insert(
@@ -314,20 +288,21 @@ impl Core {
     }
 
     /// Decides on a group and on the members split from it.
-    fn decide_with_members(&mut self, now: Nanos, group: u32) {
+    fn decide_with_members(&mut self, group: u32) {
         let children: Vec<u32> = self.groups[group]
             .array()
             .map_or(Vec::new(), |a| a.children.values().copied().collect());
-        self.decide(now, group);
+        self.decide(group);
         for child in children {
             if self.groups[child].parent() == Some(group) {
-                self.decide(now, child);
+                self.decide(child);
             }
         }
     }
 
     /// The store's answer to `LookupOutcome`; `None`: nobody knows the id.
     pub fn outcome_known(&mut self, now: Nanos, id: &str, known: Option<Known<'_>>) {
+        self.now = now;
         let key = self.hasher.id(id.as_bytes());
         if !self.asked.remove(&key) {
             return;
@@ -370,26 +345,20 @@ impl Core {
                     if self.groups.get(group).is_none() {
                         continue;
                     }
-                    let extra = self.groups[group.index].extra_mut();
-                    let dep = if follow {
-                        &mut extra.follow
-                    } else {
-                        &mut extra.after
-                    };
-                    if let Some(dep) = dep {
+                    if let Some(dep) = self.groups[group.index].extra_mut().dep_mut(follow) {
                         dep.pending -= 1;
                         dep.bad += 1;
                         dep.invalid = Some(id.into());
                     }
-                    self.decide_with_members(now, group.index);
+                    self.decide_with_members(group.index);
                 }
             }
         }
-        self.settle(now);
+        self.settle();
     }
 
     /// Puts a group of which something waits where it belongs now, or fails it.
-    pub(super) fn decide(&mut self, now: Nanos, index: u32) {
+    pub(super) fn decide(&mut self, index: u32) {
         let group = &self.groups[index];
         match group.array() {
             Some(array) if array.waiting.is_empty() => return,
@@ -399,7 +368,7 @@ impl Core {
         let verdict = self.judge(index);
         let base = self.base_class(index);
         let (mut blocked, places) = match verdict {
-            Verdict::Impossible(kind, text) => return self.fail_waiting(now, index, kind, &text),
+            Verdict::Impossible(kind, text) => return self.fail_waiting(index, kind, &text),
             Verdict::Blocked(places) => (true, places),
             Verdict::Free(places) => (false, places),
         };
@@ -412,15 +381,15 @@ impl Core {
                 (class, blocked) = (base, true);
             } else {
                 let text = self.why_dead(class, class != base);
-                return self.fail_waiting(now, index, FailKind::ImpossibleDependency, &text);
+                return self.fail_waiting(index, FailKind::ImpossibleDependency, &text);
             }
         }
         if self.groups[index].is(LACKS_INPUT) && self.is_refused(base) {
             let text = "no engine that is there and may take it has its inputs: submit it again, which sends them";
-            return self.fail_waiting(now, index, FailKind::MissingInput, text);
+            return self.fail_waiting(index, FailKind::MissingInput, text);
         }
         if !blocked && class == base {
-            class = self.preferred_class(now, index, base);
+            class = self.preferred_class(index, base);
         }
         let (stage, old) = (self.groups[index].stage, self.groups[index].class);
         let wanted = if blocked {
@@ -434,18 +403,12 @@ impl Core {
         self.unlink(index);
         self.set_class(index, class);
         let members = self.groups[index].array().map_or(1, |a| a.waiting.len());
-        let from = if stage == Stage::Blocked {
-            Bucket::Blocked
-        } else {
-            Bucket::Ready
-        };
-        let client = self.groups[index].client;
+        let (from, to) = (Bucket::of_waiting(stage), Bucket::of_waiting(wanted));
+        self.count(self.groups[index].client, Some(from), to, members);
         if blocked {
-            self.count(client, Some(from), Bucket::Blocked, members);
             self.block(index);
         } else {
-            self.count(client, Some(from), Bucket::Ready, members);
-            self.make_ready(now, index);
+            self.make_ready(index);
         }
     }
 
@@ -526,30 +489,22 @@ impl Core {
                 let text = format!("it depends on {id}, which nobody knows");
                 return Verdict::Impossible(FailKind::InvalidDependency, text);
             }
-            if dep.all {
-                if dep.bad > 0 {
-                    return Verdict::Impossible(
-                        FailKind::ImpossibleDependency,
-                        unreachable_text(dep, verb),
-                    );
-                }
-                blocked |= dep.pending > 0;
-            } else {
-                if dep.good == 0 && dep.pending == 0 {
-                    return Verdict::Impossible(
-                        FailKind::ImpossibleDependency,
-                        unreachable_text(dep, verb),
-                    );
-                }
-                blocked |= dep.good == 0;
-            }
-        }
-        let Some(follow) = &extra.follow else {
-            return if blocked {
-                Verdict::Blocked(None)
-            } else {
-                Verdict::Free(None)
+            let (hopeless, waits) = match dep.all {
+                true => (dep.bad > 0, dep.pending > 0),
+                false => (dep.good == 0 && dep.pending == 0, dep.good == 0),
             };
+            if hopeless {
+                let text = unreachable_text(dep, verb);
+                return Verdict::Impossible(FailKind::ImpossibleDependency, text);
+            }
+            blocked |= waits;
+        }
+        let verdict = |places| match blocked {
+            true => Verdict::Blocked(places),
+            false => Verdict::Free(places),
+        };
+        let Some(follow) = &extra.follow else {
+            return verdict(None);
         };
         let places: Vec<EngineKey> = follow
             .places
@@ -564,12 +519,7 @@ impl Core {
             }
             return Verdict::Blocked(None);
         }
-        let places = (!places.is_empty()).then_some(places);
-        if blocked {
-            Verdict::Blocked(places)
-        } else {
-            Verdict::Free(places)
-        }
+        verdict((!places.is_empty()).then_some(places))
     }
 }
 

@@ -1,6 +1,7 @@
 //! What the core keeps of a group, and the slab it is kept in.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
 
 use super::auto::Estimate;
 use super::id::{NONE, TaskId};
@@ -124,6 +125,16 @@ impl Default for Extra {
     }
 }
 
+impl Extra {
+    /// The dependency of this kind.
+    pub(super) fn dep_mut(&mut self, follow: bool) -> &mut Option<Box<Dep>> {
+        match follow {
+            true => &mut self.follow,
+            false => &mut self.after,
+        }
+    }
+}
+
 /// A dependency and how far it is.
 #[derive(Debug)]
 pub(super) struct Dep {
@@ -165,6 +176,14 @@ pub(super) struct Array {
     pub estimate: Estimate,
 }
 
+impl Array {
+    /// Those of these members that became groups of their own.
+    pub(super) fn children_in(&self, range: &Range<u32>) -> Vec<(u32, u32)> {
+        let children = self.children.range(range.clone());
+        children.map(|(&member, &child)| (member, child)).collect()
+    }
+}
+
 /// A chunk on an engine.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Flight {
@@ -195,6 +214,15 @@ impl Group {
 
     pub(super) fn array_mut(&mut self) -> Option<&mut Array> {
         self.extra.as_mut()?.array.as_deref_mut()
+    }
+
+    /// Of what is an array, as the caller knows.
+    pub(super) fn members(&self) -> &Array {
+        self.array().expect("only arrays have members")
+    }
+
+    pub(super) fn members_mut(&mut self) -> &mut Array {
+        self.array_mut().expect("only arrays have members")
     }
 
     pub(super) fn extra_mut(&mut self) -> &mut Extra {

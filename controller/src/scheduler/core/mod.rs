@@ -182,7 +182,7 @@ pub struct Core {
     asked: HashSet<TaskId, FixedState>,
     timers: BTreeSet<(Nanos, Timer)>,
     most: Most,
-    /// The time of the last event by which engines came, tasks came, or time passed.
+    /// The time of the last event.
     now: Nanos,
 
     /// Outcomes to be told to dependents.

@@ -14,14 +14,14 @@ use super::types::{Action, Grant, Nanos};
 
 impl Core {
     /// Follows up an event: outcomes reach those that depend on them, then whatever can be placed is placed.
-    pub(super) fn settle(&mut self, now: Nanos) {
+    pub(super) fn settle(&mut self) {
         self.keep_hosts();
         // The engine for which nothing was found just now.
         let mut barren: Option<u32> = None;
         loop {
             while let Some(ended) = self.ended.pop_front() {
                 let ended: Ended = ended;
-                self.tell(now, &ended);
+                self.tell(&ended);
                 barren = None;
             }
             if let Some(slot) = self.hungry.pop_front() {
@@ -30,7 +30,7 @@ impl Core {
                 }
                 let mut fed = false;
                 while let Some(pick) = self.pick(slot) {
-                    self.dispatch_pick(now, slot, pick);
+                    self.dispatch_pick(slot, pick);
                     fed = true;
                 }
                 barren = if fed { None } else { Some(slot) };
@@ -55,7 +55,7 @@ impl Core {
                 };
                 // Another class may have somebody before this one's turn.
                 match self.pick(slot) {
-                    Some(pick) => self.dispatch_pick(now, slot, pick),
+                    Some(pick) => self.dispatch_pick(slot, pick),
                     // It is kept for something now: another one.
                     None if self.engines[slot as usize].kept_for != NONE => {}
                     None => break,
@@ -74,7 +74,7 @@ impl Core {
         }
         if self.went_idle {
             self.went_idle = false;
-            self.plan_recall(now);
+            self.plan_recall();
         }
     }
 
@@ -87,7 +87,7 @@ impl Core {
 
     /// Dispatches what is next for an engine with room, to the engine that the scheme prefers for it. If that is
     /// another one, what is next for that one goes there.
-    fn dispatch_pick(&mut self, now: Nanos, mut slot: u32, mut pick: Pick) {
+    fn dispatch_pick(&mut self, mut slot: u32, mut pick: Pick) {
         // What is next elsewhere comes earlier in turn each time, so that this ends; beyond so many classes turns are rough.
         for _ in 0..CLASSES_SEEN {
             if self.engines[slot as usize].kept_for != NONE {
@@ -111,7 +111,7 @@ impl Core {
                 break;
             }
         }
-        self.dispatch(now, pick.group, slot);
+        self.dispatch(pick.group, slot);
         if pick.overtakes != NONE {
             let cpus = self.cpus_of(slot);
             self.pools.classes[pick.overtakes as usize].overtaken += cpus;
@@ -119,7 +119,7 @@ impl Core {
     }
 
     /// A group enters the queue of its class.
-    pub(super) fn make_ready(&mut self, _now: Nanos, index: u32) {
+    pub(super) fn make_ready(&mut self, index: u32) {
         self.enqueue(index);
         let class = self.groups[index].class;
         if self.fresh.back() != Some(&class) {
@@ -133,27 +133,27 @@ impl Core {
     }
 
     /// A task without conditions, right after an event was settled: nobody waits for an engine that has room.
-    pub(super) fn place_new(&mut self, now: Nanos, index: u32) {
+    pub(super) fn place_new(&mut self, index: u32) {
         let class = self.groups[index].class;
         let entry = &self.pools.classes[class as usize];
         if entry.asks || self.asking > 0 || !self.waiting.is_empty() {
-            self.make_ready(now, index);
+            self.make_ready(index);
         } else if entry.queue.len == 0
             && let Some(slot) = self.choose(class, None)
         {
             self.activate(self.groups[index].client);
             self.next_seq += 1;
             self.groups[index].seq = self.next_seq;
-            self.dispatch(now, index, slot);
+            self.dispatch(index, slot);
         } else {
             self.enqueue(index);
         }
     }
 
     /// Gives the group, or a chunk of it, to an engine that has room.
-    pub(super) fn dispatch(&mut self, now: Nanos, index: u32, slot: u32) {
+    pub(super) fn dispatch(&mut self, index: u32, slot: u32) {
         if self.groups[index].array().is_some() {
-            return self.dispatch_chunk(now, index, slot);
+            return self.dispatch_chunk(index, slot);
         }
         // What is granted is counted by atomic operations; behind writes to the next group in the lane, which is rarely in the
         // cache, each of them would wait for those.
@@ -180,7 +180,7 @@ impl Core {
         );
         self.link_flying(index, slot);
         let group = &mut self.groups[index];
-        group.since = now;
+        group.since = self.now;
         group.est = est;
         group.set(FIRST, first);
         group.set(HOST_LOST, false);
@@ -191,7 +191,7 @@ impl Core {
         };
         self.charge(client, 1, estimate);
         self.count(client, Some(Bucket::Ready), Bucket::Running, 1);
-        self.sent(now, slot, first);
+        self.sent(slot, first);
         self.actions.push_back(Action::Dispatch {
             group: self.groups.key(key),
             range: member..member + 1,
@@ -219,10 +219,10 @@ impl Core {
         (Some(grant), alternative)
     }
 
-    fn dispatch_chunk(&mut self, now: Nanos, index: u32, slot: u32) {
+    fn dispatch_chunk(&mut self, index: u32, slot: u32) {
         let group = &self.groups[index];
         let (client, class, count, bytes) = (group.client, group.class, group.count, group.bytes);
-        let array = group.array().expect("checked");
+        let array = group.members();
         // Even shares are for the end: before it, other tasks of the client wait for whoever is idle.
         let ready = self.clients[client as usize].totals.ready;
         let left = array.waiting.len().max(ready.min(u64::from(NONE)) as u32);
@@ -235,7 +235,7 @@ impl Core {
             true => 1,
             false => self.engines[slot as usize].chunk(left, engines, estimate),
         };
-        let array = self.groups[index].array_mut().expect("checked");
+        let array = self.groups[index].members_mut();
         let Some((lo, hi)) = array.waiting.take_first(most) else {
             return;
         };
@@ -254,13 +254,13 @@ impl Core {
         let flight = Flight {
             hi,
             engine: slot,
-            since: now,
+            since: self.now,
             est,
             first,
         };
         let group = &mut self.groups[index];
         let attempt = group.attempt;
-        let array = group.array_mut().expect("checked");
+        let array = group.members_mut();
         array.flights.insert(lo, flight);
         array.host_lost.remove(lo, hi);
         self.engines[slot as usize].chunks.insert((index, lo));
@@ -270,7 +270,7 @@ impl Core {
         }
         self.charge(client, members, estimate);
         self.count(client, Some(Bucket::Ready), Bucket::Running, members);
-        self.sent(now, slot, first);
+        self.sent(slot, first);
         self.actions.push_back(Action::Dispatch {
             group: self.groups.key(index),
             range: lo..hi,
@@ -282,12 +282,12 @@ impl Core {
         });
     }
 
-    fn sent(&mut self, now: Nanos, slot: u32, first: bool) {
+    fn sent(&mut self, slot: u32, first: bool) {
         self.uses += 1;
         let engine = &mut self.engines[slot as usize];
         engine.last_used = self.uses;
         if first {
-            engine.progress = now;
+            engine.progress = self.now;
         }
         let room = self.refresh(slot);
         // What it is given ahead takes no cpu of its own: now that it has one, it may have room where there was none.
@@ -362,7 +362,7 @@ impl Core {
     pub(super) fn land_chunk(&mut self, index: u32, start: u32, lo: u32, hi: u32) {
         let group = &mut self.groups[index];
         let share = group.bytes / u64::from(group.count) * u64::from(hi - lo);
-        let array = group.array_mut().expect("only arrays have flights");
+        let array = group.members_mut();
         let flight = array.flights.remove(&start).expect("the caller found it");
         let slot = flight.engine;
         let chunks = &mut self.engines[slot as usize].chunks;

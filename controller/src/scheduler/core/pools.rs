@@ -405,7 +405,7 @@ impl Core {
             self.unreserve_engine(slot);
         }
         self.recount_hosts();
-        self.decide_bereft(now, lost);
+        self.decide_bereft(lost);
     }
 
     /// Tells the indexes how the engine stands. Returns whether it has room for anything.

@@ -151,7 +151,7 @@ impl Core {
             let group = &self.groups[holding.group];
             match holding.chunk {
                 Some((lo, hi)) => {
-                    for (lo, hi) in group.array().expect("has chunks").done.gaps(lo, hi) {
+                    for (lo, hi) in group.members().done.gaps(lo, hi) {
                         spans.push(Span {
                             group: self.groups.key(holding.group),
                             range: lo..hi,

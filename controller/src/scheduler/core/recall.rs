@@ -20,17 +20,17 @@ const IDLE_SEEN: usize = 16;
 
 impl Core {
     /// An engine went idle: recalls may be worth it.
-    pub(super) fn plan_recall(&mut self, now: Nanos) {
+    pub(super) fn plan_recall(&mut self) {
         if self.given_ahead == 0 {
             return;
         }
-        let at = now.max(self.last_recall + INTERVAL);
+        let at = self.now.max(self.last_recall + INTERVAL);
         self.recall_at = Some(self.recall_at.map_or(at, |before| before.min(at)));
     }
 
     /// Looks for tasks that an idle engine could take off another.
-    pub(super) fn recall(&mut self, now: Nanos) {
-        self.last_recall = now;
+    pub(super) fn recall(&mut self) {
+        self.last_recall = self.now;
         self.recall_at = None;
         let mut next: Option<Nanos> = None;
         let mut wake = |at: Nanos| next = Some(next.map_or(at, |n: Nanos| n.min(at)));
@@ -39,7 +39,7 @@ impl Core {
         for &slot in &self.live {
             let engine = &self.engines[slot as usize];
             if engine.recalled > 0 {
-                if engine.recall_until <= now {
+                if engine.recall_until <= self.now {
                     expired.push(slot)
                 } else {
                     wake(engine.recall_until)
@@ -71,7 +71,7 @@ impl Core {
                 let flush = if engine.chunks.is_empty() { 0 } else { FLUSH };
                 let overdue = engine.progress + 2 * mean + 2 * overhead + flush;
                 let left = engine.active() - 1;
-                if overdue <= now {
+                if overdue <= self.now {
                     victims.push((u64::MAX, left, slot));
                 } else if u64::from(left) * mean > 3 * overhead {
                     let share = left as usize * idle.len() / (idle.len() + 1);
@@ -85,7 +85,7 @@ impl Core {
         let mut takers = idle.len();
         for (_, most, slot) in victims {
             if takers == 0 {
-                wake(now + INTERVAL);
+                wake(self.now + INTERVAL);
                 break;
             }
             let items = self.recallable(slot, most, &idle);
@@ -96,14 +96,14 @@ impl Core {
             takers = takers.saturating_sub(count as usize);
             let engine = &mut self.engines[slot as usize];
             engine.recalled = count;
-            engine.recall_until = now + PATIENCE.max(4 * engine.overhead as Nanos);
+            engine.recall_until = self.now + PATIENCE.max(4 * engine.overhead as Nanos);
             wake(engine.recall_until);
             let engine = engine.key();
             self.refresh(slot);
             self.actions.push_back(Action::Recall { engine, items });
         }
         self.recall_at = next;
-        self.settle(now);
+        self.settle();
     }
 
     /// Up to `most` members that the engine has probably not started and that an idle engine may take, newest first.

@@ -25,6 +25,7 @@ impl Core {
         group: GroupKey,
         report: &Report<'_>,
     ) -> Deliver {
+        self.now = now;
         let Some(entry) = self.groups.get(group) else {
             return Deliver::Nothing;
         };
@@ -33,14 +34,14 @@ impl Core {
         }
         let index = group.index;
         let deliver = if entry.array().is_some() {
-            self.reply_array(now, engine.slot, index, report)
+            self.reply_array(engine.slot, index, report)
         } else if report.range.start == 0 && on_engine(entry.stage) && entry.engine == engine.slot {
             let outcome = report
                 .exceptions
                 .first()
                 .filter(|(i, _)| *i == 0)
                 .map_or(report.outcome, |(_, o)| *o);
-            if self.end_single(now, index, outcome, report.run) {
+            if self.end_single(index, outcome, report.run) {
                 Deliver::All
             } else {
                 Deliver::Nothing
@@ -50,7 +51,7 @@ impl Core {
         };
         self.refresh(engine.slot);
         self.hungry.push_back(engine.slot);
-        self.settle(now);
+        self.settle();
         deliver
     }
 
@@ -67,7 +68,7 @@ impl Core {
             .is_some_and(|e| e.live && e.generation == engine.generation)
     }
 
-    fn reply_array(&mut self, now: Nanos, slot: u32, index: u32, report: &Report<'_>) -> Deliver {
+    fn reply_array(&mut self, slot: u32, index: u32, report: &Report<'_>) -> Deliver {
         let Report {
             range,
             outcome: default,
@@ -76,17 +77,11 @@ impl Core {
         } = report.clone();
         let each = run / u64::from(range.end - range.start);
         let mut delivered: Vec<Range<u32>> = Vec::new();
-        let array = self.groups[index].array().expect("checked");
-        let children: Vec<(u32, u32)> = array
-            .children
-            .range(range.clone())
-            .map(|(&i, &c)| (i, c))
-            .collect();
-        for (member, child) in children {
+        for (member, child) in self.groups[index].members().children_in(&range) {
             let entry = &self.groups[child];
             if on_engine(entry.stage) && entry.engine == slot {
                 let exception = exceptions.iter().find(|(i, _)| *i == member);
-                if self.end_single(now, child, exception.map_or(default, |(_, o)| *o), each) {
+                if self.end_single(child, exception.map_or(default, |(_, o)| *o), each) {
                     delivered.push(member..member + 1);
                 }
             }
@@ -95,33 +90,24 @@ impl Core {
             if flight.engine != slot {
                 continue;
             }
-            let (needs, client) = (
-                self.constraints(self.groups[index].class).needs,
-                self.groups[index].client,
-            );
+            let (class, client) = (self.groups[index].class, self.groups[index].client);
+            let needs = self.constraints(class).needs;
             let members = hi - lo;
             self.land_chunk(index, start, lo, hi);
             let took = each * u64::from(members);
             self.learn(client, needs, members, took, from_units(flight.est));
             let first = (flight.first && lo == start).then_some(flight.since);
-            self.ran(now, slot, members, took, first);
-            let array = self.groups[index].array_mut().expect("checked");
+            self.ran(slot, members, took, first);
+            let array = self.groups[index].members_mut();
             array.estimate.learn(took, members);
             for (lo, hi) in array.done.gaps(lo, hi) {
                 let mut at = lo;
                 for &(member, outcome) in exceptions.iter().filter(|(i, _)| (lo..hi).contains(i)) {
-                    self.end_members(now, index, slot, at..member, default, &mut delivered);
-                    self.end_members(
-                        now,
-                        index,
-                        slot,
-                        member..member + 1,
-                        outcome,
-                        &mut delivered,
-                    );
+                    self.end_members(index, slot, at..member, default, &mut delivered);
+                    self.end_members(index, slot, member..member + 1, outcome, &mut delivered);
                     at = member + 1;
                 }
-                self.end_members(now, index, slot, at..hi, default, &mut delivered);
+                self.end_members(index, slot, at..hi, default, &mut delivered);
             }
         }
         self.drop_if_idle(index);
@@ -129,25 +115,25 @@ impl Core {
     }
 
     /// Statistics of an answer. `since`: when it was sent, if the engine had nothing else then.
-    fn ran(&mut self, now: Nanos, slot: u32, members: u32, run: Nanos, since: Option<Nanos>) {
+    fn ran(&mut self, slot: u32, members: u32, run: Nanos, since: Option<Nanos>) {
         let engine = &mut self.engines[slot as usize];
-        engine.progress = now;
+        engine.progress = self.now;
         engine.completed += u64::from(members);
         engine.run_time += run;
         if let Some(since) = since {
-            engine.learn_overhead(now.saturating_sub(since).saturating_sub(run));
+            engine.learn_overhead(self.now.saturating_sub(since).saturating_sub(run));
         }
     }
 
     /// A single task was answered by its engine. True if that goes to the client.
-    fn end_single(&mut self, now: Nanos, index: u32, outcome: Outcome, run: Nanos) -> bool {
+    fn end_single(&mut self, index: u32, outcome: Outcome, run: Nanos) -> bool {
         let group = &self.groups[index];
         let (slot, client, est) = (group.engine, group.client, group.est);
         let since = group.is(FIRST).then_some(group.since);
         let needs = self.constraints(group.class).needs;
         let over = group.stage == Stage::Over;
         self.land(index);
-        self.ran(now, slot, 1, run, since);
+        self.ran(slot, 1, run, since);
         if over {
             self.drop_over(index);
             return false;
@@ -163,15 +149,14 @@ impl Core {
         let engine = self.engines[slot as usize].key();
         if outcome != Outcome::Ok && self.groups[index].is(HOST_LOST) {
             self.groups[index].set(HOST_LOST, false);
-            self.lose(now, index, 0..1, engine, HOST_LOST_TEXT);
+            self.lose(index, 0..1, engine, HOST_LOST_TEXT);
             return false;
         }
         match outcome {
-            Outcome::Ok => self.end_for_good(now, index, End::Ok, engine),
-            Outcome::Aborted => self.end_for_good(now, index, End::Aborted, engine),
+            Outcome::Ok => self.end_for_good(index, End::Ok, engine),
+            Outcome::Aborted => self.end_for_good(index, End::Aborted, engine),
             Outcome::Error if killed => {
                 self.fail_running(
-                    now,
                     index,
                     FailKind::TaskAborted,
                     "aborted while it ran",
@@ -181,15 +166,15 @@ impl Core {
             }
             Outcome::Error if !aborted && self.was_stopped(index, slot) => {
                 self.narrow(index, None);
-                self.again(now, index, None);
+                self.again(index, None);
                 return false;
             }
             Outcome::Error if !aborted && self.was_left(index, slot) => {
-                self.lose(now, index, 0..1, engine, LEFT_TEXT);
+                self.lose(index, 0..1, engine, LEFT_TEXT);
                 return false;
             }
             Outcome::Error if aborted || self.groups[index].retries == 0 => {
-                self.end_for_good(now, index, End::Failed, engine);
+                self.end_for_good(index, End::Failed, engine);
             }
             Outcome::Error => {
                 let may_return = self.groups[index].is(MAY_RETURN);
@@ -197,19 +182,19 @@ impl Core {
                 self.narrow(index, (!may_return).then_some(engine));
                 if self.is_hopeless(index) {
                     // The error itself says more than that nothing is left to try.
-                    self.end_for_good(now, index, End::Failed, engine);
+                    self.end_for_good(index, End::Failed, engine);
                 } else {
-                    self.try_again(now, index, may_return.then_some(engine));
+                    self.try_again(index, may_return.then_some(engine));
                     return false;
                 }
             }
             Outcome::Unmet if aborted => {
-                self.fail_running(now, index, FailKind::TaskAborted, "aborted", None);
+                self.fail_running(index, FailKind::TaskAborted, "aborted", None);
                 return false;
             }
             Outcome::Unmet => {
                 self.narrow(index, Some(engine));
-                self.again(now, index, None);
+                self.again(index, None);
                 return false;
             }
         }
@@ -219,7 +204,6 @@ impl Core {
     /// Members of an array were answered by the engine they were on.
     fn end_members(
         &mut self,
-        now: Nanos,
         index: u32,
         slot: u32,
         range: Range<u32>,
@@ -232,13 +216,13 @@ impl Core {
         }
         let engine = self.engines[slot as usize].key();
         let client = self.groups[index].client;
-        let array = self.groups[index].array_mut().expect("checked");
+        let array = self.groups[index].members_mut();
         if outcome != Outcome::Ok && array.host_lost.contains(lo) {
             array.host_lost.remove(lo, hi);
-            return self.lose(now, index, range, engine, HOST_LOST_TEXT);
+            return self.lose(index, range, engine, HOST_LOST_TEXT);
         }
         if outcome == Outcome::Error && self.was_left(index, slot) {
-            return self.lose(now, index, range, engine, LEFT_TEXT);
+            return self.lose(index, range, engine, LEFT_TEXT);
         }
         let end = match outcome {
             Outcome::Ok => Some(End::Ok),
@@ -254,12 +238,12 @@ impl Core {
         };
         if let Some(end) = end {
             self.count_end(client, Bucket::Running, end, hi - lo);
-            self.members_over(now, index, lo, hi, end == End::Ok, Some(engine));
+            self.members_over(index, lo, hi, end == End::Ok, Some(engine));
             delivered.push(range);
             return;
         }
         for member in range {
-            let array = self.groups[index].array().expect("checked");
+            let array = self.groups[index].members();
             let (aborted, killed) = (
                 array.aborted.contains(member),
                 array.killed.contains(member),
@@ -269,36 +253,36 @@ impl Core {
             if killed || (aborted && outcome == Outcome::Unmet) {
                 let place = (outcome != Outcome::Unmet).then_some(engine);
                 let (kind, text) = (FailKind::TaskAborted, "aborted while it ran");
-                self.fail_members(now, index, member..member + 1, kind, text, place);
+                self.fail_members(index, member..member + 1, kind, text, place);
                 continue;
             }
             if outcome == Outcome::Error && !aborted && self.was_stopped(index, slot) {
-                let child = self.split_member(now, index, member, retries);
+                let child = self.split_member(index, member, retries);
                 self.groups[child].stage = Stage::Resting;
                 self.narrow(child, None);
-                self.again(now, child, None);
+                self.again(child, None);
                 continue;
             }
             if outcome == Outcome::Error {
                 if aborted || retries == 0 {
                     self.count_end(client, Bucket::Running, End::Failed, 1);
-                    self.members_over(now, index, member, member + 1, false, Some(engine));
+                    self.members_over(index, member, member + 1, false, Some(engine));
                     delivered.push(member..member + 1);
                     continue;
                 }
                 retries -= 1;
             }
-            let child = self.split_member(now, index, member, retries);
+            let child = self.split_member(index, member, retries);
             self.groups[child].stage = Stage::Resting;
             let refuse = outcome == Outcome::Unmet || !may_return;
             self.narrow(child, refuse.then_some(engine));
             if outcome == Outcome::Error && self.is_hopeless(child) {
                 delivered.push(member..member + 1);
-                self.end_for_good(now, child, End::Failed, engine);
+                self.end_for_good(child, End::Failed, engine);
             } else if outcome == Outcome::Error {
-                self.try_again(now, child, (!refuse).then_some(engine));
+                self.try_again(child, (!refuse).then_some(engine));
             } else {
-                self.again(now, child, None);
+                self.again(child, None);
             }
         }
     }
@@ -343,17 +327,17 @@ impl Core {
     }
 
     /// A single task that failed waits again, after its delay if it has one.
-    fn try_again(&mut self, now: Nanos, index: u32, besides: Option<EngineKey>) {
-        self.delay_retry(now, index);
-        self.again(now, index, besides);
+    fn try_again(&mut self, index: u32, besides: Option<EngineKey>) {
+        self.delay_retry(index);
+        self.again(index, besides);
     }
 
     /// A single task that is on no engine any more waits again; `besides`: rather not there.
-    pub(super) fn again(&mut self, now: Nanos, index: u32, besides: Option<EngineKey>) {
+    pub(super) fn again(&mut self, index: u32, besides: Option<EngineKey>) {
         let group = &mut self.groups[index];
         group.stage = Stage::Resting;
         group.attempt += 1;
-        group.since = now;
+        group.since = self.now;
         let (client, retries) = (group.client, group.retries);
         let (group, member) = match self.groups[index].parent() {
             Some(parent) => (parent, self.groups[index].index()),
@@ -374,22 +358,21 @@ impl Core {
             && !self.pools.classes[class as usize].asks
             && let Some(slot) = self.choose(class, besides)
         {
-            return self.dispatch(now, index, slot);
+            return self.dispatch(index, slot);
         }
-        self.arm_timeout(now, index);
-        self.decide(now, index);
+        self.arm_timeout(self.now, index);
+        self.decide(index);
     }
 
     /// An engine's answer is the final outcome of a single task.
-    fn end_for_good(&mut self, now: Nanos, index: u32, end: End, engine: EngineKey) {
+    fn end_for_good(&mut self, index: u32, end: End, engine: EngineKey) {
         self.count_end(self.groups[index].client, Bucket::Running, end, 1);
-        self.conclude(now, index, end == End::Ok, Some(engine));
+        self.conclude(index, end == End::Ok, Some(engine));
     }
 
     /// The core answers for a single task that was running (and may be still).
     pub(super) fn fail_running(
         &mut self,
-        now: Nanos,
         index: u32,
         kind: FailKind,
         text: &str,
@@ -397,13 +380,12 @@ impl Core {
     ) {
         self.say_failed(index, 0, 1, kind, text, engine);
         self.count_end(self.groups[index].client, Bucket::Running, end_of(kind), 1);
-        self.conclude(now, index, false, engine);
+        self.conclude(index, false, engine);
     }
 
     /// The core answers for members of an array that were running (and may be still).
     pub(super) fn fail_members(
         &mut self,
-        now: Nanos,
         index: u32,
         range: Range<u32>,
         kind: FailKind,
@@ -418,29 +400,25 @@ impl Core {
             end_of(kind),
             hi - lo,
         );
-        self.members_over(now, index, lo, hi, false, engine);
+        self.members_over(index, lo, hi, false, engine);
     }
 
     /// The core answers for everything of a group that waits.
-    pub(super) fn fail_waiting(&mut self, now: Nanos, index: u32, kind: FailKind, text: &str) {
-        let bucket = if self.groups[index].stage == Stage::Blocked {
-            Bucket::Blocked
-        } else {
-            Bucket::Ready
-        };
+    pub(super) fn fail_waiting(&mut self, index: u32, kind: FailKind, text: &str) {
+        let bucket = Bucket::of_waiting(self.groups[index].stage);
         self.unlink(index);
         self.stop_waiting(index);
         let client = self.groups[index].client;
         let Some(array) = self.groups[index].array_mut() else {
             self.say_failed(index, 0, 1, kind, text, None);
             self.count_end(client, bucket, end_of(kind), 1);
-            return self.conclude(now, index, false, None);
+            return self.conclude(index, false, None);
         };
         let waiting = std::mem::take(&mut array.waiting);
         for (lo, hi) in waiting.iter() {
             self.say_failed(index, lo, hi, kind, text, None);
             self.count_end(client, bucket, end_of(kind), hi - lo);
-            self.members_over(now, index, lo, hi, false, None);
+            self.members_over(index, lo, hi, false, None);
         }
     }
 
@@ -471,7 +449,7 @@ impl Core {
     }
 
     /// A single task, in no queue, has its final outcome.
-    pub(super) fn conclude(&mut self, now: Nanos, index: u32, ok: bool, engine: Option<EngineKey>) {
+    pub(super) fn conclude(&mut self, index: u32, ok: bool, engine: Option<EngineKey>) {
         let flying = self.groups[index].engine != NONE;
         let Some(parent) = self.groups[index].parent() else {
             return self.finish(index, ok, engine.map_or(Places::None, Places::One));
@@ -483,13 +461,12 @@ impl Core {
         } else {
             self.drop_member(parent, index);
         }
-        self.members_over(now, parent, member, member + 1, ok, engine);
+        self.members_over(parent, member, member + 1, ok, engine);
     }
 
     /// Members of an array have their final outcome.
     pub(super) fn members_over(
         &mut self,
-        _now: Nanos,
         index: u32,
         lo: u32,
         hi: u32,
@@ -498,7 +475,7 @@ impl Core {
     ) {
         let group = &mut self.groups[index];
         let (id, count) = (group.id, group.count);
-        let array = group.array_mut().expect("only arrays have members");
+        let array = group.members_mut();
         array.done.insert(lo, hi);
         if !ok {
             if array.failed.is_empty() && array.done.len() < count {
@@ -538,9 +515,7 @@ impl Core {
                 });
             }
         }
-        let array = self.groups[index]
-            .array()
-            .expect("only arrays have members");
+        let array = self.groups[index].members();
         if array.done.len() == count {
             let ok = array.failed.is_empty();
             let places = Places::of(array.places.values().map(|(_, engine)| *engine).collect());
@@ -590,11 +565,7 @@ impl Core {
     /// A member that had a group of its own needs it no longer.
     fn drop_member(&mut self, parent: u32, index: u32) {
         let member = self.groups[index].index();
-        let array = self.groups[parent].array_mut();
-        array
-            .expect("a parent is an array")
-            .children
-            .remove(&member);
+        self.groups[parent].members_mut().children.remove(&member);
         self.drop_group(index);
     }
 

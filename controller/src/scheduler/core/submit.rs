@@ -20,10 +20,11 @@ use super::{Core, LastKnown};
 impl Core {
     /// A new group. Its actions (a failure too) follow by [`Core::poll`].
     pub fn submit(&mut self, now: Nanos, spec: &GroupSpec<'_>) -> Result<GroupKey, Refusal> {
-        let group = self.admit(now, spec)?;
+        self.now = now;
+        let group = self.admit(spec)?;
         let key = self.groups.key(group);
-        self.start(now, group, spec);
-        self.settle(now);
+        self.start(group, spec);
+        self.settle();
         Ok(key)
     }
 
@@ -38,7 +39,8 @@ impl Core {
         done: &[(u32, u32, bool)],
         given: &[(&str, u32, u32)],
     ) -> Result<GroupKey, Refusal> {
-        let group = self.admit(now, spec)?;
+        self.now = now;
+        let group = self.admit(spec)?;
         let key = self.groups.key(group);
         let client = self.groups[group].client;
         // Sent before: what is sent again to the same engine must differ.
@@ -46,8 +48,8 @@ impl Core {
         self.next_seq += 1;
         self.groups[group].seq = self.next_seq;
         for &(uuid, lo, hi) in given {
-            let slot = self.absent_engine(now, uuid);
-            self.give_restored(now, group, slot, lo, hi);
+            let slot = self.absent_engine(uuid);
+            self.give_restored(group, slot, lo, hi);
         }
         for &(lo, hi, ok) in done {
             let parts = match self.groups[group].array_mut() {
@@ -62,9 +64,9 @@ impl Core {
             for (lo, hi) in parts {
                 self.count_end(client, Bucket::Ready, end, hi - lo);
                 if self.groups[group].array().is_some() {
-                    self.members_over(now, group, lo, hi, ok, None);
+                    self.members_over(group, lo, hi, ok, None);
                 } else {
-                    self.conclude(now, group, ok, None);
+                    self.conclude(group, ok, None);
                 }
             }
         }
@@ -75,11 +77,11 @@ impl Core {
                 .map_or(g.stage == Stage::Resting, |a| !a.waiting.is_empty()),
         };
         if waits {
-            self.start(now, group, spec);
+            self.start(group, spec);
         } else if self.groups.get(key).is_some() {
-            self.watch_dependencies(now, group, spec);
+            self.watch_dependencies(group, spec);
         }
-        self.settle(now);
+        self.settle();
         Ok(key)
     }
 
@@ -102,7 +104,7 @@ impl Core {
     }
 
     /// Members are with an engine already.
-    fn give_restored(&mut self, now: Nanos, group: u32, slot: u32, lo: u32, hi: u32) {
+    fn give_restored(&mut self, group: u32, slot: u32, lo: u32, hi: u32) {
         // Nobody knows how long it will take: nothing is put behind it.
         let est = to_units(None);
         let class = self.groups[group].class;
@@ -117,7 +119,7 @@ impl Core {
         let (client, count, bytes) = (entry.client, entry.count, entry.bytes);
         let Some(array) = entry.array_mut() else {
             if entry.stage == Stage::Resting {
-                entry.since = now;
+                entry.since = self.now;
                 entry.est = est;
                 self.link_flying(group, slot);
                 self.add_load(slot, 1, from_units(est) as i64, bytes as i64);
@@ -133,7 +135,7 @@ impl Core {
                 Flight {
                     hi,
                     engine: slot,
-                    since: now,
+                    since: self.now,
                     est,
                     first: false,
                 },
@@ -149,11 +151,10 @@ impl Core {
     }
 
     /// Takes a group in. It is in no list yet.
-    fn admit(&mut self, now: Nanos, spec: &GroupSpec<'_>) -> Result<u32, Refusal> {
+    fn admit(&mut self, spec: &GroupSpec<'_>) -> Result<u32, Refusal> {
         if spec.count == 0 || spec.count == NONE {
             return Err(Refusal::Empty);
         }
-        self.now = now;
         // Also an id that a member of an array has.
         let known = self.state(spec.msg_id);
         if known != TaskState::Unknown {
@@ -168,7 +169,7 @@ impl Core {
             id,
             seq: 0,
             bytes: spec.bytes,
-            since: now,
+            since: self.now,
             extra: None,
             generation: 0,
             count: spec.count,
@@ -296,33 +297,33 @@ impl Core {
     }
 
     /// Puts an admitted group where it belongs.
-    fn start(&mut self, now: Nanos, group: u32, spec: &GroupSpec<'_>) {
-        if !self.watch_dependencies(now, group, spec) {
+    fn start(&mut self, group: u32, spec: &GroupSpec<'_>) {
+        if !self.watch_dependencies(group, spec) {
             return;
         }
         let base = self.base_class(group);
         if spec.no_wait && self.is_nowhere(base) {
             let text = self.nowhere(base);
-            return self.fail_waiting(now, group, FailKind::NoEngine, &text);
+            return self.fail_waiting(group, FailKind::NoEngine, &text);
         }
         if self.groups[group].extra.is_none()
             && self.constraints(base).targets.is_none()
             && self.groups[group].seq == 0
         {
-            return self.place_new(now, group);
+            return self.place_new(group);
         }
-        self.arm_timeout(now, group);
-        self.decide(now, group);
+        self.arm_timeout(self.now, group);
+        self.decide(group);
     }
 
     /// Registers what the group waits for. False if that was invalid and the group has failed.
-    fn watch_dependencies(&mut self, now: Nanos, group: u32, spec: &GroupSpec<'_>) -> bool {
+    fn watch_dependencies(&mut self, group: u32, spec: &GroupSpec<'_>) -> bool {
         for (dependency, follow) in [(spec.after, false), (spec.follow, true)] {
             let Some(dependency) = dependency.filter(|d| !d.ids.is_empty()) else {
                 continue;
             };
             if let Err(text) = self.watch(group, dependency, follow) {
-                self.fail_waiting(now, group, FailKind::InvalidDependency, &text);
+                self.fail_waiting(group, FailKind::InvalidDependency, &text);
                 return false;
             }
         }
@@ -339,13 +340,7 @@ impl Core {
     }
 
     /// A member leaves its array to be tried again under conditions of its own.
-    pub(super) fn split_member(
-        &mut self,
-        now: Nanos,
-        parent: u32,
-        index: u32,
-        retries: u32,
-    ) -> u32 {
+    pub(super) fn split_member(&mut self, parent: u32, index: u32, retries: u32) -> u32 {
         let base = self.base_class(parent);
         self.hold_class(base);
         let class = self.placed_class(parent, base);
@@ -366,7 +361,7 @@ impl Core {
             id: group.id,
             seq: group.seq,
             bytes: group.bytes / u64::from(group.count),
-            since: now,
+            since: self.now,
             extra: Some(Box::new(extra)),
             generation: 0,
             count: 1,
@@ -388,11 +383,8 @@ impl Core {
         }
         self.clients[child.client as usize].groups += 1;
         let child = self.groups.insert(child);
-        self.groups[parent]
-            .array_mut()
-            .expect("an array")
-            .children
-            .insert(index, child);
+        let children = &mut self.groups[parent].members_mut().children;
+        children.insert(index, child);
         child
     }
 
