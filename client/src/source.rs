@@ -5,6 +5,7 @@ use std::path::Path;
 
 use crossbeam_channel::{Receiver, Sender};
 use ipbroker_client::job::{Graph, Job, JobError, LineError, parse_line};
+use ipbroker_client::protocol::spawn;
 
 use crate::failure::Failure;
 
@@ -120,9 +121,7 @@ fn tell_own_key(name: &str, job: &Job) {
 pub(crate) fn stream() -> Receiver<Vec<Line>> {
     let (sender, receiver) = crossbeam_channel::bounded(8);
     // The thread ends with its input or its listener; a blocked read ends with the process.
-    let _ = std::thread::Builder::new()
-        .name("stdin".into())
-        .spawn(move || read_stream(std::io::stdin(), &sender));
+    let _ = spawn("stdin", move || read_stream(std::io::stdin(), &sender));
     receiver
 }
 

@@ -64,6 +64,11 @@ impl Junk {
             tracing::warn!(socket = self.socket, count, "refused: {kind}: {why}");
         }
     }
+
+    /// What was read of a message; where it could not be, the message is refused for a reason of this kind.
+    pub fn good<T, E: Display>(&mut self, kind: &'static str, read: Result<T, E>) -> Option<T> {
+        read.inspect_err(|why| self.refuse(kind, why)).ok()
+    }
 }
 
 #[cfg(test)]

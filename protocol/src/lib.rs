@@ -35,7 +35,10 @@ pub mod wake;
 
 pub use zmq;
 
-use std::io::{self, Read};
+use std::{
+    io::{self, Read},
+    thread::{self, JoinHandle},
+};
 
 use sha2::{Digest, Sha256};
 
@@ -59,6 +62,17 @@ pub fn sha256(mut read: impl Read) -> io::Result<String> {
             Err(error) => return Err(error),
         }
     }
+}
+
+/// Starts a thread that has this name where threads are looked at.
+///
+/// # Errors
+/// When the system has no room for one more.
+pub fn spawn<T: Send + 'static>(
+    name: impl Into<String>,
+    run: impl FnOnce() -> T + Send + 'static,
+) -> io::Result<JoinHandle<T>> {
+    thread::Builder::new().name(name.into()).spawn(run)
 }
 
 // Only for the library it links: libzmq's CURVE needs libsodium.

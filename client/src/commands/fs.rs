@@ -212,13 +212,12 @@ pub(crate) fn main(args: FsArgs, cluster: &ClusterArgs) -> Outcome {
             })
         }
         Action::Mkdir { at, parents, mode } => {
-            let At { hosts, path } = at;
             let request = FsRequest {
                 recursive: parents,
                 mode,
-                ..plain(FsOp::Mkdir, &path)
+                ..plain(FsOp::Mkdir, &at.path)
             };
-            open(&hosts)?.each(&request, nothing)
+            open(&at.hosts)?.each(&request, nothing)
         }
         Action::Newdir { hosts, path } => open(&hosts)?.each(&plain(FsOp::Newdir, &path), place),
         Action::Pwd { hosts } => open(&hosts)?.each(&plain(FsOp::Pwd, ""), place),
@@ -250,12 +249,11 @@ pub(crate) fn main(args: FsArgs, cluster: &ClusterArgs) -> Outcome {
             open(&hosts)?.each(&request, nothing)
         }
         Action::Mkfifo { at, mode } => {
-            let At { hosts, path } = at;
             let request = FsRequest {
                 mode,
-                ..plain(FsOp::Mkfifo, &path)
+                ..plain(FsOp::Mkfifo, &at.path)
             };
-            open(&hosts)?.each(&request, nothing)
+            open(&at.hosts)?.each(&request, nothing)
         }
         Action::Run { hosts, command } => open(&hosts)?.run(&command),
     }
@@ -296,11 +294,8 @@ fn long(stat: &FsStat) -> String {
     let mut bits = String::new();
     for shift in [6, 3, 0] {
         for (bit, letter) in [(4, 'r'), (2, 'w'), (1, 'x')] {
-            bits.push(if stat.mode >> shift & bit != 0 {
-                letter
-            } else {
-                '-'
-            });
+            let set = stat.mode >> shift & bit != 0;
+            bits.push(if set { letter } else { '-' });
         }
     }
     let time = clock(stat.mtime, "%Y-%m-%d %H:%M");
@@ -333,12 +328,9 @@ impl Fs {
     }
 
     fn line(&self, host: &Host, reply: &FsReply) -> Result<(), Failure> {
-        let host = host.name().to_owned();
-        json::print(&FsReply {
-            host,
-            ..reply.clone()
-        })
-        .map(|_| ())
+        let mut reply = reply.clone();
+        reply.host = host.name().to_owned();
+        json::print(&reply).map(drop)
     }
 
     /// One request on every host, and what is printed of its answer.
@@ -506,9 +498,7 @@ impl Fs {
             Ok(true)
         })?;
         if outcome == ExitCode::SUCCESS {
-            return Ok(ExitCode::from(
-                u8::try_from(code.clamp(0, 255)).unwrap_or(1),
-            ));
+            return Ok(ExitCode::from(code.clamp(0, 255) as u8));
         }
         Ok(outcome)
     }

@@ -11,6 +11,7 @@ use std::time::Duration;
 use clap::Args;
 use crossbeam_channel::Receiver;
 use ipbroker_client::job::{Job, Transfer};
+use ipbroker_client::protocol::spawn;
 use ipbroker_client::protocol::time;
 use jiff::tz::TimeZone;
 use rand::seq::SliceRandom;
@@ -661,22 +662,20 @@ pub(crate) fn feed(
     pause: Duration,
 ) -> Receiver<Vec<Line>> {
     let (sender, receiver) = crossbeam_channel::bounded(if one_by_one { 0 } else { 1000 });
-    let _ = std::thread::Builder::new()
-        .name("jobs".into())
-        .spawn(move || {
-            for (at, job) in jobs.enumerate() {
-                if at > 0 {
-                    std::thread::sleep(pause);
-                }
-                let end = job.is_err();
-                let line = match job {
-                    Ok(job) => Line::Job(Box::new(job)),
-                    Err(failure) => Line::Refused(Box::default(), failure.to_string()),
-                };
-                if sender.send(vec![line]).is_err() || end {
-                    return;
-                }
+    let _ = spawn("jobs", move || {
+        for (at, job) in jobs.enumerate() {
+            if at > 0 {
+                std::thread::sleep(pause);
             }
-        });
+            let end = job.is_err();
+            let line = match job {
+                Ok(job) => Line::Job(Box::new(job)),
+                Err(failure) => Line::Refused(Box::default(), failure.to_string()),
+            };
+            if sender.send(vec![line]).is_err() || end {
+                return;
+            }
+        }
+    });
     receiver
 }

@@ -15,6 +15,7 @@ use ipbroker_client::protocol::time;
 use ipbroker_client::protocol::value::AnyMap;
 use ipbroker_client::{Client, PastReply, Record};
 use jiff::Timestamp;
+use rangemap::RangeSet;
 use serde_json::{Map, Value, json};
 
 use super::Outcome;
@@ -423,28 +424,23 @@ fn array(client: &Client, id: &str, record: &Record) -> Result<Vec<Run>, Failure
         }
     };
     let mut runs = Vec::new();
-    let mut open: Vec<(u64, u64)> = vec![(0, count)];
+    let mut open = RangeSet::new();
+    if count > 0 {
+        open.insert(0..count);
+    }
     // The last word on a member counts: a reply that came late is the one before.
     for reply in client.replies(&[id.to_owned()])?.iter().rev() {
-        let mut still = Vec::new();
-        for (lo, hi) in std::mem::take(&mut open) {
-            let (from, to) = (lo.max(reply.range.0), hi.min(reply.range.1));
-            if from >= to {
-                still.push((lo, hi));
-                continue;
-            }
-            answered(reply, (from, to), &run, &mut runs);
-            still.extend(
-                [(lo, from), (to, hi)]
-                    .into_iter()
-                    .filter(|(lo, hi)| lo < hi),
-            );
+        let (lo, hi) = reply.range;
+        if lo >= hi {
+            continue;
         }
-        open = still;
+        for part in open.overlapping(lo..hi) {
+            let members = (part.start.max(lo), part.end.min(hi));
+            answered(reply, members, &run, &mut runs);
+        }
+        open.remove(lo..hi);
     }
-    for (lo, hi) in open {
-        runs.extend((lo..hi).map(|index| run(index, 1)));
-    }
+    runs.extend(open.into_iter().flatten().map(|index| run(index, 1)));
     Ok(runs)
 }
 

@@ -12,6 +12,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use clap::{Args, ValueEnum};
 use crossbeam_channel::Receiver;
 use ipbroker_client::job::{Job, JobResult, write_line};
+use ipbroker_client::protocol::spawn;
 use jiff::tz::TimeZone;
 
 use super::{Outcome, stats};
@@ -333,16 +334,14 @@ fn changed(
             Next::Done => None,
         }
     };
-    let _ = std::thread::Builder::new()
-        .name("lines".into())
-        .spawn(move || {
-            for batch in lines {
-                let batch: Vec<Line> = batch.into_iter().filter_map(&mut change).collect();
-                if !batch.is_empty() && sender.send(batch).is_err() {
-                    return;
-                }
+    let _ = spawn("lines", move || {
+        for batch in lines {
+            let batch: Vec<Line> = batch.into_iter().filter_map(&mut change).collect();
+            if !batch.is_empty() && sender.send(batch).is_err() {
+                return;
             }
-        });
+        }
+    });
     receiver
 }
 

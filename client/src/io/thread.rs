@@ -16,6 +16,7 @@ use ipbroker_protocol::message::{
 };
 use ipbroker_protocol::session::{Empty, Packer, Session};
 use ipbroker_protocol::socket;
+use ipbroker_protocol::spawn;
 use ipbroker_protocol::wake::Wake;
 use ipbroker_protocol::zmq::{self, Context, Message, PollItem, Socket};
 use serde::Serialize;
@@ -159,9 +160,7 @@ pub(crate) fn start(settings: Settings) -> Result<(Handle, std::thread::JoinHand
         silent: false,
         refused: 0,
     };
-    let thread = std::thread::Builder::new()
-        .name("ipbroker-client".into())
-        .spawn(move || io.run())?;
+    let thread = spawn("ipbroker-client", move || io.run())?;
     Ok((Handle { waker, gather }, thread))
 }
 

@@ -92,34 +92,26 @@ impl Keys<'_> {
         out: bool,
     ) -> Result<Vec<Transfer>, LineError> {
         const EXPECTED: &str = "a list of paths, or an object {\"FROM\": \"TO\"}";
-        let pairs: Vec<(String, String)> = match self.get(key) {
-            None => return Ok(Vec::new()),
+        let text = |value| Value::as_str(value).ok_or_else(|| wrong(key, EXPECTED, value));
+        let transfer = |from: &str, to: &str| {
+            if from.is_empty() || to.is_empty() {
+                return Err(LineError::value(key, "has an empty path"));
+            }
+            let (from, to) = (no_nul(key, from)?, no_nul(key, to)?);
+            Ok(Transfer::between(from, to, out))
+        };
+        match self.get(key) {
+            None => Ok(Vec::new()),
             Some(Value::Array(items)) => items
                 .iter()
-                .map(|item| match item {
-                    Value::String(from) => Ok((from.clone(), other_side(from))),
-                    other => Err(wrong(key, EXPECTED, other)),
-                })
-                .collect::<Result<_, _>>()?,
+                .map(|item| text(item).and_then(|path| transfer(path, &other_side(path))))
+                .collect(),
             Some(Value::Object(map)) => map
                 .iter()
-                .map(|(from, to)| match to {
-                    Value::String(to) => Ok((from.clone(), to.clone())),
-                    other => Err(wrong(key, EXPECTED, other)),
-                })
-                .collect::<Result<_, _>>()?,
-            Some(other) => return Err(wrong(key, EXPECTED, other)),
-        };
-        pairs
-            .into_iter()
-            .map(|(from, to)| {
-                if from.is_empty() || to.is_empty() {
-                    return Err(LineError::value(key, "has an empty path"));
-                }
-                let (from, to) = (no_nul(key, &from)?, no_nul(key, &to)?);
-                Ok(Transfer::between(from, to, out))
-            })
-            .collect()
+                .map(|(from, to)| transfer(from, text(to)?))
+                .collect(),
+            Some(other) => Err(wrong(key, EXPECTED, other)),
+        }
     }
 
     /// A list of paths; a single one may stand for itself.

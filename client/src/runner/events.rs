@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use crossbeam_channel::{Receiver, Sender};
 use ipbroker_client::protocol::message::Unschedulable;
+use ipbroker_client::protocol::spawn;
 use ipbroker_client::{Listener, Part, Sink};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
@@ -85,20 +86,18 @@ impl Events {
         let (sender, receiver) = crossbeam_channel::unbounded();
         let mut signals = signal_hook::iterator::Signals::new([SIGINT, SIGTERM, SIGHUP])?;
         let to = sender.clone();
-        std::thread::Builder::new()
-            .name("signals".into())
-            .spawn(move || {
-                for (count, signal) in signals.forever().enumerate() {
-                    if to.send(Event::Signal(signal)).is_err() {
-                        return;
-                    }
-                    if count > 0 {
-                        // The loop itself may wait for a controller that does not answer.
-                        std::thread::sleep(HURRY);
-                        std::process::exit(128 + signal);
-                    }
+        spawn("signals", move || {
+            for (count, signal) in signals.forever().enumerate() {
+                if to.send(Event::Signal(signal)).is_err() {
+                    return;
                 }
-            })?;
+                if count > 0 {
+                    // The loop itself may wait for a controller that does not answer.
+                    std::thread::sleep(HURRY);
+                    std::process::exit(128 + signal);
+                }
+            }
+        })?;
         let sink = Arc::new(Arrivals {
             parts: Mutex::default(),
             sender: sender.clone(),

@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, never, select};
 use ipbroker_client::job::{Job, JobResult, JobStatus, directory};
 use ipbroker_client::protocol::message::{Command, Unschedulable};
+use ipbroker_client::protocol::spawn;
 use ipbroker_client::{Batch, Client, Notice};
 
 use crate::cli::JobArgs;
@@ -709,17 +710,15 @@ impl<'a> Runner<'a> {
         let (client, sender) = (self.client.clone(), self.events.sender.clone());
         let ids = self.batch.msg_ids();
         let limit = if self.signal.is_some() { STOP } else { HALT };
-        let _ = std::thread::Builder::new()
-            .name("abort".into())
-            .spawn(move || {
-                let aborted = if kill {
-                    client.abort_own(limit)
-                } else {
-                    client.abort(&ids, false)
-                };
-                if let Err(error) = aborted {
-                    let _ = sender.send(Event::AbortFailed(error.to_string()));
-                }
-            });
+        let _ = spawn("abort", move || {
+            let aborted = if kill {
+                client.abort_own(limit)
+            } else {
+                client.abort(&ids, false)
+            };
+            if let Err(error) = aborted {
+                let _ = sender.send(Event::AbortFailed(error.to_string()));
+            }
+        });
     }
 }

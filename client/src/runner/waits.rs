@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::Sender;
 use ipbroker_client::Client;
+use ipbroker_client::protocol::spawn;
 
 use super::events::Event;
 
@@ -51,7 +52,7 @@ impl Waits {
             // A controller that does not answer is told of elsewhere.
             let _ = events.send(Event::Waits(client.unschedulable().unwrap_or_default()));
         };
-        let _ = std::thread::Builder::new().name("waits".into()).spawn(ask);
+        let _ = spawn("waits", ask);
     }
 
     /// The answer is here.

@@ -10,7 +10,6 @@ use std::{
     ffi::OsString,
     fs,
     io::{self, Read, Write},
-    thread,
     time::{Duration, Instant},
 };
 
@@ -20,7 +19,7 @@ use ipbroker_protocol::{
     connection::{self, ConnectionError, EngineConnection},
     profile::{Profile, ProfileError, Role},
     shell::quote,
-    socket,
+    socket, spawn,
 };
 
 use self::settings::Settings;
@@ -276,33 +275,29 @@ fn catch_signals(events: &Sender<MainEvent>) -> Result<(), AppError> {
     let system = || AppError::system("cannot catch signals");
     let mut signals = Signals::new([SIGINT, SIGTERM, SIGHUP]).map_err(system())?;
     let events = events.clone();
-    thread::Builder::new()
-        .name("signals".into())
-        .spawn(move || {
-            for (count, signal) in signals.forever().enumerate() {
-                let name = signal_hook::low_level::signal_name(signal).unwrap_or("a signal");
-                let _ = events.send(MainEvent::Stop(name.to_owned()));
-                // Whoever presses Ctrl-C over and over does not want to wait.
-                if count >= 3 {
-                    std::process::exit(130);
-                }
+    spawn("signals", move || {
+        for (count, signal) in signals.forever().enumerate() {
+            let name = signal_hook::low_level::signal_name(signal).unwrap_or("a signal");
+            let _ = events.send(MainEvent::Stop(name.to_owned()));
+            // Whoever presses Ctrl-C over and over does not want to wait.
+            if count >= 3 {
+                std::process::exit(130);
             }
-        })
-        .map_err(system())?;
+        }
+    })
+    .map_err(system())?;
     Ok(())
 }
 
 fn watch_stdin(events: &Sender<MainEvent>) -> Result<(), AppError> {
     let events = events.clone();
-    thread::Builder::new()
-        .name("stdin".into())
-        .spawn(move || {
-            let mut sink = [0; 256];
-            let mut stdin = io::stdin().lock();
-            while matches!(stdin.read(&mut sink), Ok(1..)) {}
-            let _ = events.send(MainEvent::Stop("standard input was closed".into()));
-        })
-        .map_err(AppError::system("cannot watch standard input"))?;
+    spawn("stdin", move || {
+        let mut sink = [0; 256];
+        let mut stdin = io::stdin().lock();
+        while matches!(stdin.read(&mut sink), Ok(1..)) {}
+        let _ = events.send(MainEvent::Stop("standard input was closed".into()));
+    })
+    .map_err(AppError::system("cannot watch standard input"))?;
     Ok(())
 }
 

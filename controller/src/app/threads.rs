@@ -73,7 +73,7 @@ pub(super) fn start(
     let (clients, engines) = bound.task;
     let stop = main.clone();
     let spawn = |name: &str, run: Box<dyn FnOnce() -> io::Result<()> + Send>| {
-        thread::Builder::new().name(name.into()).spawn(move || {
+        ipbroker_protocol::spawn(name, move || {
             if let Err(error) = run() {
                 tracing::error!(%error, "the task thread has failed");
                 let _ = stop.send(MainEvent::Stop("the task thread has failed".into()));

@@ -8,7 +8,13 @@ use serde_json::{Value, json};
 use tokio::sync::mpsc::UnboundedSender;
 
 use super::{Event, run::Hub};
-use crate::{error::NamedError, mailbox::Answer, relay::reply_type, store};
+use crate::{
+    error::NamedError,
+    mailbox::Answer,
+    relay::{mux, reply_type},
+    scheduler::command::ByEngine,
+    store,
+};
 
 /// Who asked, for an answer now or later.
 #[derive(Debug, Clone)]
@@ -121,6 +127,16 @@ impl Hub {
                     .into_frames()
             }));
         })
+    }
+
+    /// Asks which of these direct tasks (all, if `None`) are on which engines.
+    pub(super) fn direct(
+        &self,
+        ids: Option<Vec<String>>,
+        rest: impl FnOnce(&mut Hub, ByEngine) + Send + 'static,
+    ) {
+        let answer = self.then(rest);
+        self.links.mux.send(mux::Request::Running { ids, answer });
     }
 
     /// The content of a request; of a bad one, the answer says what is wrong.

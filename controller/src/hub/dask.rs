@@ -8,13 +8,13 @@ use std::{
     os::unix::ffi::OsStrExt,
     path::{Path, PathBuf},
     process::{Child, ChildStdin, Command, Stdio},
-    thread,
 };
 
 use serde_json::{Value, json};
 
 use super::{Event, ask::Asker, run::Hub};
 use crate::error::NamedError;
+use ipbroker_protocol::spawn;
 
 /// Runs until its standard input is closed; its first line says where it listens, or why it does not.
 const SCRIPT: &str = r#"
@@ -71,9 +71,7 @@ impl Running {
     fn end(mut self) {
         drop(self.stdin.take());
         // Reaped in the background: the hub does not wait.
-        let _ = thread::Builder::new()
-            .name("dask".into())
-            .spawn(move || self.child.wait());
+        let _ = spawn("dask", move || self.child.wait());
     }
 }
 
@@ -151,9 +149,9 @@ fn start_with(
     let said: Value = serde_json::from_str(&line).unwrap_or_default();
     if said["address"].is_string() {
         // Whatever it prints later must not block it.
-        let _ = thread::Builder::new()
-            .name("dask output".into())
-            .spawn(move || stdout.map(|mut stdout| io::copy(&mut stdout, &mut io::sink())));
+        let _ = spawn("dask output", move || {
+            stdout.map(|mut stdout| io::copy(&mut stdout, &mut io::sink()))
+        });
         return Ok(Ok((Running { child, stdin }, said)));
     }
     drop(stdin);
@@ -182,7 +180,7 @@ impl Hub {
         };
         let post = self.post.clone();
         // Python takes a second to start: another thread waits for its first line.
-        let started = thread::Builder::new().name("dask".into()).spawn(move || {
+        let started = spawn("dask", move || {
             let result = start(&arguments);
             post.send(Event::Continue(Box::new(move |hub| {
                 hub.dask_started(result)

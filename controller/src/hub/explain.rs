@@ -8,7 +8,6 @@ use serde_json::{Map, Value, json};
 use super::{ask::Asker, run::Hub};
 use crate::{
     error::NamedError,
-    relay::mux,
     scheduler::command::{Command, Explanation, TaskState},
     scheduler::task::last_line,
     store::Record,
@@ -45,8 +44,8 @@ impl Hub {
                 _ => return hub.explained(&to, &explanation),
             }
             let id = wanted.clone();
-            let answer = hub.then(move |hub, direct: Vec<(String, Vec<String>)>| match direct.first() {
-                Some((uuid, _)) => {
+            hub.direct(Some(vec![wanted]), move |hub, direct| match direct.keys().next() {
+                Some(uuid) => {
                     let id = hub.registry.by_uuid(uuid).map_or(String::new(), |engine| format!(" {}", engine.profile.id));
                     let text = format!("It was sent directly to engine{id} ({uuid}), which has not answered yet.");
                     hub.explained(&to, &Explanation { state: TaskState::Running, text, engines: Vec::new() });
@@ -57,7 +56,6 @@ impl Hub {
                     hub.explain_past(to, id, unknown);
                 }
             });
-            hub.links.mux.send(mux::Request::Running { ids: Some(vec![wanted]), answer });
         });
         self.links.tasks.send(Command::Explain { id, answer });
     }
@@ -76,14 +74,11 @@ impl Hub {
                 return hub.output_of(to, &engine, request);
             }
             let ids = Some(vec![request.msg_id.clone()]);
-            let answer = hub.then(move |hub, direct: Vec<(String, Vec<String>)>| {
-                match direct.first() {
-                    Some((engine, _)) => hub.output_of(to, engine, request),
-                    // It waits, or has ended, or nobody knows it.
-                    None => hub.reply_ok(&to, &OutputReply::default()),
-                }
+            hub.direct(ids, move |hub, direct| match direct.keys().next() {
+                Some(engine) => hub.output_of(to, engine, request),
+                // It waits, or has ended, or nobody knows it.
+                None => hub.reply_ok(&to, &OutputReply::default()),
             });
-            hub.links.mux.send(mux::Request::Running { ids, answer });
         });
         self.links.tasks.send(Command::EngineOf { id, answer });
     }

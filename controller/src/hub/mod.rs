@@ -166,7 +166,5 @@ pub(crate) fn spawn(
         junk,
         Box::new(tell),
     )?;
-    thread::Builder::new()
-        .name("hub".into())
-        .spawn(move || hub.run(&mailbox))
+    ipbroker_protocol::spawn("hub", move || hub.run(&mailbox))
 }

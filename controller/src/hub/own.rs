@@ -19,7 +19,7 @@ use crate::{
     error::NamedError,
     relay::{iopub, mux},
     scheduler::{
-        command::{Aborted, Command, Departure, Selection},
+        command::{Aborted, ByEngine, Command, Departure, Selection},
         core::Totals,
     },
     store::{Lookup, StoredReply},
@@ -143,7 +143,7 @@ impl Hub {
         tracing::debug!(session, "a client is gone: its lease ran out");
         let name = session.clone();
         let answer = self.then(move |hub, report: Aborted| {
-            let running: usize = report.running.iter().map(|(_, ids)| ids.len()).sum();
+            let running: usize = report.running.values().map(Vec::len).sum();
             if !report.aborted.is_empty() || running > 0 {
                 tracing::info!(
                     session = name,
@@ -180,8 +180,9 @@ impl Hub {
                 // Direct tasks belong to views, which abort by id.
                 Selection::Session(_) => Some(Vec::new()),
             };
-            let answer = hub.then(move |hub, direct| hub.aborted(&to, report, direct, kill));
-            hub.links.mux.send(mux::Request::Running { ids, answer });
+            hub.direct(ids, move |hub, direct| {
+                hub.aborted(&to, report, direct, kill)
+            });
         });
         self.links.tasks.send(Command::Abort {
             selection,
@@ -190,19 +191,13 @@ impl Hub {
         });
     }
 
-    fn aborted(
-        &mut self,
-        to: &Asker,
-        mut report: Aborted,
-        direct: Vec<(String, Vec<String>)>,
-        kill: bool,
-    ) {
-        for (_, ids) in &direct {
+    fn aborted(&mut self, to: &Asker, mut report: Aborted, direct: ByEngine, kill: bool) {
+        for (uuid, ids) in direct {
             report.unknown.retain(|unknown| !ids.contains(unknown));
+            report.running.entry(uuid).or_default().extend(ids);
         }
-        report.running.extend(direct);
         self.stop_running(&report.running, kill);
-        let stopping = report.running.iter().map(|(_, ids)| ids.len() as u64).sum();
+        let stopping = report.running.values().map(|ids| ids.len() as u64).sum();
         let reply = AbortReply {
             status: "ok".into(),
             aborted: report.aborted.len() as u64,
@@ -231,7 +226,7 @@ impl Hub {
     }
 
     /// Tells engines to drop tasks that they have not begun and, with `kill`, to stop those they have.
-    fn stop_running(&mut self, running: &[(String, Vec<String>)], kill: bool) {
+    fn stop_running(&mut self, running: &ByEngine, kill: bool) {
         for (uuid, ids) in running.iter().filter(|(_, ids)| !ids.is_empty()) {
             let ours = self.is_ours(uuid);
             let request = AbortRequest {
@@ -292,31 +287,22 @@ impl Hub {
     fn status(&mut self, asker: &Asker) {
         let to = asker.clone();
         let answer = self.then(move |hub, tasks: Totals| {
-            let answer = hub.then(move |hub, direct: Vec<(String, Vec<String>)>| {
-                let answer = hub
-                    .then(move |hub, bytes: usize| hub.status_reply(&to, &tasks, &direct, bytes));
+            hub.direct(None, move |hub, direct| {
+                let direct: usize = direct.values().map(Vec::len).sum();
+                let answer =
+                    hub.then(move |hub, bytes| hub.status_reply(&to, &tasks, direct, bytes));
                 hub.links.mux.send(mux::Request::Bytes(answer));
             });
-            hub.links
-                .mux
-                .send(mux::Request::Running { ids: None, answer });
         });
         self.links.tasks.send(Command::Totals(answer));
     }
 
-    fn status_reply(
-        &mut self,
-        to: &Asker,
-        tasks: &Totals,
-        direct: &[(String, Vec<String>)],
-        relay_bytes: usize,
-    ) {
+    fn status_reply(&mut self, to: &Asker, tasks: &Totals, direct: usize, relay_bytes: usize) {
         let python = self
             .registry
             .iter()
             .filter(|(_, engine)| engine.profile.runs_python())
             .count();
-        let direct: usize = direct.iter().map(|(_, ids)| ids.len()).sum();
         let store = self.links.store.status();
         let recorded = match store.backend {
             "none" => json!({"backend": "none"}),

@@ -103,9 +103,7 @@ pub(crate) fn spawn(
         requests,
         asked: HashMap::new(),
     };
-    let thread = thread::Builder::new()
-        .name("control".into())
-        .spawn(move || control.run())?;
+    let thread = ipbroker_protocol::spawn("control", move || control.run())?;
     Ok((ControlPost(post), thread))
 }
 

@@ -72,9 +72,7 @@ pub(crate) fn spawn(
         interrupts: HashSet::new(),
         requests,
     };
-    let thread = thread::Builder::new()
-        .name("iopub".into())
-        .spawn(move || iopub.run())?;
+    let thread = ipbroker_protocol::spawn("iopub", move || iopub.run())?;
     Ok((post, thread))
 }
 

@@ -60,27 +60,30 @@ impl Lane {
             if self.engines {
                 route::strip(&mut frames);
             }
-            let envelope = match Envelope::parse(frames) {
-                Ok(envelope) => envelope,
-                Err(error) => {
-                    self.refuse("not a message", &error);
-                    continue;
-                }
+            let Some(envelope) = self.junk.good("not a message", Envelope::parse(frames)) else {
+                continue;
             };
             if envelope.identities().len() < identities {
                 self.refuse("not a message", &"identities are missing");
-                continue;
-            }
-            if let Err(error) = session.verify(&envelope) {
+            } else if let Err(error) = session.verify(&envelope) {
                 self.refuse("wrong signature", &error);
-                continue;
+            } else {
+                return Some(envelope);
             }
-            return Some(envelope);
         }
     }
 
     pub(crate) fn refuse(&mut self, kind: &'static str, why: &dyn std::fmt::Display) {
         self.junk.refuse(kind, why);
+    }
+
+    /// As [`Junk::good`].
+    pub(crate) fn good<T, E: std::fmt::Display>(
+        &mut self,
+        kind: &'static str,
+        read: Result<T, E>,
+    ) -> Option<T> {
+        self.junk.good(kind, read)
     }
 
     /// Sends to the peer that the first frame names.

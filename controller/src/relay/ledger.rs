@@ -2,9 +2,9 @@
 
 use std::{collections::VecDeque, sync::Arc};
 
-use foldhash::HashMap;
+use foldhash::{HashMap, HashSet};
 
-use crate::scheduler::command::EngineTasks;
+use crate::scheduler::command::{ByEngine, EngineTasks};
 
 /// Ids of completed tasks that are kept for each engine.
 const RECENT: usize = 1000;
@@ -85,14 +85,22 @@ impl Ledger {
         self.tasks.contains_key(msg_id)
     }
 
-    /// The engine that has this task.
-    pub(crate) fn engine_of(&self, msg_id: &str) -> Option<&str> {
-        self.tasks.get(msg_id).map(|task| &*task.engine)
-    }
-
-    /// Every pending task with its engine.
-    pub(crate) fn pending(&self) -> impl Iterator<Item = (&str, &Direct)> {
-        self.tasks.iter().map(|(msg_id, task)| (&**msg_id, task))
+    /// The pending ones of these tasks, or all that are, by their engines.
+    pub(crate) fn running(&self, ids: Option<Vec<String>>) -> ByEngine {
+        let mut engines = ByEngine::new();
+        let mut add = |msg_id: &str, task: &Direct| {
+            let its = engines.entry(task.engine.to_string()).or_default();
+            its.push(msg_id.to_owned());
+        };
+        match ids {
+            Some(ids) => {
+                for id in HashSet::<String>::from_iter(ids) {
+                    self.tasks.get(&*id).inspect(|task| add(&id, task));
+                }
+            }
+            None => self.tasks.iter().for_each(|(id, task)| add(id, task)),
+        }
+        engines
     }
 
     pub(crate) fn status(&self, verbose: bool) -> Vec<EngineTasks> {
@@ -107,15 +115,9 @@ impl Ledger {
             })
             .collect();
         if verbose {
-            let mut running: HashMap<&str, Vec<String>> = HashMap::default();
-            for (msg_id, task) in &self.tasks {
-                running
-                    .entry(&task.engine)
-                    .or_default()
-                    .push(msg_id.to_string());
-            }
+            let mut running = self.running(None);
             for (row, engine) in rows.iter_mut().zip(self.engines.values()) {
-                row.running_ids = running.remove(&*row.uuid).unwrap_or_default();
+                row.running_ids = running.remove(&row.uuid).unwrap_or_default();
                 row.completed_ids = engine.recent.iter().map(|id| id.to_string()).collect();
             }
         }

@@ -1,7 +1,7 @@
 //! The direct relay: a client names the engine. Requests and replies are recorded for `get_result`, and an engine that is
 //! not there gets its request answered by an error instead of silence.
 
-use std::{collections::HashSet, io, thread};
+use std::{io, thread};
 
 use ipbroker_protocol::{
     envelope::Envelope,
@@ -23,7 +23,7 @@ use super::{
 };
 use crate::{
     mailbox::{Answer, Mailbox, Post, mailbox},
-    scheduler::command::{EngineTasks, TaskState},
+    scheduler::command::{ByEngine, EngineTasks, TaskState},
     store::{self, Finish, Outcome, Recorder, StoreHandle, Submission, TaskRef},
 };
 
@@ -68,8 +68,7 @@ pub(crate) enum Request {
     /// Which engines have these tasks (all pending ones, if `None`).
     Running {
         ids: Option<Vec<String>>,
-        /// `(engine uuid, ids)`.
-        answer: Answer<Vec<(String, Vec<String>)>>,
+        answer: Answer<ByEngine>,
     },
     /// Bytes that wait for slow peers.
     Bytes(Answer<usize>),
@@ -100,9 +99,7 @@ pub(crate) fn spawn(
         ledger: Ledger::default(),
         requests,
     };
-    let thread = thread::Builder::new()
-        .name("mux".into())
-        .spawn(move || mux.run())?;
+    let thread = ipbroker_protocol::spawn("mux", move || mux.run())?;
     Ok((post, thread))
 }
 
@@ -190,13 +187,8 @@ impl Mux {
 
     /// A client's request: recorded, identities swapped.
     fn requested(&mut self, mut request: Envelope) -> Option<Vec<Message>> {
-        let header = match HeaderRef::read(self.session.packer, request.header()) {
-            Ok(header) => header,
-            Err(error) => {
-                self.clients.refuse("bad header", &error);
-                return None;
-            }
-        };
+        let header = HeaderRef::read(self.session.packer, request.header());
+        let header = self.clients.good("bad header", header)?;
         if is_task(&header.msg_type) {
             let Ok(uuid) = std::str::from_utf8(&request.identities()[1]) else {
                 self.clients
@@ -236,35 +228,26 @@ impl Mux {
         };
         let Bounced {
             msg_id,
+            msg_type,
             engine,
             reply,
-            ..
-        } = &bounced;
-        if !bounced.msg_type.ends_with("_request") {
-            return self.clients.refuse(
-                "unroutable",
-                &format_args!(
-                    "{} to engine {engine}, which {}",
-                    bounced.msg_type, bounced.why
-                ),
-            );
+            why,
+        } = bounced;
+        if !msg_type.ends_with("_request") {
+            let what = format_args!("{msg_type} to engine {engine}, which {why}");
+            return self.clients.refuse("unroutable", &what);
         }
-        if self.ledger.answered(msg_id, false).is_some() {
-            self.record(msg_id, Outcome::Error, engine, false, &stored(reply));
+        if self.ledger.answered(&msg_id, false).is_some() {
+            self.record(&msg_id, Outcome::Error, &engine, false, &stored(&reply));
             self.recorder.flush();
         }
-        self.clients.send_or_drop(bounced.reply.into_frames());
+        self.clients.send_or_drop(reply.into_frames());
     }
 
     /// An engine's reply: recorded, identities swapped back.
     fn replied(&mut self, mut reply: Envelope) -> Option<Vec<Message>> {
-        let parent = match ParentRef::read(self.session.packer, reply.parent_header()) {
-            Ok(parent) => parent,
-            Err(error) => {
-                self.engines.refuse("bad parent header", &error);
-                return None;
-            }
-        };
+        let parent = ParentRef::read(self.session.packer, reply.parent_header());
+        let parent = self.engines.good("bad parent header", parent)?;
         if is_task(&parent.msg_type) {
             let metadata =
                 ReplyMetadata::read(self.session.packer, reply.metadata()).unwrap_or_default();
@@ -311,43 +294,17 @@ impl Mux {
             Request::Left(uuid, why) => self.left(&uuid, &why),
             Request::Status { verbose, answer } => answer(self.ledger.status(verbose)),
             Request::States { ids, answer } => {
-                let state = |id: &String| {
-                    if self.ledger.is_pending(id) {
-                        TaskState::Running
-                    } else {
-                        TaskState::Unknown
-                    }
+                let state = |id: &String| match self.ledger.is_pending(id) {
+                    true => TaskState::Running,
+                    false => TaskState::Unknown,
                 };
                 answer(ids.iter().map(state).collect());
             }
-            Request::Running { ids, answer } => answer(self.running(ids)),
+            Request::Running { ids, answer } => answer(self.ledger.running(ids)),
             Request::Bytes(answer) => answer(self.lanes().map(Lane::bytes).sum()),
             Request::Shutdown => return false,
         }
         true
-    }
-
-    fn running(&self, ids: Option<Vec<String>>) -> Vec<(String, Vec<String>)> {
-        let mut engines: Vec<(String, Vec<String>)> = Vec::new();
-        let mut add =
-            |engine: &str, id: &str| match engines.iter_mut().find(|(uuid, _)| uuid == engine) {
-                Some((_, list)) => list.push(id.to_owned()),
-                None => engines.push((engine.to_owned(), vec![id.to_owned()])),
-            };
-        match ids {
-            Some(ids) => {
-                for id in ids.iter().collect::<HashSet<_>>() {
-                    if let Some(engine) = self.ledger.engine_of(id) {
-                        add(engine, id);
-                    }
-                }
-            }
-            None => self
-                .ledger
-                .pending()
-                .for_each(|(id, task)| add(&task.engine, id)),
-        }
-        engines
     }
 
     fn left(&mut self, uuid: &str, why: &str) {

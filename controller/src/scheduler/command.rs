@@ -100,13 +100,16 @@ pub(crate) enum Selection {
     All,
 }
 
+/// Ids of tasks, by the uuid of the engine that has them.
+pub(crate) type ByEngine = BTreeMap<String, Vec<String>>;
+
 /// What became of an abort.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub(crate) struct Aborted {
     /// Ended now: they were waiting. Their replies are on their way.
     pub aborted: Vec<String>,
-    /// On an engine: `(engine uuid, ids)`. The hub tells those engines, if it is to stop them.
-    pub running: Vec<(String, Vec<String>)>,
+    /// On an engine. The hub tells those engines, if it is to stop them.
+    pub running: ByEngine,
     /// Done already.
     pub finished: Vec<String>,
     /// Not known.

@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
-use std::thread::{self, JoinHandle};
+use std::thread::JoinHandle;
 
 use crossbeam_channel::{Sender, bounded, unbounded};
 
@@ -57,9 +57,7 @@ impl Drop for Store {
 }
 
 fn spawn(name: &str, run: impl FnOnce() + Send + 'static) -> Result<JoinHandle<()>, StoreError> {
-    thread::Builder::new()
-        .name(name.into())
-        .spawn(run)
+    ipbroker_protocol::spawn(name, run)
         .map_err(StoreError::io("cannot start the thread", Path::new(name)))
 }
 

@@ -16,7 +16,7 @@ use std::{
     rc::Rc,
     sync::Arc,
     task::{Context, Poll},
-    thread::{self, JoinHandle},
+    thread::JoinHandle,
     time::{Duration, Instant},
 };
 
@@ -30,6 +30,7 @@ use hyper::{
 };
 use hyper_util::rt::{TokioIo, TokioTimer};
 use ipbroker_protocol::message::types;
+use ipbroker_protocol::spawn;
 use serde_json::{Value, json};
 use subtle::ConstantTimeEq;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -110,7 +111,7 @@ impl Web {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()?;
-        thread::Builder::new().name("web".into()).spawn(move || {
+        spawn("web", move || {
             let local = tokio::task::LocalSet::new();
             if let Err(error) = local.block_on(&runtime, self.serve(listener)) {
                 tracing::error!(%error, "the page's thread has ended");

@@ -14,6 +14,7 @@ use std::{
 use ipbroker_protocol::{
     message::ErrorContent,
     session::{Packer, Session},
+    spawn,
 };
 
 use super::{
@@ -168,9 +169,7 @@ impl Flusher {
         engines: Vec<Arc<LogicalEngine>>,
     ) -> io::Result<Flushing> {
         let shared = process.clone();
-        let handle = thread::Builder::new()
-            .name("flusher".into())
-            .spawn(move || shared.flusher.run(&shared, &engines))?;
+        let handle = spawn("flusher", move || shared.flusher.run(&shared, &engines))?;
         let _ = process.flusher.thread.set(handle.thread().clone());
         Ok(Flushing(process, Some(handle)))
     }

@@ -90,7 +90,7 @@ impl Executor for Request<'_> {
                 return Verdict::Unmet;
             }
         };
-        if self.task.kind == Kind::Apply && !kernel.is_parallel() {
+        if self.task.kind == Kind::Apply && !kernel.parallel {
             engine.running.finish();
             let id = engine.id();
             let why = format!(
@@ -114,7 +114,7 @@ impl Executor for Request<'_> {
             std::thread::sleep(AGAIN.1);
             answer = kernel.ask(&self.task.envelope, &self.task.msg_id, &session);
         }
-        let parallel = kernel.is_parallel();
+        let parallel = kernel.parallel;
         drop(slot);
         if let Some(stop) = engine.running.finish() {
             return self.refuse_stopped(&stop, engine, host, out);

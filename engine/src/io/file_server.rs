@@ -10,6 +10,7 @@ use ipbroker_protocol::{
     envelope::Envelope,
     message::{Command, CommandResult, FsOp, FsReply, FsRequest, types},
     session::Session,
+    spawn,
     zmq::Message,
 };
 use serde_json::json;
@@ -84,10 +85,7 @@ impl FileServer {
                     answer(&process, &engine, &envelope, &reply, buffer);
                 }
             };
-            if let Err(error) = std::thread::Builder::new()
-                .name("files".into())
-                .spawn(serve)
-            {
+            if let Err(error) = spawn("files", serve) {
                 tracing::error!(%error, "no thread for file operations");
             }
             sender
@@ -136,10 +134,7 @@ impl FileServer {
             answer(&process, &engine, &envelope, &reply, None);
             commands.fetch_sub(1, Ordering::AcqRel);
         };
-        if let Err(error) = std::thread::Builder::new()
-            .name("files-run".into())
-            .spawn(run)
-        {
+        if let Err(error) = spawn("files-run", run) {
             self.commands.fetch_sub(1, Ordering::AcqRel);
             tracing::error!(%error, "no thread for a command beside the tasks");
         }

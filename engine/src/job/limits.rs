@@ -64,10 +64,9 @@ fn own_group() -> Option<PathBuf> {
 fn group_dir(groups: &str, mounts: &str) -> Option<PathBuf> {
     let path = groups.lines().find_map(|line| line.strip_prefix("0::"))?;
     let mount = mounts.lines().find_map(|line| {
-        let fields: Vec<&str> = line.split(' ').collect();
-        (fields.get(2) == Some(&"cgroup2"))
-            .then(|| fields.get(1).copied())
-            .flatten()
+        let mut fields = line.split(' ').skip(1);
+        let (place, kind) = (fields.next()?, fields.next()?);
+        (kind == "cgroup2").then_some(place)
     })?;
     Some(Path::new(mount).join(path.trim_start_matches('/')))
 }

@@ -18,7 +18,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use rustix::process::{Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, pidfd_open, waitid};
+use rustix::process::{
+    Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, kill_process_group, pidfd_open,
+    test_kill_process_group, waitid,
+};
 
 use super::{
     capture::{Captured, Stream, capture},
@@ -163,25 +166,19 @@ pub(crate) fn run(
     }
     let (mut stdout, mut stderr) = (Captured::default(), Captured::default());
     if child.stdout.is_some() || child.stderr.is_some() {
-        let pidfd = pidfd_open(pid, PidfdFlags::empty()).map_err(|error| JobError::Prepare {
-            what: "a process descriptor",
-            source: error.into(),
-        });
-        match pidfd {
+        let (out, err) = (child.stdout.take(), child.stderr.take());
+        match pidfd_open(pid, PidfdFlags::empty()) {
             Ok(pidfd) => {
                 let limit = job.capture.unwrap_or(0);
-                (stdout, stderr) = capture(
-                    child.stdout.take(),
-                    child.stderr.take(),
-                    pidfd.as_fd(),
-                    limit,
-                    observer,
-                );
+                (stdout, stderr) = capture(out, err, pidfd.as_fd(), limit, observer);
             }
             Err(error) => {
-                let _ = rustix::process::kill_process_group(pid, rustix::process::Signal::KILL);
+                let _ = kill_process_group(pid, Signal::KILL);
                 let _ = running.reap(|| child.wait());
-                return Err(error);
+                return Err(JobError::Prepare {
+                    what: "a process descriptor",
+                    source: error.into(),
+                });
             }
         }
     }
@@ -193,13 +190,11 @@ pub(crate) fn run(
         }
     }
     // While members are left, the number of the group is not given to anybody else.
-    let left = rustix::process::test_kill_process_group(pid)
-        .is_ok()
-        .then_some(pid);
+    let left = test_kill_process_group(pid).is_ok().then_some(pid);
     let stopped = running.stop_reason();
     if let (Some(group), Some(_)) = (left, &stopped) {
         // The shell obeyed the TERM, but not all that it had started.
-        let _ = rustix::process::kill_process_group(group, rustix::process::Signal::KILL);
+        let _ = kill_process_group(group, Signal::KILL);
     }
     let signal = status.signal();
     let code = status.code().unwrap_or_else(|| 128 + signal.unwrap_or(0));
@@ -280,12 +275,9 @@ fn command(job: &Job) -> Result<(Command, Option<tempfile::NamedTempFile>), JobE
         Some(_) => Stdio::null(),
         None => input(job)?,
     });
-    let unkept = || {
-        if job.capture.is_some() {
-            Stdio::piped()
-        } else {
-            Stdio::null()
-        }
+    let unkept = || match job.capture {
+        Some(_) => Stdio::piped(),
+        None => Stdio::null(),
     };
     let mut opened: Option<File> = None;
     match &job.out {

@@ -6,6 +6,7 @@ use std::{
 };
 
 use crossbeam_channel::{RecvTimeoutError, Sender, unbounded};
+use ipbroker_protocol::spawn;
 use rustix::process::Signal;
 
 use super::{
@@ -120,26 +121,24 @@ impl Warden {
         let sender = self.sender.get_or_init(|| {
             let (sender, receiver) = unbounded::<Watch>();
             let grace = self.grace;
-            std::thread::Builder::new()
-                .name("warden".into())
-                .spawn(move || {
-                    let mut watches: Vec<Watch> = Vec::new();
-                    loop {
-                        let wait = watches
-                            .iter()
-                            .map(|watch| watch.task.due().saturating_duration_since(Instant::now()))
-                            .min()
-                            .unwrap_or(Duration::from_secs(3600));
-                        match receiver.recv_timeout(wait) {
-                            Ok(watch) => watches.push(watch),
-                            Err(RecvTimeoutError::Timeout) => {}
-                            Err(RecvTimeoutError::Disconnected) => return,
-                        }
-                        let now = Instant::now();
-                        watches.retain_mut(|watch| watch.task.due() > now || watch.act(now, grace));
+            spawn("warden", move || {
+                let mut watches: Vec<Watch> = Vec::new();
+                loop {
+                    let wait = watches
+                        .iter()
+                        .map(|watch| watch.task.due().saturating_duration_since(Instant::now()))
+                        .min()
+                        .unwrap_or(Duration::from_secs(3600));
+                    match receiver.recv_timeout(wait) {
+                        Ok(watch) => watches.push(watch),
+                        Err(RecvTimeoutError::Timeout) => {}
+                        Err(RecvTimeoutError::Disconnected) => return,
                     }
-                })
-                .expect("a thread for the warden");
+                    let now = Instant::now();
+                    watches.retain_mut(|watch| watch.task.due() > now || watch.act(now, grace));
+                }
+            })
+            .expect("a thread for the warden");
             sender
         });
         let _ = sender.send(Watch {

@@ -26,7 +26,7 @@ use crossbeam_channel::Sender;
 use ipbroker_protocol::{
     envelope::Envelope,
     session::{Packer, Session},
-    socket,
+    socket, spawn,
     wake::Waker,
     zmq::{self, Context, Socket},
 };
@@ -104,9 +104,7 @@ pub(crate) fn pass_signals(engines: Vec<Arc<LogicalEngine>>) -> io::Result<()> {
             }
         }
     };
-    std::thread::Builder::new()
-        .name("signals".into())
-        .spawn(pass)?;
+    spawn("signals", pass)?;
     Ok(())
 }
 
@@ -155,7 +153,8 @@ pub(crate) struct Kernel {
     calls: Option<Interpreter>,
     /// What it said that it has done with.
     ended: Arc<Ended>,
-    parallel: bool,
+    /// It speaks ipyparallel's dialect.
+    pub(crate) parallel: bool,
     by_message: bool,
     line: Line,
     side: Option<JoinHandle<()>>,
@@ -481,7 +480,7 @@ fn pause(stillborn: u32) -> Duration {
 }
 
 /// Where the directory of the sockets is made: their paths have no more than 107 bytes.
-fn place() -> std::path::PathBuf {
+fn place() -> PathBuf {
     let place = std::env::temp_dir();
     match place.as_os_str().len() {
         ..60 => place,
@@ -593,11 +592,6 @@ impl Kernel {
                 done = Some(Instant::now());
             }
         }
-    }
-
-    /// Whether it speaks ipyparallel's dialect.
-    pub(crate) fn is_parallel(&self) -> bool {
-        self.parallel
     }
 
     /// What ended it; ends what is left of it.

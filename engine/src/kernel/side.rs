@@ -12,7 +12,7 @@ use ipbroker_protocol::{
     envelope::{Envelope, copies},
     message::{ErrorContent, HeaderRef},
     session::Session,
-    socket,
+    socket, spawn,
     wake::{self, Wake},
     zmq::{self, Message, Socket},
 };
@@ -52,9 +52,9 @@ impl Side {
         let (waker, wake) = wake::pair()?;
         let (words, heard) = unbounded();
         let name = format!("kernel-{}", engine.index);
-        let thread = std::thread::Builder::new()
-            .name(name)
-            .spawn(move || self.run(&process, &engine, &wake, &heard, &pidfd))?;
+        let thread = spawn(name, move || {
+            self.run(&process, &engine, &wake, &heard, &pidfd)
+        })?;
         Ok((Line { words, waker, pid }, thread))
     }
 
@@ -251,7 +251,5 @@ fn replace(process: &Arc<Process>, engine: &Arc<LogicalEngine>) {
         }
     };
     // Without a thread the next request does it.
-    let _ = std::thread::Builder::new()
-        .name("kernel".into())
-        .spawn(ensure);
+    let _ = spawn("kernel", ensure);
 }

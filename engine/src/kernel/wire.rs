@@ -229,11 +229,8 @@ pub(super) fn about(message: &Envelope, kernel: &Session) -> About {
         "iopub_welcome" => About::Welcome,
         "status" => {
             let AnyMap(content) = kernel.unpack(message.content()).unwrap_or_default();
-            match content
-                .get("execution_state")
-                .and_then(|state| state.as_str())
-            {
-                Some("idle") => About::Idle(parent(message, kernel)),
+            match content.get("execution_state") {
+                Some(state) if state == "idle" => About::Idle(parent(message, kernel)),
                 _ => About::Other,
             }
         }
@@ -248,15 +245,9 @@ pub(super) fn topic(message: &Envelope, kernel: &Session, engine: u32) -> String
         .unwrap_or_default();
     let name = match msg_type.as_str() {
         "stream" => {
-            let content: Map = kernel
-                .unpack::<AnyMap>(message.content())
-                .unwrap_or_default()
-                .0;
-            content
-                .get("name")
-                .and_then(|name| name.as_str())
-                .unwrap_or("stdout")
-                .to_owned()
+            let AnyMap(content) = kernel.unpack(message.content()).unwrap_or_default();
+            let name = content.get("name").and_then(|name| name.as_str());
+            name.unwrap_or("stdout").to_owned()
         }
         "display_data" | "update_display_data" => "displaypub".to_owned(),
         _ => msg_type,

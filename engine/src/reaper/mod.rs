@@ -10,15 +10,19 @@ mod sweep;
 
 use std::{
     collections::HashMap,
-    io::{self, Read, Write},
+    io::{self, BufRead, Write},
     os::unix::process::CommandExt,
     path::PathBuf,
     process::{Child, ChildStdin, Command, Stdio},
-    sync::atomic::{AtomicBool, Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
 use serde::{Deserialize, Serialize};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
 use crate::executor::fresh::Before;
 
@@ -148,13 +152,9 @@ impl Reaper {
 fn serve(report: impl FnOnce(DeathNotice)) {
     // Whoever ends the job in which the engine was started leaves its jobs to us.
     set_number(None);
-    for signal in [
-        signal_hook::consts::SIGINT,
-        signal_hook::consts::SIGTERM,
-        signal_hook::consts::SIGHUP,
-    ] {
+    for signal in [SIGINT, SIGTERM, SIGHUP] {
         // What ends the engine must not end its reaper: a handler that does nothing.
-        let _ = signal_hook::flag::register(signal, std::sync::Arc::new(AtomicBool::new(false)));
+        let _ = signal_hook::flag::register(signal, Arc::default());
     }
     let mut start = None;
     let mut connection = None;
@@ -162,37 +162,26 @@ fn serve(report: impl FnOnce(DeathNotice)) {
     let mut directories: Vec<PathBuf> = Vec::new();
     let mut writing = HashMap::new();
     let mut clean = false;
-    let mut text = Vec::new();
-    let mut input = io::stdin().lock();
-    let mut chunk = [0; 4096];
-    loop {
-        match input.read(&mut chunk) {
-            Ok(0) => break,
-            Ok(count) => text.extend_from_slice(&chunk[..count]),
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-            Err(_) => break,
-        }
-        while let Some(end) = text.iter().position(|byte| *byte == b'\n') {
-            let line: Vec<u8> = text.drain(..=end).collect();
-            match serde_json::from_slice(&line) {
-                Ok(Line::Start { id, engines, grace }) => {
-                    start = Some((id, engines, Duration::from_millis(grace)))
-                }
-                Ok(Line::Connection(told)) => connection = Some(told),
-                Ok(Line::Left(group)) => {
-                    left.retain(|group: &i32| stat_group(*group));
-                    left.push(group);
-                }
-                Ok(Line::Directory(directory)) => {
-                    directories.retain(|directory| directory.exists());
-                    directories.push(directory);
-                }
-                Ok(Line::Writing { engine, files }) => {
-                    writing.insert(engine, files);
-                }
-                Ok(Line::Clean) => clean = true,
-                Err(_) => {}
+    for line in io::stdin().lock().split(b'\n').map_while(Result::ok) {
+        match serde_json::from_slice(&line) {
+            Ok(Line::Start { id, engines, grace }) => {
+                start = Some((id, engines, Duration::from_millis(grace)))
             }
+            Ok(Line::Connection(told)) => connection = Some(told),
+            Ok(Line::Left(group)) => {
+                left.retain(|group: &i32| stat_group(*group));
+                left.push(group);
+            }
+            Ok(Line::Directory(directory)) => {
+                directories.retain(|directory| directory.exists());
+                directories.push(directory);
+            }
+            Ok(Line::Writing { engine, files }) => {
+                writing.insert(engine, files);
+            }
+            Ok(Line::Clean) => clean = true,
+            // Half of one, of an engine process that died as it wrote it.
+            Err(_) => {}
         }
     }
     let Some((id, engines, grace)) = start else {

@@ -6,13 +6,13 @@ use std::{
     net::{TcpStream, ToSocketAddrs},
     os::unix::net::UnixStream,
     path::{Path, PathBuf},
-    thread,
     time::{Duration, Instant},
 };
 
 use ssh2::{Channel, DisconnectCode, Session};
 
 use super::{Pump, PumpEvent, Settings, SshError, Target, known_hosts::Known, link::Socket};
+use crate::spawn;
 
 /// How long a connection may be silent after we asked for a sign of life.
 pub(super) const DEAD_AFTER: Duration = Duration::from_secs(15);
@@ -100,23 +100,21 @@ fn through(hop: Connection, target: &Target) -> Result<Connection, SshError> {
     let hop_name = hop.target.alias.clone();
     let mut pump = Pump::new(hop);
     pump.bridge(far, &target.address, target.port)?;
-    thread::Builder::new()
-        .name(format!("jump-{hop_name}"))
-        .spawn(move || {
-            while pump.links() > 0 {
-                match pump.turn(Duration::from_secs(5)) {
-                    Ok(events) => {
-                        debug_assert!(events.iter().all(|e| !matches!(e, PumpEvent::Ended { .. })))
-                    }
-                    Err(e) => {
-                        tracing::debug!("{e}");
-                        break;
-                    }
+    spawn(format!("jump-{hop_name}"), move || {
+        while pump.links() > 0 {
+            match pump.turn(Duration::from_secs(5)) {
+                Ok(events) => {
+                    debug_assert!(events.iter().all(|e| !matches!(e, PumpEvent::Ended { .. })))
+                }
+                Err(e) => {
+                    tracing::debug!("{e}");
+                    break;
                 }
             }
-            pump.close();
-        })
-        .map_err(|e| io_error("start a thread", e))?;
+        }
+        pump.close();
+    })
+    .map_err(|e| io_error("start a thread", e))?;
     log_in(target, Socket::Unix(near), true)
 }
 

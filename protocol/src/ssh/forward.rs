@@ -8,7 +8,7 @@ use std::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
-    thread::{self, JoinHandle},
+    thread::JoinHandle,
     time::{Duration, Instant},
 };
 
@@ -16,6 +16,7 @@ use serde::de::DeserializeOwned;
 
 use crate::{
     connection::{self, ClientConnection, Common, ConnectionError, EngineConnection},
+    spawn,
     wake::{self, Wake, Waker},
 };
 
@@ -69,13 +70,11 @@ impl Forwards {
         let mut pump = start(connection, &server, &forwards)?;
         pump.wake_by(wake);
         let stop = Arc::new(AtomicBool::new(false));
-        let thread = thread::Builder::new()
-            .name("ssh-forward".into())
-            .spawn({
-                let (stop, server) = (stop.clone(), server.clone());
-                move || keep(pump, &settings, &server, &forwards, &stop)
-            })
-            .map_err(io_error)?;
+        let thread = spawn("ssh-forward", {
+            let (stop, server) = (stop.clone(), server.clone());
+            move || keep(pump, &settings, &server, &forwards, &stop)
+        })
+        .map_err(io_error)?;
         Ok((
             Self {
                 stop,

@@ -101,8 +101,7 @@ pub(crate) fn main(args: TopArgs, cluster: &ClusterArgs) -> Outcome {
 }
 
 fn spawn(name: &str, body: impl FnOnce() + Send + 'static) -> io::Result<()> {
-    let thread = std::thread::Builder::new().name(name.into());
-    thread.spawn(body).map(drop)
+    ipbroker_client::protocol::spawn(name, body).map(drop)
 }
 
 fn listen(client: &Client, events: Sender<Event>) -> io::Result<()> {

@@ -21,6 +21,7 @@ use std::{
     time::Duration,
 };
 
+use ipbroker_protocol::spawn;
 use ipbroker_protocol::wake::{self, Waker};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -161,9 +162,7 @@ impl BatchLauncher {
         let record = plan.record.clone();
         let mut keeper = Keeper::new(plan, sink, ways, (stop.clone(), joined.clone()), wake);
         keeper.begin()?;
-        let thread = thread::Builder::new()
-            .name("batch".into())
-            .spawn(move || keeper.run())?;
+        let thread = spawn("batch", move || keeper.run())?;
         Ok(Self {
             stop,
             joined,

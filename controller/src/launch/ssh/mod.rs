@@ -12,7 +12,7 @@ use std::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
-    thread::{self, JoinHandle},
+    thread::JoinHandle,
     time::Duration,
 };
 
@@ -21,6 +21,7 @@ use serde::{Deserialize, Serialize};
 
 use ipbroker_protocol::{
     connection::EngineConnection,
+    spawn,
     ssh::{Settings, SshError},
     wake::{self, Waker},
 };
@@ -206,15 +207,15 @@ impl SshLauncher {
             }
             let (shared, report) = (shared.clone(), report.clone());
             let name = format!("ssh-{}", shared.plan.hosts[index].name);
-            let thread = thread::Builder::new().name(name).spawn(move || {
+            let thread = spawn(name, move || {
                 host::Host::new(index, survivor, shared, wake, report, told).run();
             })?;
             this.wakers.push(waker);
             this.threads.push(thread);
         }
-        let thread = thread::Builder::new()
-            .name("ssh-launch".into())
-            .spawn(move || coordinate(&shared, expected, &reports, &shares))?;
+        let thread = spawn("ssh-launch", move || {
+            coordinate(&shared, expected, &reports, &shares)
+        })?;
         this.threads.push(thread);
         Ok(this)
     }

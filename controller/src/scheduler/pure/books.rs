@@ -3,6 +3,7 @@
 use std::{mem, ops::Range};
 
 use foldhash::HashMap;
+use rangemap::RangeSet;
 
 /// A task, or a range of an array, on an engine.
 #[derive(Debug)]
@@ -10,9 +11,8 @@ struct Announced {
     engine: String,
     client: Vec<u8>,
     msg_type: String,
-    /// The range that was announced, and the members of it that are not answered; empty for an ordinary task.
-    range: Range<u64>,
-    open: Vec<Range<u64>>,
+    /// The members of a range that are not answered; empty for an ordinary task.
+    open: RangeSet<u64>,
 }
 
 /// What was on an engine when it went.
@@ -22,7 +22,7 @@ pub(super) struct Lost {
     pub(super) msg_id: String,
     pub(super) msg_type: String,
     /// Members of an array; empty for an ordinary task.
-    pub(super) open: Vec<Range<u64>>,
+    pub(super) open: RangeSet<u64>,
 }
 
 /// All that is announced.
@@ -45,49 +45,36 @@ impl Books {
 
     /// An engine has this task, or this range, written `MSGID:LO-HI`.
     pub(super) fn received(&mut self, engine: &str, client: Vec<u8>, id: String, msg_type: String) {
-        let range = range_of(&id).map(|(msg_id, range)| (msg_id.to_owned(), range));
         let mut announced = Announced {
             engine: engine.to_owned(),
             client,
             msg_type,
-            range: 0..0,
-            open: Vec::new(),
+            open: RangeSet::new(),
         };
-        match range {
-            None => drop(self.tasks.insert(id, announced)),
+        match range_of(&id) {
             Some((msg_id, range)) => {
-                announced.open = vec![range.clone()];
-                announced.range = range;
-                self.arrays.entry(msg_id).or_default().push(announced);
+                announced.open.insert(range);
+                let parts = self.arrays.entry(msg_id.to_owned()).or_default();
+                parts.push(announced);
                 self.ranges += 1;
             }
+            None => drop(self.tasks.insert(id, announced)),
         }
     }
 
-    /// A reply has come; the engine that is done with a task or range by it.
+    /// A reply has come, or what was not started comes back; the engine that is done with a task or range by it.
     pub(super) fn replied(&mut self, msg_id: &str, range: Option<(u64, u64)>) -> Option<String> {
         let Some((lo, hi)) = range else {
             return self.tasks.remove(msg_id).map(|task| task.engine);
         };
+        if lo >= hi {
+            return None;
+        }
         let parts = self.arrays.get_mut(msg_id)?;
-        let at = parts.iter().position(|part| {
-            part.open
-                .iter()
-                .any(|open| open.start <= lo && hi <= open.end)
-        })?;
-        let part = &mut parts[at];
-        let rest = |open: Range<u64>| {
-            [
-                open.start..lo.clamp(open.start, open.end),
-                hi.clamp(open.start, open.end)..open.end,
-            ]
-        };
-        part.open = mem::take(&mut part.open)
-            .into_iter()
-            .flat_map(rest)
-            .filter(|open| !open.is_empty())
-            .collect();
-        if !part.open.is_empty() {
+        let has = |part: &Announced| part.open.get(&lo).is_some_and(|open| hi <= open.end);
+        let at = parts.iter().position(has)?;
+        parts[at].open.remove(lo..hi);
+        if !parts[at].open.is_empty() {
             return None;
         }
         let engine = parts.swap_remove(at).engine;
@@ -96,11 +83,6 @@ impl Books {
             self.arrays.remove(msg_id);
         }
         Some(engine)
-    }
-
-    /// The engine has it no more, and has not started it.
-    pub(super) fn given_back(&mut self, msg_id: &str, range: Option<(u64, u64)>) {
-        self.replied(msg_id, range);
     }
 
     /// Takes out what was on an engine.
@@ -166,7 +148,8 @@ impl Books {
 fn range_of(id: &str) -> Option<(&str, Range<u64>)> {
     let (msg_id, range) = id.rsplit_once(':')?;
     let (lo, hi) = range.split_once('-')?;
-    Some((msg_id, lo.parse().ok()?..hi.parse().ok()?))
+    let range = lo.parse().ok()?..hi.parse().ok()?;
+    (!range.is_empty()).then_some((msg_id, range))
 }
 
 #[cfg(test)]
@@ -191,11 +174,11 @@ mod tests {
         let mut books = books(&[("e", "a"), ("e", "b"), ("f", "c"), ("e", "d")]);
         assert_eq!(books.replied("a", None).as_deref(), Some("e"));
         assert_eq!(books.replied("a", None), None);
-        books.given_back("d", None);
+        assert_eq!(books.replied("d", None).as_deref(), Some("e"));
         assert_eq!(books.counts(), HashMap::from_iter([("e", 1), ("f", 1)]));
         let lost = books.lost("e");
         assert_eq!(lost.len(), 1);
-        assert_eq!((lost[0].msg_id.as_str(), &lost[0].open[..]), ("b", &[][..]));
+        assert!(lost[0].msg_id == "b" && lost[0].open.is_empty());
         assert!(books.contains("c") && !books.contains("b"));
         assert_eq!(books.len(), 1);
     }
@@ -205,15 +188,12 @@ mod tests {
         let mut books = books(&[("e", "x:0-10"), ("f", "x:10-20"), ("e", "x:20-30")]);
         assert_eq!(books.replied("x", Some((3, 5))), None);
         assert_eq!(books.replied("x", Some((10, 20))).as_deref(), Some("f"));
-        books.given_back("x", Some((7, 10)));
+        assert_eq!(books.replied("x", Some((7, 10))), None);
+        assert_eq!(books.replied("x", Some((5, 5))), None);
         assert_eq!(books.len(), 2);
-        let mut open: Vec<_> = books
-            .lost("e")
-            .into_iter()
-            .flat_map(|lost| lost.open)
-            .collect();
-        open.sort_by_key(|range| range.start);
-        assert_eq!(open, [0..3, 5..7, 20..30]);
+        let lost = books.lost("e").into_iter();
+        let open: RangeSet<u64> = lost.flat_map(|lost| lost.open).collect();
+        assert_eq!(open, RangeSet::from_iter([0..3, 5..7, 20..30]));
         assert!(books.is_empty() && !books.contains("x"));
     }
 }

@@ -10,7 +10,7 @@ use ipbroker_protocol::{
 };
 
 use super::{Pure, arrays::cut, leave};
-use crate::scheduler::{command::Departure, task::frames::at};
+use crate::scheduler::task::frames::at;
 
 /// Messages read at once where order between sockets matters.
 const CATCH_UP: usize = 10_000;
@@ -90,10 +90,7 @@ impl Pure {
                 .map(|leaving| leaving.uuid)
         };
         match &*header.msg_type {
-            types::GIVEN_BACK => {
-                drop(header);
-                self.given_back(envelope);
-            }
+            types::GIVEN_BACK => self.given_back(envelope),
             types::RECEIVED_NOTICE => match session.unpack(envelope.content()) {
                 Ok(notice) => self.received(notice),
                 Err(error) => self.junk.refuse("received_notice", &error),
@@ -123,13 +120,7 @@ impl Pure {
             }
         }
         if self.gone.contains(&notice.uuid) {
-            self.engine_left(
-                &notice.uuid,
-                &Departure::Died {
-                    reason: "it was gone already".into(),
-                    started: Vec::new(),
-                },
-            );
+            self.engine_left(&notice.uuid, "it was gone already");
         }
     }
 
@@ -141,7 +132,7 @@ impl Pure {
             let (Ok(parent), Ok(metadata)) = (parent, metadata) else {
                 return self.junk.refuse("given_back", &"of what?");
             };
-            self.books.given_back(&parent.msg_id, metadata.range);
+            self.books.replied(&parent.msg_id, metadata.range);
             metadata.range
         };
         let request = envelope.take_buffers();

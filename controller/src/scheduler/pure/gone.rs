@@ -11,6 +11,9 @@ use crate::scheduler::{command::Departure, task::reply_type};
 /// How long what an engine has sent before it died may take to come.
 const DYING: Duration = Duration::from_millis(250);
 
+/// Why tasks are lost with an engine that said goodbye.
+pub(super) const LEFT: &str = "the engine left";
+
 /// Engines that are remembered as gone.
 const GONE: usize = 4096;
 
@@ -23,14 +26,14 @@ impl Pure {
             Departure::Clean if self.leaves.contains(&uuid) => {
                 // Its connection ends; until then nothing is sent.
             }
-            Departure::Died { .. } => {
+            Departure::Died { reason, .. } => {
                 self.leaves.forget(&uuid);
-                self.dying
-                    .push_back((Instant::now() + DYING, uuid, departure));
+                self.dying.push_back((Instant::now() + DYING, uuid, reason));
             }
-            Departure::Clean | Departure::Silent => {
+            Departure::Clean => self.engine_left(&uuid, LEFT),
+            Departure::Silent => {
                 self.leaves.forget(&uuid);
-                self.engine_left(&uuid, &departure);
+                self.engine_left(&uuid, "its heartbeat stopped");
             }
         }
         Ok(())
@@ -42,18 +45,16 @@ impl Pure {
             .dying
             .front()
             .is_some_and(|(due, ..)| *due <= Instant::now())
+            && let Some((_, uuid, reason)) = self.dying.pop_front()
         {
-            let Some((_, uuid, departure)) = self.dying.pop_front() else {
-                break;
-            };
             self.catch_up()?;
-            self.engine_left(&uuid, &departure);
+            self.engine_left(&uuid, &reason);
         }
         Ok(())
     }
 
     /// What the engine had announced and not answered is lost, and its clients are told.
-    pub(super) fn engine_left(&mut self, uuid: &str, departure: &Departure) {
+    pub(super) fn engine_left(&mut self, uuid: &str, why: &str) {
         let known = self.known.remove(uuid);
         if known.is_none_or(|known| known.ours) {
             if self.gone.len() >= GONE {
@@ -61,11 +62,6 @@ impl Pure {
             }
             self.gone.insert(uuid.to_owned());
         }
-        let why = match departure {
-            Departure::Clean => "the engine left",
-            Departure::Silent => "its heartbeat stopped",
-            Departure::Died { reason, .. } => reason,
-        };
         let content = ErrorContent::new(
             "EngineError",
             format!("engine {uuid} is gone while it had this task: {why}"),

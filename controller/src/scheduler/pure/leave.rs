@@ -17,8 +17,7 @@ use ipbroker_protocol::{
     zmq::{self, Context, Message, Socket, SocketEvent},
 };
 
-use super::Pure;
-use crate::scheduler::command::Departure;
+use super::{Pure, gone::LEFT};
 
 /// How long nothing is sent for the sake of one engine that leaves; a running task that does not end costs it 1.5 s.
 const LIMIT: Duration = Duration::from_secs(3);
@@ -225,7 +224,7 @@ impl Pure {
         let now = Instant::now();
         for (uuid, gone) in self.leaves.over(now) {
             if gone {
-                self.engine_left(&uuid, &Departure::Clean);
+                self.engine_left(&uuid, LEFT);
             } else {
                 tracing::warn!(
                     uuid,

@@ -36,7 +36,7 @@ use ipbroker_protocol::{
 };
 
 use self::{arrays::Splitting, books::Books, intake::Verdict, leave::Leaves};
-use super::command::{Command, Departure};
+use super::command::Command;
 use crate::{
     mailbox::Mailbox,
     relay::outbox::{Outbox, try_send},
@@ -94,8 +94,8 @@ struct Pure {
     again: VecDeque<Vec<Message>>,
     acks: HashMap<Vec<u8>, SubmitAck>,
     leaves: Leaves,
-    /// Engines that have died, and when what they have sent will have come.
-    dying: VecDeque<(Instant, String, Departure)>,
+    /// When what engines that have died have sent will have come, and why they have.
+    dying: VecDeque<(Instant, String, String)>,
     /// Engines of ours that are gone: their tasks were told lost, so what they still say comes too late.
     gone: HashSet<String>,
 }

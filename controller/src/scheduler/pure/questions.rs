@@ -127,10 +127,8 @@ impl Pure {
                 continue;
             }
             for engine in engines {
-                match aborted.running.iter_mut().find(|(uuid, _)| uuid == engine) {
-                    Some((_, ids)) => ids.push(id.clone()),
-                    None => aborted.running.push((engine.to_owned(), vec![id.clone()])),
-                }
+                let its = aborted.running.entry(engine.to_owned()).or_default();
+                its.push(id.clone());
             }
         }
         aborted

@@ -78,48 +78,34 @@ impl Scheduler {
         frames: &[&[u8]],
         within: Option<&mut Vec<Packed>>,
     ) -> Option<(GroupKey, Group)> {
-        let (client, parts) = match Parts::of(frames) {
-            Ok((1, parts)) => (frames[0], parts),
-            Ok((identities, _)) => {
-                let what = format_args!("{identities} instead of 1");
-                self.junk_clients.refuse("identities", &what);
-                return None;
-            }
-            Err(error) => {
-                self.junk_clients.refuse("not a message", &error);
-                return None;
-            }
-        };
-        if within.is_some()
-            && let Err(error) = self.session.signer().verify(parts.signature, parts.maps())
-        {
-            self.junk_clients.refuse("signature", &error);
+        let junk = &mut self.junk_clients;
+        let (identities, parts) = junk.good("not a message", Parts::of(frames))?;
+        if identities != 1 {
+            junk.refuse("identities", &format_args!("{identities} instead of 1"));
             return None;
         }
-        let header = match HeaderRef::read(self.session.packer, parts.header) {
-            Ok(header) => header,
-            Err(error) => {
-                self.junk_clients.refuse("header", &error);
-                return None;
-            }
-        };
+        let client = frames[0];
+        if within.is_some() {
+            let verified = self.session.signer().verify(parts.signature, parts.maps());
+            junk.good("signature", verified)?;
+        }
+        let header = HeaderRef::read(self.session.packer, parts.header);
+        let header = junk.good("header", header)?;
         match (&*header.msg_type, within) {
             (types::BUNDLE, Some(within)) => {
                 let make = |frames: &[&[u8]]| Packed::new(frames.iter().copied());
-                match bundle::unpack(parts.content, &[client], make) {
-                    Ok(messages) => *within = messages,
-                    Err(error) => self.junk_clients.refuse("bundle", &error),
-                }
+                let messages = bundle::unpack(parts.content, &[client], make);
+                *within = junk.good("bundle", messages)?;
             }
-            (types::RESULT_ACK, _) => match self.session.unpack::<Acked>(parts.content) {
-                Ok(acked) => self.kept.forget(client, &acked),
-                Err(error) => self.junk_clients.refuse("result_ack", &error),
-            },
-            (types::RESUME_REQUEST, _) => match self.session.unpack::<ResumeRequest>(parts.content)
-            {
-                Ok(request) => self.resume(client, request),
-                Err(error) => self.junk_clients.refuse("resume_request", &error),
-            },
+            (types::RESULT_ACK, _) => {
+                let acked = self.session.unpack::<Acked>(parts.content);
+                self.kept.forget(client, &junk.good("result_ack", acked)?);
+            }
+            (types::RESUME_REQUEST, _) => {
+                let request = self.session.unpack(parts.content);
+                let request = junk.good("resume_request", request)?;
+                self.resume(client, request);
+            }
             (msg_type, _) => match self.accept(frames, &header) {
                 Ok(taken) => return taken,
                 Err(bad) => {

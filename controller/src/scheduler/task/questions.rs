@@ -330,22 +330,11 @@ impl Scheduler {
             .flat_map(|(group, range)| self.ids(&[Span { group, range }]))
             .collect();
         for (engine, group, range) in report.running {
-            let Some(uuid) = self
-                .engines
-                .get(engine)
-                .map(|engine| engine.uuid.to_string())
-            else {
+            let Some(engine) = self.engines.get(engine) else {
                 continue;
             };
-            let ids = self.ids(&[Span { group, range }]);
-            match aborted
-                .running
-                .iter_mut()
-                .find(|(engine, _)| *engine == uuid)
-            {
-                Some((_, all)) => all.extend(ids),
-                None => aborted.running.push((uuid, ids)),
-            }
+            let (uuid, ids) = (engine.uuid.to_string(), self.ids(&[Span { group, range }]));
+            aborted.running.entry(uuid).or_default().extend(ids);
         }
         aborted
     }

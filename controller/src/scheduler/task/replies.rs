@@ -41,25 +41,21 @@ impl Scheduler {
     /// that were.
     pub(super) fn engine_message(&mut self, mut frames: Vec<Message>) -> usize {
         route::strip(&mut frames);
-        let envelope = match Envelope::parse(frames) {
-            Ok(envelope) if matches!(envelope.identities().len(), 1 | 2) => envelope,
-            Ok(envelope) => {
-                self.junk_engines.refuse(
-                    "identities",
-                    &format_args!("{} instead of 1 or 2", envelope.identities().len()),
-                );
-                return 1;
-            }
-            Err(error) => {
-                self.junk_engines.refuse("not a message", &error);
-                return 1;
-            }
+        let junk = &mut self.junk_engines;
+        let Some(envelope) = junk.good("not a message", Envelope::parse(frames)) else {
+            return 1;
         };
-        if let Err(error) = self.session.verify(&envelope) {
-            self.junk_engines.refuse("signature", &error);
+        let identities = envelope.identities().len();
+        if !matches!(identities, 1 | 2) {
+            let what = format_args!("{identities} instead of 1 or 2");
+            junk.refuse("identities", &what);
             return 1;
         }
-        let bundled = envelope.identities().len() == 1
+        if let Err(error) = self.session.verify(&envelope) {
+            junk.refuse("signature", &error);
+            return 1;
+        }
+        let bundled = identities == 1
             && HeaderRef::read(self.session.packer, envelope.header())
                 .is_ok_and(|header| header.msg_type == types::BUNDLE);
         if !bundled {
@@ -80,29 +76,25 @@ impl Scheduler {
                 client.iter().chain([&uuid]).chain(rest).copied(),
             ))
         };
-        match bundle::unpack(envelope.content(), &[], make) {
-            Ok(messages) => {
-                let count = messages.len();
-                for frames in messages {
-                    match frames.parts().map(|(identities, _)| identities) {
-                        Ok(2) => match self.engines.find(&frames[1]).map(|engine| engine.key) {
-                            Some(engine) => self.reply(engine, frames),
-                            None => self.loose_reply(frames),
-                        },
-                        Ok(1) => self.loose_reply(frames),
-                        Ok(_) => self
-                            .junk_engines
-                            .refuse("bundle", &"a message in it has too many identities"),
-                        Err(error) => self.junk_engines.refuse("bundle", &error),
-                    }
-                }
-                count
-            }
-            Err(error) => {
-                self.junk_engines.refuse("bundle", &error);
-                1
+        let messages = bundle::unpack(envelope.content(), &[], make);
+        let Some(messages) = junk.good("bundle", messages) else {
+            return 1;
+        };
+        let count = messages.len();
+        for frames in messages {
+            match frames.parts().map(|(identities, _)| identities) {
+                Ok(2) => match self.engines.find(&frames[1]).map(|engine| engine.key) {
+                    Some(engine) => self.reply(engine, frames),
+                    None => self.loose_reply(frames),
+                },
+                Ok(1) => self.loose_reply(frames),
+                Ok(_) => self
+                    .junk_engines
+                    .refuse("bundle", &"a message in it has too many identities"),
+                Err(error) => self.junk_engines.refuse("bundle", &error),
             }
         }
+        count
     }
 
     /// Reads a message that came in a bundle as one that came alone: its engine's identity first.
@@ -138,10 +130,7 @@ impl Scheduler {
             Err(error) => return self.junk_engines.refuse("header", &error),
         };
         match &*header.msg_type {
-            types::GIVEN_BACK => {
-                drop(header);
-                self.given_back(engine, &mut envelope);
-            }
+            types::GIVEN_BACK => self.given_back(engine, envelope),
             types::HOLDS_REPLY => self.engine_holds(engine, &envelope),
             types::WAITS_NOTICE => match session.unpack::<Waiting>(envelope.content()) {
                 Ok(Waiting { waits, floor, .. }) => {
@@ -481,7 +470,7 @@ impl Scheduler {
     }
 
     /// An engine returns what it has not started.
-    fn given_back(&mut self, engine: EngineKey, envelope: &mut Envelope) {
+    fn given_back(&mut self, engine: EngineKey, mut envelope: Envelope) {
         let session = self.session.clone();
         let (msg_id, range) = {
             let parent = ParentRef::read(session.packer, envelope.parent_header());
