@@ -8,7 +8,7 @@ use std::process::ExitCode;
 use clap::Args;
 use ipbroker_client::protocol::array::{View, member_id, split_id};
 use ipbroker_client::protocol::dependency::Dependency;
-use ipbroker_client::protocol::kind::{of_command, of_name};
+use ipbroker_client::protocol::kind::{of_command, of_name, plain};
 use ipbroker_client::protocol::message::CommandResult;
 use ipbroker_client::protocol::session::Packer;
 use ipbroker_client::protocol::time;
@@ -295,12 +295,16 @@ const SHOWN: usize = 160;
 
 fn line(text: &str) -> String {
     let line = text.lines().map(str::trim).find(|line| !line.is_empty());
-    cut(line.unwrap_or_default(), SHOWN)
+    shown(line.unwrap_or_default())
 }
 
 fn last_line(text: &str) -> String {
     let line = text.lines().map(str::trim).rfind(|line| !line.is_empty());
-    cut(line.unwrap_or_default(), SHOWN)
+    shown(line.unwrap_or_default())
+}
+
+fn shown(line: &str) -> String {
+    cut(line, SHOWN).chars().map(plain).collect()
 }
 
 /// What was asked for.
@@ -537,6 +541,12 @@ mod tests {
         for bad in ["", "h", "2", "-3s", "ä", "1e99d"] {
             assert!(since(bad).is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn names_cannot_steer_what_shows_them() {
+        assert_eq!(line("\n a \u{202e}b\x1b[2J\nc"), "a  b [2J");
+        assert_eq!(last_line("a\nb\u{2066}\x07c\n"), "b  c");
     }
 
     #[test]

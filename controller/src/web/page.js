@@ -325,7 +325,13 @@ function find(id, keepHits = false) {
 
 function follow(id) {
   const mine = followed = { id, lost: false };
-  const found = text => { if (followed === mine) $("found").textContent = text; };
+  const found = text => {
+    if (followed !== mine) return;
+    // Who has scrolled to its end sees what comes.
+    const box = $("found"), low = box.scrollTop > 0 && box.scrollTop + box.clientHeight > box.scrollHeight - 8;
+    box.textContent = text;
+    if (low) box.scrollTop = box.scrollHeight;
+  };
   show(mine, found).catch(error => {
     mine.lost = error instanceof Lost;
     if (!mine.lost) found(error.message);

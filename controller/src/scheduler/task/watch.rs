@@ -53,9 +53,8 @@ const TOLD_LOAD: u64 = 2000;
 
 /// A line is cut after so many characters.
 const LINE: usize = 200;
-/// Requests beyond this are not read, nor those beyond the second for a kind alone.
+/// Requests beyond this are not read.
 const CONTENT: usize = 256 << 10;
-const CONTENT_OF_KIND: usize = 16 << 10;
 
 /// What has been counted.
 #[derive(Default)]
@@ -461,7 +460,7 @@ pub(super) fn kind_of(group: &Group, index: u32) -> String {
     let frames = group.frames();
     let own = argument(&frames, group.is_array.then_some(index));
     let named = |bytes: &[u8]| {
-        if bytes.len() > CONTENT_OF_KIND {
+        if bytes.len() > CONTENT {
             return None;
         }
         let Named { cmd, name } = match bytes.first() {
