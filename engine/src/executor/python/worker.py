@@ -8,7 +8,6 @@ cloudpickle comes from the engine where the host has none.
 import _thread
 import copyreg
 import functools
-import importlib.abc
 import importlib.util
 import io
 import mmap
@@ -150,8 +149,9 @@ class Call:
         self.priority = priority
 
 
-class Supplied(importlib.abc.MetaPathFinder, importlib.abc.Loader):
-    """Brings the engine's cloudpickle to a host that has none."""
+class Supplied:
+    """Brings the engine's cloudpickle to a host that has none. A finder and a loader without their base classes: to import those
+    takes a seventh of the time in which an interpreter starts."""
 
     def __init__(self, source):
         self.source = source
