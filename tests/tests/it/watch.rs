@@ -1509,24 +1509,31 @@ fn top_in_tmux() {
     shows(&["Ctrl-C     quit"], screen);
     // A key takes away what was said: it comes before that.
     press(&["Escape"]);
+    eventually("the help to go", LIMIT, || {
+        (!screen().contains("Ctrl-C     quit")).then_some(())
+    });
     controller.signal(Signal::CONT);
     shows(&["being stopped"], screen);
     // Ctrl-Z and a signal leave the shell its terminal, and `fg` goes on with what there was.
     open("shell", "env PS1='$ ' bash --norc -i");
     let shell = || tmux(&["capture-pane", "-p", "-t", "=shell:"]);
     let typed = |keys: &[&str]| drop(tmux(&[&["send-keys", "-t", "=shell:"], keys].concat()));
+    let tops = || {
+        let program = program("ipclient").to_string_lossy().into_owned();
+        let processes = cluster.processes().into_iter();
+        let tops = processes
+            .filter(|(_, line)| line.trim_end().ends_with(" top") && line.starts_with(&program));
+        tops.map(|(pid, _)| pid).collect::<Vec<i32>>()
+    };
+    let other = tops();
     typed(&[&line, "Enter"]);
     for stop in ["key", "signal"] {
         shows(&["2 engines", "Works on", "q quit"], shell);
         match stop {
             "key" => typed(&["C-z"]),
             _ => {
-                let tops = cluster.processes().into_iter();
-                let tops = tops.filter(|(_, line)| {
-                    line.trim_end().ends_with(" top")
-                        && line.starts_with(&*program("ipclient").to_string_lossy())
-                });
-                let ours = tops.max_by_key(|(pid, _)| *pid).expect("it runs").0;
+                let mut ours = tops().into_iter().filter(|pid| !other.contains(pid));
+                let ours = ours.next().expect("it runs");
                 rustix::process::kill_process(Pid::from_raw(ours).unwrap(), Signal::TSTP).unwrap();
             }
         }
@@ -1536,6 +1543,10 @@ fn top_in_tmux() {
     }
     shows(&["2 engines", "Works on", "q quit"], shell);
     typed(&["q"]);
+    // As long as it is there, it may take keys that are the shell's.
+    eventually("the shell's turn", LIMIT, || {
+        (tops() == other).then_some(())
+    });
     typed(&["exit", "Enter"]);
     // The second one keeps tmux running.
     open("gone", &format!("trap '' HUP; {line}; echo $? > code"));
