@@ -9,6 +9,7 @@ use std::borrow::Cow;
 use std::fmt::Write as _;
 use std::io::{ErrorKind, IsTerminal, Result, Write};
 
+use ipbroker_protocol::kind::plain;
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
 
@@ -47,22 +48,23 @@ pub(crate) fn cut(line: &str, most: usize) -> String {
     }
 }
 
-/// A text in one line that cannot drive the terminal on which it is shown: control characters are written as `\n` and `\x1b`.
+/// A text in one line that cannot drive the terminal on which it is shown: control characters, and those that turn the
+/// direction of what follows, are written as `\n` and `\x1b`.
 pub(crate) fn shown(text: &str) -> Cow<'_, str> {
-    let drives = |c: char| c.is_control() && c != '\t';
+    let drives = |c: char| plain(c) != c && c != '\t';
     if !text.contains(drives) {
         return text.into();
     }
-    let mut plain = String::with_capacity(text.len() + 8);
+    let mut seen = String::with_capacity(text.len() + 8);
     for c in text.chars() {
         match c {
-            '\n' => plain.push_str("\\n"),
+            '\n' => seen.push_str("\\n"),
             // Into memory: it cannot fail.
-            c if drives(c) => drop(write!(plain, "\\x{:02x}", u32::from(c))),
-            c => plain.push(c),
+            c if drives(c) => drop(write!(seen, "\\x{:02x}", u32::from(c))),
+            c => seen.push(c),
         }
     }
-    plain.into()
+    seen.into()
 }
 
 /// A text as it is where a program reads it, and as [`shown`] on a terminal.

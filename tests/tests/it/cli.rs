@@ -340,10 +340,10 @@ fn who_has_read_enough_is_told_nothing() {
 fn commands_are_shown_harmless() {
     let cluster = Cluster::builder().args(["-n", "1"]).start();
     cluster.wait_engines(1);
-    let line = "{\"cmd\": \"exit 3 # \\u001b[2J\\u009b1m\"}\n";
+    let line = "{\"cmd\": \"exit 3 # \\u001b[2J\\u009b1m\\u202egpj\"}\n";
     let run = cluster.client_with(&["run", "-"], line, LIMIT);
     assert!(
-        run.stderr.contains("exit 3 # \\x1b[2J\\x9b1m"),
+        run.stderr.contains("exit 3 # \\x1b[2J\\x9b1m\\x202egpj"),
         "{}",
         run.stderr
     );
