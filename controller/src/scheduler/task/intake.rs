@@ -269,12 +269,9 @@ impl Scheduler {
         } else {
             Body::Whole(frames)
         };
-        let overtaken = self
-            .overtaken
-            .take(&group.msg_id)
-            .then(|| group.msg_id.to_string());
+        let overtaken = self.overtaken.take(&group.msg_id);
         self.groups.insert(key, group);
-        if let Some(id) = overtaken {
+        for id in overtaken {
             self.abort_at_once(id);
         }
         self.act();

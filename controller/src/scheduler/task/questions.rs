@@ -1,13 +1,13 @@
 //! What the hub asks and tells.
 
 use std::{
-    collections::{HashSet, VecDeque},
+    collections::{HashMap, VecDeque},
     sync::Arc,
     time::Duration,
 };
 
 use ipbroker_protocol::{
-    array::member_id,
+    array::{member_id, split_id},
     envelope::Envelope,
     message::{HeaderRef, Holds, ParentRef, Stats, Unschedulable, types},
     resources::Grant,
@@ -439,7 +439,8 @@ fn state(state: core::TaskState) -> TaskState {
 /// and the abort may be the faster one.
 #[derive(Debug, Default)]
 pub(super) struct Overtaken {
-    ids: HashSet<Box<str>>,
+    /// By task: it, or members of it.
+    ids: HashMap<Box<str>, Vec<String>>,
     order: VecDeque<Box<str>>,
 }
 
@@ -448,18 +449,30 @@ impl Overtaken {
     const MOST: usize = 10_000;
 
     fn add(&mut self, id: &str) {
-        if self.ids.insert(id.into()) {
-            self.order.push_back(id.into());
-            if self.order.len() > Self::MOST
-                && let Some(oldest) = self.order.pop_front()
-            {
-                self.ids.remove(&oldest);
-            }
+        let task = split_id(id).0;
+        self.ids.entry(task.into()).or_default().push(id.into());
+        self.order.push_back(task.into());
+        if self.order.len() > Self::MOST
+            && let Some(oldest) = self.order.pop_front()
+        {
+            self.ids.remove(&oldest);
         }
     }
 
-    /// Whether this one is among them; it is not any more.
-    pub(super) fn take(&mut self, id: &str) -> bool {
-        !self.ids.is_empty() && self.ids.remove(id)
+    /// Those of them that mean this task or members of it; they are remembered no longer.
+    pub(super) fn take(&mut self, msg_id: &str) -> Vec<String> {
+        if self.ids.is_empty() {
+            return Vec::new();
+        }
+        let task = split_id(msg_id).0;
+        let Some(ids) = self.ids.get_mut(task) else {
+            return Vec::new();
+        };
+        let meant = ids.extract_if(.., |id| id == msg_id || split_id(id).0 == msg_id);
+        let meant = meant.collect();
+        if ids.is_empty() {
+            self.ids.remove(task);
+        }
+        meant
     }
 }
