@@ -681,3 +681,40 @@ fn an_engine_may_die_while_there_is_no_controller() {
         );
     }
 }
+
+/// An abort goes by another socket than the task that it means, and may be there first.
+#[test]
+fn an_abort_may_overtake_its_task() {
+    let cluster = Cluster::builder().arg("--nodb").start();
+    let (tasks, hub) = (
+        RawClient::new(&cluster, "task"),
+        RawClient::new(&cluster, "registration"),
+    );
+    let [single, array] = [(); 2].map(|()| tasks.wire.header("function_request"));
+    let id = |header: &Value| header["msg_id"].as_str().unwrap().to_owned();
+    let meant = json!([id(&single), format!("{}:1", id(&array))]);
+    let ask = json!({"msg_ids": &meant, "kill": true});
+    assert_eq!(hub.ask("abort_request", ask).content["unknown"], meant);
+    // Three arguments: offsets, then values.
+    let offsets = [0u32, 1, 2, 3].map(u32::to_le_bytes).concat();
+    for (header, metadata, buffers) in [
+        (&single, json!({}), vec![vec![0xc0]]),
+        (&array, json!({"array": 3}), vec![offsets, vec![0xc0; 3]]),
+    ] {
+        let (none, content) = (json!({}), json!({"name": "noop"}));
+        let frames = tasks
+            .wire
+            .frames(header, &none, &metadata, &content, &buffers);
+        tasks.socket.send_multipart(frames, 0).expect("send");
+    }
+    let reply = tasks.reply(&id(&single));
+    assert_eq!(reply.content["ename"], "TaskAborted", "{}", reply.content);
+    let reply = tasks.reply(&id(&array));
+    assert_eq!(reply.metadata["range"], json!([1, 2]), "{}", reply.metadata);
+    assert_eq!(reply.content["ename"], "TaskAborted", "{}", reply.content);
+    for member in [0, 2] {
+        let ask = json!({"msg_id": format!("{}:{member}", id(&array))});
+        let told = hub.ask("explain_request", ask).content;
+        assert_eq!(told["state"], "waiting", "{told}");
+    }
+}

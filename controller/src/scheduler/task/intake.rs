@@ -271,8 +271,8 @@ impl Scheduler {
         };
         let overtaken = self.overtaken.take(&group.msg_id);
         self.groups.insert(key, group);
-        for id in overtaken {
-            self.abort_at_once(id);
+        if !overtaken.is_empty() {
+            self.abort_at_once(&overtaken);
         }
         self.act();
     }

@@ -1,13 +1,13 @@
 //! What the hub asks and tells.
 
 use std::{
-    collections::{HashMap, VecDeque},
+    collections::{BTreeSet, VecDeque},
     sync::Arc,
     time::Duration,
 };
 
 use ipbroker_protocol::{
-    array::{member_id, split_id},
+    array::member_id,
     envelope::Envelope,
     message::{HeaderRef, Holds, ParentRef, Stats, Unschedulable, types},
     resources::Grant,
@@ -340,9 +340,8 @@ impl Scheduler {
     }
 
     /// A task has come whose abort was here before it, by another socket.
-    pub(super) fn abort_at_once(&mut self, id: String) {
-        let ids = [id];
-        let report = self.core.abort(self.now(), &Selector::Ids(&ids), true);
+    pub(super) fn abort_at_once(&mut self, ids: &[String]) {
+        let report = self.core.abort(self.now(), &Selector::Ids(ids), true);
         for (engine, group, range) in report.running {
             self.stop(engine, group, range);
         }
@@ -439,8 +438,7 @@ fn state(state: core::TaskState) -> TaskState {
 /// and the abort may be the faster one.
 #[derive(Debug, Default)]
 pub(super) struct Overtaken {
-    /// By task: it, or members of it.
-    ids: HashMap<Box<str>, Vec<String>>,
+    ids: BTreeSet<Box<str>>,
     order: VecDeque<Box<str>>,
 }
 
@@ -449,13 +447,13 @@ impl Overtaken {
     const MOST: usize = 10_000;
 
     fn add(&mut self, id: &str) {
-        let task = split_id(id).0;
-        self.ids.entry(task.into()).or_default().push(id.into());
-        self.order.push_back(task.into());
-        if self.order.len() > Self::MOST
-            && let Some(oldest) = self.order.pop_front()
-        {
-            self.ids.remove(&oldest);
+        if self.ids.insert(id.into()) {
+            self.order.push_back(id.into());
+            if self.order.len() > Self::MOST
+                && let Some(oldest) = self.order.pop_front()
+            {
+                self.ids.remove(&oldest);
+            }
         }
     }
 
@@ -464,15 +462,12 @@ impl Overtaken {
         if self.ids.is_empty() {
             return Vec::new();
         }
-        let task = split_id(msg_id).0;
-        let Some(ids) = self.ids.get_mut(task) else {
-            return Vec::new();
-        };
-        let meant = ids.extract_if(.., |id| id == msg_id || split_id(id).0 == msg_id);
-        let meant = meant.collect();
-        if ids.is_empty() {
-            self.ids.remove(task);
-        }
+        // `;` comes next after the `:` before the index of a member.
+        let [members, end] = [":", ";"].map(|last| format!("{msg_id}{last}").into_boxed_str());
+        let members = self.ids.range(members..end).map(|id| String::from(&**id));
+        let mut meant: Vec<String> = members.collect();
+        meant.push(msg_id.to_owned());
+        meant.retain(|id| self.ids.remove(&**id));
         meant
     }
 }
